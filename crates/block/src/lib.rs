@@ -1,0 +1,1 @@
+//! The block layer: requests, error policy, I/O status, held requests, run control.

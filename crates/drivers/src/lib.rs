@@ -1,0 +1,1 @@
+//! Block drivers: file, host_device, null-co, quota, blkdebug.

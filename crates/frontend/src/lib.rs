@@ -1,0 +1,1 @@
+//! A vhost-user-blk front end: what a VMM does, as a library.

@@ -1,0 +1,1 @@
+//! Helpers of the tests: daemons as processes, QMP clients, tmpfs, loop devices, a request checker.
