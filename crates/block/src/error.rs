@@ -1,0 +1,254 @@
+//! The error of a request: a small kind to match on, the errno that survives to the top, where it
+//! happened, and what lies beneath.
+
+use std::error::Error;
+use std::fmt;
+use std::io;
+use std::sync::Arc;
+
+/// What a failure means for whoever has to decide about it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ErrorKind {
+    /// No space or no quota left: ENOSPC, EDQUOT.
+    NoSpace,
+    /// The storage is no longer there: ENODEV, ENXIO, ESTALE, ENOMEDIUM.
+    BackingGone,
+    /// The storage did not answer in time: ETIMEDOUT.
+    Timeout,
+    /// Access refused: EPERM, EACCES, EROFS.
+    Permission,
+    /// The medium lost the data: ENODATA, EBADMSG, EILSEQ, EREMOTEIO.
+    Media,
+    /// The storage cannot do this: EOPNOTSUPP, ENOSYS, ENOTTY.
+    Unsupported,
+    /// The storage found the request malformed: EINVAL.
+    Invalid,
+    /// Anything else, EIO first of all.
+    Failed,
+}
+
+impl ErrorKind {
+    /// Classifies a (positive) errno.
+    pub const fn of_errno(errno: i32) -> Self {
+        match errno {
+            libc::ENOSPC | libc::EDQUOT => Self::NoSpace,
+            libc::ENODEV | libc::ENXIO | libc::ESTALE | libc::ENOMEDIUM => Self::BackingGone,
+            libc::ETIMEDOUT => Self::Timeout,
+            libc::EPERM | libc::EACCES | libc::EROFS => Self::Permission,
+            libc::ENODATA | libc::EBADMSG | libc::EILSEQ | libc::EREMOTEIO => Self::Media,
+            libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY => Self::Unsupported,
+            libc::EINVAL => Self::Invalid,
+            _ => Self::Failed,
+        }
+    }
+
+    /// The name that tables and extended events show.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::NoSpace => "nospace",
+            Self::BackingGone => "backing-gone",
+            Self::Timeout => "timeout",
+            Self::Permission => "permission",
+            Self::Media => "media",
+            Self::Unsupported => "unsupported",
+            Self::Invalid => "invalid",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Kind and errno of a failure: all that policy, status and events need, without allocation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Cause {
+    /// The class.
+    pub kind: ErrorKind,
+    /// The errno, positive.
+    pub errno: i32,
+}
+
+impl Cause {
+    /// The cause that an errno stands for.
+    pub const fn of_errno(errno: i32) -> Self {
+        Self {
+            kind: ErrorKind::of_errno(errno),
+            errno,
+        }
+    }
+
+    /// The text of the errno, as strerror(3) gives it: the `reason` of `BLOCK_IO_ERROR`.
+    pub fn reason(self) -> String {
+        let text = io::Error::from_raw_os_error(self.errno).to_string();
+        match text.find(" (os error") {
+            Some(end) => text[..end].to_owned(),
+            None => text,
+        }
+    }
+}
+
+/// Where a request failed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorContext {
+    /// Name of the node that failed.
+    pub node: Option<Arc<str>>,
+    /// First byte of the failed operation.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// What was being done, if that says more than the errno.
+    pub what: Option<&'static str>,
+}
+
+struct Inner {
+    cause: Cause,
+    context: ErrorContext,
+    source: Option<Box<dyn Error + Send + Sync>>,
+}
+
+/// The error of a request or of an operation on a node.
+pub struct BlockError(Box<Inner>);
+
+/// Result of an operation on a node.
+pub type Result<T> = std::result::Result<T, BlockError>;
+
+impl BlockError {
+    /// An error from a (positive) errno.
+    pub fn from_errno(errno: i32) -> Self {
+        Self(Box::new(Inner {
+            cause: Cause::of_errno(errno),
+            context: ErrorContext::default(),
+            source: None,
+        }))
+    }
+
+    /// An error with text of its own and the errno that policy shall see.
+    pub fn new(errno: i32, source: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        let mut error = Self::from_errno(errno);
+        error.0.source = Some(source.into());
+        error
+    }
+
+    /// Says what was being done.
+    #[must_use]
+    pub fn doing(mut self, what: &'static str) -> Self {
+        self.0.context.what = Some(what);
+        self
+    }
+
+    /// Says where it happened, unless a node below has said so already.
+    #[must_use]
+    pub fn at(mut self, node: &Arc<str>, offset: u64, bytes: u64) -> Self {
+        if self.0.context.node.is_none() {
+            self.0.context.node = Some(Arc::clone(node));
+            self.0.context.offset = offset;
+            self.0.context.bytes = bytes;
+        }
+        self
+    }
+
+    /// Kind and errno.
+    pub fn cause(&self) -> Cause {
+        self.0.cause
+    }
+
+    /// The class.
+    pub fn kind(&self) -> ErrorKind {
+        self.0.cause.kind
+    }
+
+    /// The errno, positive.
+    pub fn errno(&self) -> i32 {
+        self.0.cause.errno
+    }
+
+    /// Where it happened.
+    pub fn context(&self) -> &ErrorContext {
+        &self.0.context
+    }
+}
+
+impl From<io::Error> for BlockError {
+    fn from(error: io::Error) -> Self {
+        let errno = match (error.raw_os_error(), error.kind()) {
+            (Some(errno), _) => return Self::from_errno(errno),
+            (None, io::ErrorKind::StorageFull) => libc::ENOSPC,
+            (None, io::ErrorKind::QuotaExceeded) => libc::EDQUOT,
+            (None, io::ErrorKind::TimedOut) => libc::ETIMEDOUT,
+            (None, io::ErrorKind::Unsupported) => libc::EOPNOTSUPP,
+            (None, io::ErrorKind::PermissionDenied) => libc::EACCES,
+            (None, _) => libc::EIO,
+        };
+        Self::new(errno, error)
+    }
+}
+
+impl fmt::Display for BlockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner {
+            cause,
+            context,
+            source,
+        } = &*self.0;
+        if let Some(node) = &context.node {
+            write!(f, "node '{node}'")?;
+            if context.bytes > 0 {
+                write!(f, " at {}+{}", context.offset, context.bytes)?;
+            }
+            f.write_str(": ")?;
+        }
+        if let Some(what) = context.what {
+            write!(f, "{what}: ")?;
+        }
+        match source {
+            Some(source) => write!(f, "{source}"),
+            None => f.write_str(&cause.reason()),
+        }
+    }
+}
+
+impl fmt::Debug for BlockError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "BlockError({:?} errno {}: {self})",
+            self.kind(),
+            self.errno()
+        )
+    }
+}
+
+impl Error for BlockError {
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errno_survives_conversion_and_context() {
+        let node: Arc<str> = "disk0".into();
+        let error =
+            BlockError::from(io::Error::from_raw_os_error(libc::ENOSPC)).at(&node, 4096, 512);
+        assert_eq!(
+            (error.kind(), error.errno()),
+            (ErrorKind::NoSpace, libc::ENOSPC)
+        );
+        assert_eq!(
+            error.to_string(),
+            "node 'disk0' at 4096+512: No space left on device"
+        );
+        let outer: Arc<str> = "filter".into();
+        assert_eq!(
+            error.at(&outer, 0, 0).context().node.as_deref(),
+            Some("disk0")
+        );
+    }
+
+    #[test]
+    fn quota_is_no_space_and_reason_has_no_number() {
+        assert_eq!(ErrorKind::of_errno(libc::EDQUOT), ErrorKind::NoSpace);
+        assert_eq!(Cause::of_errno(libc::EIO).reason(), "Input/output error");
+    }
+}

@@ -1,0 +1,69 @@
+//! The events that run control hands to its observers, in order.
+
+use std::time::SystemTime;
+
+use crate::error::Cause;
+use crate::error_policy::{Action, Direction};
+use crate::request::Operation;
+
+/// `BLOCK_IO_ERROR`: a request failed and policy decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockIoError {
+    /// The export.
+    pub device: String,
+    /// Its root node.
+    pub node_name: String,
+    /// Which policy judged.
+    pub direction: Direction,
+    /// What was done.
+    pub action: Action,
+    /// Whether the backend's I/O status is enabled; `nospace` is shown only then.
+    pub status_enabled: bool,
+    /// Errno and class.
+    pub cause: Cause,
+    /// The operation that failed.
+    pub operation: Operation,
+    /// First byte of the failed request.
+    pub offset: u64,
+    /// Its length in bytes.
+    pub bytes: u64,
+    /// The incident it belongs to; none under `report` and `ignore`.
+    pub incident: Option<u64>,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// `BLOCK_IO_ERROR`.
+    BlockIoError(Box<BlockIoError>),
+    /// `STOP`: the run state left `running`.
+    Stop,
+    /// `RESUME`: the run state is `running` again.
+    Resume,
+    /// `SHUTDOWN`: the daemon ends.
+    Shutdown {
+        /// QEMU's `ShutdownCause`: `host-signal`, `host-qmp-quit`.
+        reason: &'static str,
+    },
+    /// `BLOCK_EXPORT_DELETED`.
+    BlockExportDeleted {
+        /// The export.
+        id: String,
+    },
+}
+
+/// An event and when it happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Wall clock time.
+    pub at: SystemTime,
+    /// What happened.
+    pub kind: EventKind,
+}
+
+/// Receives every event, in order. Called by the run control task, which must not wait: the
+/// implementation queues and returns, and asks run control nothing meanwhile.
+pub trait Observer: Send + Sync {
+    /// One event. False: this observer is gone and is not called again.
+    fn event(&self, event: &Event) -> bool;
+}

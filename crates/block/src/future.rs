@@ -1,0 +1,166 @@
+//! The future of one operation on a node, stored inline.
+//!
+//! A driver is used through `dyn Driver`, and a boxed future would cost an allocation per request
+//! and node. The crates that store futures inline ask for `Send` futures, which those of an
+//! iothread are not, so this is our own: a fixed space, and a box only for what does not fit.
+
+use std::fmt;
+use std::future::Future;
+use std::marker::{PhantomData, PhantomPinned};
+use std::mem::{MaybeUninit, align_of, size_of};
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use crate::error::Result;
+
+/// Bytes that a driver's future may have without being boxed.
+pub const INLINE_BYTES: usize = 256;
+
+type Storage = MaybeUninit<[u128; INLINE_BYTES / size_of::<u128>()]>;
+
+type PollFn = unsafe fn(*mut (), &mut Context<'_>) -> Poll<Result<()>>;
+type DropFn = unsafe fn(*mut ());
+
+/// What [`crate::Driver::submit`] returns: a future of `Result<()>` that lives as long as the
+/// driver and the buffers it borrows.
+pub struct IoFuture<'a> {
+    storage: Storage,
+    poll: PollFn,
+    drop: DropFn,
+    _borrows: PhantomData<dyn Future<Output = Result<()>> + 'a>,
+    _pinned: PhantomPinned,
+}
+
+impl<'a> IoFuture<'a> {
+    /// Stores `future` inline if it fits into [`INLINE_BYTES`], else in a box.
+    pub fn new<F: Future<Output = Result<()>> + 'a>(future: F) -> Self {
+        if size_of::<F>() <= size_of::<Storage>() && align_of::<F>() <= align_of::<Storage>() {
+            Self::inline(future)
+        } else {
+            Self::inline(Box::pin(future))
+        }
+    }
+
+    /// A result that is known at once.
+    pub fn ready(result: Result<()>) -> Self {
+        Self::new(std::future::ready(result))
+    }
+
+    fn inline<F: Future<Output = Result<()>> + 'a>(future: F) -> Self {
+        unsafe fn poll<F: Future<Output = Result<()>>>(
+            storage: *mut (),
+            cx: &mut Context<'_>,
+        ) -> Poll<Result<()>> {
+            // SAFETY: `storage` holds an `F` (see `inline`), and it is pinned, because the
+            // `IoFuture` around it is: it is `!Unpin`, and poll takes it pinned.
+            let future = unsafe { Pin::new_unchecked(&mut *storage.cast::<F>()) };
+            future.poll(cx)
+        }
+        unsafe fn drop<F>(storage: *mut ()) {
+            // SAFETY: `storage` holds an `F`, which nobody uses after this.
+            unsafe { storage.cast::<F>().drop_in_place() }
+        }
+        const {
+            assert!(size_of::<Pin<Box<u8>>>() <= INLINE_BYTES);
+        }
+        let mut storage = Storage::uninit();
+        // SAFETY: `new` has checked size and alignment; a pinned box fits by the assertion above.
+        unsafe { storage.as_mut_ptr().cast::<F>().write(future) };
+        Self {
+            storage,
+            poll: poll::<F>,
+            drop: drop::<F>,
+            _borrows: PhantomData,
+            _pinned: PhantomPinned,
+        }
+    }
+}
+
+impl Future for IoFuture<'_> {
+    type Output = Result<()>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        // SAFETY: nothing is moved out of `self`; `poll` treats the storage as pinned.
+        let this = unsafe { self.get_unchecked_mut() };
+        // SAFETY: the storage was filled by `inline` with the type that `poll` was made for.
+        unsafe { (this.poll)(this.storage.as_mut_ptr().cast(), cx) }
+    }
+}
+
+impl Drop for IoFuture<'_> {
+    fn drop(&mut self) {
+        // SAFETY: the storage holds the value that `drop` was made for, and this runs once.
+        unsafe { (self.drop)(self.storage.as_mut_ptr().cast()) }
+    }
+}
+
+impl fmt::Debug for IoFuture<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("IoFuture").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::rc::Rc;
+    use std::task::Waker;
+
+    fn run(future: IoFuture<'_>) -> Result<()> {
+        let mut future = std::pin::pin!(future);
+        loop {
+            let mut cx = Context::from_waker(Waker::noop());
+            if let Poll::Ready(result) = future.as_mut().poll(&mut cx) {
+                return result;
+            }
+        }
+    }
+
+    async fn yield_once() {
+        let mut yielded = false;
+        std::future::poll_fn(|_| {
+            if std::mem::replace(&mut yielded, true) {
+                Poll::Ready(())
+            } else {
+                Poll::Pending
+            }
+        })
+        .await;
+    }
+
+    #[test]
+    fn small_and_large_futures_run_and_drop_what_they_hold() {
+        let held = Rc::new(7u8);
+        for large in [false, true] {
+            let guard = Rc::clone(&held);
+            let future = if large {
+                let ballast = [1u8; 2 * INLINE_BYTES];
+                IoFuture::new(async move {
+                    yield_once().await;
+                    assert_eq!(ballast.iter().map(|&b| usize::from(b)).sum::<usize>(), 512);
+                    drop(guard);
+                    Ok(())
+                })
+            } else {
+                IoFuture::new(async move {
+                    yield_once().await;
+                    drop(guard);
+                    Ok(())
+                })
+            };
+            assert!(run(future).is_ok());
+            assert_eq!(Rc::strong_count(&held), 1);
+        }
+        let guard = Rc::clone(&held);
+        drop(IoFuture::new(async move {
+            yield_once().await;
+            drop(guard);
+            Ok(())
+        }));
+        assert_eq!(
+            Rc::strong_count(&held),
+            1,
+            "a future that never ran drops what it holds"
+        );
+    }
+}

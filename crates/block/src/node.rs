@@ -1,0 +1,247 @@
+//! A node: one element of the block graph, and the trait that a driver implements.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::error::{BlockError, Result};
+use crate::fault::FaultPlan;
+use crate::future::IoFuture;
+use crate::request::{Io, Operation};
+
+/// What a node asks of the requests that are sent to it, in bytes. All alignments are powers of
+/// two and at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Offset and length of reads and writes must be multiples of it, or the driver bounces.
+    pub request_alignment: u32,
+    /// Buffers should be aligned to it, or the driver bounces.
+    pub memory_alignment: u32,
+    /// Granularity that discard works best with.
+    pub discard_alignment: u32,
+    /// Whether a discard can give space back (it is accepted and ignored otherwise).
+    pub discard: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_alignment: 1,
+            memory_alignment: 1,
+            discard_alignment: 512,
+            discard: true,
+        }
+    }
+}
+
+/// How a node is opened, as `query-block` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// The file name, or what QEMU shows in its place (`null-co://`, a JSON pseudo file name).
+    pub filename: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// `cache.direct`.
+    pub cache_direct: bool,
+    /// `cache.no-flush`.
+    pub cache_no_flush: bool,
+    /// Bytes allocated on the storage, where known.
+    pub actual_size: Option<u64>,
+    /// Something the user should know, e.g. that a stop policy cannot hold what this node loses.
+    pub warning: Option<String>,
+}
+
+/// Discard counters of a driver (`driver-specific` of `query-blockstats`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiscardStats {
+    /// Successful discards.
+    pub nb_ok: u64,
+    /// Failed discards.
+    pub nb_failed: u64,
+    /// Bytes discarded.
+    pub bytes_ok: u64,
+}
+
+/// A block driver: what makes a node what it is.
+///
+/// One driver object serves all iothreads at once; [`Driver::submit`] is called on an iothread and
+/// its future stays there. Everything else is called on control threads and may block shortly.
+pub trait Driver: Send + Sync + fmt::Debug {
+    /// QEMU's name of the driver: `file`, `null-co`...
+    fn name(&self) -> &'static str;
+
+    /// How the node is opened.
+    fn info(&self) -> NodeInfo;
+
+    /// Length in bytes. Cheap: it is asked for each request.
+    fn length(&self) -> u64;
+
+    /// What the node asks of requests.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// Starts an operation on an iothread.
+    ///
+    /// The range lies inside [`Driver::length`] and the node is writable if the operation
+    /// modifies ([`Node::submit`] checks). EAGAIN, EINTR, ECANCELED and ENOMEM are retried inside,
+    /// bounded; a short write is continued; a short read inside the length is an error. A failed
+    /// operation may be submitted again at any time with the same effect as the first.
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
+
+    /// The nodes below, with the name of the role (`file`, `image`).
+    fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
+        Vec::new()
+    }
+
+    /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
+    fn cont_blocker(&self) -> Option<String> {
+        None
+    }
+
+    /// Clears a latched flush failure; false if there was none.
+    fn accept_loss(&self) -> bool {
+        false
+    }
+
+    /// The client has reset the device: what was latched for it is void.
+    fn client_reset(&self) {}
+
+    /// Changes the length in bytes. Called drained.
+    fn resize(&self, _length: u64) -> Result<()> {
+        Err(BlockError::new(
+            libc::ENOTSUP,
+            "Image format driver does not support resize",
+        ))
+    }
+
+    /// The fault plan, where the driver injects errors.
+    fn fault_plan(&self) -> Option<&FaultPlan> {
+        None
+    }
+
+    /// Sets the number of bytes that may be allocated, where the driver limits them. Returns the
+    /// number allocated now.
+    fn set_quota(&self, _limit: u64) -> Result<u64> {
+        Err(BlockError::new(
+            libc::ENOTSUP,
+            "the node's driver has no quota",
+        ))
+    }
+
+    /// Bytes allowed and bytes allocated, where the driver limits them.
+    fn quota(&self) -> Option<(u64, u64)> {
+        None
+    }
+
+    /// Discard counters, where the driver keeps them.
+    fn discard_stats(&self) -> Option<DiscardStats> {
+        None
+    }
+}
+
+/// Why a request cannot be sent to a node at all: the client's fault, always reported, never held.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GuestFault {
+    /// The range does not lie inside the node.
+    OutOfRange,
+    /// A modifying request to a read-only node.
+    ReadOnly,
+}
+
+/// A named driver.
+#[derive(Debug)]
+pub struct Node {
+    name: Arc<str>,
+    driver: Box<dyn Driver>,
+    read_only: bool,
+    wr_highest_offset: AtomicU64,
+}
+
+impl Node {
+    /// A node; the name must be unique in its graph ([`crate::Graph::add`] checks).
+    pub fn new(name: &str, driver: Box<dyn Driver>) -> Arc<Self> {
+        let read_only = driver.info().read_only;
+        Arc::new(Self {
+            name: name.into(),
+            driver,
+            read_only,
+            wr_highest_offset: AtomicU64::new(0),
+        })
+    }
+
+    /// The node-name.
+    pub fn name(&self) -> &Arc<str> {
+        &self.name
+    }
+
+    /// The driver.
+    pub fn driver(&self) -> &dyn Driver {
+        &*self.driver
+    }
+
+    /// Whether writes are refused.
+    pub fn read_only(&self) -> bool {
+        self.read_only
+    }
+
+    /// The highest end offset of a completed write in bytes (`wr_highest_offset`).
+    pub fn wr_highest_offset(&self) -> u64 {
+        self.wr_highest_offset.load(Ordering::Relaxed)
+    }
+
+    /// Whether a request may be sent to this node.
+    pub fn check(
+        &self,
+        op: Operation,
+        offset: u64,
+        bytes: u64,
+    ) -> std::result::Result<(), GuestFault> {
+        if self.read_only && op.modifies() {
+            return Err(GuestFault::ReadOnly);
+        }
+        match offset.checked_add(bytes) {
+            Some(end) if end <= self.driver.length() => Ok(()),
+            _ => Err(GuestFault::OutOfRange),
+        }
+    }
+
+    /// Starts an operation; see [`Driver::submit`].
+    pub fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        match self.check(io.op, io.offset, io.bytes) {
+            Ok(()) => self.driver.submit(io),
+            Err(fault) => IoFuture::ready(Err(self.fault_error(fault, &io))),
+        }
+    }
+
+    /// Notes a successful write that ends at `end`.
+    pub fn wrote(&self, end: u64) {
+        // A plain load first: the common case writes nothing to the shared cache line.
+        if end > self.wr_highest_offset.load(Ordering::Relaxed) {
+            self.wr_highest_offset.fetch_max(end, Ordering::Relaxed);
+        }
+    }
+
+    /// This node and all below it, each once, in the order of a walk from the top.
+    pub fn subtree(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        let mut found: Vec<Arc<Self>> = vec![Arc::clone(self)];
+        let mut next = 0;
+        while next < found.len() {
+            for (_, child) in found[next].driver.children() {
+                if !found.iter().any(|node| Arc::ptr_eq(node, &child)) {
+                    found.push(child);
+                }
+            }
+            next += 1;
+        }
+        found
+    }
+
+    fn fault_error(&self, fault: GuestFault, io: &Io<'_>) -> BlockError {
+        let (errno, text) = match fault {
+            GuestFault::OutOfRange => (libc::EINVAL, "the range does not lie inside the node"),
+            GuestFault::ReadOnly => (libc::EACCES, "the node is read-only"),
+        };
+        BlockError::new(errno, text).at(&self.name, io.offset, io.bytes)
+    }
+}
