@@ -1,0 +1,962 @@
+//! A connected device: its life from negotiation to disconnect.
+
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec};
+
+use crate::connection::{BackendChannel, Connection};
+use crate::error::{FrontendError, SubmitError, Violation};
+use crate::inflight::InflightRegion;
+use crate::memory::GuestMemory;
+use crate::protocol::{BlkConfig, CONFIG_BYTES, feature, message, protocol_feature};
+use crate::queue::{Dropped, Queue};
+use crate::request::{Completion, Request, Shape, Token};
+use crate::ring::Ring;
+
+/// Virtio features the front end takes if they are offered and not masked.
+const FEATURES: u64 = feature::SIZE_MAX
+    | feature::SEG_MAX
+    | feature::RO
+    | feature::BLK_SIZE
+    | feature::FLUSH
+    | feature::TOPOLOGY
+    | feature::CONFIG_WCE
+    | feature::MQ
+    | feature::DISCARD
+    | feature::WRITE_ZEROES
+    | feature::PROTOCOL_FEATURES
+    | feature::VERSION_1;
+
+/// How long after a timeout a call may still arrive before it counts as missing.
+const CALL_GRACE: Duration = Duration::from_millis(200);
+/// Offset of `wce` in the configuration space.
+const CONFIG_WCE_OFFSET: u32 = 32;
+
+/// What a front end wants. Features that the back end does not offer are done without, except
+/// VERSION_1, protocol features and CONFIG.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// Number of queues.
+    pub queues: u16,
+    /// Entries per queue: a power of two up to 32768.
+    pub queue_size: u16,
+    /// Negotiate EVENT_IDX.
+    pub event_idx: bool,
+    /// Negotiate INDIRECT_DESC, and use indirect tables by default.
+    pub indirect: bool,
+    /// Negotiate INFLIGHT_SHMFD.
+    pub inflight: bool,
+    /// Negotiate REPLY_ACK and have every message acknowledged.
+    pub reply_ack: bool,
+    /// Negotiate BACKEND_REQ, to hear of configuration changes.
+    pub backend_channel: bool,
+    /// Guest memory, rings included.
+    pub memory_bytes: u64,
+    /// Number of regions the guest memory is divided into, 1 to 8.
+    pub memory_regions: u16,
+    /// Default number of data descriptors per request.
+    pub segments: u16,
+    /// By how many bytes data buffers are shifted from their natural alignment.
+    pub buffer_shift: u16,
+    /// Return what was read. Off for benchmarks: read buffers are neither poisoned nor copied.
+    pub keep_read_data: bool,
+    /// Virtio features that may be negotiated, as a mask over all others.
+    pub features_mask: u64,
+    /// Kick queues with outstanding requests when they are started. The specification starts a
+    /// ring at its kick; QEMU does not send one.
+    pub kick_on_start: bool,
+    /// Bound for each send and each reply.
+    pub timeout: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            queues: 1,
+            queue_size: 128,
+            event_idx: true,
+            indirect: true,
+            inflight: true,
+            reply_ack: true,
+            backend_channel: true,
+            memory_bytes: 64 << 20,
+            memory_regions: 2,
+            segments: 1,
+            buffer_shift: 0,
+            keep_read_data: true,
+            features_mask: u64::MAX,
+            kick_on_start: true,
+            timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// Everything of a device but its connection: what survives a reconnect.
+#[derive(Debug)]
+pub struct DiskState {
+    options: Options,
+    memory: GuestMemory,
+    queues: Vec<Queue>,
+    inflight: Option<InflightRegion>,
+    features: u64,
+    protocol: u64,
+    config: BlkConfig,
+    next_token: u64,
+    violations: Vec<Violation>,
+    dropped: Vec<Dropped>,
+}
+
+/// A connected vhost-user-blk device with its guest memory and queues.
+#[derive(Debug)]
+pub struct Disk {
+    connection: Connection,
+    channel: Option<BackendChannel>,
+    running: bool,
+    state: DiskState,
+}
+
+/// A session whose features are chosen and whose rings are not set up.
+struct Session {
+    connection: Connection,
+    channel: Option<BackendChannel>,
+    features: u64,
+    protocol: u64,
+    config: BlkConfig,
+}
+
+impl Session {
+    /// Negotiates. `in_use` are the features a guest already relies on; then no others are taken.
+    fn open(
+        path: &Path,
+        options: &Options,
+        in_use: Option<(u64, u64)>,
+    ) -> Result<Self, FrontendError> {
+        let mut connection = Connection::connect(path, options.timeout)?;
+        let offered = connection.get_u64(message::GET_FEATURES)?;
+        for (bit, what) in [
+            (feature::VERSION_1, "VERSION_1"),
+            (feature::PROTOCOL_FEATURES, "protocol features"),
+        ] {
+            if offered & bit == 0 {
+                return Err(FrontendError::NotOffered { what, offered });
+            }
+        }
+        let mut wanted = FEATURES;
+        wanted |= if options.event_idx {
+            feature::EVENT_IDX
+        } else {
+            0
+        };
+        wanted |= if options.indirect {
+            feature::INDIRECT_DESC
+        } else {
+            0
+        };
+        let needed = feature::VERSION_1 | feature::PROTOCOL_FEATURES;
+        let features = offered & wanted & (options.features_mask | needed);
+
+        let protocol_offered = connection.get_u64(message::GET_PROTOCOL_FEATURES)?;
+        if protocol_offered & protocol_feature::CONFIG == 0 {
+            return Err(FrontendError::NotOffered {
+                what: "CONFIG",
+                offered: protocol_offered,
+            });
+        }
+        let mut protocol = protocol_feature::CONFIG | protocol_feature::MQ;
+        protocol |= if options.reply_ack {
+            protocol_feature::REPLY_ACK
+        } else {
+            0
+        };
+        protocol |= if options.inflight {
+            protocol_feature::INFLIGHT_SHMFD
+        } else {
+            0
+        };
+        protocol |= if options.backend_channel {
+            protocol_feature::BACKEND_REQ
+        } else {
+            0
+        };
+        protocol &= protocol_offered;
+
+        let (features, protocol) = match in_use {
+            None => (features, protocol),
+            Some((guest, ours)) => {
+                lost("virtio features", guest & !offered)?;
+                lost("protocol features", ours & !protocol_offered)?;
+                (guest, ours)
+            }
+        };
+        connection.set(message::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[])?;
+        connection.set_reply_ack(protocol & protocol_feature::REPLY_ACK != 0);
+        let queues_max = if protocol & protocol_feature::MQ == 0 {
+            1
+        } else {
+            connection.get_u64(message::GET_QUEUE_NUM)?
+        };
+        if u64::from(options.queues) > queues_max || options.queues == 0 {
+            return Err(FrontendError::Options(format!(
+                "{} queues, the device has {queues_max}",
+                options.queues
+            )));
+        }
+        connection.set(message::SET_OWNER, &[], &[])?;
+        let channel = if protocol & protocol_feature::BACKEND_REQ == 0 {
+            None
+        } else {
+            let (ours, theirs) = BackendChannel::new()?;
+            connection.set(message::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
+            Some(ours)
+        };
+        let config = get_config(&mut connection)?;
+        Ok(Self {
+            connection,
+            channel,
+            features,
+            protocol,
+            config,
+        })
+    }
+}
+
+fn lost(what: &'static str, missing: u64) -> Result<(), FrontendError> {
+    if missing == 0 {
+        Ok(())
+    } else {
+        Err(FrontendError::FeaturesLost { what, missing })
+    }
+}
+
+fn get_config(connection: &mut Connection) -> Result<BlkConfig, FrontendError> {
+    let mut question = [0; 12 + CONFIG_BYTES];
+    question[4..8].copy_from_slice(&u32::try_from(CONFIG_BYTES).unwrap_or(0).to_ne_bytes());
+    let answer = connection.get(message::GET_CONFIG, &question)?;
+    match answer
+        .payload
+        .get(12..)
+        .and_then(|bytes| bytes.try_into().ok())
+    {
+        Some(bytes) => Ok(BlkConfig::parse(bytes)),
+        None => Err(FrontendError::Malformed {
+            during: message::name(message::GET_CONFIG),
+            detail: format!(
+                "{} bytes, expected {}",
+                answer.payload.len(),
+                question.len()
+            ),
+        }),
+    }
+}
+
+/// Payload of the messages that say something about a ring: its index and a number.
+fn vring_state(queue: u16, value: u32) -> [u8; 8] {
+    let mut bytes = [0; 8];
+    bytes[..4].copy_from_slice(&u32::from(queue).to_ne_bytes());
+    bytes[4..].copy_from_slice(&value.to_ne_bytes());
+    bytes
+}
+
+impl Disk {
+    /// Connects to the back end at `path`, negotiates, and starts the device.
+    ///
+    /// # Errors
+    /// Errors of the connection, missing features, impossible options.
+    pub fn connect(path: impl AsRef<Path>, options: Options) -> Result<Self, FrontendError> {
+        let session = Session::open(path.as_ref(), &options, None)?;
+        let mut memory = GuestMemory::new(options.memory_bytes, options.memory_regions)?;
+        let event_idx = session.features & feature::EVENT_IDX != 0;
+        let queues = (0..options.queues)
+            .map(|index| Queue::new(index, options.queue_size, event_idx, &mut memory))
+            .collect::<Result<_, _>>()?;
+        let mut disk = Self {
+            connection: session.connection,
+            channel: session.channel,
+            running: false,
+            state: DiskState {
+                options,
+                memory,
+                queues,
+                inflight: None,
+                features: session.features,
+                protocol: session.protocol,
+                config: session.config,
+                next_token: 1,
+                violations: Vec::new(),
+                dropped: Vec::new(),
+            },
+        };
+        disk.start()?;
+        Ok(disk)
+    }
+
+    /// Connects again with the memory, rings and inflight region of a device that was disconnected,
+    /// and starts it: QEMU's `reconnect=`. Outstanding requests stay outstanding.
+    ///
+    /// # Errors
+    /// The error and the state, so that the caller can try again.
+    #[expect(
+        clippy::result_large_err,
+        reason = "the state must come back; this is no hot path"
+    )]
+    pub fn reconnect(
+        state: DiskState,
+        path: impl AsRef<Path>,
+    ) -> Result<Self, (FrontendError, DiskState)> {
+        let in_use = Some((state.features, state.protocol));
+        let session = match Session::open(path.as_ref(), &state.options, in_use) {
+            Ok(session) => session,
+            Err(error) => return Err((error, state)),
+        };
+        let (connection, channel) = (session.connection, session.channel);
+        let mut disk = Self {
+            connection,
+            channel,
+            running: false,
+            state,
+        };
+        disk.state.config = session.config;
+        match disk.start() {
+            Ok(()) => Ok(disk),
+            Err(error) => Err((error, disk.disconnect())),
+        }
+    }
+
+    /// Closes the connection without a word, as a VMM does that is killed, or that saw the back end
+    /// die. Rings that were running resume from their used index.
+    #[must_use]
+    pub fn disconnect(mut self) -> DiskState {
+        if self.running {
+            for queue in &mut self.state.queues {
+                queue.base = queue.ring.device_used_index();
+            }
+        }
+        self.state
+    }
+
+    /// Sets up and enables the rings, as QEMU does when the VM resumes. A device without an inflight
+    /// region asks for one; one that has been stopped hands its region back.
+    ///
+    /// # Errors
+    /// [`FrontendError::State`] if it is running; errors of the connection.
+    pub fn start(&mut self) -> Result<(), FrontendError> {
+        self.check_state("start", false)?;
+        let Self {
+            connection, state, ..
+        } = self;
+        for queue in &mut state.queues {
+            queue.check_stopped(&state.memory, &mut state.violations);
+        }
+        connection.set(message::SET_FEATURES, &state.features.to_ne_bytes(), &[])?;
+        state.hand_over_inflight(connection)?;
+        state.set_mem_table(connection)?;
+        for queue in &state.queues {
+            let index = queue.index;
+            let size = u32::from(queue.ring.size());
+            connection.set(message::SET_VRING_NUM, &vring_state(index, size), &[])?;
+            let base = u32::from(queue.base);
+            connection.set(message::SET_VRING_BASE, &vring_state(index, base), &[])?;
+            let mut address = [0; 40];
+            address[..4].copy_from_slice(&u32::from(index).to_ne_bytes());
+            let [table, avail, used] = queue.ring.addresses();
+            for (at, value) in [(8, table), (16, used), (24, avail)] {
+                address[at..at + 8].copy_from_slice(&value.to_ne_bytes());
+            }
+            connection.set(message::SET_VRING_ADDR, &address, &[])?;
+            let which = u64::from(index).to_ne_bytes();
+            connection.set(message::SET_VRING_ERR, &which, &[queue.err.as_fd()])?;
+            connection.set(message::SET_VRING_CALL, &which, &[queue.call.as_fd()])?;
+            connection.set(message::SET_VRING_KICK, &which, &[queue.kick.as_fd()])?;
+        }
+        self.running = true;
+        for index in 0..self.state.options.queues {
+            self.set_enabled(index, true)?;
+        }
+        if self.state.options.kick_on_start {
+            let queues = &self.state.queues;
+            queues
+                .iter()
+                .filter(|queue| queue.outstanding() > 0)
+                .try_for_each(ring_bell)?;
+        }
+        Ok(())
+    }
+
+    /// Stops the rings, as QEMU does when the VM stops, and returns each one's next available index.
+    /// It does not wait for requests; a back end that does is timed out.
+    ///
+    /// # Errors
+    /// [`FrontendError::State`] if it is not running; errors of the connection.
+    pub fn stop(&mut self) -> Result<Vec<u16>, FrontendError> {
+        self.check_state("stop", true)?;
+        for index in 0..self.state.options.queues {
+            self.set_enabled(index, false)?;
+        }
+        let Self {
+            connection, state, ..
+        } = self;
+        let mut bases = Vec::with_capacity(state.queues.len());
+        for queue in &mut state.queues {
+            let code = message::GET_VRING_BASE;
+            let reply = connection
+                .get(code, &vring_state(queue.index, 0))?
+                .u64(code)?;
+            let bytes = reply.to_ne_bytes();
+            let base = u32::from_ne_bytes([bytes[4], bytes[5], bytes[6], bytes[7]]);
+            let (used, avail) = (queue.ring.device_used_index(), queue.ring.avail_index());
+            match u16::try_from(base) {
+                Ok(base) if base.wrapping_sub(used) <= avail.wrapping_sub(used) => {
+                    queue.base = base
+                }
+                _ => {
+                    let queue_index = queue.index;
+                    let bad = Violation::BadBase {
+                        queue: queue_index,
+                        base,
+                        used,
+                        avail,
+                    };
+                    state.violations.push(bad);
+                    queue.base = used;
+                }
+            }
+            bases.push(queue.base);
+            queue.note_stopped(&state.memory);
+        }
+        self.running = false;
+        Ok(bases)
+    }
+
+    /// Resets the device as QEMU does: stop, forget the inflight region, rings zeroed, start afresh.
+    /// Returns the requests that were outstanding: the device must never complete them nor touch
+    /// their buffers, which [`Disk::check_dropped`] verifies.
+    ///
+    /// # Errors
+    /// Errors of the connection.
+    pub fn reset(&mut self) -> Result<Vec<Token>, FrontendError> {
+        if self.running {
+            self.stop()?;
+        }
+        let state = &mut self.state;
+        state.inflight = None;
+        let mut tokens = Vec::new();
+        for queue in &mut state.queues {
+            let dropped = queue.reset(&mut state.memory)?;
+            tokens.extend(dropped.iter().map(Dropped::token));
+            state.dropped.extend(dropped);
+        }
+        self.start()?;
+        Ok(tokens)
+    }
+
+    /// Looks whether the device has written into the buffers of dropped requests. Each finding is
+    /// also a violation.
+    ///
+    /// # Errors
+    /// The violations found.
+    pub fn check_dropped(&mut self) -> Result<(), Vec<Violation>> {
+        let state = &mut self.state;
+        let found: Vec<_> = state
+            .dropped
+            .iter()
+            .filter_map(|dropped| dropped.check(&state.memory))
+            .collect();
+        state.violations.extend(found.iter().cloned());
+        if found.is_empty() { Ok(()) } else { Err(found) }
+    }
+
+    /// Stops watching the buffers of dropped requests and uses them again.
+    pub fn forget_dropped(&mut self) {
+        let state = &mut self.state;
+        state
+            .dropped
+            .drain(..)
+            .for_each(|dropped| dropped.forget(&mut state.memory));
+    }
+
+    /// SET_VRING_ENABLE, which alone is how Cloud Hypervisor pauses a device.
+    ///
+    /// # Errors
+    /// Errors of the connection.
+    pub fn set_enabled(&mut self, queue: u16, on: bool) -> Result<(), FrontendError> {
+        self.connection.set(
+            message::SET_VRING_ENABLE,
+            &vring_state(queue, u32::from(on)),
+            &[],
+        )
+    }
+
+    /// Adds a region of guest memory and, if the device is running, tells it.
+    ///
+    /// # Errors
+    /// Errors of the connection, or no room for a region.
+    pub fn add_memory(&mut self, bytes: u64) -> Result<(), FrontendError> {
+        self.state.memory.add_region(bytes)?;
+        if self.running {
+            self.state.set_mem_table(&mut self.connection)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Makes a request available in the default shape. The device is not told: see [`Disk::kick`].
+    ///
+    /// # Errors
+    /// [`SubmitError`]; then nothing has changed.
+    pub fn submit(&mut self, queue: u16, request: Request<'_>) -> Result<Token, SubmitError> {
+        let Options {
+            segments, indirect, ..
+        } = self.state.options;
+        self.submit_shaped(queue, request, Shape { segments, indirect })
+    }
+
+    /// Makes a request available in a given shape.
+    ///
+    /// # Errors
+    /// [`SubmitError`]; then nothing has changed.
+    pub fn submit_shaped(
+        &mut self,
+        queue: u16,
+        request: Request<'_>,
+        mut shape: Shape,
+    ) -> Result<Token, SubmitError> {
+        let state = &mut self.state;
+        shape.indirect &= state.features & feature::INDIRECT_DESC != 0;
+        let token = Token(state.next_token);
+        let queues = state.options.queues;
+        state
+            .queues
+            .get_mut(usize::from(queue))
+            .ok_or(SubmitError::NoSuchQueue { queue, queues })?
+            .submit(&mut state.memory, token, &request, shape, &state.options)?;
+        state.next_token += 1;
+        Ok(token)
+    }
+
+    /// Tells the device about what was submitted, if it wants to know.
+    ///
+    /// # Errors
+    /// [`FrontendError::Io`].
+    pub fn kick(&mut self, queue: u16) -> Result<(), FrontendError> {
+        let queue = self.queue_mut(queue)?;
+        if queue.ring.needs_kick() {
+            ring_bell(queue)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Kicks whether the device wants it or not.
+    ///
+    /// # Errors
+    /// [`FrontendError::Io`].
+    pub fn kick_always(&mut self, queue: u16) -> Result<(), FrontendError> {
+        ring_bell(self.queue_mut(queue)?)
+    }
+
+    /// The next completion of a queue, if there is one. Does not block.
+    pub fn poll(&mut self, queue: u16) -> Option<Completion> {
+        let DiskState {
+            queues,
+            memory,
+            options,
+            violations,
+            ..
+        } = &mut self.state;
+        queues
+            .get_mut(usize::from(queue))?
+            .poll(memory, options, violations)
+    }
+
+    /// Waits for a completion of a queue, at most `timeout`. `None` if none came.
+    ///
+    /// # Errors
+    /// [`FrontendError::Closed`] if the back end is gone and the ring is empty.
+    pub fn wait(
+        &mut self,
+        queue: u16,
+        timeout: Duration,
+    ) -> Result<Option<Completion>, FrontendError> {
+        self.queue_mut(queue)?;
+        let found = self.wait_on(queue..queue + 1, timeout)?;
+        Ok(found.map(|(_, completion)| completion))
+    }
+
+    /// Waits for a completion of any queue, at most `timeout`. `None` if none came.
+    ///
+    /// # Errors
+    /// [`FrontendError::Closed`] if the back end is gone and the rings are empty.
+    pub fn wait_any(
+        &mut self,
+        timeout: Duration,
+    ) -> Result<Option<(u16, Completion)>, FrontendError> {
+        self.wait_on(0..self.state.options.queues, timeout)
+    }
+
+    /// Submits a request, kicks, and waits for its completion. Completions of other requests are
+    /// kept for the next [`Disk::poll`].
+    ///
+    /// # Errors
+    /// [`FrontendError::Submit`]; [`FrontendError::Timeout`] if it is not completed in time, it is then still
+    /// outstanding; errors of the connection.
+    pub fn execute(
+        &mut self,
+        queue: u16,
+        request: Request<'_>,
+        timeout: Duration,
+    ) -> Result<Completion, FrontendError> {
+        let token = self.submit(queue, request)?;
+        self.kick(queue)?;
+        let deadline = Instant::now() + timeout;
+        let mut others = Vec::new();
+        let result = loop {
+            match self.wait(queue, deadline.saturating_duration_since(Instant::now())) {
+                Ok(Some(completion)) if completion.token == token => break Ok(completion),
+                Ok(Some(other)) => others.push(other),
+                Ok(None) => {
+                    break Err(FrontendError::Timeout {
+                        during: "a request",
+                        after: timeout,
+                    });
+                }
+                Err(error) => break Err(error),
+            }
+        };
+        let queue = self.queue_mut(queue)?;
+        others.into_iter().for_each(|other| queue.stash(other));
+        result
+    }
+
+    fn wait_on(
+        &mut self,
+        range: std::ops::Range<u16>,
+        timeout: Duration,
+    ) -> Result<Option<(u16, Completion)>, FrontendError> {
+        if let Some(found) = self.poll_range(range.clone()) {
+            return Ok(Some(found));
+        }
+        self.want_calls(range.clone(), true);
+        let result = self.sleep_on(range.clone(), timeout);
+        self.want_calls(range, false);
+        result
+    }
+
+    /// Calls are wanted on all queues of the range.
+    fn sleep_on(
+        &mut self,
+        range: std::ops::Range<u16>,
+        timeout: Duration,
+    ) -> Result<Option<(u16, Completion)>, FrontendError> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            // Only now can a used element not slip through: the wish for calls came first.
+            if let Some(found) = self.poll_range(range.clone()) {
+                return Ok(Some(found));
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            let woken = self.sleep(range.clone(), left)?;
+            if woken == Woken::Closed {
+                return match self.poll_range(range) {
+                    Some(found) => Ok(Some(found)),
+                    None => Err(FrontendError::Closed { during: "wait" }),
+                };
+            }
+            if woken == Woken::TimedOut && left.is_zero() {
+                let Some(found) = self.poll_range(range.clone()) else {
+                    return Ok(None);
+                };
+                // Used, but not called. It may just have happened; later than this it is a fault.
+                if !timeout.is_zero() && self.sleep(range, CALL_GRACE)? == Woken::TimedOut {
+                    self.state
+                        .violations
+                        .push(Violation::CallMissing { queue: found.0 });
+                }
+                return Ok(Some(found));
+            }
+        }
+    }
+
+    fn poll_range(&mut self, range: std::ops::Range<u16>) -> Option<(u16, Completion)> {
+        range
+            .into_iter()
+            .find_map(|queue| Some((queue, self.poll(queue)?)))
+    }
+
+    fn want_calls(&mut self, range: std::ops::Range<u16>, on: bool) {
+        let range = usize::from(range.start)..usize::from(range.end);
+        for queue in &mut self.state.queues[range] {
+            if on {
+                queue.ring.enable_calls()
+            } else {
+                queue.ring.disable_calls()
+            }
+        }
+    }
+
+    /// Sleeps until a call, the end of the connection, or `timeout`.
+    fn sleep(
+        &self,
+        range: std::ops::Range<u16>,
+        timeout: Duration,
+    ) -> Result<Woken, FrontendError> {
+        let queues = &self.state.queues[usize::from(range.start)..usize::from(range.end)];
+        let mut fds: Vec<_> = queues
+            .iter()
+            .map(|queue| PollFd::new(&queue.call, PollFlags::IN))
+            .collect();
+        let socket = self.connection.socket();
+        fds.push(PollFd::from_borrowed_fd(socket, PollFlags::RDHUP));
+        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
+            tv_sec: 3600,
+            tv_nsec: 0,
+        });
+        match rustix::event::poll(&mut fds, Some(&timeout)) {
+            Ok(0) => return Ok(Woken::TimedOut),
+            Ok(_) => {}
+            Err(rustix::io::Errno::INTR) => return Ok(Woken::Called),
+            Err(errno) => return Err(FrontendError::io("poll")(errno)),
+        }
+        let mut woken = Woken::TimedOut;
+        for (fd, queue) in fds.iter().zip(queues) {
+            if !fd.revents().is_empty() {
+                take_event(&queue.call)?;
+                woken = Woken::Called;
+            }
+        }
+        // A call goes first: what the back end completed before it died is still to be seen.
+        Ok(if woken == Woken::Called {
+            woken
+        } else {
+            Woken::Closed
+        })
+    }
+
+    /// The configuration space as last read.
+    #[must_use]
+    pub fn config(&self) -> BlkConfig {
+        self.state.config
+    }
+
+    /// Reads the configuration space again.
+    ///
+    /// # Errors
+    /// Errors of the connection.
+    pub fn refresh_config(&mut self) -> Result<BlkConfig, FrontendError> {
+        self.state.config = get_config(&mut self.connection)?;
+        Ok(self.state.config)
+    }
+
+    /// Switches the device's write cache by SET_CONFIG of `wce`.
+    ///
+    /// # Errors
+    /// Errors of the connection, among them a refusal.
+    pub fn set_write_cache(&mut self, on: bool) -> Result<(), FrontendError> {
+        let mut payload = [0; 13];
+        payload[..4].copy_from_slice(&CONFIG_WCE_OFFSET.to_ne_bytes());
+        payload[4..8].copy_from_slice(&1_u32.to_ne_bytes());
+        payload[12] = u8::from(on);
+        self.connection.set(message::SET_CONFIG, &payload, &[])
+    }
+
+    /// How many configuration changes the back end has announced since the last call; 0 if there is
+    /// no channel for it.
+    ///
+    /// # Errors
+    /// [`FrontendError::Malformed`] if it sent something else.
+    pub fn take_config_changes(&mut self) -> Result<u32, FrontendError> {
+        self.channel
+            .as_mut()
+            .map_or(Ok(0), BackendChannel::take_config_changes)
+    }
+
+    /// Whether the back end has signalled an error of the ring since the last call.
+    ///
+    /// # Errors
+    /// [`FrontendError::Io`].
+    pub fn take_queue_error(&mut self, queue: u16) -> Result<bool, FrontendError> {
+        take_event(&self.queue_mut(queue)?.err)
+    }
+
+    /// Negotiated virtio features, [`feature`] masks.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.state.features
+    }
+
+    /// Negotiated protocol features, [`protocol_feature`] masks.
+    #[must_use]
+    pub fn protocol_features(&self) -> u64 {
+        self.state.protocol
+    }
+
+    /// Whether the rings are started.
+    #[must_use]
+    pub fn is_running(&self) -> bool {
+        self.running
+    }
+
+    /// Number of queues.
+    #[must_use]
+    pub fn queues(&self) -> u16 {
+        self.state.options.queues
+    }
+
+    /// Number of requests of a queue that have not been completed; 0 if there is no such queue.
+    #[must_use]
+    pub fn outstanding(&self, queue: u16) -> usize {
+        self.state
+            .queues
+            .get(usize::from(queue))
+            .map_or(0, Queue::outstanding)
+    }
+
+    /// All requests that have not been completed, in no particular order.
+    #[must_use]
+    pub fn outstanding_tokens(&self) -> Vec<Token> {
+        self.state.outstanding_tokens()
+    }
+
+    /// The inflight region, if there is one.
+    #[must_use]
+    pub fn inflight(&self) -> Option<&InflightRegion> {
+        self.state.inflight.as_ref()
+    }
+
+    /// What the device has done wrong so far.
+    #[must_use]
+    pub fn violations(&self) -> &[Violation] {
+        &self.state.violations
+    }
+
+    /// As [`Disk::violations`], and forgets them.
+    pub fn take_violations(&mut self) -> Vec<Violation> {
+        std::mem::take(&mut self.state.violations)
+    }
+
+    /// Guest memory.
+    #[must_use]
+    pub fn memory(&self) -> &GuestMemory {
+        &self.state.memory
+    }
+
+    /// Guest memory, to allocate the buffers of raw chains.
+    pub fn memory_mut(&mut self) -> &mut GuestMemory {
+        &mut self.state.memory
+    }
+
+    /// A queue's ring, for tests that damage it.
+    ///
+    /// # Errors
+    /// [`FrontendError::Options`] if there is no such queue.
+    pub fn ring_mut(&mut self, queue: u16) -> Result<&mut Ring, FrontendError> {
+        Ok(&mut self.queue_mut(queue)?.ring)
+    }
+
+    /// The connection, for tests that send messages of their own.
+    pub fn connection_mut(&mut self) -> &mut Connection {
+        &mut self.connection
+    }
+
+    fn queue_mut(&mut self, queue: u16) -> Result<&mut Queue, FrontendError> {
+        let queues = self.state.options.queues;
+        self.state
+            .queues
+            .get_mut(usize::from(queue))
+            .ok_or_else(|| {
+                FrontendError::Options(format!("queue {queue}, the device has {queues}"))
+            })
+    }
+
+    fn check_state(&self, what: &'static str, running: bool) -> Result<(), FrontendError> {
+        let word = |running| if running { "running" } else { "stopped" };
+        if self.running == running {
+            Ok(())
+        } else {
+            Err(FrontendError::State {
+                what,
+                is: word(self.running),
+                needed: word(running),
+            })
+        }
+    }
+}
+
+impl DiskState {
+    /// Negotiated virtio features, [`feature`] masks.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    /// The inflight region, if there is one.
+    #[must_use]
+    pub fn inflight(&self) -> Option<&InflightRegion> {
+        self.inflight.as_ref()
+    }
+
+    /// All requests that have not been completed, in no particular order.
+    #[must_use]
+    pub fn outstanding_tokens(&self) -> Vec<Token> {
+        self.queues.iter().flat_map(Queue::tokens).collect()
+    }
+
+    fn hand_over_inflight(&mut self, connection: &mut Connection) -> Result<(), FrontendError> {
+        if self.protocol & protocol_feature::INFLIGHT_SHMFD == 0 {
+            return Ok(());
+        }
+        let region = match self.inflight.take() {
+            Some(region) => region,
+            None => {
+                let Options {
+                    queues, queue_size, ..
+                } = self.options;
+                let question = InflightRegion::question(queues, queue_size);
+                let answer = connection.get(message::GET_INFLIGHT_FD, &question)?;
+                let fd = answer.fds.into_iter().next();
+                InflightRegion::from_answer(&answer.payload, fd, queues, queue_size)?
+            }
+        };
+        let region = self.inflight.insert(region);
+        connection.set(message::SET_INFLIGHT_FD, &region.payload(), &[region.fd()])
+    }
+
+    fn set_mem_table(&self, connection: &mut Connection) -> Result<(), FrontendError> {
+        let regions = self.memory.regions();
+        let count = u64::try_from(regions.len()).unwrap_or(u64::MAX);
+        let mut payload = count.to_ne_bytes().to_vec();
+        for region in regions {
+            let address = region.mapping().address();
+            for word in [region.guest_address(), region.len(), address, 0] {
+                payload.extend_from_slice(&word.to_ne_bytes());
+            }
+        }
+        let fds: Vec<_> = regions.iter().map(|region| region.mapping().fd()).collect();
+        connection.set(message::SET_MEM_TABLE, &payload, &fds)
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Woken {
+    Called,
+    Closed,
+    TimedOut,
+}
+
+fn ring_bell(queue: &Queue) -> Result<(), FrontendError> {
+    match rustix::io::write(&queue.kick, &1_u64.to_ne_bytes()) {
+        // A full counter means that the device has not looked for a very long time; it will see it.
+        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
+        Err(errno) => Err(FrontendError::io("kick")(errno)),
+    }
+}
+
+/// Whether the event had been signalled. It no longer is.
+fn take_event(event: &impl AsFd) -> Result<bool, FrontendError> {
+    match rustix::io::read(event, &mut [0; 8]) {
+        Ok(_) => Ok(true),
+        Err(rustix::io::Errno::AGAIN) => Ok(false),
+        Err(errno) => Err(FrontendError::io("reading an event descriptor")(errno)),
+    }
+}
