@@ -1,1 +1,62 @@
-//! An OS thread with one io_uring, a small executor, mailboxes and adaptive polling.
+//! An *iothread*: one OS thread with one io_uring, a small `!Send` executor, mailboxes, timers and
+//! adaptive polling.
+//!
+//! A request of the data plane spends its whole life on one iothread. In the steady state nothing
+//! on that path takes a lock or allocates: operations ([`ring`]) live in a slab, wakes from the own
+//! thread go to a local run queue, wakes from other threads to an intrusive list, and an eventfd is
+//! written only when the thread may be asleep.
+//!
+//! # One round
+//!
+//! 1. Run the tasks that were runnable when the round began (at most a fixed number of them).
+//! 2. Run the hooks queued with [`defer`]: one used-index update and one call per batch.
+//! 3. Hand new operations to the kernel, take completions, fire timers.
+//! 4. If nothing is runnable: poll for a while (`poll-max-ns`), then enable notifications, look
+//!    once more, and block in one `io_uring_enter`.
+//!
+//! # Panics on an iothread
+//!
+//! A panic in a task, a hook or a poller aborts the process, loudly. Half a data plane is worse
+//! than none: requests of the dead half would hang for ever while the rest looks healthy.
+//!
+//! # Under `cfg(loom)`
+//!
+//! Only [`mailbox`] is built; see `tests/loom_mailbox.rs`.
+
+mod atomic_waker;
+pub mod mailbox;
+mod stack;
+mod sync;
+
+#[cfg(not(loom))]
+mod context;
+#[cfg(not(loom))]
+mod deferred;
+#[cfg(not(loom))]
+mod event_loop;
+#[cfg(not(loom))]
+mod executor;
+#[cfg(not(loom))]
+mod poll;
+#[cfg(not(loom))]
+pub mod ring;
+#[cfg(not(loom))]
+mod shared;
+#[cfg(not(loom))]
+mod start_error;
+#[cfg(not(loom))]
+mod thread;
+#[cfg(not(loom))]
+pub mod time;
+#[cfg(not(loom))]
+mod timers;
+
+#[cfg(not(loom))]
+pub use crate::{
+    deferred::{Deferred, defer},
+    executor::{LocalTask, spawn_local, yield_now},
+    poll::{PollParams, Poller, PollerGuard, add_poller},
+    shared::Stats,
+    start_error::StartError,
+    thread::{Closed, Config, Handle, IoThread},
+};

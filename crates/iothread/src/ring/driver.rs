@@ -1,0 +1,465 @@
+//! The ring of one iothread, and the operations in it.
+
+use std::{
+    cell::{Cell, RefCell},
+    collections::VecDeque,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+    rc::Rc,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+    time::Duration,
+};
+
+use io_uring::{
+    EnterFlags, IoUring, cqueue, opcode,
+    register::Restriction,
+    squeue,
+    types::{CancelBuilder, Fd, SubmitArgs, Timespec},
+};
+use slab::Slab;
+
+use crate::shared::{Shared, count};
+
+/// User data of the poll on the wake eventfd.
+const WAKE: u64 = u64::MAX;
+/// User data of cancellations, whose own result does not matter.
+const CANCEL: u64 = u64::MAX - 1;
+
+/// What an eventfd is told.
+static ONE: u64 = 1;
+
+/// Completions taken per look at the ring.
+const REAP_BATCH: usize = 64;
+
+/// Who waits for an operation, or what it came to. The slab key is the operation's user data.
+enum Slot {
+    Waiting(Waker),
+    Done(i32),
+    /// Nobody waits; the descriptor is kept open for the kernel.
+    Notify(#[expect(dead_code, reason = "owned, not used")] Rc<OwnedFd>),
+    Multishot(Multishot),
+}
+
+/// A poll that reports again and again.
+#[derive(Default)]
+struct Multishot {
+    /// Events since the owner last asked.
+    events: u32,
+    error: Option<i32>,
+    /// The kernel will not report any more.
+    ended: bool,
+    waker: Option<Waker>,
+}
+
+pub(crate) struct Driver {
+    ring: RefCell<IoUring>,
+    slots: RefCell<Slab<Slot>>,
+    /// Operations that did not fit the submission queue, oldest first.
+    backlog: RefCell<VecDeque<squeue::Entry>>,
+    /// Operations with a slot whose last completion has not been seen.
+    in_flight: Cell<usize>,
+    shared: Arc<Shared>,
+}
+
+impl Driver {
+    /// Makes the ring; the calling thread becomes its only user.
+    pub(crate) fn new(entries: u32, shared: Arc<Shared>) -> io::Result<Driver> {
+        let ring = IoUring::builder()
+            .dontfork()
+            .setup_clamp()
+            .setup_submit_all()
+            .setup_single_issuer()
+            .setup_defer_taskrun()
+            .setup_taskrun_flag()
+            .setup_r_disabled()
+            .setup_cqsize(entries.saturating_mul(4))
+            .build(entries)?;
+        // Seccomp cannot see operations that go through a ring, so the ring itself is limited to
+        // what the data plane needs.
+        let mut allowed = [
+            opcode::Read::CODE,
+            opcode::Readv::CODE,
+            opcode::Write::CODE,
+            opcode::Writev::CODE,
+            opcode::Fsync::CODE,
+            opcode::Fallocate::CODE,
+            opcode::PollAdd::CODE,
+            opcode::AsyncCancel::CODE,
+        ]
+        .map(Restriction::sqe_op);
+        ring.submitter().register_restrictions(&mut allowed)?;
+        ring.submitter().register_enable_rings()?;
+        let driver = Driver {
+            ring: RefCell::new(ring),
+            slots: RefCell::new(Slab::with_capacity(1024)),
+            backlog: RefCell::default(),
+            in_flight: Cell::new(0),
+            shared,
+        };
+        driver.watch_wake_fd();
+        Ok(driver)
+    }
+
+    fn watch_wake_fd(&self) {
+        let fd = Fd(self.shared.wake_fd.as_raw_fd());
+        let entry = opcode::PollAdd::new(fd, poll_bits(libc::POLLIN))
+            .multi(true)
+            .build()
+            .user_data(WAKE);
+        // SAFETY: the entry has no buffers; `shared` keeps the descriptor open.
+        unsafe { self.push(entry) };
+    }
+
+    /// Starts an operation on behalf of `waker`.
+    ///
+    /// # Safety
+    ///
+    /// What the entry points to stays valid until [`Driver::poll`] or [`Driver::cancel`] has
+    /// returned its result.
+    pub(crate) unsafe fn start(&self, entry: squeue::Entry, waker: Waker) -> usize {
+        // SAFETY: passed on to the caller.
+        unsafe { self.start_slot(entry, Slot::Waiting(waker)) }
+    }
+
+    /// The result of an operation, if it has one; else `cx` is woken when it has.
+    pub(crate) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<i32> {
+        let mut slots = self.slots.borrow_mut();
+        let old = match &mut slots[key] {
+            Slot::Done(result) => {
+                let result = *result;
+                slots.remove(key);
+                return Poll::Ready(result);
+            }
+            Slot::Waiting(waker) if !waker.will_wake(cx.waker()) => {
+                Some(std::mem::replace(waker, cx.waker().clone()))
+            }
+            Slot::Waiting(_) | Slot::Notify(_) | Slot::Multishot(_) => None,
+        };
+        drop(slots);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Ends an operation: cancels it and waits until the kernel has let go of its buffers.
+    pub(crate) fn cancel(&self, key: usize) {
+        if self.cancelled_before_submission(key) {
+            return;
+        }
+        let mut asked = false;
+        loop {
+            let ended = match &self.slots.borrow()[key] {
+                Slot::Done(_) => true,
+                Slot::Multishot(multishot) => multishot.ended,
+                Slot::Waiting(_) | Slot::Notify(_) => false,
+            };
+            if ended {
+                let slot = self.slots.borrow_mut().remove(key);
+                drop(slot);
+                return;
+            }
+            if asked {
+                self.enter(1, None);
+            } else {
+                asked = true;
+                let entry = opcode::AsyncCancel::new(user_data(key))
+                    .build()
+                    .user_data(CANCEL);
+                // SAFETY: the entry has no buffers.
+                unsafe { self.push(entry) };
+                self.enter(0, None);
+            }
+            self.reap();
+        }
+    }
+
+    /// Removes an operation that the kernel has not seen yet.
+    fn cancelled_before_submission(&self, key: usize) -> bool {
+        let mut backlog = self.backlog.borrow_mut();
+        let entry = backlog
+            .iter()
+            .position(|entry| entry.get_user_data() == user_data(key));
+        let Some(index) = entry else { return false };
+        backlog.remove(index);
+        drop(backlog);
+        self.in_flight.set(self.in_flight.get() - 1);
+        let slot = self.slots.borrow_mut().remove(key);
+        drop(slot);
+        true
+    }
+
+    /// Starts a poll on `fd` that reports until it is cancelled. The owner keeps `fd` open.
+    pub(crate) fn start_multishot(&self, fd: Fd, events: u32) -> usize {
+        let entry = opcode::PollAdd::new(fd, events).multi(true).build();
+        // SAFETY: the entry has no buffers.
+        unsafe { self.start_slot(entry, Slot::Multishot(Multishot::default())) }
+    }
+
+    /// The events since the last call. An end of the poll is reported as `None`, after the events
+    /// that came before it; the slot is gone then.
+    pub(crate) fn poll_multishot(
+        &self,
+        key: usize,
+        cx: &Context<'_>,
+    ) -> Poll<Option<io::Result<u32>>> {
+        let mut slots = self.slots.borrow_mut();
+        let Slot::Multishot(multishot) = &mut slots[key] else {
+            unreachable!("the key of a multishot poll names one");
+        };
+        let events = std::mem::take(&mut multishot.events);
+        if events != 0 {
+            return Poll::Ready(Some(Ok(events)));
+        }
+        if let Some(errno) = multishot.error.take() {
+            return Poll::Ready(Some(Err(io::Error::from_raw_os_error(errno))));
+        }
+        if multishot.ended {
+            slots.remove(key);
+            return Poll::Ready(None);
+        }
+        let old = match &multishot.waker {
+            Some(waker) if waker.will_wake(cx.waker()) => None,
+            _ => multishot.waker.replace(cx.waker().clone()),
+        };
+        drop(slots);
+        drop(old);
+        Poll::Pending
+    }
+
+    /// Adds one to an eventfd.
+    pub(crate) fn notify(&self, fd: Rc<OwnedFd>) {
+        let raw = Fd(fd.as_raw_fd());
+        let entry = opcode::Write::new(raw, (&raw const ONE).cast(), 8).build();
+        // SAFETY: ONE is static, and the slot keeps the descriptor open.
+        unsafe { self.start_slot(entry, Slot::Notify(fd)) };
+    }
+
+    /// # Safety
+    ///
+    /// What the entry points to stays valid until the operation has ended.
+    unsafe fn start_slot(&self, entry: squeue::Entry, slot: Slot) -> usize {
+        let key = self.slots.borrow_mut().insert(slot);
+        self.in_flight.set(self.in_flight.get() + 1);
+        // SAFETY: passed on to the caller.
+        unsafe { self.push(entry.user_data(user_data(key))) };
+        key
+    }
+
+    /// Queues an entry; a full queue only delays it.
+    ///
+    /// # Safety
+    ///
+    /// As for [`Driver::start_slot`].
+    unsafe fn push(&self, entry: squeue::Entry) {
+        let mut backlog = self.backlog.borrow_mut();
+        if backlog.is_empty() {
+            let mut ring = self.ring.borrow_mut();
+            // SAFETY: passed on to the caller.
+            if unsafe { ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+            // What fails here is tried again by the next enter, which also sorts out the errors.
+            count(&self.shared.counters.enters);
+            let _ = ring.submit();
+            // SAFETY: passed on to the caller.
+            if unsafe { ring.submission().push(&entry) }.is_ok() {
+                return;
+            }
+        }
+        backlog.push_back(entry);
+    }
+
+    /// Moves the backlog into the submission queue as far as it fits; true if all of it did.
+    fn refill(&self) -> bool {
+        let mut backlog = self.backlog.borrow_mut();
+        if backlog.is_empty() {
+            return true;
+        }
+        let mut ring = self.ring.borrow_mut();
+        let mut submission = ring.submission();
+        while let Some(entry) = backlog.front() {
+            // SAFETY: whoever pushed the entry first vouched for it until the operation has ended.
+            if unsafe { submission.push(entry) }.is_err() {
+                return false;
+            }
+            backlog.pop_front();
+        }
+        true
+    }
+
+    /// Hands what is queued to the kernel and takes completions, without waiting. Costs no system
+    /// call if there is neither.
+    pub(crate) fn turn(&self) {
+        let needed = {
+            let mut ring = self.ring.borrow_mut();
+            let submission = ring.submission();
+            // With DEFER_TASKRUN completions appear only in an enter; TASKRUN says that there are
+            // some to come.
+            !submission.is_empty() || submission.taskrun() || submission.cq_overflow()
+        };
+        if needed || !self.backlog.borrow().is_empty() {
+            self.enter(0, None);
+        }
+        self.reap();
+    }
+
+    /// Hands what is queued to the kernel and waits for a completion, at most for `timeout`.
+    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+        self.enter(1, timeout);
+    }
+
+    /// One enter. It may return early, with less done than asked for: callers look again anyway.
+    fn enter(&self, want: u32, timeout: Option<Duration>) {
+        // A wait with operations left behind could last for ever.
+        let want = if self.refill() { want } else { 0 };
+        count(&self.shared.counters.enters);
+        let result = {
+            let ring = self.ring.borrow();
+            // SAFETY: single-threaded, and no other handle of the queue is alive: `ring` is only
+            // borrowed mutably to make one.
+            let queued = unsafe { ring.submission_shared() }.len();
+            let queued = u32::try_from(queued).unwrap_or(u32::MAX);
+            let flags = EnterFlags::GETEVENTS | EnterFlags::EXT_ARG;
+            let timeout = timeout.map(Timespec::from);
+            let mut args = SubmitArgs::new();
+            if let Some(timeout) = &timeout {
+                args = args.timespec(timeout);
+            }
+            // SAFETY: `args` is what EXT_ARG announces, and outlives the call.
+            unsafe {
+                ring.submitter()
+                    .enter(queued, want, flags.bits(), Some(&args))
+            }
+        };
+        let Err(error) = result else { return };
+        match error.raw_os_error() {
+            Some(libc::ETIME | libc::EINTR) => {}
+            // Out of memory or room for completions: taking some helps, and time does.
+            Some(libc::EAGAIN | libc::EBUSY | libc::ENOMEM) => {
+                if self.reap() == 0 {
+                    std::thread::yield_now();
+                }
+            }
+            _ => {
+                // The ring itself is broken: nothing in flight would ever end.
+                tracing::error!(
+                    iothread = self.shared.name,
+                    %error,
+                    "io_uring_enter failed; aborting"
+                );
+                eprintln!(
+                    "iothread {}: io_uring_enter failed: {error}; aborting",
+                    self.shared.name
+                );
+                std::process::abort();
+            }
+        }
+    }
+
+    /// Takes completions and wakes who waits for them; returns how many.
+    pub(crate) fn reap(&self) -> usize {
+        let mut total = 0;
+        loop {
+            let mut batch = [(0, 0, 0); REAP_BATCH];
+            let mut taken = 0;
+            {
+                let mut ring = self.ring.borrow_mut();
+                for (place, cqe) in batch.iter_mut().zip(ring.completion()) {
+                    *place = (cqe.user_data(), cqe.result(), cqe.flags());
+                    taken += 1;
+                }
+            }
+            for &(user_data, result, flags) in &batch[..taken] {
+                self.complete(user_data, result, cqueue::more(flags));
+            }
+            total += taken;
+            if taken < REAP_BATCH {
+                return total;
+            }
+        }
+    }
+
+    fn complete(&self, user_data: u64, result: i32, more: bool) {
+        match user_data {
+            CANCEL => return,
+            WAKE => {
+                if !more {
+                    self.watch_wake_fd();
+                }
+                return;
+            }
+            _ => {}
+        }
+        if !more {
+            self.in_flight.set(self.in_flight.get() - 1);
+        }
+        let Ok(key) = usize::try_from(user_data) else {
+            return;
+        };
+        let mut slots = self.slots.borrow_mut();
+        let Some(slot) = slots.get_mut(key) else {
+            return;
+        };
+        // The old contents, dropped or woken outside the borrow.
+        let mut notified = None;
+        let waker = match slot {
+            Slot::Waiting(_) => match std::mem::replace(slot, Slot::Done(result)) {
+                Slot::Waiting(waker) => Some(waker),
+                _ => None,
+            },
+            Slot::Notify(_) => {
+                notified = Some(slots.remove(key));
+                None
+            }
+            Slot::Multishot(multishot) => {
+                match u32::try_from(result) {
+                    Ok(events) => multishot.events |= events,
+                    Err(_) => multishot.error = Some(-result),
+                }
+                multishot.ended = !more;
+                multishot.waker.take()
+            }
+            Slot::Done(_) => None,
+        };
+        drop(slots);
+        // EAGAIN: the counter is full, so the event is signalled already.
+        if notified.is_some() && result < 0 && result != -libc::EAGAIN {
+            let error = io::Error::from_raw_os_error(-result);
+            tracing::debug!(iothread = self.shared.name, %error, "an eventfd cannot be signalled");
+        }
+        drop(notified);
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Asks the kernel to cancel everything; does not wait.
+    pub(crate) fn cancel_all(&self) {
+        if self.in_flight.get() == 0 {
+            return;
+        }
+        let entry = opcode::AsyncCancel2::new(CancelBuilder::any())
+            .build()
+            .user_data(CANCEL);
+        // SAFETY: the entry has no buffers.
+        unsafe { self.push(entry) };
+        self.turn();
+    }
+
+    /// Waits until nothing is in flight.
+    pub(crate) fn reap_all(&self) {
+        while self.in_flight.get() > 0 {
+            self.enter(1, None);
+            self.reap();
+        }
+    }
+}
+
+fn user_data(key: usize) -> u64 {
+    key as u64
+}
+
+/// `poll(2)` events as the ring wants them.
+pub(crate) fn poll_bits(events: libc::c_short) -> u32 {
+    u32::from(events.cast_unsigned())
+}

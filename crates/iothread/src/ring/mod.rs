@@ -1,0 +1,226 @@
+//! Operations through the iothread's io_uring.
+//!
+//! Every operation is a future that is handed to the kernel at the end of the round in which it is
+//! first polled, together with all others of that round. It yields the result of the system call it
+//! stands for. A full submission queue never fails an operation.
+//!
+//! **Dropping** an operation in flight cancels it and waits until the kernel has let go of it, so
+//! that buffers and descriptors can be released right after. That wait blocks the whole thread, and
+//! storage does not know how to cancel: drop operations on the way out only.
+//!
+//! **Leaking** one (`mem::forget`) must not happen while it is in flight: its descriptor number
+//! could be reused before the kernel looks at it.
+
+pub(crate) mod driver;
+mod readiness;
+
+use std::{
+    fmt,
+    future::Future,
+    io,
+    marker::PhantomData,
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    pin::Pin,
+    rc::Rc,
+    task::{Context, Poll},
+};
+
+use io_uring::{
+    opcode, squeue,
+    types::{Fd, FsyncFlags},
+};
+
+pub use self::readiness::{EventFd, Readiness};
+use crate::context;
+
+/// An operation: a future that yields the system call's result, or its errno.
+///
+/// # Panics
+///
+/// When polled outside an iothread, or again after it has yielded its result.
+#[must_use = "futures do nothing unless polled"]
+pub struct Op<'a> {
+    state: State,
+    /// Borrows the descriptor and the buffers, and belongs to this thread's ring.
+    borrows: PhantomData<(BorrowedFd<'a>, *const ())>,
+}
+
+enum State {
+    New(squeue::Entry),
+    /// Refused without asking the kernel.
+    Refused(i32),
+    InFlight(usize),
+    Done,
+}
+
+impl Op<'_> {
+    fn new(entry: squeue::Entry) -> Self {
+        Self::with_state(State::New(entry))
+    }
+
+    fn with_state(state: State) -> Self {
+        Op {
+            state,
+            borrows: PhantomData,
+        }
+    }
+}
+
+impl Future for Op<'_> {
+    type Output = io::Result<u32>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<u32>> {
+        match std::mem::replace(&mut self.state, State::Done) {
+            State::New(entry) => {
+                // SAFETY: whoever made the operation vouched for its buffers until it has ended,
+                // and dropping it ends it.
+                let key = context::with(|thread| unsafe {
+                    thread.driver.start(entry, cx.waker().clone())
+                });
+                self.state = State::InFlight(key);
+                Poll::Pending
+            }
+            State::InFlight(key) => match context::with(|thread| thread.driver.poll(key, cx)) {
+                Poll::Ready(result) => Poll::Ready(match u32::try_from(result) {
+                    Ok(result) => Ok(result),
+                    Err(_) => Err(io::Error::from_raw_os_error(-result)),
+                }),
+                Poll::Pending => {
+                    self.state = State::InFlight(key);
+                    Poll::Pending
+                }
+            },
+            State::Refused(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            State::Done => unreachable!("an operation was polled after it had ended"),
+        }
+    }
+}
+
+impl Drop for Op<'_> {
+    fn drop(&mut self) {
+        if let State::InFlight(key) = self.state {
+            end_in_flight(key);
+        }
+    }
+}
+
+/// Cancels and reaps. Without a context the thread's end has done that already.
+fn end_in_flight(key: usize) {
+    if std::thread::panicking() {
+        // The process is about to abort anyway (see the crate's documentation); storage that does
+        // not answer must not keep it from doing so.
+        eprintln!("a task of an iothread panicked; aborting");
+        std::process::abort();
+    }
+    context::try_with(|thread| thread.driver.cancel(key));
+}
+
+impl fmt::Debug for Op<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let state = match self.state {
+            State::New(_) | State::Refused(_) => "new",
+            State::InFlight(_) => "in flight",
+            State::Done => "done",
+        };
+        f.debug_struct("Op").field("state", &state).finish()
+    }
+}
+
+/// `preadv(2)`: reads at `offset` bytes into `iov`; yields the bytes read.
+///
+/// # Safety
+///
+/// Every element of `iov` describes memory that may be written until the operation has ended, by
+/// its result or by its drop. The operation is not leaked.
+pub unsafe fn readv<'a>(fd: BorrowedFd<'a>, iov: &'a [libc::iovec], offset: u64) -> Op<'a> {
+    let fd = Fd(fd.as_raw_fd());
+    if let Some((base, len)) = single(iov) {
+        return Op::new(opcode::Read::new(fd, base, len).offset(offset).build());
+    }
+    match u32::try_from(iov.len()) {
+        Ok(count) => Op::new(
+            opcode::Readv::new(fd, iov.as_ptr(), count)
+                .offset(offset)
+                .build(),
+        ),
+        Err(_) => Op::with_state(State::Refused(libc::EINVAL)),
+    }
+}
+
+/// `pwritev2(2)`: writes `iov` at `offset` bytes, with `rw_flags` (`RWF_*`); yields the bytes
+/// written.
+///
+/// # Safety
+///
+/// Every element of `iov` describes memory that may be read until the operation has ended, by its
+/// result or by its drop. The operation is not leaked.
+pub unsafe fn writev<'a>(
+    fd: BorrowedFd<'a>,
+    iov: &'a [libc::iovec],
+    offset: u64,
+    rw_flags: i32,
+) -> Op<'a> {
+    let fd = Fd(fd.as_raw_fd());
+    if let Some((base, len)) = single(iov) {
+        return Op::new(
+            opcode::Write::new(fd, base.cast_const(), len)
+                .offset(offset)
+                .rw_flags(rw_flags)
+                .build(),
+        );
+    }
+    match u32::try_from(iov.len()) {
+        Ok(count) => Op::new(
+            opcode::Writev::new(fd, iov.as_ptr(), count)
+                .offset(offset)
+                .rw_flags(rw_flags)
+                .build(),
+        ),
+        Err(_) => Op::with_state(State::Refused(libc::EINVAL)),
+    }
+}
+
+/// A single buffer goes without the kernel copying and checking a vector.
+fn single(iov: &[libc::iovec]) -> Option<(*mut u8, u32)> {
+    match iov {
+        [one] => Some((one.iov_base.cast(), u32::try_from(one.iov_len).ok()?)),
+        _ => None,
+    }
+}
+
+/// `fsync(2)`, or `fdatasync(2)` if `datasync`.
+pub fn fsync(fd: BorrowedFd<'_>, datasync: bool) -> Op<'_> {
+    let flags = if datasync {
+        FsyncFlags::DATASYNC
+    } else {
+        FsyncFlags::empty()
+    };
+    Op::new(opcode::Fsync::new(Fd(fd.as_raw_fd())).flags(flags).build())
+}
+
+/// `fallocate(2)`: applies `mode` (`FALLOC_FL_*`) to `len` bytes at `offset`.
+pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Op<'_> {
+    Op::new(
+        opcode::Fallocate::new(Fd(fd.as_raw_fd()), len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
+    )
+}
+
+/// Waits once for `events` (`POLLIN`...); yields the events that are there. For a descriptor that
+/// is waited for over and over use [`Readiness`].
+pub fn poll_add(fd: BorrowedFd<'_>, events: libc::c_short) -> Op<'_> {
+    let fd = Fd(fd.as_raw_fd());
+    Op::new(opcode::PollAdd::new(fd, driver::poll_bits(events)).build())
+}
+
+/// Adds one to an eventfd: fire and forget. It is kept open until the kernel has done it. Goes to
+/// the kernel with the other operations of this round.
+///
+/// # Panics
+///
+/// Outside an iothread.
+pub fn notify(fd: Rc<OwnedFd>) {
+    context::with(|thread| thread.driver.notify(fd));
+}

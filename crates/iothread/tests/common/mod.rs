@@ -1,0 +1,54 @@
+//! What several integration tests need.
+#![allow(dead_code, missing_docs)]
+
+use std::{os::fd::OwnedFd, sync::mpsc, time::Duration};
+
+use standfast_iothread::{Config, IoThread};
+
+/// A hang is a failure, not a test that runs for ever.
+pub const HANG: Duration = Duration::from_secs(60);
+
+pub fn start(poll_max_ns: u64, ring_entries: u32) -> IoThread {
+    IoThread::spawn(Config {
+        name: "test".to_owned(),
+        poll_max_ns,
+        ring_entries,
+        ..Config::default()
+    })
+    .expect("io_uring is available on the test machine")
+}
+
+pub fn default_iothread() -> IoThread {
+    start(Config::default().poll_max_ns, 64)
+}
+
+/// Runs `f` on a thread of its own and fails if it takes too long.
+pub fn within_time<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> R {
+    let (done, result) = mpsc::channel();
+    let thread = std::thread::spawn(move || done.send(f()));
+    match result.recv_timeout(HANG) {
+        Ok(result) => result,
+        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs"),
+        Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
+            Err(panic) => std::panic::resume_unwind(panic),
+            Ok(_) => panic!("no result"),
+        },
+    }
+}
+
+pub fn iovec(buffer: &mut [u8]) -> libc::iovec {
+    libc::iovec {
+        iov_base: buffer.as_mut_ptr().cast(),
+        iov_len: buffer.len(),
+    }
+}
+
+pub fn eventfd(nonblock: bool) -> OwnedFd {
+    let mut flags = rustix::event::EventfdFlags::CLOEXEC;
+    flags.set(rustix::event::EventfdFlags::NONBLOCK, nonblock);
+    rustix::event::eventfd(0, flags).expect("an eventfd")
+}
+
+pub fn signal(fd: &OwnedFd) {
+    rustix::io::write(fd, &1u64.to_ne_bytes()).expect("the counter is not full");
+}

@@ -1,0 +1,330 @@
+//! Operations against real files and descriptors.
+#![cfg(not(loom))]
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::{
+        io::{Read, Seek, SeekFrom, Write},
+        os::fd::{AsFd, OwnedFd},
+        rc::Rc,
+        sync::Arc,
+        time::{Duration, Instant},
+    };
+
+    use standfast_iothread::{IoThread, ring, spawn_local, time, yield_now};
+
+    use crate::common::*;
+
+    fn run<Fut, R>(iothread: &IoThread, f: impl FnOnce() -> Fut + Send + 'static) -> R
+    where
+        Fut: Future<Output = R> + 'static,
+        R: Send + 'static,
+    {
+        let handle = iothread.handle();
+        within_time(move || handle.run_blocking(f)).expect("the iothread runs")
+    }
+
+    #[test]
+    fn writes_syncs_and_reads_back() {
+        let file = tempfile::tempfile().unwrap();
+        run(&default_iothread(), || async move {
+            let (mut a, mut b) = (vec![1u8; 4096], vec![2u8; 512]);
+            let iov = [iovec(&mut a), iovec(&mut b)];
+            // SAFETY: the buffers outlive the await.
+            let written = unsafe { ring::writev(file.as_fd(), &iov, 1000, 0) }.await;
+            assert_eq!(written.unwrap(), 4608);
+            assert_eq!(ring::fsync(file.as_fd(), true).await.unwrap(), 0);
+            assert_eq!(ring::fsync(file.as_fd(), false).await.unwrap(), 0);
+            let mut all = vec![9u8; 6000];
+            let iov = [iovec(&mut all)];
+            // SAFETY: the buffer outlives the await.
+            let read = unsafe { ring::readv(file.as_fd(), &iov, 0) }.await;
+            assert_eq!(read.unwrap(), 5608);
+            assert!(all[..1000].iter().all(|&byte| byte == 0));
+            assert!(all[1000..5096].iter().all(|&byte| byte == 1));
+            assert!(all[5096..5608].iter().all(|&byte| byte == 2));
+            assert!(all[5608..].iter().all(|&byte| byte == 9));
+        });
+    }
+
+    #[test]
+    fn a_single_buffer_honours_rw_flags() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(b"0123").unwrap();
+        let mut file = run(&default_iothread(), || async move {
+            let mut tail = *b"45";
+            let iov = [iovec(&mut tail)];
+            // SAFETY: the buffer outlives the await.
+            let op = unsafe { ring::writev(file.as_fd(), &iov, 0, libc::RWF_APPEND) };
+            assert_eq!(op.await.unwrap(), 2);
+            file
+        });
+        file.seek(SeekFrom::Start(0)).unwrap();
+        let mut text = String::new();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "012345");
+    }
+
+    #[test]
+    fn fallocate_grows_and_punches() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 16384]).unwrap();
+        let mut file = run(&default_iothread(), || async move {
+            ring::fallocate(file.as_fd(), 0, 0, 65536).await.unwrap();
+            let punch = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+            ring::fallocate(file.as_fd(), punch, 4096, 4096)
+                .await
+                .unwrap();
+            file
+        });
+        assert_eq!(file.metadata().unwrap().len(), 65536);
+        let mut data = Vec::new();
+        file.seek(SeekFrom::Start(0)).unwrap();
+        file.read_to_end(&mut data).unwrap();
+        assert!(data[..4096].iter().all(|&byte| byte == 7));
+        assert!(data[4096..8192].iter().all(|&byte| byte == 0));
+        assert!(data[8192..16384].iter().all(|&byte| byte == 7));
+    }
+
+    #[test]
+    fn an_error_keeps_its_errno() {
+        run(&default_iothread(), || async {
+            let directory = std::fs::File::open("/").unwrap();
+            let mut buffer = [0u8; 16];
+            let iov = [iovec(&mut buffer)];
+            // SAFETY: the buffer outlives the await.
+            let error = unsafe { ring::readv(directory.as_fd(), &iov, 0) }
+                .await
+                .unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EISDIR));
+            let iov = vec![iovec(&mut buffer); 2000];
+            // SAFETY: the kernel refuses a vector this long.
+            let error = unsafe { ring::readv(directory.as_fd(), &iov, 0) }
+                .await
+                .unwrap_err();
+            assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
+        });
+    }
+
+    /// The backlog behind a full submission queue loses nothing, and completions that overflow the
+    /// completion queue are all seen.
+    #[test]
+    fn thousands_of_operations_through_a_tiny_ring() {
+        const OPS: usize = 5000;
+        let mut file = tempfile::tempfile().unwrap();
+        let content: Vec<u8> = (0..OPS * 8).map(|i| (i % 251) as u8).collect();
+        file.write_all(&content).unwrap();
+        let iothread = start(0, 1);
+        run(&iothread, || async move {
+            let file = Rc::new(file);
+            let tasks: Vec<_> = (0..OPS)
+                .map(|index| {
+                    let file = file.clone();
+                    spawn_local(async move {
+                        let mut buffer = [0u8; 8];
+                        let iov = [iovec(&mut buffer)];
+                        let offset = 8 * index as u64;
+                        // SAFETY: the buffer outlives the await.
+                        let read = unsafe { ring::readv(file.as_fd(), &iov, offset) }.await;
+                        assert_eq!(read.unwrap(), 8);
+                        buffer
+                    })
+                })
+                .collect();
+            for (index, task) in tasks.into_iter().enumerate() {
+                assert_eq!(task.await[..], content[8 * index..8 * index + 8]);
+            }
+        });
+    }
+
+    /// As above with polls, which end much later than they are submitted, all at once.
+    #[test]
+    fn completions_overflow_the_queue() {
+        const OPS: usize = 3000;
+        let event = eventfd(true);
+        run(&start(0, 1), || async move {
+            let event = Rc::new(event);
+            let tasks: Vec<_> = (0..OPS)
+                .map(|_| {
+                    let event = event.clone();
+                    spawn_local(async move {
+                        ring::poll_add(event.as_fd(), libc::POLLIN).await.unwrap()
+                    })
+                })
+                .collect();
+            time::sleep(Duration::from_millis(50)).await;
+            assert!(tasks.iter().all(|task| !task.is_finished()));
+            signal(&event);
+            for task in tasks {
+                assert_eq!(task.await, 1);
+            }
+        });
+    }
+
+    #[test]
+    fn dropping_in_flight_releases_the_buffer_and_the_descriptor() {
+        run(&default_iothread(), || async {
+            let (reader, mut writer) = std::io::pipe().unwrap();
+            let mut buffer = vec![0u8; 16];
+            {
+                let iov = [iovec(&mut buffer)];
+                // SAFETY: the operation is dropped before the buffer.
+                let mut op = Box::pin(unsafe { ring::readv(reader.as_fd(), &iov, u64::MAX) });
+                assert!(futures_poll_once(op.as_mut()).await.is_none());
+                // Handed to the kernel, where it waits for the pipe.
+                time::sleep(Duration::from_millis(5)).await;
+                drop(op);
+            }
+            // A read still in flight would take this.
+            writer.write_all(b"late").unwrap();
+            let iov = [iovec(&mut buffer)];
+            // SAFETY: the buffer outlives the await.
+            let read = unsafe { ring::readv(reader.as_fd(), &iov, u64::MAX) }.await;
+            assert_eq!(read.unwrap(), 4);
+            assert_eq!(&buffer[..4], b"late");
+        });
+    }
+
+    #[test]
+    fn dropping_before_submission_and_from_the_backlog() {
+        run(&start(0, 1), || async {
+            let event = eventfd(true);
+            let mut ops: Vec<_> = (0..20)
+                .map(|_| Box::pin(ring::poll_add(event.as_fd(), libc::POLLIN)))
+                .collect();
+            drop(ops.pop());
+            for op in &mut ops {
+                assert!(futures_poll_once(op.as_mut()).await.is_none());
+            }
+            drop(ops);
+            signal(&event);
+            let events = ring::poll_add(event.as_fd(), libc::POLLIN).await;
+            assert_eq!(events.unwrap(), 1);
+        });
+    }
+
+    #[test]
+    fn an_operation_may_change_its_waker() {
+        run(&default_iothread(), || async {
+            let event = Rc::new(eventfd(true));
+            let for_task = event.clone();
+            // Polled by this task first, then by the other.
+            let mut op = Box::pin(async move {
+                ring::poll_add(for_task.as_fd(), libc::POLLIN)
+                    .await
+                    .unwrap()
+            });
+            assert!(futures_poll_once(op.as_mut()).await.is_none());
+            let task = spawn_local(op);
+            yield_now().await;
+            signal(&event);
+            assert_eq!(task.await, 1);
+        });
+    }
+
+    #[test]
+    fn kicks_arrive_on_both_kinds_of_eventfd() {
+        for nonblock in [true, false] {
+            let iothread = default_iothread();
+            let kick = eventfd(nonblock);
+            let guest_side = kick.try_clone().unwrap();
+            let call = Arc::new(eventfd(true));
+            let call_copy = call.try_clone().unwrap();
+            iothread
+                .handle()
+                .spawn(move || async move {
+                    let mut kick = ring::EventFd::new(kick);
+                    let call: Rc<OwnedFd> = Rc::new(call_copy);
+                    loop {
+                        assert!(kick.wait().await.unwrap() > 0);
+                        ring::notify(call.clone());
+                    }
+                })
+                .unwrap();
+            for round in 0..200 {
+                if round % 20 == 0 {
+                    // Long enough for the thread to block.
+                    std::thread::sleep(Duration::from_millis(2));
+                }
+                signal(&guest_side);
+                wait_readable(&call);
+                let mut counter = [0; 8];
+                rustix::io::read(&call, &mut counter).unwrap();
+                assert_eq!(u64::from_ne_bytes(counter), 1);
+            }
+        }
+    }
+
+    #[test]
+    fn readiness_reports_what_is_there_at_the_start() {
+        run(&default_iothread(), || async {
+            let event = eventfd(true);
+            signal(&event);
+            let mut readiness = ring::Readiness::new(event, libc::POLLIN);
+            assert_eq!(readiness.ready().await.unwrap(), 1);
+            // Not again without a change.
+            let wait = readiness.ready();
+            let mut wait = std::pin::pin!(wait);
+            assert!(futures_poll_once(wait.as_mut()).await.is_none());
+            time::sleep(Duration::from_millis(5)).await;
+            assert!(futures_poll_once(wait.as_mut()).await.is_none());
+        });
+    }
+
+    #[test]
+    fn readiness_reports_errors() {
+        run(&default_iothread(), || async {
+            // Regular files are always ready; an O_PATH descriptor cannot be polled at all.
+            let path = rustix::fs::open("/", rustix::fs::OFlags::PATH, rustix::fs::Mode::empty());
+            let mut readiness = ring::Readiness::new(path.unwrap(), libc::POLLIN);
+            for _ in 0..2 {
+                let error = readiness.ready().await.unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+            }
+        });
+    }
+
+    #[test]
+    fn a_notified_descriptor_is_kept_open() {
+        let call = eventfd(true);
+        let watch = call.try_clone().unwrap();
+        run(&default_iothread(), || async move {
+            let call = Rc::new(call);
+            for _ in 0..3 {
+                ring::notify(call.clone());
+            }
+            assert_eq!(Rc::strong_count(&call), 4);
+            let weak = Rc::downgrade(&call);
+            drop(call);
+            let began = Instant::now();
+            while weak.strong_count() > 0 {
+                assert!(began.elapsed() < HANG);
+                yield_now().await;
+            }
+        });
+        let mut counter = [0; 8];
+        rustix::io::read(&watch, &mut counter).unwrap();
+        assert_eq!(u64::from_ne_bytes(counter), 3);
+    }
+
+    fn wait_readable(fd: &OwnedFd) {
+        let mut fds = [rustix::event::PollFd::new(fd, rustix::event::PollFlags::IN)];
+        let timeout = rustix::event::Timespec {
+            tv_sec: 30,
+            tv_nsec: 0,
+        };
+        assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)).unwrap(), 1);
+    }
+
+    async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+        std::future::poll_fn(|cx| {
+            std::task::Poll::Ready(match future.as_mut().poll(cx) {
+                std::task::Poll::Ready(result) => Some(result),
+                std::task::Poll::Pending => None,
+            })
+        })
+        .await
+    }
+}
