@@ -4,6 +4,7 @@ use std::time::SystemTime;
 
 use crate::error::Cause;
 use crate::error_policy::{Action, Direction};
+use crate::io_status::Status;
 use crate::request::Operation;
 
 /// `BLOCK_IO_ERROR`: a request failed and policy decided.
@@ -19,6 +20,8 @@ pub struct BlockIoError {
     pub action: Action,
     /// Whether the backend's I/O status is enabled; `nospace` is shown only then.
     pub status_enabled: bool,
+    /// The I/O status as a query sees it when the event goes out.
+    pub io_status: Status,
     /// Errno and class.
     pub cause: Cause,
     /// The operation that failed.

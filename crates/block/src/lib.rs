@@ -1,19 +1,44 @@
 //! The block layer: requests, error policy, I/O status, held requests, run control.
+//!
+//! An export talks to a [`Backend`]. Its part on an iothread, [`LocalBackend`], executes requests
+//! on a [`Node`] and asks its [`gate::Gate`] what becomes of each; [`run_control::RunControl`] owns
+//! everything that concerns more than one iothread. The state machines are pure
+//! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`control`] and
+//! [`local`] run them.
 
+pub mod backend;
+pub mod control;
 pub mod error;
 pub mod error_policy;
 pub mod event;
+pub mod export;
 pub mod fault;
 pub mod future;
+pub mod gate;
+pub mod graph;
+pub mod hold;
 pub mod io_status;
+pub mod local;
 pub mod node;
+pub mod registry;
 pub mod request;
+pub mod run_control;
+pub mod stats;
 
+pub use backend::{Backend, Drained};
+pub use control::{Control, ControlTask, block_on, control};
 pub use error::{BlockError, Cause, ErrorKind, Result};
 pub use error_policy::{Action, Direction, OnError, Policy};
 pub use event::{BlockIoError, Event, EventKind, Observer};
+pub use export::{BoxFuture, Export};
 pub use fault::FaultPlan;
 pub use future::IoFuture;
+pub use gate::{Fault, HoldScope};
+pub use graph::{Graph, GraphError};
 pub use io_status::{IoStatus, Status};
+pub use local::{Client, LocalBackend, Unmapped};
 pub use node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo};
+pub use registry::{Registry, RegistryError};
 pub use request::{Io, Operation, Request, Tag};
+pub use run_control::{BackendId, LocalId, Refusal, RunState};
+pub use stats::{BackendStats, ClassStats};

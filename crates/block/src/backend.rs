@@ -1,0 +1,199 @@
+//! A backend (QEMU's BlockBackend): what an export talks to.
+//!
+//! This is the part of it that the control plane holds; [`crate::LocalBackend`] is the part that
+//! lives on an iothread and sees the requests.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use iothread::mailbox::{self, Sender};
+
+use crate::control::{Control, LocalMessage};
+use crate::error_policy::Policy;
+use crate::gate::HoldScope;
+use crate::node::Node;
+use crate::run_control::{BackendConfig, BackendId, LocalId};
+use crate::stats::{Accounting, BackendStats};
+
+/// One export's access to its root node: error policy, I/O status, held requests, accounting.
+#[derive(Debug)]
+pub struct Backend {
+    id: BackendId,
+    device: Arc<str>,
+    node: Arc<Node>,
+    policy: Policy,
+    scope: HoldScope,
+    control: Control,
+    accounting: Accounting,
+    locals: Mutex<Vec<(LocalId, Sender<LocalMessage>)>>,
+}
+
+impl Backend {
+    /// A backend for the export `device` on `node`. None: the daemon ends.
+    pub async fn new(
+        control: &Control,
+        device: &str,
+        node: Arc<Node>,
+        policy: Policy,
+        scope: HoldScope,
+    ) -> Option<Arc<Self>> {
+        let device: Arc<str> = device.into();
+        let config = BackendConfig {
+            device: Arc::clone(&device),
+            node: Arc::clone(node.name()),
+            policy,
+            scope,
+        };
+        let root = Arc::clone(&node);
+        let id = control
+            .call(move |state, wiring| {
+                let id = state.add_backend(config);
+                wiring.add_backend(id, root);
+                id
+            })
+            .await?;
+        Some(Arc::new(Self {
+            id,
+            device,
+            node,
+            policy,
+            scope,
+            control: control.clone(),
+            accounting: Accounting::default(),
+            locals: Mutex::default(),
+        }))
+    }
+
+    /// Its identity in run control.
+    pub fn id(&self) -> BackendId {
+        self.id
+    }
+
+    /// The export's id.
+    pub fn device(&self) -> &Arc<str> {
+        &self.device
+    }
+
+    /// The root node.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// The error policy it was made with.
+    pub fn policy(&self) -> Policy {
+        self.policy
+    }
+
+    /// What a stop error freezes.
+    pub fn scope(&self) -> HoldScope {
+        self.scope
+    }
+
+    /// Run control.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// The counters, summed over all iothreads.
+    pub fn stats(&self) -> BackendStats {
+        self.accounting.read()
+    }
+
+    pub(crate) fn accounting(&self) -> &Accounting {
+        &self.accounting
+    }
+
+    /// A client with a fresh life of the device: the I/O status is enabled and reset, what was held
+    /// is dropped, latched flush failures are void. When this returns, nothing of the former life
+    /// is in flight. Returns the new generation; none: the daemon ends.
+    pub async fn attach(self: &Arc<Self>) -> Option<u64> {
+        let id = self.id;
+        let generation = self
+            .control
+            .call(move |state, wiring| state.attach(id, wiring))
+            .await??;
+        self.settle().await;
+        for node in self.node.subtree() {
+            node.driver().client_reset();
+        }
+        Some(generation)
+    }
+
+    /// The device is gone: what was held is dropped and the I/O status disabled. When this returns,
+    /// nothing of it is in flight.
+    pub async fn detach(self: &Arc<Self>) {
+        let id = self.id;
+        self.control
+            .call(move |state, wiring| state.detach(id, wiring))
+            .await;
+        self.settle().await;
+    }
+
+    /// Run control forgets the backend. Its parts must have been closed.
+    pub async fn remove(&self) {
+        let id = self.id;
+        self.control
+            .call(move |state, wiring| {
+                state.remove_backend(id);
+                wiring.remove_backend(id);
+            })
+            .await;
+    }
+
+    /// Starts nothing any more and waits until nothing is in flight. Held requests are not waited
+    /// for.
+    pub async fn drain(self: &Arc<Self>) -> Drained {
+        let (done, mut drained) = mailbox::channel();
+        let locals = self.locals();
+        for (_, sender) in &locals {
+            // A part that has just ended has nothing in flight.
+            let _ = sender.send(LocalMessage::DrainBegin { done: done.clone() });
+        }
+        let guard = Drained { locals };
+        drop(done);
+        while drained.recv().await.is_some() {}
+        guard
+    }
+
+    /// Waits until every part has taken note of what run control has told it so far, and what was
+    /// in flight then has ended.
+    async fn settle(self: &Arc<Self>) {
+        drop(self.drain().await);
+    }
+
+    fn locals(&self) -> Vec<(LocalId, Sender<LocalMessage>)> {
+        self.locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    pub(crate) fn add_local(&self, id: LocalId, sender: Sender<LocalMessage>) {
+        self.locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push((id, sender));
+    }
+
+    pub(crate) fn remove_local(&self, id: LocalId) {
+        self.locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .retain(|(of, _)| *of != id);
+    }
+}
+
+/// Nothing of a backend starts as long as this exists.
+#[derive(Debug)]
+#[must_use]
+pub struct Drained {
+    locals: Vec<(LocalId, Sender<LocalMessage>)>,
+}
+
+impl Drop for Drained {
+    fn drop(&mut self) {
+        for (_, sender) in &self.locals {
+            // A part that has ended since then needs no word.
+            let _ = sender.send(LocalMessage::DrainEnd);
+        }
+    }
+}

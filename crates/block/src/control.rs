@@ -1,0 +1,282 @@
+//! The run control task: one owner of [`RunControl`], one message at a time.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::future::Future;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::Thread;
+
+use iothread::mailbox::{self, Receiver, Sender};
+
+use crate::event::{Event, Observer};
+use crate::node::Node;
+use crate::run_control::{
+    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Reported, Resolved, RunControl,
+};
+
+/// A command: it runs as one message of run control.
+pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
+
+/// What run control receives: failures from iothreads, commands from everywhere else.
+pub enum Message {
+    /// A request is held.
+    Failed(Failed),
+    /// A request was reported or ignored.
+    Reported(Reported),
+    /// A request is no longer held.
+    Resolved(Resolved),
+    /// A command.
+    Command(Command),
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Failed(failed) => failed.fmt(f),
+            Self::Reported(reported) => reported.fmt(f),
+            Self::Resolved(resolved) => resolved.fmt(f),
+            Self::Command(_) => f.write_str("Command"),
+        }
+    }
+}
+
+/// What a backend's part on an iothread receives.
+#[derive(Debug)]
+pub enum LocalMessage {
+    /// From run control.
+    Gate(GateMessage),
+    /// Start nothing any more; `done` is dropped when nothing is in flight.
+    DrainBegin {
+        /// Dropped when drained.
+        done: Sender<()>,
+    },
+    /// Ends one `DrainBegin`.
+    DrainEnd,
+}
+
+/// Whom run control's effects reach.
+#[derive(Default)]
+pub struct Wiring {
+    locals: HashMap<LocalId, Sender<LocalMessage>>,
+    nodes: HashMap<BackendId, Arc<Node>>,
+    observers: Vec<Arc<dyn Observer>>,
+}
+
+impl Wiring {
+    /// Makes a part of a backend reachable.
+    pub fn add_local(&mut self, local: LocalId, sender: Sender<LocalMessage>) {
+        self.locals.insert(local, sender);
+    }
+
+    /// Forgets it: its receiver ends.
+    pub fn remove_local(&mut self, local: LocalId) {
+        self.locals.remove(&local);
+    }
+
+    /// Names the root node of a backend.
+    pub fn add_backend(&mut self, backend: BackendId, node: Arc<Node>) {
+        self.nodes.insert(backend, node);
+    }
+
+    /// Forgets it.
+    pub fn remove_backend(&mut self, backend: BackendId) {
+        self.nodes.remove(&backend);
+    }
+
+    /// From now on `observer` gets every event.
+    pub fn observe(&mut self, observer: Arc<dyn Observer>) {
+        self.observers.push(observer);
+    }
+
+    /// Why a node refuses `cont`, for the nodes of one backend or of all.
+    pub fn cont_blocker(&self, backend: Option<BackendId>) -> Option<String> {
+        let mut ids: Vec<_> = self.nodes.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter(|&id| backend.is_none_or(|only| only == id))
+            .flat_map(|id| self.nodes[&id].subtree())
+            .find_map(|node| node.driver().cont_blocker())
+    }
+}
+
+impl fmt::Debug for Wiring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wiring")
+            .field("locals", &self.locals.len())
+            .field("observers", &self.observers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Effects for Wiring {
+    fn event(&mut self, event: Event) {
+        self.observers.retain(|observer| observer.event(&event));
+    }
+
+    fn post(&mut self, local: LocalId, message: GateMessage) {
+        if let Some(sender) = self.locals.get(&local) {
+            // An error means that the part has just ended: it holds nothing any more.
+            let _ = sender.send(LocalMessage::Gate(message));
+        }
+    }
+}
+
+/// Access to run control from any thread.
+#[derive(Clone, Debug)]
+pub struct Control {
+    sender: Sender<Message>,
+    state: Arc<Mutex<RunControl>>,
+    last_local: Arc<AtomicU64>,
+}
+
+/// The task; run it on the control plane's executor.
+#[derive(Debug)]
+pub struct ControlTask {
+    receiver: Receiver<Message>,
+    state: Arc<Mutex<RunControl>>,
+    wiring: Wiring,
+}
+
+/// Run control and the task that serves it.
+pub fn control() -> (Control, ControlTask) {
+    let (sender, receiver) = mailbox::channel();
+    let state = Arc::new(Mutex::new(RunControl::new()));
+    (
+        Control {
+            sender,
+            state: Arc::clone(&state),
+            last_local: Arc::default(),
+        },
+        ControlTask {
+            receiver,
+            state,
+            wiring: Wiring::default(),
+        },
+    )
+}
+
+impl ControlTask {
+    /// Serves until every [`Control`] is gone.
+    pub async fn run(mut self) {
+        while let Some(message) = self.receiver.recv().await {
+            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+            match message {
+                Message::Failed(failed) => state.failed(&failed, &mut self.wiring),
+                Message::Reported(reported) => state.reported(&reported, &mut self.wiring),
+                Message::Resolved(resolved) => state.resolved(resolved),
+                Message::Command(command) => command(&mut state, &mut self.wiring),
+            }
+        }
+    }
+}
+
+impl Control {
+    /// Reads the state between two messages. `f` must be short and must not call run control.
+    pub fn read<R>(&self, f: impl FnOnce(&RunControl) -> R) -> R {
+        f(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Runs `f` as one message of run control. None: the task has ended.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut RunControl, &mut Wiring) -> R + Send + 'static,
+    ) -> Option<R> {
+        let (reply, mut answer) = mailbox::channel();
+        let command = Box::new(move |state: &mut RunControl, wiring: &mut Wiring| {
+            // Whoever has stopped waiting needs no answer.
+            let _ = reply.send(f(state, wiring));
+        });
+        self.sender.send(Message::Command(command)).ok()?;
+        answer.recv().await
+    }
+
+    /// As [`Self::call`], for threads without an executor. Never call it on the thread that runs
+    /// the task: it would wait for itself.
+    pub fn call_blocking<R: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut RunControl, &mut Wiring) -> R + Send + 'static,
+    ) -> Option<R> {
+        block_on(self.call(f))
+    }
+
+    /// `stop`.
+    ///
+    /// # Errors
+    /// If the daemon ends.
+    pub async fn stop(&self) -> Result<(), Refusal> {
+        self.call(|state, wiring| state.stop(wiring))
+            .await
+            .unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// `cont`.
+    ///
+    /// # Errors
+    /// If a node refuses (nothing has changed then), or if the daemon ends.
+    pub async fn cont(&self) -> Result<(), Refusal> {
+        self.call(|state, wiring| {
+            let blocker = wiring.cont_blocker(None);
+            state.cont(blocker, wiring)
+        })
+        .await
+        .unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// `x-block-export-cont`.
+    ///
+    /// # Errors
+    /// As [`Self::cont`], and if there is no such export or its hold scope is `vm`.
+    pub async fn cont_backend(&self, device: String) -> Result<(), Refusal> {
+        self.call(move |state, wiring| {
+            let blocker = state
+                .find(&device)
+                .and_then(|id| wiring.cont_blocker(Some(id)));
+            state.cont_backend(&device, blocker, wiring)
+        })
+        .await
+        .unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// From now on `observer` gets every event.
+    pub async fn observe(&self, observer: Arc<dyn Observer>) {
+        self.call(|_, wiring| wiring.observe(observer)).await;
+    }
+
+    /// Sends `event` to every observer.
+    pub async fn emit(&self, event: Event) {
+        self.call(|_, wiring| wiring.event(event)).await;
+    }
+
+    /// Where iothreads post failures.
+    pub(crate) fn sender(&self) -> &Sender<Message> {
+        &self.sender
+    }
+
+    pub(crate) fn fresh_local(&self) -> LocalId {
+        LocalId(self.last_local.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// Runs a future on the calling thread, which sleeps while it waits.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    let mut future = pin!(future);
+    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
+    let mut cx = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
+            return output;
+        }
+        std::thread::park();
+    }
+}

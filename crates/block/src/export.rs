@@ -1,0 +1,38 @@
+//! What every export has in common.
+
+use std::fmt;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use crate::backend::Backend;
+
+/// A future that may be awaited on any thread.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+
+/// A node offered to clients over a protocol.
+pub trait Export: Send + Sync + fmt::Debug {
+    /// The export's id.
+    fn id(&self) -> &str;
+
+    /// QEMU's name of the protocol: `vhost-user-blk`.
+    fn type_name(&self) -> &'static str;
+
+    /// What it talks to.
+    fn backend(&self) -> &Arc<Backend>;
+
+    /// Whether clients may write.
+    fn writable(&self) -> bool;
+
+    /// What is wrong with it, if something is: a broken queue, a client that was disconnected.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
+
+    /// The node has a new length: tell the client.
+    fn resized(&self) {}
+
+    /// Ends it: the listening socket is gone, the client disconnected, nothing is in flight and the
+    /// backend removed. What is held is neither completed nor failed.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}

@@ -1,0 +1,531 @@
+//! A backend's part on one iothread: executes requests and applies what the gate decides.
+//!
+//! Requests are executed by worker tasks. There are as many as there have ever been requests in
+//! flight at once; each is used again and again, so that a request costs no allocation.
+
+use std::cell::{Cell, RefCell};
+use std::fmt;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Poll, Waker};
+use std::time::{Instant, SystemTime};
+
+use iothread::mailbox::{self, Entry, Receiver, Sender};
+
+use crate::backend::Backend;
+use crate::control::{LocalMessage, Message};
+use crate::error::Cause;
+use crate::error_policy::Action;
+use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
+use crate::hold::SlotId;
+use crate::node::Node;
+use crate::request::{Io, Operation, Request};
+use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved};
+use crate::stats::LocalStats;
+
+/// The client's memory is not there any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unmapped;
+
+/// The export, as the block layer sees it on an iothread. Methods are called on that iothread and
+/// must not call back into [`LocalBackend`], except [`Client::resume`].
+pub trait Client {
+    /// Translates the request's buffers, as they are now, to addresses in this process, and keeps
+    /// them mapped until [`Client::unmap`]. Called before each submission; `iov` is empty.
+    ///
+    /// # Errors
+    /// If the client's memory is gone: the request is completed as the client's own fault.
+    fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped>;
+
+    /// The submission has ended; the mapping may go. Called once for each successful `map`.
+    fn unmap(&self, request: &Request);
+
+    /// The request has ended: tell the client. Called at most once for each request.
+    fn complete(&self, request: &Request, result: Result<(), Fault>);
+
+    /// The request will never be completed: the device was reset, or has no record of it any more.
+    fn dropped(&self, request: &Request);
+
+    /// What was frozen may go on: new requests may be taken from the queues.
+    fn resume(&self);
+}
+
+/// What a request slot posts to run control. Each entry carries one message at a time.
+#[derive(Default)]
+struct SlotEntries {
+    failed: Entry<Message>,
+    resolved: Entry<Message>,
+    reported: Entry<Message>,
+    held_since: Option<Instant>,
+}
+
+#[derive(Default)]
+struct Worker {
+    ticket: Cell<Option<Ticket>>,
+    waker: Cell<Option<Waker>>,
+}
+
+struct Inner {
+    backend: Arc<Backend>,
+    id: LocalId,
+    client: Rc<dyn Client>,
+    node: Arc<Node>,
+    gate: RefCell<Gate>,
+    entries: RefCell<Vec<SlotEntries>>,
+    idle_workers: RefCell<Vec<Rc<Worker>>>,
+    /// Woken whenever a request ends.
+    ended: RefCell<Vec<Waker>>,
+    closed: Cell<bool>,
+    stats: Arc<LocalStats>,
+    control: Sender<Message>,
+}
+
+/// A backend on one iothread. Clones are the same part.
+#[derive(Clone)]
+pub struct LocalBackend(Rc<Inner>);
+
+impl fmt::Debug for LocalBackend {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalBackend")
+            .field("device", self.0.backend.device())
+            .field("gate", &self.0.gate)
+            .finish_non_exhaustive()
+    }
+}
+
+impl LocalBackend {
+    /// Opens the part of `backend` on the calling iothread, for `queues` queues (numbered from 0)
+    /// and `slots` requests at once. None: the daemon ends.
+    pub async fn open(
+        backend: &Arc<Backend>,
+        client: Rc<dyn Client>,
+        queues: u16,
+        slots: u32,
+    ) -> Option<Self> {
+        let control = backend.control();
+        let id = control.fresh_local();
+        let (sender, receiver) = mailbox::channel();
+        backend.add_local(id, sender.clone());
+        let inner = Rc::new(Inner {
+            backend: Arc::clone(backend),
+            id,
+            client,
+            node: Arc::clone(backend.node()),
+            gate: RefCell::new(Gate::new(backend.policy(), backend.scope(), queues, slots)),
+            entries: RefCell::default(),
+            idle_workers: RefCell::default(),
+            ended: RefCell::default(),
+            closed: Cell::new(false),
+            stats: backend.accounting().register(),
+            control: control.sender().clone(),
+        });
+        let this = Self(inner);
+        let of = backend.id();
+        let known = control
+            .call(move |state, wiring| {
+                wiring.add_local(id, sender);
+                state.add_local(of, id, wiring).is_ok()
+            })
+            .await;
+        if known != Some(true) {
+            backend.remove_local(id);
+            return None;
+        }
+        iothread::spawn_local(this.clone().serve(receiver)).detach();
+        Some(this)
+    }
+
+    /// Whether a new request may be taken from `queue` now. If not, [`Client::resume`] is called
+    /// when it may.
+    pub fn may_pop(&self, queue: u16) -> bool {
+        self.0.gate.borrow().may_pop(queue)
+    }
+
+    /// Takes a request in: executes it now, or parks it until its turn comes.
+    ///
+    /// The client has checked its form; whether the range exists is checked here, at each
+    /// submission, because the node may be resized meanwhile.
+    pub fn submit(&self, request: Request) {
+        let admission = self.0.gate.borrow_mut().admit(request);
+        self.provide_entries();
+        match admission {
+            Admission::Start(ticket) => self.dispatch(ticket),
+            Admission::Parked => self.start_ready(),
+        }
+    }
+
+    /// A request that made no sense was refused by the client itself: counts it.
+    pub fn invalid(&self, op: Operation) {
+        self.0.stats.invalid(op, Instant::now());
+    }
+
+    /// Starts nothing of `queue` any more and waits until nothing of it is in flight. What waits
+    /// keeps waiting.
+    pub async fn stop_queue(&self, queue: u16) {
+        self.0.gate.borrow_mut().stop_queue(queue);
+        self.until(|gate| gate.queue_in_flight(queue) == 0).await;
+    }
+
+    /// Takes `queue` up again.
+    pub fn start_queue(&self, queue: u16) {
+        self.0.gate.borrow_mut().start_queue(queue);
+        self.pump();
+    }
+
+    /// The waiting requests of `queue`, held ones included.
+    pub fn waiting(&self, queue: u16) -> Vec<Request> {
+        let gate = self.0.gate.borrow();
+        let held = gate.held().map(|held| held.request);
+        held.chain(gate.waiting())
+            .filter(|request| request.tag.queue == queue)
+            .collect()
+    }
+
+    /// Drops the waiting requests of `queue` whose head `keep` does not accept.
+    pub fn retain(&self, queue: u16, keep: impl FnMut(u16) -> bool) {
+        let removed = self.0.gate.borrow_mut().retain(queue, keep);
+        self.forget(&removed);
+        self.pump();
+    }
+
+    /// Ends this part: what waits is dropped; returns when nothing is in flight.
+    pub async fn close(self) {
+        self.0.closed.set(true);
+        let removed = {
+            let mut gate = self.0.gate.borrow_mut();
+            let generation = gate.generation();
+            // Not a generation that run control would ever give: in flight requests end unseen.
+            gate.reset(generation.wrapping_sub(1))
+        };
+        self.forget(&removed);
+        self.until(|gate| gate.in_flight() == 0).await;
+        for worker in self.0.idle_workers.borrow_mut().drain(..) {
+            if let Some(waker) = worker.waker.take() {
+                waker.wake();
+            }
+        }
+        let (backend, id) = (self.0.backend.id(), self.0.id);
+        self.0.backend.remove_local(id);
+        self.0
+            .backend
+            .control()
+            .call(move |state, wiring| {
+                state.remove_local(backend, id);
+                wiring.remove_local(id);
+            })
+            .await;
+    }
+
+    async fn serve(self, mut receiver: Receiver<LocalMessage>) {
+        while let Some(message) = receiver.recv().await {
+            match message {
+                LocalMessage::Gate(message) => self.obey(message),
+                LocalMessage::DrainBegin { done } => {
+                    self.0.gate.borrow_mut().drain_begin();
+                    let this = self.clone();
+                    // Beside this loop: other messages must not wait for the drain.
+                    iothread::spawn_local(async move {
+                        this.until(|gate| gate.in_flight() == 0).await;
+                        drop(done);
+                    })
+                    .detach();
+                }
+                LocalMessage::DrainEnd => {
+                    self.0.gate.borrow_mut().drain_end();
+                    self.pump();
+                }
+            }
+        }
+    }
+
+    fn obey(&self, message: GateMessage) {
+        let mut gate = self.0.gate.borrow_mut();
+        if self.0.closed.get() {
+            return;
+        }
+        match message {
+            GateMessage::Freeze { epoch } => {
+                gate.freeze(epoch);
+            }
+            GateMessage::FreezeBackend { epoch } => {
+                gate.freeze_backend(epoch);
+            }
+            GateMessage::Release { epoch, upto } => {
+                gate.release(epoch, upto);
+            }
+            GateMessage::ReleaseBackend { epoch, upto } => {
+                gate.release_backend(epoch, upto);
+            }
+            GateMessage::SetPolicy(policy) => gate.set_policy(policy),
+            GateMessage::Reset { generation } => {
+                let removed = gate.reset(generation);
+                drop(gate);
+                self.forget(&removed);
+                self.pump();
+                return;
+            }
+            GateMessage::FailHeldFlushes => {
+                let removed = gate.take_held_flushes();
+                let generation = gate.generation();
+                drop(gate);
+                let now = Instant::now();
+                for entry in &removed {
+                    self.0.stats.failed(entry.request.op, now, now);
+                    self.resolve(entry.slot, generation, entry.order);
+                    self.renew(entry.slot);
+                    let fault = Fault::Io(Cause::of_errno(libc::EIO));
+                    self.0.client.complete(&entry.request, Err(fault));
+                }
+                self.pump();
+                return;
+            }
+        }
+        drop(gate);
+        self.pump();
+    }
+
+    /// Starts everything whose turn has come, and lets new requests in if nothing is frozen.
+    fn pump(&self) {
+        self.start_ready();
+        if !self.0.gate.borrow().is_frozen() {
+            self.0.client.resume();
+        }
+    }
+
+    fn start_ready(&self) {
+        loop {
+            let next = self.0.gate.borrow_mut().next_ready();
+            let Some(ticket) = next else { break };
+            self.dispatch(ticket);
+        }
+    }
+
+    fn dispatch(&self, ticket: Ticket) {
+        let idle = self.0.idle_workers.borrow_mut().pop();
+        if let Some(worker) = idle {
+            worker.ticket.set(Some(ticket));
+            if let Some(waker) = worker.waker.take() {
+                waker.wake();
+            }
+        } else {
+            let worker = Rc::new(Worker::default());
+            worker.ticket.set(Some(ticket));
+            iothread::spawn_local(self.clone().work(worker)).detach();
+        }
+    }
+
+    async fn work(self, worker: Rc<Worker>) {
+        let mut iov = Vec::new();
+        loop {
+            let next = poll_fn(|cx| match worker.ticket.take() {
+                Some(ticket) => Poll::Ready(Some(ticket)),
+                None if self.0.closed.get() => Poll::Ready(None),
+                None => {
+                    worker.waker.set(Some(cx.waker().clone()));
+                    Poll::Pending
+                }
+            });
+            let Some(ticket) = next.await else { return };
+            self.execute(ticket, &mut iov).await;
+            self.0.idle_workers.borrow_mut().push(Rc::clone(&worker));
+        }
+    }
+
+    async fn execute(&self, ticket: Ticket, iov: &mut Vec<libc::iovec>) {
+        let inner = &*self.0;
+        let request = *ticket.request();
+        let started = Instant::now();
+        iov.clear();
+        let fault = inner
+            .node
+            .check(request.op, request.offset, request.bytes)
+            .is_err()
+            || inner.client.map(&request, iov).is_err();
+        let outcome = if fault {
+            Outcome::GuestFault
+        } else {
+            let held_since = inner.entries.borrow_mut()[ticket.slot().index()]
+                .held_since
+                .take();
+            if let Some(since) = held_since {
+                inner.stats.unheld(started.saturating_duration_since(since));
+            }
+            inner.stats.attempt();
+            let io = Io {
+                op: request.op,
+                offset: request.offset,
+                bytes: request.bytes,
+                iov,
+                fua: false,
+            };
+            let result = inner.node.driver().submit(io).await;
+            inner.client.unmap(&request);
+            match result {
+                Ok(()) => {
+                    if request.op.modifies() {
+                        inner.node.wrote(request.end());
+                    }
+                    Outcome::Ok
+                }
+                Err(error) => {
+                    tracing::debug!(device = %inner.backend.device(), %error, "request failed");
+                    Outcome::Error(error.cause())
+                }
+            }
+        };
+        self.finish(ticket, outcome, started);
+    }
+
+    /// From the end of a request to hold, freeze and message, or to its completion, without a
+    /// pause in between.
+    fn finish(&self, ticket: Ticket, outcome: Outcome, started: Instant) {
+        let inner = &*self.0;
+        let (slot, request) = (ticket.slot(), *ticket.request());
+        let (verdict, generation, order) = {
+            let mut gate = inner.gate.borrow_mut();
+            let (generation, order) = (gate.generation(), gate.order(slot));
+            (gate.finish(ticket, outcome), generation, order)
+        };
+        match verdict {
+            Verdict::Held { seq, cause } => {
+                inner.stats.held();
+                let mut entries = inner.entries.borrow_mut();
+                let entries = &mut entries[slot.index()];
+                entries.held_since = Some(Instant::now());
+                let failed = Failed {
+                    backend: inner.backend.id(),
+                    local: inner.id,
+                    generation,
+                    seq,
+                    order,
+                    request,
+                    cause,
+                    at: SystemTime::now(),
+                };
+                self.post(&entries.failed, Message::Failed(failed));
+            }
+            Verdict::Dropped => inner.client.dropped(&request),
+            Verdict::Complete {
+                result,
+                reported,
+                was_held,
+            } => {
+                let now = Instant::now();
+                match result {
+                    Ok(()) => inner.stats.done(request.op, request.bytes, started, now),
+                    Err(Fault::Io(_)) => inner.stats.failed(request.op, started, now),
+                    Err(Fault::Guest) => inner.stats.invalid(request.op, now),
+                }
+                if let Some((action, cause)) = reported {
+                    self.report(slot, generation, request, action, cause);
+                }
+                if was_held {
+                    self.resolve(slot, generation, order);
+                }
+                inner.client.complete(&request, result);
+            }
+        }
+        for waker in inner.ended.borrow_mut().drain(..) {
+            waker.wake();
+        }
+        if inner.gate.borrow().has_waiting() {
+            self.start_ready();
+        }
+    }
+
+    fn report(
+        &self,
+        slot: SlotId,
+        generation: u64,
+        request: Request,
+        action: Action,
+        cause: Cause,
+    ) {
+        let entries = self.0.entries.borrow();
+        let entry = &entries[slot.index()].reported;
+        if entry.is_queued() {
+            self.0.stats.event_merged();
+            return;
+        }
+        let backend = self.0.backend.id();
+        let at = SystemTime::now();
+        let reported = Reported {
+            backend,
+            generation,
+            request,
+            action,
+            cause,
+            at,
+        };
+        self.post(entry, Message::Reported(reported));
+    }
+
+    fn resolve(&self, slot: SlotId, generation: u64, order: u64) {
+        let entries = self.0.entries.borrow();
+        let resolved = Resolved {
+            backend: self.0.backend.id(),
+            local: self.0.id,
+            generation,
+            order,
+        };
+        self.post(&entries[slot.index()].resolved, Message::Resolved(resolved));
+    }
+
+    /// Posts in an entry that is free: a retry starts only after run control has taken the message
+    /// that told of the failure, and messages are taken in order; a slot that is given up earlier
+    /// gets fresh entries ([`Self::renew`]).
+    fn post(&self, entry: &Entry<Message>, message: Message) {
+        let posted = self.0.control.post(entry, message);
+        debug_assert!(
+            posted.is_ok() || self.0.control.is_closed(),
+            "the entry is still queued"
+        );
+    }
+
+    /// What was waiting in these slots is gone without having been executed to its end.
+    fn forget(&self, removed: &[Removed]) {
+        let generation = self.0.gate.borrow().generation();
+        for entry in removed {
+            if entry.was_held {
+                self.resolve(entry.slot, generation, entry.order);
+            }
+            self.renew(entry.slot);
+            self.0.client.dropped(&entry.request);
+        }
+    }
+
+    /// Gives a slot entries that are free, whatever its former request has posted.
+    fn renew(&self, slot: SlotId) {
+        let entries = &mut self.0.entries.borrow_mut()[slot.index()];
+        if let Some(since) = entries.held_since.take() {
+            self.0.stats.unheld(since.elapsed());
+        }
+        for entry in [&mut entries.failed, &mut entries.resolved] {
+            if entry.is_queued() {
+                *entry = Entry::new();
+            }
+        }
+    }
+
+    /// Provides for as many slots as the gate has, before anything can fail in them.
+    fn provide_entries(&self) {
+        let slots = self.0.gate.borrow().slots();
+        let mut entries = self.0.entries.borrow_mut();
+        while entries.len() < slots {
+            entries.push(SlotEntries::default());
+        }
+    }
+
+    /// Waits until `condition` holds; asked again whenever a request ends.
+    async fn until(&self, condition: impl Fn(&Gate) -> bool) {
+        poll_fn(|cx| {
+            if condition(&self.0.gate.borrow()) {
+                return Poll::Ready(());
+            }
+            self.0.ended.borrow_mut().push(cx.waker().clone());
+            Poll::Pending
+        })
+        .await;
+    }
+}

@@ -1,0 +1,271 @@
+//! Everything that has a name: nodes and exports, and the operations that concern several.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iothread::mailbox::{self, Receiver, Sender};
+
+use crate::backend::Backend;
+use crate::control::Control;
+use crate::error::BlockError;
+use crate::event::{Event, EventKind};
+use crate::export::Export;
+use crate::graph::{Graph, GraphError};
+use crate::node::Node;
+
+/// Why an operation on a node or an export is refused; nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No such node, or a name that is taken.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// An export id that is taken.
+    #[error("Block export id '{0}' is already in use")]
+    DuplicateExport(String),
+    /// No such export.
+    #[error("Export '{0}' is not found")]
+    NoExport(String),
+    /// A held request would not fit any more.
+    #[error(
+        "Cannot resize node '{node}' to {size} bytes: export '{export}' holds a {operation} of \
+         {bytes} bytes at offset {offset}, which ends beyond that; let it go on ('cont') or reset \
+         the device first"
+    )]
+    Held {
+        /// The node.
+        node: String,
+        /// The size asked for, in bytes.
+        size: u64,
+        /// The export whose request it is.
+        export: String,
+        /// What the request does.
+        operation: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// There is no latched failure to accept.
+    #[error("Node '{0}' has no failed flush: there is no loss to accept")]
+    NoLoss(String),
+    /// The driver refused.
+    #[error("{0}")]
+    Driver(#[from] BlockError),
+    /// The daemon ends.
+    #[error("The daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Nodes, exports and run control of one daemon.
+#[derive(Debug)]
+pub struct Registry {
+    control: Control,
+    graph: Mutex<Graph>,
+    exports: Mutex<Vec<Arc<dyn Export>>>,
+    quit: Sender<&'static str>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Registry {
+    /// An empty registry, and where [`Self::quit`] is heard.
+    pub fn new(control: Control) -> (Arc<Self>, Receiver<&'static str>) {
+        let (quit, heard) = mailbox::channel();
+        let registry = Self {
+            control,
+            graph: Mutex::default(),
+            exports: Mutex::default(),
+            quit,
+        };
+        (Arc::new(registry), heard)
+    }
+
+    /// Run control.
+    pub fn control(&self) -> &Control {
+        &self.control
+    }
+
+    /// Asks the daemon to end; `reason` is the one of the `SHUTDOWN` event.
+    pub fn quit(&self, reason: &'static str) {
+        // Nobody listens any more: it is ending already.
+        let _ = self.quit.send(reason);
+    }
+
+    /// The graph, locked: keep it shortly.
+    pub fn graph(&self) -> MutexGuard<'_, Graph> {
+        lock(&self.graph)
+    }
+
+    /// A node.
+    ///
+    /// # Errors
+    /// If there is none of this name.
+    pub fn node(&self, name: &str) -> Result<Arc<Node>, RegistryError> {
+        Ok(self.graph().get(name)?)
+    }
+
+    /// All nodes, by name.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        self.graph().nodes().cloned().collect()
+    }
+
+    /// Takes an export in.
+    ///
+    /// # Errors
+    /// If its id is taken.
+    pub fn add_export(&self, export: Arc<dyn Export>) -> Result<(), RegistryError> {
+        let mut exports = lock(&self.exports);
+        if exports.iter().any(|known| known.id() == export.id()) {
+            return Err(RegistryError::DuplicateExport(export.id().to_owned()));
+        }
+        exports.push(export);
+        Ok(())
+    }
+
+    /// All exports, in the order of creation.
+    pub fn exports(&self) -> Vec<Arc<dyn Export>> {
+        lock(&self.exports).clone()
+    }
+
+    /// An export.
+    ///
+    /// # Errors
+    /// If there is none of this id.
+    pub fn export(&self, id: &str) -> Result<Arc<dyn Export>, RegistryError> {
+        let exports = lock(&self.exports);
+        let found = exports.iter().find(|export| export.id() == id).cloned();
+        found.ok_or_else(|| RegistryError::NoExport(id.to_owned()))
+    }
+
+    /// Ends every export, in the order of creation.
+    pub async fn close_exports(&self) {
+        let exports = std::mem::take(&mut *lock(&self.exports));
+        for export in exports {
+            export.close().await;
+            let id = export.id().to_owned();
+            let kind = EventKind::BlockExportDeleted { id };
+            self.control
+                .emit(Event {
+                    at: std::time::SystemTime::now(),
+                    kind,
+                })
+                .await;
+        }
+    }
+
+    /// The backends whose requests reach `node`.
+    pub fn backends_above(&self, node: &Arc<Node>) -> Vec<Arc<Backend>> {
+        let reaches = |export: &&Arc<dyn Export>| {
+            export
+                .backend()
+                .node()
+                .subtree()
+                .iter()
+                .any(|below| Arc::ptr_eq(below, node))
+        };
+        let exports = lock(&self.exports);
+        exports
+            .iter()
+            .filter(reaches)
+            .map(|export| Arc::clone(export.backend()))
+            .collect()
+    }
+
+    /// Changes the length of a node, drained, and tells the exports on it.
+    ///
+    /// # Errors
+    /// If there is no such node, if a held request would end beyond `size`, or if the driver
+    /// refuses.
+    pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
+        let node = self.node(name)?;
+        let backends = self.backends_above(&node);
+        let mut drained = Vec::with_capacity(backends.len());
+        for backend in &backends {
+            drained.push(backend.drain().await);
+        }
+        // Failures were posted before the drain was answered: after this call run control has
+        // taken them all.
+        let ids: Vec<_> = backends.iter().map(|backend| backend.id()).collect();
+        let beyond = self
+            .control
+            .call(move |state, _| {
+                ids.into_iter()
+                    .filter_map(|id| state.backend(id))
+                    .find_map(|backend| {
+                        let export = backend.config().device.to_string();
+                        let mut held = backend.held().map(|held| held.request);
+                        held.find(|request| request.end() > size)
+                            .map(|request| (export, request))
+                    })
+            })
+            .await
+            .ok_or(RegistryError::ShuttingDown)?;
+        if let Some((export, request)) = beyond {
+            return Err(RegistryError::Held {
+                node: name.to_owned(),
+                size,
+                export,
+                operation: request.op.name(),
+                offset: request.offset,
+                bytes: request.bytes,
+            });
+        }
+        blocking(move || node.driver().resize(size))
+            .await
+            .ok_or(RegistryError::ShuttingDown)??;
+        drop(drained);
+        for export in self.exports() {
+            if backends
+                .iter()
+                .any(|backend| Arc::ptr_eq(backend, export.backend()))
+            {
+                export.resized();
+            }
+        }
+        Ok(())
+    }
+
+    /// Completes the flushes that are held because of a latched failure of `name` with an error,
+    /// and clears the latch.
+    ///
+    /// # Errors
+    /// If there is no such node, or no latched failure.
+    pub async fn accept_loss(&self, name: &str) -> Result<(), RegistryError> {
+        let node = self.node(name)?;
+        let ids: Vec<_> = self
+            .backends_above(&node)
+            .iter()
+            .map(|backend| backend.id())
+            .collect();
+        let name = name.to_owned();
+        self.control
+            .call(move |state, wiring| {
+                if node.driver().cont_blocker().is_none() {
+                    return Err(RegistryError::NoLoss(name));
+                }
+                // First the flushes: a release that follows the cleared latch must not find them,
+                // or they would be retried and succeed although the data is lost.
+                for id in ids {
+                    state.fail_held_flushes(id, wiring);
+                }
+                node.driver().accept_loss();
+                Ok(())
+            })
+            .await
+            .unwrap_or(Err(RegistryError::ShuttingDown))
+    }
+}
+
+/// Runs `f`, which may block shortly, beside the control plane.
+async fn blocking<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+    let (reply, mut answer) = mailbox::channel();
+    let thread = std::thread::Builder::new()
+        .name("block-resize".to_owned())
+        .spawn(move || {
+            // Whoever asked waits for the answer, or has ended.
+            let _ = reply.send(f());
+        });
+    thread.ok()?;
+    answer.recv().await
+}

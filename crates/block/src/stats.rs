@@ -1,0 +1,289 @@
+//! Accounting: the counters of `query-blockstats`, and what goes beyond them.
+//!
+//! Each part of a backend counts on its own iothread, without locked instructions: one writer, any
+//! number of readers. A request counts once, when it ends for its client; attempts and holds are
+//! counted apart.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use crate::request::Operation;
+
+/// A counter with one writer.
+#[derive(Debug, Default)]
+pub struct Counter(AtomicU64);
+
+impl Counter {
+    /// Adds; only the owning thread may.
+    fn add(&self, n: u64) {
+        self.0.store(
+            self.0.load(Ordering::Relaxed).wrapping_add(n),
+            Ordering::Relaxed,
+        );
+    }
+
+    fn get(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+/// The accounting class of an operation, as QEMU has it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// Reads.
+    Rd,
+    /// Writes and write-zeroes.
+    Wr,
+    /// Flushes.
+    Flush,
+    /// Discards.
+    Unmap,
+}
+
+impl Class {
+    /// The class of an operation.
+    pub const fn of(op: Operation) -> Self {
+        match op {
+            Operation::Read => Self::Rd,
+            Operation::Write | Operation::WriteZeroes { .. } => Self::Wr,
+            Operation::Flush => Self::Flush,
+            Operation::Discard => Self::Unmap,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+struct ClassCounters {
+    bytes: Counter,
+    operations: Counter,
+    total_time_ns: Counter,
+    failed: Counter,
+    invalid: Counter,
+}
+
+/// What one part of a backend counts.
+#[derive(Debug)]
+pub struct LocalStats {
+    classes: [ClassCounters; 4],
+    attempts: Counter,
+    holds: Counter,
+    hold_time_ns: Counter,
+    events_merged: Counter,
+    /// Nanoseconds after `epoch`; 0: no access yet.
+    last_access: Counter,
+    epoch: Instant,
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+impl LocalStats {
+    /// All zero.
+    pub fn new() -> Self {
+        Self {
+            classes: Default::default(),
+            attempts: Counter::default(),
+            holds: Counter::default(),
+            hold_time_ns: Counter::default(),
+            events_merged: Counter::default(),
+            last_access: Counter::default(),
+            epoch: Instant::now(),
+        }
+    }
+
+    fn access(&self, now: Instant) {
+        let last = nanoseconds(now.saturating_duration_since(self.epoch)).max(1);
+        self.last_access.0.store(last, Ordering::Relaxed);
+    }
+
+    /// A request was submitted to storage.
+    pub fn attempt(&self) {
+        self.attempts.add(1);
+    }
+
+    /// A request ended with success (also one whose error was ignored).
+    pub fn done(&self, op: Operation, bytes: u64, started: Instant, now: Instant) {
+        let class = &self.classes[Class::of(op) as usize];
+        class.bytes.add(bytes);
+        class.operations.add(1);
+        class
+            .total_time_ns
+            .add(nanoseconds(now.saturating_duration_since(started)));
+        self.access(now);
+    }
+
+    /// A request ended with an error from storage.
+    pub fn failed(&self, op: Operation, started: Instant, now: Instant) {
+        let class = &self.classes[Class::of(op) as usize];
+        class.failed.add(1);
+        class
+            .total_time_ns
+            .add(nanoseconds(now.saturating_duration_since(started)));
+        self.access(now);
+    }
+
+    /// A request was refused because it made no sense.
+    pub fn invalid(&self, op: Operation, now: Instant) {
+        self.classes[Class::of(op) as usize].invalid.add(1);
+        self.access(now);
+    }
+
+    /// A request is held (each time it fails counts).
+    pub fn held(&self) {
+        self.holds.add(1);
+    }
+
+    /// A request is no longer held; it was for this long.
+    pub fn unheld(&self, duration: Duration) {
+        self.hold_time_ns.add(nanoseconds(duration));
+    }
+
+    /// An event under `report` or `ignore` was left out, because an earlier one of the same request
+    /// slot had not been delivered yet.
+    pub fn event_merged(&self) {
+        self.events_merged.add(1);
+    }
+}
+
+impl Default for LocalStats {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The counters of one class, summed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClassStats {
+    /// Bytes of successful requests.
+    pub bytes: u64,
+    /// Successful requests.
+    pub operations: u64,
+    /// Time from submission to end of successful and failed requests, in nanoseconds, without the
+    /// time they were held.
+    pub total_time_ns: u64,
+    /// Requests that ended with an error.
+    pub failed: u64,
+    /// Requests refused as malformed or out of range.
+    pub invalid: u64,
+}
+
+/// The counters of a backend, summed over its parts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendStats {
+    /// Reads.
+    pub rd: ClassStats,
+    /// Writes and write-zeroes.
+    pub wr: ClassStats,
+    /// Flushes.
+    pub flush: ClassStats,
+    /// Discards.
+    pub unmap: ClassStats,
+    /// Submissions to storage, retries included.
+    pub attempts: u64,
+    /// Times a request was held.
+    pub holds: u64,
+    /// Time that requests were held, in nanoseconds; counted when they go on.
+    pub hold_time_ns: u64,
+    /// Events under `report` and `ignore` that were left out.
+    pub events_merged: u64,
+    /// Time since the last request ended, if there was one.
+    pub idle: Option<Duration>,
+}
+
+impl BackendStats {
+    fn add(&mut self, local: &LocalStats) {
+        let [rd, wr, flush, unmap] = &local.classes;
+        for (sum, class) in [
+            (&mut self.rd, rd),
+            (&mut self.wr, wr),
+            (&mut self.flush, flush),
+            (&mut self.unmap, unmap),
+        ] {
+            sum.bytes += class.bytes.get();
+            sum.operations += class.operations.get();
+            sum.total_time_ns += class.total_time_ns.get();
+            sum.failed += class.failed.get();
+            sum.invalid += class.invalid.get();
+        }
+        self.attempts += local.attempts.get();
+        self.holds += local.holds.get();
+        self.hold_time_ns += local.hold_time_ns.get();
+        self.events_merged += local.events_merged.get();
+        let last = local.last_access.get();
+        if last > 0 {
+            let idle = local
+                .epoch
+                .elapsed()
+                .saturating_sub(Duration::from_nanos(last));
+            self.idle = Some(self.idle.map_or(idle, |other| other.min(idle)));
+        }
+    }
+}
+
+/// The accounting of a backend: its parts register here and stay counted when they end.
+#[derive(Debug, Default)]
+pub struct Accounting {
+    locals: Mutex<Vec<Arc<LocalStats>>>,
+}
+
+impl Accounting {
+    /// Counters for a new part.
+    pub fn register(&self) -> Arc<LocalStats> {
+        let stats = Arc::new(LocalStats::new());
+        self.locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(Arc::clone(&stats));
+        stats
+    }
+
+    /// The sum.
+    pub fn read(&self) -> BackendStats {
+        let mut sum = BackendStats::default();
+        for local in self
+            .locals
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+        {
+            sum.add(local);
+        }
+        sum
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sums_over_parts_and_classes() {
+        let accounting = Accounting::default();
+        assert_eq!(
+            accounting.read().idle,
+            None,
+            "idle time is absent before the first access"
+        );
+        let (a, b) = (accounting.register(), accounting.register());
+        let start = Instant::now();
+        let end = start + Duration::from_nanos(500);
+        a.done(Operation::Write, 4096, start, end);
+        b.done(Operation::WriteZeroes { unmap: true }, 512, start, end);
+        b.failed(Operation::Discard, start, end);
+        b.invalid(Operation::Read, end);
+        a.held();
+        a.unheld(Duration::from_nanos(70));
+        let sum = accounting.read();
+        assert_eq!(
+            (sum.wr.bytes, sum.wr.operations, sum.wr.total_time_ns),
+            (4608, 2, 1000),
+            "write-zeroes count as writes"
+        );
+        assert_eq!((sum.unmap.failed, sum.unmap.operations), (1, 0));
+        assert_eq!((sum.rd.invalid, sum.rd.operations), (1, 0));
+        assert_eq!((sum.holds, sum.hold_time_ns), (1, 70));
+        assert!(sum.idle.is_some());
+    }
+}
