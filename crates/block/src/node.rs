@@ -1,6 +1,7 @@
 //! A node: one element of the block graph, and the trait that a driver implements.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -127,6 +128,17 @@ pub trait Driver: Send + Sync + fmt::Debug {
             libc::ENOTSUP,
             "the node's driver has no quota",
         ))
+    }
+
+    /// The ranges in bytes that may hold data, ascending and disjoint; what lies between reads as
+    /// zeroes and occupies no space. May ask the storage, and is as old as its answer.
+    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
+        let length = self.length();
+        Ok(if length > 0 {
+            std::iter::once(0..length).collect()
+        } else {
+            Vec::new()
+        })
     }
 
     /// Bytes allowed and bytes allocated, where the driver limits them.
