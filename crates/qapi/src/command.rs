@@ -1,0 +1,148 @@
+//! Arguments of commands.
+
+use crate::options::{BlkdebugEvent, BlkdebugIoType};
+use serde::{Deserialize, Serialize};
+
+/// Arguments of a command that has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NoArguments {}
+
+/// Capabilities a client may ask for. There are none: `oob` is not offered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QmpCapability {}
+
+/// Arguments of `qmp_capabilities`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QmpCapabilities {
+    /// Capabilities to enable.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub enable: Option<Vec<QmpCapability>>,
+}
+
+/// Arguments of `block_resize`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockResize {
+    /// The export whose node is resized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// The node that is resized.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// The new size in bytes.
+    pub size: i64,
+}
+
+/// Arguments of `query-blockstats`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QueryBlockstats {
+    /// All nodes instead of all exports. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub query_nodes: Option<bool>,
+}
+
+/// Arguments of `query-named-block-nodes`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryNamedBlockNodes {
+    /// Leave out backing files. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flat: Option<bool>,
+}
+
+/// Arguments of `human-monitor-command`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HumanMonitorCommand {
+    /// What would be typed.
+    pub command_line: String,
+    /// The CPU it concerns; accepted and ignored: there is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cpu_index: Option<i64>,
+}
+
+/// Arguments of `x-quota-set`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QuotaSet {
+    /// A node whose driver is `quota`.
+    pub node_name: String,
+    /// How many bytes may be allocated.
+    pub limit: u64,
+}
+
+/// Arguments of `x-blkdebug-inject`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlkdebugInject {
+    /// A node whose driver is `blkdebug`.
+    pub node_name: String,
+    /// The event that activates the rule. Default: none; it is active at once.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub event: Option<BlkdebugEvent>,
+    /// The type of request that fails. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iotype: Option<BlkdebugIoType>,
+    /// The error, as Linux numbers it. Default: 5 (EIO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i64>,
+    /// Fail only requests that touch this 512 byte sector. Default: -1, any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector: Option<i64>,
+    /// Fail one request, then forget the rule. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub once: Option<bool>,
+    /// Fail before the submission returns. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub immediately: Option<bool>,
+    /// The state in which the event activates the rule. Default: 0, any state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<i64>,
+    /// Fail only each n-th request that the rule fits. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every_nth: Option<u64>,
+    /// Forget the rule after that many failures. Default: never.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// Result of `x-blkdebug-inject`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlkdebugInjected {
+    /// Names the rule in `x-blkdebug-clear`.
+    pub id: u64,
+}
+
+/// Arguments of `x-blkdebug-clear`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlkdebugClear {
+    /// A node whose driver is `blkdebug`.
+    pub node_name: String,
+    /// The rule to forget. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<u64>,
+}
+
+/// Arguments of `x-block-export-cont`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockExportCont {
+    /// The export whose held requests go on.
+    pub id: String,
+}
+
+/// Arguments of `x-node-accept-loss`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NodeAcceptLoss {
+    /// The node whose failed flush is given up.
+    pub node_name: String,
+}
+
+/// Arguments of `x-query-held`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct QueryHeld {
+    /// The export. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}

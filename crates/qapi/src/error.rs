@@ -1,0 +1,62 @@
+//! QMP's errors: a class that programs match, a description that people read.
+
+use serde::{Deserialize, Serialize};
+
+/// QMP's error classes. New errors are `GenericError`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[non_exhaustive]
+pub enum ErrorClass {
+    /// Everything without a class of its own.
+    GenericError,
+    /// The command is unknown, or not legal in this phase of the session.
+    CommandNotFound,
+    /// A device is not active.
+    DeviceNotActive,
+    /// A device was named that does not exist.
+    DeviceNotFound,
+    /// A capability of KVM is missing; never sent, but part of the protocol.
+    KVMMissingCap,
+}
+
+/// An error as QMP sends it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{desc}")]
+pub struct QmpError {
+    /// What programs may match.
+    pub class: ErrorClass,
+    /// What went wrong, for people; one or more lines without a final newline.
+    pub desc: String,
+}
+
+impl QmpError {
+    /// An error of class `GenericError`.
+    pub fn generic(desc: impl Into<String>) -> Self {
+        QmpError {
+            class: ErrorClass::GenericError,
+            desc: desc.into(),
+        }
+    }
+
+    /// An error of class `DeviceNotFound`.
+    pub fn device_not_found(desc: impl Into<String>) -> Self {
+        QmpError {
+            class: ErrorClass::DeviceNotFound,
+            desc: desc.into(),
+        }
+    }
+
+    /// There is no command of this name.
+    pub fn command_not_found(name: &str) -> Self {
+        QmpError {
+            class: ErrorClass::CommandNotFound,
+            desc: format!("The command {name} has not been found"),
+        }
+    }
+
+    /// Neither a device (export) nor a node of that name exists. Absent names are empty.
+    pub fn cannot_find(device: &str, node_name: &str) -> Self {
+        Self::generic(format!(
+            "Cannot find device='{device}' nor node-name='{node_name}'"
+        ))
+    }
+}

@@ -1,0 +1,127 @@
+//! Events: what the daemon tells without being asked.
+
+use serde::{Deserialize, Serialize};
+
+/// An event and its data.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", content = "data")]
+pub enum Event {
+    /// A request failed.
+    #[serde(rename = "BLOCK_IO_ERROR")]
+    BlockIoError(BlockIoError),
+    /// The run state left `running`.
+    #[serde(rename = "STOP")]
+    Stop,
+    /// The run state became `running`.
+    #[serde(rename = "RESUME")]
+    Resume,
+    /// The daemon ends.
+    #[serde(rename = "SHUTDOWN")]
+    Shutdown(Shutdown),
+    /// An export is gone; its id may be used again.
+    #[serde(rename = "BLOCK_EXPORT_DELETED")]
+    BlockExportDeleted(BlockExportDeleted),
+}
+
+impl Event {
+    /// The names of all events.
+    pub const NAMES: [&'static str; 5] = [
+        "BLOCK_IO_ERROR",
+        "STOP",
+        "RESUME",
+        "SHUTDOWN",
+        "BLOCK_EXPORT_DELETED",
+    ];
+}
+
+/// The direction of a failed request, as error policies tell them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IoOperationType {
+    /// A read.
+    Read,
+    /// Anything else.
+    Write,
+}
+
+/// What is done about a failed request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockErrorAction {
+    /// The client is told that it succeeded.
+    Ignore,
+    /// The client is told that it failed.
+    Report,
+    /// It is held until `cont`.
+    Stop,
+}
+
+/// Data of `BLOCK_IO_ERROR`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockIoError {
+    /// The id of the export.
+    pub qom_path: String,
+    /// The id of the export.
+    pub device: String,
+    /// The name of the export's node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// The direction.
+    pub operation: IoOperationType,
+    /// What is done about it.
+    pub action: BlockErrorAction,
+    /// Whether there was no space left; there if the export has an I/O status.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub nospace: Option<bool>,
+    /// The error, for people.
+    pub reason: String,
+    /// The operation itself: read, write, flush, discard, write-zeroes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_request: Option<String>,
+    /// Where on the disk the request begins, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_offset: Option<u64>,
+    /// How long the request is, in bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_length: Option<u64>,
+    /// The error as Linux numbers it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_errno: Option<i32>,
+    /// The kind of error: nospace, backing-gone, timeout, permission, media, ...
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_cause: Option<String>,
+    /// The number of the incident that the error belongs to.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incident: Option<u64>,
+}
+
+/// Why the daemon ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ShutdownCause {
+    /// The command `quit`.
+    HostQmpQuit,
+    /// SIGINT, SIGTERM or SIGHUP.
+    HostSignal,
+    /// An error that leaves nothing else.
+    HostError,
+}
+
+/// Data of `SHUTDOWN`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Shutdown {
+    /// Whether a guest asked for it; never.
+    pub guest: bool,
+    /// Why.
+    pub reason: ShutdownCause,
+}
+
+/// Data of `BLOCK_EXPORT_DELETED`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockExportDeleted {
+    /// The id of the export.
+    pub id: String,
+}

@@ -1,0 +1,143 @@
+//! The JSON dialect of QMP.
+//!
+//! It is JSON with two additions: strings may be in single quotes, and byte 0xFF (never part of
+//! UTF-8) is an error that ends whatever was unfinished, so that a client that lost its place can
+//! resynchronise. Duplicate members are refused.
+//!
+//! [`Stream`] takes bytes as they arrive and yields values as they become complete; a value ends
+//! with its closing bracket, not with a line. A bare number or keyword ends with the byte after
+//! it.
+
+mod lexer;
+mod parser;
+
+use crate::{DEPTH_MAX, TEXT_BYTES_MAX, Value};
+use lexer::{Lexer, Token};
+
+/// Why text is not JSON; the text is QEMU's.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct JsonError(pub(crate) String);
+
+impl JsonError {
+    fn syntax(what: impl std::fmt::Display) -> Self {
+        JsonError(format!("JSON parse error, {what}"))
+    }
+}
+
+/// Splits a stream of bytes into JSON values. After an error it goes on with what follows.
+#[derive(Debug, Default)]
+pub struct Stream {
+    lexer: Lexer,
+    tokens: Vec<Token>,
+    /// Open braces and brackets. They are counted, not matched: matching is the parser's.
+    depth: usize,
+    /// Bytes taken since the last complete value.
+    pending_bytes: usize,
+}
+
+impl Stream {
+    /// A stream at its start.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes the next bytes and hands every value or error that they complete to `emit`.
+    pub fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Result<Value, JsonError>)) {
+        for &byte in bytes {
+            self.pending_bytes += 1;
+            if self.pending_bytes > TEXT_BYTES_MAX {
+                emit(Err(JsonError("JSON token size limit exceeded".to_owned())));
+                self.reset();
+                self.lexer.recover();
+            }
+            // A byte may end one token and be another itself.
+            let (first, second) = self.lexer.push(byte);
+            for token in [first, second].into_iter().flatten() {
+                if let Some(result) = self.token(token) {
+                    emit(result);
+                }
+            }
+            if self.depth == 0 && self.tokens.is_empty() && self.lexer.is_idle() {
+                self.pending_bytes = 0;
+            }
+        }
+    }
+
+    /// The input ends here: an unfinished value is an error.
+    pub fn finish(&mut self) -> Option<Result<Value, JsonError>> {
+        if let Some(token) = self.lexer.finish()
+            && let Some(result) = self.token(token)
+        {
+            self.reset();
+            return Some(result);
+        }
+        if self.tokens.is_empty() {
+            return None;
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        self.reset();
+        Some(parser::parse(tokens))
+    }
+
+    fn reset(&mut self) {
+        self.tokens = Vec::new();
+        self.depth = 0;
+        self.pending_bytes = 0;
+    }
+
+    fn token(&mut self, token: Token) -> Option<Result<Value, JsonError>> {
+        match token {
+            Token::Stray(text) => {
+                self.reset();
+                return Some(Err(JsonError::syntax(format_args!("stray '{text}'"))));
+            }
+            Token::Open(_) => {
+                if self.depth == DEPTH_MAX {
+                    self.reset();
+                    return Some(Err(JsonError(
+                        "JSON nesting depth limit exceeded".to_owned(),
+                    )));
+                }
+                self.depth += 1;
+            }
+            Token::Close(_) => self.depth = self.depth.saturating_sub(1),
+            _ => {}
+        }
+        self.tokens.push(token);
+        if self.depth > 0 {
+            return None;
+        }
+        let tokens = std::mem::take(&mut self.tokens);
+        self.pending_bytes = 0;
+        Some(parser::parse(tokens))
+    }
+}
+
+/// Parses text that must be exactly one JSON value.
+pub fn parse(text: &str) -> Result<Value, JsonError> {
+    let mut stream = Stream::new();
+    let mut values = Vec::new();
+    let mut failed = None;
+    stream.feed(text.as_bytes(), |result| match result {
+        Ok(value) if values.len() < 2 => values.push(value),
+        Ok(_) => {}
+        Err(e) => failed = failed.take().or(Some(e)),
+    });
+    match stream.finish() {
+        Some(Ok(value)) => values.push(value),
+        Some(Err(e)) => failed = failed.or(Some(e)),
+        None => {}
+    }
+    if let Some(e) = failed {
+        return Err(e);
+    }
+    match (values.pop(), values.is_empty()) {
+        (Some(value), true) => Ok(value),
+        (Some(_), false) => Err(JsonError("Expecting at most one JSON value".to_owned())),
+        (None, _) => Err(JsonError("Expecting a JSON value".to_owned())),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,368 @@
+//! Nodes: `--blockdev`, `blockdev-add`.
+
+use crate::de::{flat_union, from_argument};
+use crate::{QmpError, Size, id};
+use serde::{Deserialize, Serialize};
+
+flat_union! {
+    /// A node of the block graph.
+    pub struct BlockdevOptions { tag: "@driver", base: BlockdevBase }
+
+    /// Which driver a node uses.
+    pub enum BlockdevDriver;
+
+    /// The options of a driver.
+    pub enum BlockdevDriverOptions {
+        /// A regular file.
+        File("file", FileOptions),
+        /// A block device of the host. It takes the options of `file`.
+        HostDevice("host_device", FileOptions),
+        /// A disk that is all zeroes and forgets what is written.
+        NullCo("null-co", NullOptions),
+        /// A filter that lets its child allocate only so much, then fails with "no space".
+        Quota("quota", QuotaOptions),
+        /// A filter that fails requests on purpose.
+        Blkdebug("blkdebug", BlkdebugOptions),
+    }
+}
+
+/// What every node has.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevBase {
+    /// Name of the node: a letter, then letters, digits, `-`, `.`, `_`, at most 31. Only an
+    /// inline child may go without.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// What becomes of discard requests. Default: ignore.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discard: Option<DiscardMode>,
+    /// How the host caches.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache: Option<CacheOptions>,
+    /// Refuse writes. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_only: Option<bool>,
+    /// Open read-only if it cannot be opened read-write and nobody needs to write. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub auto_read_only: Option<bool>,
+    /// Tolerate other writers; only for read-only nodes. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force_share: Option<bool>,
+    /// Whether to look for zeroes in what is written. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detect_zeroes: Option<DetectZeroes>,
+}
+
+/// What becomes of discard requests.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DiscardMode {
+    /// They succeed and do nothing.
+    #[default]
+    Ignore,
+    /// They are passed on.
+    Unmap,
+}
+
+/// How the host caches.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CacheOptions {
+    /// Go around the host's page cache (`O_DIRECT`). Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub direct: Option<bool>,
+    /// Ignore flushes; what was acknowledged is lost when the host crashes. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_flush: Option<bool>,
+}
+
+/// Whether to look for zeroes in what is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DetectZeroes {
+    /// No.
+    #[default]
+    Off,
+    /// Yes; zeroes are written as zeroes, which may allocate.
+    On,
+    /// Yes; zeroes may also be deallocated, where discard is `unmap`.
+    Unmap,
+}
+
+impl DetectZeroes {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            DetectZeroes::Off => "off",
+            DetectZeroes::On => "on",
+            DetectZeroes::Unmap => "unmap",
+        }
+    }
+}
+
+/// Options of `file` and `host_device`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FileOptions {
+    /// Path of the file or device.
+    pub filename: String,
+    /// Whether to lock it against other processes. Default: auto.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locking: Option<Locking>,
+    /// The I/O engine. All three names are accepted for the sake of existing command lines and
+    /// mean the same: io_uring.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aio: Option<AioMode>,
+}
+
+/// Whether to lock an image.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Locking {
+    /// If the host has OFD locks.
+    #[default]
+    Auto,
+    /// Yes.
+    On,
+    /// No.
+    Off,
+}
+
+/// I/O engines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AioMode {
+    /// A thread pool in QEMU; io_uring here.
+    #[serde(rename = "threads")]
+    Threads,
+    /// Linux AIO in QEMU; io_uring here.
+    #[serde(rename = "native")]
+    Native,
+    /// io_uring.
+    #[serde(rename = "io_uring")]
+    IoUring,
+}
+
+/// Options of `null-co`.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NullOptions {
+    /// Size of the disk in bytes. Default: 1 GiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<i64>,
+    /// How long each request takes, in nanoseconds. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ns: Option<u64>,
+    /// Whether reads fill the buffer with zeroes or leave it as it is. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub read_zeroes: Option<bool>,
+}
+
+impl NullOptions {
+    /// The default of `size`, in bytes.
+    pub const SIZE_DEFAULT: i64 = 1 << 30;
+}
+
+/// Options of `quota`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct QuotaOptions {
+    /// The node that is limited.
+    pub file: BlockdevRef,
+    /// How many bytes may be allocated; a write that needs more fails with ENOSPC. It can be
+    /// changed with `x-quota-set`.
+    pub limit: Size,
+}
+
+/// Options of `blkdebug`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlkdebugOptions {
+    /// The node whose requests are failed.
+    pub image: BlockdevRef,
+    /// Required alignment of requests in bytes, a power of two up to `i32::MAX`. Default: the
+    /// child's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub align: Option<u64>,
+    /// When to fail.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inject_error: Option<Vec<BlkdebugInjectError>>,
+    /// When to change state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_state: Option<Vec<BlkdebugSetState>>,
+}
+
+/// One rule of `blkdebug` that fails requests.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlkdebugInjectError {
+    /// The event that activates the rule; `none`: it is active from the beginning.
+    pub event: BlkdebugEvent,
+    /// The state in which the event activates the rule. Default: 0, any state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<i64>,
+    /// The type of request that fails. Default: all.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iotype: Option<BlkdebugIoType>,
+    /// The error, as Linux numbers it. Default: 5 (EIO).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i64>,
+    /// Fail only requests that touch this 512 byte sector. Default: -1, any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sector: Option<i64>,
+    /// Fail one request, then forget the rule. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub once: Option<bool>,
+    /// Fail before the caller gets control back. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub immediately: Option<bool>,
+    /// Fail only each n-th request that the rule fits. Default: 1.
+    #[serde(rename = "x-every-nth", skip_serializing_if = "Option::is_none")]
+    pub every_nth: Option<u64>,
+    /// Forget the rule after that many failures. Default: never.
+    #[serde(rename = "x-limit", skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u64>,
+}
+
+/// One rule of `blkdebug` that changes its state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlkdebugSetState {
+    /// The event that triggers the change.
+    pub event: BlkdebugEvent,
+    /// The state in which the rule holds. Default: 0, any state.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<i64>,
+    /// The state that follows.
+    pub new_state: i64,
+}
+
+/// Events of `blkdebug`: those that drivers without metadata have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BlkdebugEvent {
+    /// A read.
+    ReadAio,
+    /// A write.
+    WriteAio,
+    /// A flush.
+    FlushToDisk,
+    /// A write-zeroes.
+    PwritevZero,
+    /// The moment at which the rule is made.
+    #[default]
+    None,
+}
+
+impl BlkdebugEvent {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlkdebugEvent::ReadAio => "read_aio",
+            BlkdebugEvent::WriteAio => "write_aio",
+            BlkdebugEvent::FlushToDisk => "flush_to_disk",
+            BlkdebugEvent::PwritevZero => "pwritev_zero",
+            BlkdebugEvent::None => "none",
+        }
+    }
+}
+
+/// Types of request, as `blkdebug` tells them apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BlkdebugIoType {
+    /// Reads.
+    Read,
+    /// Writes.
+    Write,
+    /// Write-zeroes.
+    WriteZeroes,
+    /// Discards.
+    Discard,
+    /// Flushes.
+    Flush,
+}
+
+impl BlkdebugIoType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlkdebugIoType::Read => "read",
+            BlkdebugIoType::Write => "write",
+            BlkdebugIoType::WriteZeroes => "write-zeroes",
+            BlkdebugIoType::Discard => "discard",
+            BlkdebugIoType::Flush => "flush",
+        }
+    }
+}
+
+/// A child of a node: the name of one that exists, or a definition in place.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub enum BlockdevRef {
+    /// The name of an existing node.
+    #[serde(rename = "@string")]
+    Reference(String),
+    /// A new node.
+    #[serde(rename = "@object")]
+    Definition(Box<BlockdevOptions>),
+}
+
+impl Serialize for BlockdevRef {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            BlockdevRef::Reference(name) => name.serialize(serializer),
+            BlockdevRef::Definition(options) => options.serialize(serializer),
+        }
+    }
+}
+
+impl BlockdevOptions {
+    /// Parses the argument of `--blockdev`; the node must have a name.
+    pub fn parse(text: &str) -> Result<Self, QmpError> {
+        let options: Self = from_argument(text, Some("driver"))?;
+        options.check_root()?;
+        Ok(options)
+    }
+
+    /// Checks a definition at top level: it has a name, and all names are well-formed.
+    pub fn check_root(&self) -> Result<(), QmpError> {
+        if self.base.node_name.is_none() {
+            return Err(QmpError::generic(
+                "'node-name' must be specified for the root node",
+            ));
+        }
+        self.check_names()
+    }
+
+    /// Checks the names of the node and of its inline children.
+    pub fn check_names(&self) -> Result<(), QmpError> {
+        if let Some(name) = &self.base.node_name {
+            id::check_node_name(name)?;
+        }
+        match self.child() {
+            Some((_, BlockdevRef::Definition(child))) => child.check_names(),
+            _ => Ok(()),
+        }
+    }
+
+    /// The child, if the driver has one, and its role (`file`, `image`).
+    pub fn child(&self) -> Option<(&'static str, &BlockdevRef)> {
+        match &self.variant {
+            BlockdevDriverOptions::File(_)
+            | BlockdevDriverOptions::HostDevice(_)
+            | BlockdevDriverOptions::NullCo(_) => None,
+            BlockdevDriverOptions::Quota(options) => Some(("file", &options.file)),
+            BlockdevDriverOptions::Blkdebug(options) => Some(("image", &options.image)),
+        }
+    }
+}
+
+impl BlockdevBase {
+    /// `cache.direct`.
+    pub fn cache_direct(&self) -> bool {
+        self.cache.and_then(|c| c.direct).unwrap_or(false)
+    }
+
+    /// `cache.no-flush`.
+    pub fn cache_no_flush(&self) -> bool {
+        self.cache.and_then(|c| c.no_flush).unwrap_or(false)
+    }
+}

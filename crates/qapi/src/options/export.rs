@@ -1,0 +1,230 @@
+//! Exports: `--export`, `block-export-add`.
+
+use crate::de::{flat_union, from_argument};
+use crate::{QmpError, Size, id};
+use serde::{Deserialize, Serialize};
+
+flat_union! {
+    /// A node offered to a client.
+    pub struct ExportOptions { tag: "@type", base: ExportBase }
+
+    /// Over which protocol a node is offered.
+    pub enum ExportType;
+
+    /// The options of a protocol.
+    pub enum ExportVariant {
+        /// A virtio-blk device for a VMM that speaks vhost-user.
+        VhostUserBlk("vhost-user-blk", VhostUserBlkOptions),
+    }
+}
+
+/// What every export has.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ExportBase {
+    /// Name of the export: a letter, then letters, digits, `-`, `.`, `_`.
+    pub id: String,
+    /// Whether to stay in the iothread. Exports here never leave theirs, so both values mean the
+    /// same.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fixed_iothread: Option<bool>,
+    /// The iothread object that does the work. Default: the daemon's own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iothread: Option<String>,
+    /// The node.
+    pub node_name: String,
+    /// Whether clients may write. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writable: Option<bool>,
+    /// Whether to flush after each write. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub writethrough: Option<bool>,
+    /// What to do when a read fails. Default: auto, which is report.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rerror: Option<OnError>,
+    /// What to do when a write, flush, discard or write-zeroes fails. Default: auto, which is
+    /// enospc.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub werror: Option<OnError>,
+    /// What stands still while a request is held. Default: vm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_scope: Option<HoldScope>,
+}
+
+/// What to do when a request fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnError {
+    /// Tell the client.
+    Report,
+    /// Tell the client that it succeeded.
+    Ignore,
+    /// `stop` when there is no space left, else `report`.
+    #[serde(alias = "enospace")]
+    Enospc,
+    /// Hold the request and stop.
+    Stop,
+    /// The default of the direction: `enospc` for writes, `report` for reads.
+    #[default]
+    Auto,
+}
+
+impl OnError {
+    /// The policy for reads: `auto` resolved.
+    pub fn for_reads(self) -> OnError {
+        if self == OnError::Auto {
+            OnError::Report
+        } else {
+            self
+        }
+    }
+
+    /// The policy for everything but reads: `auto` resolved.
+    pub fn for_writes(self) -> OnError {
+        if self == OnError::Auto {
+            OnError::Enospc
+        } else {
+            self
+        }
+    }
+}
+
+/// What stands still while a request is held.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HoldScope {
+    /// All exports, and the VM is paused.
+    #[default]
+    Vm,
+    /// This export.
+    Device,
+    /// The failed request and what overlaps it.
+    Request,
+}
+
+impl HoldScope {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            HoldScope::Vm => "vm",
+            HoldScope::Device => "device",
+            HoldScope::Request => "request",
+        }
+    }
+}
+
+/// Options of `vhost-user-blk`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VhostUserBlkOptions {
+    /// Where to listen.
+    pub addr: SocketAddress,
+    /// Block size in bytes, a power of two from 512 to 2 MiB. Default: 512.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub logical_block_size: Option<Size>,
+    /// Number of request queues, at least 1. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub num_queues: Option<u16>,
+    /// What the guest reads as the disk's serial number, at most 20 bytes. Default: the id of the
+    /// export, cut to that length.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub serial: Option<String>,
+}
+
+flat_union! {
+    /// A listening socket.
+    pub struct SocketAddress { tag: "@type", base: SocketAddressBase }
+
+    /// Kinds of socket address.
+    pub enum SocketAddressType;
+
+    /// What belongs to a kind of socket address.
+    pub enum SocketAddressVariant {
+        /// A path in the file system.
+        Unix("unix", UnixAddress),
+        /// A file descriptor that was passed in.
+        Fd("fd", FdAddress),
+    }
+}
+
+/// Socket addresses have no common members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SocketAddressBase {}
+
+/// A unix socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct UnixAddress {
+    /// The path of the socket, which is made.
+    pub path: String,
+}
+
+/// A socket that listens already.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FdAddress {
+    /// The number of the file descriptor: a listening unix stream socket.
+    pub str: String,
+}
+
+/// Longest serial number virtio-blk has room for, in bytes.
+pub const SERIAL_BYTES_MAX: usize = 20;
+
+const LOGICAL_BLOCK_SIZE_MIN: u64 = 512;
+const LOGICAL_BLOCK_SIZE_MAX: u64 = 2 << 20;
+
+impl ExportOptions {
+    /// Parses the argument of `--export` and checks it as far as that goes without its node.
+    pub fn parse(text: &str) -> Result<Self, QmpError> {
+        let options: Self = from_argument(text, Some("type"))?;
+        options.check()?;
+        Ok(options)
+    }
+
+    /// Checks what does not depend on anything else.
+    pub fn check(&self) -> Result<(), QmpError> {
+        id::check_export_id(&self.base.id)?;
+        match &self.variant {
+            ExportVariant::VhostUserBlk(options) => options.check(&self.base.id),
+        }
+    }
+}
+
+impl VhostUserBlkOptions {
+    /// The block size in bytes.
+    pub fn logical_block_size(&self) -> u64 {
+        self.logical_block_size
+            .map_or(LOGICAL_BLOCK_SIZE_MIN, |size| size.0)
+    }
+
+    /// The number of queues.
+    pub fn num_queues(&self) -> u16 {
+        self.num_queues.unwrap_or(1)
+    }
+
+    fn check(&self, export_id: &str) -> Result<(), QmpError> {
+        let size = self.logical_block_size();
+        if !(LOGICAL_BLOCK_SIZE_MIN..=LOGICAL_BLOCK_SIZE_MAX).contains(&size) {
+            return Err(QmpError::generic(format!(
+                "Property {export_id}.logical-block-size doesn't take value {size} \
+                 (minimum: {LOGICAL_BLOCK_SIZE_MIN}, maximum: {LOGICAL_BLOCK_SIZE_MAX})"
+            )));
+        }
+        if !size.is_power_of_two() {
+            return Err(QmpError::generic(format!(
+                "Property {export_id}.logical-block-size doesn't take value '{size}', \
+                 it's not a power of 2"
+            )));
+        }
+        if self.num_queues() == 0 {
+            return Err(QmpError::generic("num-queues must be greater than 0"));
+        }
+        match &self.serial {
+            Some(serial) if serial.len() > SERIAL_BYTES_MAX => Err(QmpError::generic(format!(
+                "Property {export_id}.serial doesn't take value '{serial}', \
+                 it has more than {SERIAL_BYTES_MAX} bytes"
+            ))),
+            _ => Ok(()),
+        }
+    }
+}

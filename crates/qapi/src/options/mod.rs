@@ -1,0 +1,35 @@
+//! What the command line options accept, and `blockdev-add` and its like over QMP.
+//!
+//! | option | type | implied key |
+//! |---|---|---|
+//! | `--blockdev` | [`BlockdevOptions`] | `driver` |
+//! | `--export` | [`ExportOptions`] | `type` |
+//! | `--object` | [`ObjectOptions`] | `qom-type` |
+//! | `--monitor` | [`MonitorOptions`] | `chardev` |
+//! | `--chardev` | [`ChardevOptions`] | backend |
+//!
+//! Each has a `parse` for the argument of its option. Optional members that were not given are
+//! `None`; the accessor methods know the defaults.
+
+mod blockdev;
+mod chardev;
+mod export;
+mod monitor;
+mod object;
+
+pub use blockdev::{
+    AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
+    BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
+    CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions, QuotaOptions,
+};
+pub use chardev::{ChardevBackend, ChardevOptions, ChardevSocketAddress};
+pub use export::{
+    ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress, HoldScope, OnError,
+    SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant, UnixAddress,
+    VhostUserBlkOptions,
+};
+pub use monitor::{MonitorMode, MonitorOptions};
+pub use object::{IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant};
+
+#[cfg(test)]
+mod tests;

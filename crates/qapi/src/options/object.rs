@@ -1,0 +1,77 @@
+//! Objects: `--object`, `object-add`.
+
+use crate::de::{flat_union, from_argument};
+use crate::{QmpError, id};
+use serde::{Deserialize, Serialize};
+
+flat_union! {
+    /// An object that others refer to.
+    pub struct ObjectOptions { tag: "@qom-type", base: ObjectBase }
+
+    /// Types of object.
+    pub enum ObjectType;
+
+    /// The properties of a type.
+    pub enum ObjectVariant {
+        /// A thread that does I/O.
+        Iothread("iothread", IothreadOptions),
+    }
+}
+
+/// What every object has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ObjectBase {
+    /// Name of the object: a letter, then letters, digits, `-`, `.`, `_`.
+    pub id: String,
+}
+
+/// Properties of `iothread`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct IothreadOptions {
+    /// Longest time to poll before the thread sleeps, in nanoseconds; 0: never poll. Default:
+    /// 32768.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_max_ns: Option<i64>,
+    /// The factor by which the poll time grows when it was too short; 0: the default, 2.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_grow: Option<i64>,
+    /// The divisor by which the poll time shrinks when it was too long; 0: it drops to nothing.
+    /// Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub poll_shrink: Option<i64>,
+}
+
+impl IothreadOptions {
+    /// The default of `poll-max-ns`.
+    pub const POLL_MAX_NS_DEFAULT: i64 = 32768;
+
+    fn check(&self) -> Result<(), QmpError> {
+        for (name, value) in [
+            ("poll-max-ns", self.poll_max_ns),
+            ("poll-grow", self.poll_grow),
+            ("poll-shrink", self.poll_shrink),
+        ] {
+            if value.is_some_and(|v| v < 0) {
+                return Err(QmpError::generic(format!(
+                    "{name} value must be in range [0, {}]",
+                    i64::MAX
+                )));
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ObjectOptions {
+    /// Parses the argument of `--object`.
+    pub fn parse(text: &str) -> Result<Self, QmpError> {
+        let options: Self = from_argument(text, Some("qom-type"))?;
+        id::check_id(&options.base.id)?;
+        match &options.variant {
+            ObjectVariant::Iothread(iothread) => iothread.check()?,
+        }
+        Ok(options)
+    }
+}

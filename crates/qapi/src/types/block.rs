@@ -1,0 +1,238 @@
+//! Results of `query-block`, `query-named-block-nodes`, `query-block-exports`, `x-query-held`.
+
+use super::Timestamp;
+use crate::options::DetectZeroes;
+use serde::{Deserialize, Serialize};
+
+/// The I/O status of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockDeviceIoStatus {
+    /// No error since the last reset.
+    Ok,
+    /// An error for another reason than space.
+    Failed,
+    /// There was no space left.
+    Nospace,
+}
+
+impl BlockDeviceIoStatus {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            BlockDeviceIoStatus::Ok => "ok",
+            BlockDeviceIoStatus::Failed => "failed",
+            BlockDeviceIoStatus::Nospace => "nospace",
+        }
+    }
+}
+
+/// Element of the result of `query-block`: the backend of one export.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockInfo {
+    /// The id of the export.
+    pub device: String,
+    /// The id of the export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub qdev: Option<String>,
+    /// Always `unknown`.
+    pub r#type: String,
+    /// Whether the medium can be taken out; never.
+    pub removable: bool,
+    /// Whether the guest has locked the medium; never.
+    pub locked: bool,
+    /// Whether the tray is open.
+    #[serde(rename = "tray_open", skip_serializing_if = "Option::is_none")]
+    pub tray_open: Option<bool>,
+    /// The I/O status; there if the export has one: its device is attached and a policy can stop.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub io_status: Option<BlockDeviceIoStatus>,
+    /// The node.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub inserted: Option<BlockDeviceInfo>,
+    /// `werror` of the export, `auto` resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_werror: Option<String>,
+    /// `rerror` of the export, `auto` resolved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_rerror: Option<String>,
+    /// `hold-scope` of the export.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_hold_scope: Option<String>,
+    /// How many requests are held.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_held: Option<u64>,
+    /// The number of the incident that goes on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incident: Option<u64>,
+    /// When it began.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incident_since: Option<Timestamp>,
+    /// How many incidents there have been.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incidents: Option<u64>,
+    /// The first error since the I/O status was reset.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_first_error: Option<BlockErrorInfo>,
+    /// The last error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_last_error: Option<BlockErrorInfo>,
+    /// What the user should know about this configuration or state; absent if nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_warnings: Option<Vec<String>>,
+}
+
+/// An error, as `query-block` remembers it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockErrorInfo {
+    /// The operation: read, write, flush, discard, write-zeroes.
+    pub operation: String,
+    /// Where the request begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// The error as Linux numbers it.
+    pub errno: i32,
+    /// The kind of error.
+    pub cause: String,
+    /// The error, for people.
+    pub reason: String,
+    /// When it happened.
+    pub timestamp: Timestamp,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockDeviceInfo {
+    /// The name of the file, or what stands for it.
+    pub file: String,
+    /// The name of the node.
+    #[serde(rename = "node-name", skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// Whether it refuses writes.
+    pub ro: bool,
+    /// The driver.
+    pub drv: String,
+    /// The name of the backing file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<String>,
+    /// How many backing files there are.
+    pub backing_file_depth: i64,
+    /// Whether it is encrypted.
+    pub encrypted: bool,
+    /// Whether zeroes are looked for.
+    pub detect_zeroes: DetectZeroes,
+    /// Limit of bytes per second; 0: none.
+    pub bps: i64,
+    /// Of those, read.
+    pub bps_rd: i64,
+    /// Of those, written.
+    pub bps_wr: i64,
+    /// Limit of operations per second; 0: none.
+    pub iops: i64,
+    /// Of those, reads.
+    pub iops_rd: i64,
+    /// Of those, writes.
+    pub iops_wr: i64,
+    /// How the host caches.
+    pub cache: BlockdevCacheInfo,
+    /// The offset in bytes whose crossing by a write is told; 0: none.
+    pub write_threshold: i64,
+    /// The image.
+    pub image: ImageInfo,
+    /// Bytes that may be allocated, where the node limits that.
+    #[serde(rename = "x-quota-limit", skip_serializing_if = "Option::is_none")]
+    pub x_quota_limit: Option<u64>,
+    /// Bytes that are allocated, where the node limits that.
+    #[serde(rename = "x-quota-used", skip_serializing_if = "Option::is_none")]
+    pub x_quota_used: Option<u64>,
+}
+
+/// How the host caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevCacheInfo {
+    /// Whether writes are acknowledged before they are durable.
+    pub writeback: bool,
+    /// Whether the host's page cache is gone around.
+    pub direct: bool,
+    /// Whether flushes are ignored.
+    pub no_flush: bool,
+}
+
+/// An image.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfo {
+    /// The name of the file, or what stands for it.
+    pub filename: String,
+    /// The format.
+    pub format: String,
+    /// The size that the guest sees, in bytes.
+    pub virtual_size: i64,
+    /// Bytes allocated on the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub actual_size: Option<i64>,
+    /// Whether it was not closed in order.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dirty_flag: Option<bool>,
+    /// Whether it is encrypted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encrypted: Option<bool>,
+    /// Bytes per cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<i64>,
+    /// The backing file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_filename: Option<String>,
+}
+
+/// Element of the result of `query-block-exports`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockExportInfo {
+    /// The id of the export.
+    pub id: String,
+    /// The protocol.
+    pub r#type: String,
+    /// The node.
+    pub node_name: String,
+    /// Whether it is about to go.
+    pub shutting_down: bool,
+    /// Whether clients may write.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_writable: Option<bool>,
+    /// What is wrong with it; absent if nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_trouble: Option<String>,
+}
+
+/// Element of the result of `x-query-held`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HeldRequestInfo {
+    /// The id of the export.
+    pub id: String,
+    /// The queue the request came from.
+    pub queue: u16,
+    /// Its place in the queue's descriptor table.
+    pub head: u16,
+    /// The operation: read, write, flush, discard, write-zeroes.
+    pub operation: String,
+    /// Where it begins, in bytes.
+    pub offset: u64,
+    /// How long it is, in bytes.
+    pub length: u64,
+    /// The error of the last attempt, as Linux numbers it.
+    pub errno: i32,
+    /// Its kind.
+    pub cause: String,
+    /// The same, for people.
+    pub reason: String,
+    /// How often it has failed.
+    pub attempts: u64,
+    /// When it failed first.
+    pub since: Timestamp,
+}

@@ -1,0 +1,106 @@
+//! What commands return. Members whose names begin with `x-` are ours; all are optional.
+
+mod block;
+mod stats;
+
+pub use block::{
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
+    BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
+};
+pub use stats::{BlockDeviceStats, BlockStats, BlockStatsSpecificFile};
+
+use serde::{Deserialize, Serialize};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// The run state, as far as a storage daemon has one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RunState {
+    /// Requests are executed.
+    Running,
+    /// Stopped by `stop`.
+    Paused,
+    /// Stopped by an I/O error.
+    IoError,
+    /// The daemon ends.
+    Shutdown,
+}
+
+impl RunState {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            RunState::Running => "running",
+            RunState::Paused => "paused",
+            RunState::IoError => "io-error",
+            RunState::Shutdown => "shutdown",
+        }
+    }
+}
+
+/// Result of `query-status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StatusInfo {
+    /// Whether the state is `running`.
+    pub running: bool,
+    /// The state.
+    pub status: RunState,
+    /// Whether a guest is single-stepped; never. QEMU 9.0 has dropped it.
+    pub singlestep: bool,
+}
+
+/// A version number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionTriple {
+    /// The third part.
+    pub micro: i64,
+    /// The second part.
+    pub minor: i64,
+    /// The first part.
+    pub major: i64,
+}
+
+/// Result of `query-version`, and part of the greeting.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VersionInfo {
+    /// The version of the monitor: clients decide by it what they may expect.
+    pub qemu: VersionTriple,
+    /// Name and version of the product.
+    pub package: String,
+}
+
+/// Element of the result of `query-commands`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommandInfo {
+    /// The name of the command.
+    pub name: String,
+}
+
+/// A result without members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Empty {}
+
+/// A point in time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Timestamp {
+    /// Seconds since 1970-01-01 00:00 UTC; -1: the host's time is not known.
+    pub seconds: i64,
+    /// And microseconds; -1: the host's time is not known.
+    pub microseconds: i64,
+}
+
+impl From<SystemTime> for Timestamp {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(UNIX_EPOCH).ok();
+        match since.and_then(|d| Some((i64::try_from(d.as_secs()).ok()?, d.subsec_micros()))) {
+            Some((seconds, microseconds)) => Timestamp {
+                seconds,
+                microseconds: microseconds.into(),
+            },
+            None => Timestamp {
+                seconds: -1,
+                microseconds: -1,
+            },
+        }
+    }
+}
