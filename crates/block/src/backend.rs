@@ -11,6 +11,7 @@ use crate::control::{Control, LocalMessage};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
 use crate::node::Node;
+use crate::request::Request;
 use crate::run_control::{BackendConfig, BackendId, LocalId};
 use crate::stats::{Accounting, BackendStats};
 
@@ -148,9 +149,19 @@ impl Backend {
             // A part that has just ended has nothing in flight.
             let _ = sender.send(LocalMessage::DrainBegin { done: done.clone() });
         }
-        let guard = Drained { locals };
+        let mut guard = Drained {
+            locals,
+            furthest: None,
+        };
         drop(done);
-        while drained.recv().await.is_some() {}
+        while let Some(request) = drained.recv().await {
+            if guard
+                .furthest
+                .is_none_or(|known| known.end() < request.end())
+            {
+                guard.furthest = Some(request);
+            }
+        }
         guard
     }
 
@@ -187,6 +198,14 @@ impl Backend {
 #[must_use]
 pub struct Drained {
     locals: Vec<(LocalId, Sender<LocalMessage>)>,
+    furthest: Option<Request>,
+}
+
+impl Drained {
+    /// Of the requests that are held or wait, the one that ends last.
+    pub fn furthest(&self) -> Option<&Request> {
+        self.furthest.as_ref()
+    }
 }
 
 impl Drop for Drained {

@@ -13,6 +13,7 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::event::{Event, Observer};
 use crate::node::Node;
+use crate::request::Request;
 use crate::run_control::{
     BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Reported, Resolved, RunControl,
 };
@@ -50,8 +51,8 @@ pub enum LocalMessage {
     Gate(GateMessage),
     /// Start nothing any more; `done` is dropped when nothing is in flight.
     DrainBegin {
-        /// Dropped when drained.
-        done: Sender<()>,
+        /// Gets the held or waiting request that ends last, if there is one; dropped when drained.
+        done: Sender<Request>,
     },
     /// Ends one `DrainBegin`.
     DrainEnd,

@@ -451,6 +451,13 @@ impl Gate {
             .map(|w| self.slot(w.slot).request)
     }
 
+    /// The request among the held and the waiting ones that ends last: a node must not become
+    /// shorter than that.
+    pub fn furthest(&self) -> Option<Request> {
+        let held = self.held().map(|held| held.request);
+        held.chain(self.waiting()).max_by_key(Request::end)
+    }
+
     /// Number of places the table has grown to.
     pub fn slots(&self) -> usize {
         self.slots.len()

@@ -227,7 +227,10 @@ impl LocalBackend {
                     // Beside this loop: other messages must not wait for the drain.
                     iothread::spawn_local(async move {
                         this.until(|gate| gate.in_flight() == 0).await;
-                        drop(done);
+                        if let Some(furthest) = this.0.gate.borrow().furthest() {
+                            // Whoever drains has stopped waiting: nobody to tell.
+                            let _ = done.send(furthest);
+                        }
                     })
                     .detach();
                 }

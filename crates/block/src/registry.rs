@@ -184,32 +184,17 @@ impl Registry {
         for backend in &backends {
             drained.push(backend.drain().await);
         }
-        // Failures were posted before the drain was answered: after this call run control has
-        // taken them all.
-        let ids: Vec<_> = backends.iter().map(|backend| backend.id()).collect();
-        let beyond = self
-            .control
-            .call(move |state, _| {
-                ids.into_iter()
-                    .filter_map(|id| state.backend(id))
-                    .find_map(|backend| {
-                        let export = backend.config().device.to_string();
-                        let mut held = backend.held().map(|held| held.request);
-                        held.find(|request| request.end() > size)
-                            .map(|request| (export, request))
-                    })
-            })
-            .await
-            .ok_or(RegistryError::ShuttingDown)?;
-        if let Some((export, request)) = beyond {
-            return Err(RegistryError::Held {
-                node: name.to_owned(),
-                size,
-                export,
-                operation: request.op.name(),
-                offset: request.offset,
-                bytes: request.bytes,
-            });
+        for (backend, drained) in backends.iter().zip(&drained) {
+            if let Some(request) = drained.furthest().filter(|request| request.end() > size) {
+                return Err(RegistryError::Held {
+                    node: name.to_owned(),
+                    size,
+                    export: backend.device().to_string(),
+                    operation: request.op.name(),
+                    offset: request.offset,
+                    bytes: request.bytes,
+                });
+            }
         }
         blocking(move || node.driver().resize(size))
             .await

@@ -225,6 +225,11 @@ impl BackendState {
             .then(|| self.io_status.get())
     }
 
+    /// The value of the latch, enabled or not.
+    pub fn raw_io_status(&self) -> Status {
+        self.io_status.get()
+    }
+
     /// The generation of the device: counts resets and attachments.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -1,0 +1,285 @@
+//! The model test of the guarantees G1 to G7 (ARCHITECTURE.md) over random interleavings.
+//!
+//! Mistakes put in on purpose, which it must find (`finds_*` below keep proving it):
+//! - release without `upto`
+//! - status latched after the event
+//! - freeze forgotten on the second iothread
+//! - completion after reset
+//! - freeze that comes with the message instead of with the failure
+//! - `cont` that does not reset every status
+
+#![allow(clippy::panic, reason = "a failed test")]
+
+mod world;
+
+use proptest::prelude::*;
+use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
+use standfast_block::{HoldScope, OnError, Operation, Policy};
+
+use world::{Check, IOTHREADS, Mutant, World};
+
+#[derive(Clone, Debug)]
+enum Step {
+    Submit {
+        b: usize,
+        l: usize,
+        queue: u16,
+        op: Operation,
+        offset: u64,
+        bytes: u64,
+    },
+    End {
+        b: usize,
+        l: usize,
+        nth: usize,
+        errno: Option<i32>,
+    },
+    Control,
+    Local {
+        b: usize,
+        l: usize,
+    },
+    Stop,
+    Cont,
+    ContBackend(usize),
+    Attach(usize),
+    SetPolicy(usize, Policy),
+    Resize {
+        b: usize,
+        length: u64,
+        errno: Option<i32>,
+    },
+    StopQueue {
+        b: usize,
+        l: usize,
+        queue: u16,
+    },
+    StartQueue {
+        b: usize,
+        l: usize,
+        queue: u16,
+    },
+    AddBackend(Policy, HoldScope),
+    Settle,
+}
+
+fn on_error() -> impl Strategy<Value = OnError> {
+    prop_oneof![
+        3 => Just(OnError::Stop),
+        3 => Just(OnError::Enospc),
+        1 => Just(OnError::Report),
+        1 => Just(OnError::Ignore),
+    ]
+}
+
+fn policy() -> impl Strategy<Value = Policy> {
+    (on_error(), on_error()).prop_map(|(werror, rerror)| Policy::new(werror, rerror))
+}
+
+fn scope() -> impl Strategy<Value = HoldScope> {
+    prop_oneof![
+        2 => Just(HoldScope::Vm),
+        1 => Just(HoldScope::Device),
+        1 => Just(HoldScope::Request),
+    ]
+}
+
+fn op() -> impl Strategy<Value = Operation> {
+    prop_oneof![
+        4 => Just(Operation::Write),
+        3 => Just(Operation::Read),
+        1 => Just(Operation::Flush),
+        1 => Just(Operation::Discard),
+        1 => Just(Operation::WriteZeroes { unmap: true }),
+    ]
+}
+
+fn errno() -> impl Strategy<Value = Option<i32>> {
+    prop_oneof![
+        3 => Just(None),
+        2 => Just(Some(libc::ENOSPC)),
+        1 => Just(Some(libc::EIO)),
+    ]
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let b = 0..3usize;
+    let l = 0..IOTHREADS;
+    prop_oneof![
+        20 => (b.clone(), l.clone(), 0..2u16, op(), 0..world::LENGTH, 1..12u64).prop_map(
+            |(b, l, queue, op, offset, bytes)| Step::Submit { b, l, queue, op, offset, bytes }
+        ),
+        20 => (b.clone(), l.clone(), 0..8usize, errno())
+            .prop_map(|(b, l, nth, errno)| Step::End { b, l, nth, errno }),
+        16 => Just(Step::Control),
+        16 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::Local { b, l }),
+        2 => Just(Step::Stop),
+        5 => Just(Step::Cont),
+        3 => b.clone().prop_map(Step::ContBackend),
+        2 => b.clone().prop_map(Step::Attach),
+        1 => (b.clone(), policy()).prop_map(|(b, policy)| Step::SetPolicy(b, policy)),
+        1 => (b.clone(), 8..world::LENGTH * 2, errno())
+            .prop_map(|(b, length, errno)| Step::Resize { b, length, errno }),
+        1 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::StopQueue { b, l, queue }),
+        2 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::StartQueue { b, l, queue }),
+        1 => (policy(), scope()).prop_map(|(policy, scope)| Step::AddBackend(policy, scope)),
+        2 => Just(Step::Settle),
+    ]
+}
+
+fn apply(world: &mut World, step: &Step) -> Check {
+    match *step {
+        Step::Submit {
+            b,
+            l,
+            queue,
+            op,
+            offset,
+            bytes,
+        } => world.submit(b, l, queue, op, offset, bytes),
+        Step::End { b, l, nth, errno } => world.end(b, l, nth, errno),
+        Step::Control => world.control_step(),
+        Step::Local { b, l } => world.local_step(b, l),
+        Step::Stop => {
+            world.stop();
+            Ok(())
+        }
+        Step::Cont => {
+            world.cont();
+            Ok(())
+        }
+        Step::ContBackend(b) => {
+            world.cont_backend(b);
+            Ok(())
+        }
+        Step::Attach(b) => {
+            world.attach(b);
+            Ok(())
+        }
+        Step::SetPolicy(b, policy) => {
+            world.set_policy(b, policy);
+            Ok(())
+        }
+        Step::Resize { b, length, errno } => world.resize(b, length, errno),
+        Step::StopQueue { b, l, queue } => world.toggle_queue(b, l, queue, false),
+        Step::StartQueue { b, l, queue } => world.toggle_queue(b, l, queue, true),
+        Step::AddBackend(policy, scope) => {
+            // A backend that comes while others run or are frozen; a few are enough.
+            if world.backends() < 5 {
+                world.add_backend(policy, scope);
+            }
+            Ok(())
+        }
+        Step::Settle => world.settle(),
+    }
+}
+
+fn run(mutant: Mutant, configs: &[(Policy, HoldScope)], steps: &[Step]) -> Result<World, String> {
+    let mut world = World::new(mutant, configs);
+    let outcome = (|| {
+        world.settle()?;
+        for step in steps {
+            apply(&mut world, step).map_err(|wrong| format!("{step:?}: {wrong}"))?;
+        }
+        world.finish()
+    })();
+    match outcome {
+        Ok(()) => Ok(world),
+        Err(wrong) => {
+            // Tickets that are still out would report themselves as lost, and hide the finding.
+            world.abandon();
+            Err(wrong)
+        }
+    }
+}
+
+fn cases() -> u32 {
+    // `PROPTEST_CASES` raises it for a soak.
+    std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|n| n.parse().ok())
+        .unwrap_or(3000)
+}
+
+fn strategy() -> impl Strategy<Value = (Vec<(Policy, HoldScope)>, Vec<Step>)> {
+    (
+        proptest::collection::vec((policy(), scope()), 3),
+        proptest::collection::vec(step(), 1..250),
+    )
+}
+
+#[test]
+fn guarantees_hold_in_every_order() {
+    let mut runner = TestRunner::new(Config {
+        cases: cases(),
+        ..Config::default()
+    });
+    let totals = std::cell::Cell::new((0usize, 0usize));
+    let outcome = runner.run(&strategy(), |(configs, steps)| {
+        let world = run(Mutant::None, &configs, &steps).map_err(TestCaseError::fail)?;
+        let (holds, completions) = totals.get();
+        totals.set((holds + world.holds, completions + world.completions));
+        Ok(())
+    });
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
+    let (holds, completions) = totals.get();
+    println!("{holds} holds, {completions} completions");
+    // The random steps reach what they are for.
+    assert!(
+        holds > cases() as usize && completions > holds,
+        "{holds} holds, {completions} ends"
+    );
+}
+
+/// The model is worth something only if it finds mistakes.
+fn finds(mutant: Mutant) {
+    let config = Config {
+        cases: 3000,
+        failure_persistence: None,
+        max_shrink_iters: 0,
+        ..Config::default()
+    };
+    let rng = TestRng::deterministic_rng(RngAlgorithm::ChaCha);
+    let mut runner = TestRunner::new_with_rng(config, rng);
+    let outcome = runner.run(&strategy(), |(configs, steps)| {
+        run(mutant, &configs, &steps)
+            .map(|_| ())
+            .map_err(TestCaseError::fail)
+    });
+    match outcome {
+        Err(TestError::Fail(reason, _)) => println!("{mutant:?}: {reason}"),
+        other => panic!("{mutant:?} was not found: {other:?}"),
+    }
+}
+
+#[test]
+fn finds_release_without_upto() {
+    finds(Mutant::ReleaseWithoutUpto);
+}
+
+#[test]
+fn finds_status_after_event() {
+    finds(Mutant::StatusAfterEvent);
+}
+
+#[test]
+fn finds_freeze_forgotten_on_the_second_iothread() {
+    finds(Mutant::FreezeForgotten);
+}
+
+#[test]
+fn finds_completion_after_reset() {
+    finds(Mutant::CompletionAfterReset);
+}
+
+#[test]
+fn finds_late_freeze() {
+    finds(Mutant::FreezeLate);
+}
+
+#[test]
+fn finds_status_that_cont_did_not_reset() {
+    finds(Mutant::StatusNotReset);
+}
