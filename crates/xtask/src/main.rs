@@ -1,2 +1,73 @@
 //! Every developer command; CI runs exactly these.
-fn main() {}
+//!
+//! * `cargo xtask test [PART...] [--soak]`: everything that must hold before a change goes in.
+//! * `cargo xtask lint`: style, lints, licences, advisories, documentation.
+//! * `cargo xtask fuzz [TARGET...] [--seconds N]`: the parsers that face strangers.
+
+mod demo;
+mod fuzz;
+mod lint;
+mod metadata;
+mod packages;
+mod report;
+mod run;
+mod test;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Developer commands of Standfast.
+#[derive(Debug, Parser)]
+#[command(
+    name = "cargo xtask",
+    bin_name = "cargo xtask",
+    arg_required_else_help = true
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the tests need and run them
+    Test(test::Args),
+    /// Check style, lints, licences, advisories and documentation
+    Lint,
+    /// Feed the parsers random input
+    Fuzz(fuzz::Args),
+}
+
+fn main() -> Result<ExitCode> {
+    match Cli::parse().command {
+        Command::Test(args) => test::main(&args),
+        Command::Lint => Ok(lint::main()),
+        Command::Fuzz(args) => fuzz::main(&args),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn unknown_commands_and_values_are_refused() {
+        for args in [
+            &["bench"][..],
+            &["test", "all"],
+            &["fuzz", "--seconds", "0"],
+            &["lint", "x"],
+        ] {
+            let line = ["xtask"].iter().chain(args);
+            Cli::try_parse_from(line).expect_err("this is not a command");
+        }
+        Cli::try_parse_from(["xtask", "test", "unit", "e2e", "--soak"]).unwrap();
+    }
+}

@@ -1,0 +1,178 @@
+//! `cargo xtask test`: everything that must hold before a change goes in.
+
+use crate::metadata::{Metadata, Target};
+use crate::report::Report;
+use crate::run::{cargo, run};
+use crate::{demo, fuzz, lint, packages};
+use anyhow::{Result, bail};
+use clap::ValueEnum;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+/// Arguments of `cargo xtask test`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to run; everything if nothing is named
+    #[arg(value_name = "PART")]
+    parts: Vec<Part>,
+    /// Raise the counts: more requests, more random schedules, more time
+    #[arg(long)]
+    soak: bool,
+}
+
+/// What can be run on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Formatting and clippy
+    Check,
+    /// Unit tests, integration tests without outside help, and the examples in the documentation
+    Unit,
+    /// Every interleaving of the mailbox
+    Loom,
+    /// Tests against real daemons, guests and file systems
+    E2e,
+    /// What the README shows: build a release and run `standfast demo`
+    Demo,
+    /// Build the fuzz targets and run each for some seconds
+    FuzzSmoke,
+}
+
+/// Test targets with this prefix need the packages and run in the part `e2e`.
+const E2E_PREFIX: &str = "e2e_";
+/// Test targets with this prefix are empty unless built for loom.
+const LOOM_PREFIX: &str = "loom_";
+/// Where loom tests are.
+const LOOM_PACKAGE: &str = "standfast-iothread";
+/// How long each fuzz target runs, in seconds.
+const FUZZ_SMOKE_SECONDS: u32 = 5;
+/// The profile of unit and end-to-end tests; .cargo/config.toml says why.
+const PROFILE: [&str; 2] = ["--profile", "checked"];
+
+/// Runs the command.
+pub fn main(args: &Args) -> Result<ExitCode> {
+    let parts: Vec<Part> = Part::value_variants()
+        .iter()
+        .filter(|part| args.parts.is_empty() || args.parts.contains(part))
+        .copied()
+        .collect();
+    let metadata = Metadata::of(Path::new("Cargo.toml"))?;
+    let tests = metadata.targets("test");
+    let mut report = Report::default();
+    report.part("packages", || packages::ensure(&parts));
+    for part in parts {
+        report.part(&name(part), || match part {
+            Part::Check => check(),
+            Part::Unit => unit(&tests, args.soak),
+            Part::Loom => loom(&tests, &metadata),
+            Part::E2e => e2e(&tests, args.soak),
+            Part::Demo => demo::run(&metadata),
+            Part::FuzzSmoke => fuzz::run_all(FUZZ_SMOKE_SECONDS),
+        });
+    }
+    Ok(report.finish())
+}
+
+fn name(part: Part) -> String {
+    part.to_possible_value()
+        .expect("no part is hidden")
+        .get_name()
+        .to_owned()
+}
+
+fn check() -> Result<()> {
+    lint::fmt()?;
+    lint::clippy()
+}
+
+fn unit(tests: &[&Target], soak: bool) -> Result<()> {
+    let mut command = cargo_test(soak);
+    command.args(["--workspace", "--lib", "--bins"]);
+    for target in tests {
+        if !target.name.starts_with(E2E_PREFIX) && !target.name.starts_with(LOOM_PREFIX) {
+            command.args(["--test", &target.name]);
+        }
+    }
+    let tests = run(&mut command);
+    let doc_tests = run(cargo_test(soak).args(["--workspace", "--doc"]));
+    tests.and(doc_tests)
+}
+
+fn loom(tests: &[&Target], metadata: &Metadata) -> Result<()> {
+    let tests = chosen(tests, LOOM_PREFIX)?;
+    // Optimised, since loom tries very many interleavings; and in a directory of its own, since
+    // the flag changes every crate.
+    let mut command = cargo(["test", "--release", "--package", LOOM_PACKAGE]);
+    command.env("RUSTFLAGS", "--cfg loom");
+    command
+        .arg("--target-dir")
+        .arg(metadata.target_directory.join("loom"));
+    for target in tests {
+        command.args(["--test", &target.name]);
+    }
+    run(&mut command)
+}
+
+fn e2e(tests: &[&Target], soak: bool) -> Result<()> {
+    let tests = chosen(tests, E2E_PREFIX)?;
+    // cargo builds the binaries of a package for that package's own tests only.
+    run(cargo(["build", "--workspace", "--bins"]).args(PROFILE))?;
+    let mut command = cargo_test(soak);
+    for target in tests {
+        command.args(["--package", &target.package, "--test", &target.name]);
+    }
+    run(&mut command)
+}
+
+fn cargo_test(soak: bool) -> Command {
+    let mut command = cargo(["test", "--no-fail-fast"]);
+    command.args(PROFILE);
+    if soak {
+        command.env("STANDFAST_SOAK", "1");
+    }
+    command
+}
+
+/// The test targets with a prefix. That there are none is an error: they got lost.
+fn chosen<'a>(tests: &[&'a Target], prefix: &str) -> Result<Vec<&'a Target>> {
+    let chosen: Vec<_> = tests
+        .iter()
+        .filter(|t| t.name.starts_with(prefix))
+        .copied()
+        .collect();
+    if chosen.is_empty() {
+        bail!("no crate has a test target whose name starts with '{prefix}'");
+    }
+    Ok(chosen)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_target_is_an_error() {
+        let target = |name: &str| Target {
+            package: "p".into(),
+            name: name.into(),
+            kind: "test".into(),
+        };
+        let (ring, crash) = (target("ring"), target("e2e_crash"));
+        assert_eq!(chosen(&[&ring, &crash], E2E_PREFIX).unwrap(), [&crash]);
+        assert_eq!(
+            chosen(&[&ring], E2E_PREFIX).unwrap_err().to_string(),
+            "no crate has a test target whose name starts with 'e2e_'"
+        );
+    }
+
+    #[test]
+    fn parts_have_the_documented_names() {
+        let names: Vec<_> = Part::value_variants()
+            .iter()
+            .map(|part| name(*part))
+            .collect();
+        assert_eq!(
+            names,
+            ["check", "unit", "loom", "e2e", "demo", "fuzz-smoke"]
+        );
+    }
+}
