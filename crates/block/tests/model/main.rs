@@ -7,6 +7,11 @@
 //! - completion after reset
 //! - freeze that comes with the message instead of with the failure
 //! - `cont` that does not reset every status
+//!
+//! The first four were also put into the state machines themselves, and found: the condition
+//! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
+//! `RunControl::failed`; `freeze_all` telling only the first part of a backend; the generation
+//! check left out of `Gate::finish`.
 
 #![allow(clippy::panic, reason = "a failed test")]
 
@@ -43,6 +48,7 @@ enum Step {
     Cont,
     ContBackend(usize),
     Attach(usize),
+    Detach(usize),
     SetPolicy(usize, Policy),
     Resize {
         b: usize,
@@ -116,7 +122,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => Just(Step::Stop),
         5 => Just(Step::Cont),
         3 => b.clone().prop_map(Step::ContBackend),
-        2 => b.clone().prop_map(Step::Attach),
+        3 => b.clone().prop_map(Step::Attach),
+        1 => b.clone().prop_map(Step::Detach),
         1 => (b.clone(), policy()).prop_map(|(b, policy)| Step::SetPolicy(b, policy)),
         1 => (b.clone(), 8..world::LENGTH * 2, errno())
             .prop_map(|(b, length, errno)| Step::Resize { b, length, errno }),
@@ -154,6 +161,10 @@ fn apply(world: &mut World, step: &Step) -> Check {
         }
         Step::Attach(b) => {
             world.attach(b);
+            Ok(())
+        }
+        Step::Detach(b) => {
+            world.detach(b);
             Ok(())
         }
         Step::SetPolicy(b, policy) => {
@@ -198,7 +209,7 @@ fn cases() -> u32 {
     std::env::var("PROPTEST_CASES")
         .ok()
         .and_then(|n| n.parse().ok())
-        .unwrap_or(3000)
+        .unwrap_or(1500)
 }
 
 fn strategy() -> impl Strategy<Value = (Vec<(Policy, HoldScope)>, Vec<Step>)> {

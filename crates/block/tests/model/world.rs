@@ -86,6 +86,7 @@ struct Backend {
     generation: u64,
     /// The client waits for its attach to be settled before it submits.
     attaching: bool,
+    attached: bool,
 }
 
 enum Message {
@@ -96,6 +97,7 @@ enum Message {
     Cont,
     ContBackend(usize),
     Attach(usize),
+    Detach(usize),
     SetPolicy(usize, Policy),
 }
 
@@ -193,6 +195,7 @@ impl World {
             status: Status::Ok,
             generation: 0,
             attaching: false,
+            attached: false,
         });
         let mut outbox = Outbox::default();
         for local in ids {
@@ -270,6 +273,12 @@ impl World {
     pub fn attach(&mut self, b: usize) {
         self.backends[b].attaching = true;
         self.inbox.push_back(Message::Attach(b));
+    }
+
+    /// The device goes away; a later attach brings a client back.
+    pub fn detach(&mut self, b: usize) {
+        self.backends[b].attaching = true;
+        self.inbox.push_back(Message::Detach(b));
     }
 
     // ---- what storage does ----
@@ -546,6 +555,21 @@ impl World {
                     .ok_or("attach of a backend that is not there")?;
                 self.backends[b].generation = generation;
                 self.backends[b].status = Status::Ok;
+                self.backends[b].attached = true;
+            }
+            Message::Detach(b) => {
+                self.control.detach(self.backends[b].id, &mut outbox);
+                let state = self
+                    .control
+                    .backend(self.backends[b].id)
+                    .ok_or("backend is gone")?;
+                ensure!(
+                    state.io_status().is_none(),
+                    "status enabled without a device"
+                );
+                self.backends[b].generation = state.generation();
+                self.backends[b].status = Status::Ok;
+                self.backends[b].attached = false;
             }
             Message::SetPolicy(b, policy) => {
                 self.control
@@ -621,13 +645,14 @@ impl World {
         // An attach is settled when every part has taken it and nothing older is in flight.
         let backend = &mut self.backends[b];
         if backend.attaching
+            && backend.attached
             && backend.locals.iter().all(|local| {
                 local.gate.generation() == backend.generation && local.mailbox.is_empty()
             })
             && !self
                 .inbox
                 .iter()
-                .any(|m| matches!(m, Message::Attach(of) if *of == b))
+                .any(|m| matches!(m, Message::Attach(of) | Message::Detach(of) if *of == b))
         {
             backend.attaching = false;
         }
@@ -755,19 +780,20 @@ impl World {
                 older.phase
             );
         }
-        if !self.lives[life].was_held {
-            // G5: what was released goes first, unless it has to wait behind something itself.
-            for (&other, &number) in &local.orders {
-                let first = &self.lives[number];
-                if first.phase == Phase::Waiting
-                    && first.was_held
-                    && first.generation == self.lives[life].generation
-                    && first.request.tag.queue == request.tag.queue
-                    && !first.request.op.modifies()
-                {
-                    return Err(format!("new {request:?} before released {other}"));
-                }
-            }
+        // G5: what was released goes first, oldest first, unless it has to wait behind something
+        // itself (which a request that modifies nothing never does).
+        for (&other, &number) in &local.orders {
+            let first = &self.lives[number];
+            let goes_first = first.phase == Phase::Waiting
+                && first.was_held
+                && first.generation == self.lives[life].generation
+                && first.request.tag.queue == request.tag.queue
+                && !first.request.op.modifies();
+            ensure!(
+                !goes_first || (self.lives[life].was_held && order <= other),
+                "{request:?} started before released {:?}",
+                first.request
+            );
         }
         self.lives[life].phase = Phase::InFlight;
         local.in_flight.push(ticket);
