@@ -1,1 +1,19 @@
-//! Block drivers: file, host_device, null-co, quota, blkdebug.
+//! Block drivers: what the nodes of the block graph are made of.
+//!
+//! * [`file`](mod@file): regular files and (as `host_device`) block devices, through io_uring.
+//! * [`null`]: `null-co`, a disk of no storage.
+//! * [`quota`]: a filter that limits how many bytes its child allocates, as a thin volume would.
+//! * [`blkdebug`]: a filter that injects errors by a [fault plan](block::fault).
+//!
+//! A driver is made by its constructor from a plain option struct; nothing registers itself.
+
+pub mod blkdebug;
+pub mod file;
+mod iov;
+pub mod null;
+mod open_error;
+
+pub use blkdebug::{Blkdebug, BlkdebugOptions};
+pub use file::{FileDriver, FileOptions};
+pub use null::{NullCo, NullOptions};
+pub use open_error::OpenError;

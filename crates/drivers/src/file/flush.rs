@@ -1,0 +1,99 @@
+//! Flushes, and the latch that a failed one leaves behind.
+//!
+//! When fdatasync(2) on a buffered file fails, Linux marks the pages that it could not write as
+//! clean and tells one caller, once. A second fdatasync would succeed and be a lie. So the failure
+//! is latched: each later flush fails with the same errno without asking the kernel, until somebody
+//! who knows says that the loss is accepted. For the same reason flushes of a buffered file go one
+//! at a time: of two that run at once only one would hear of the failure.
+//!
+//! With O_DIRECT there are no such pages, and a failed flush may be tried again.
+
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+
+use block::{BlockError, Result};
+use iothread::ring;
+
+use super::retry::Retry;
+use super::serialise::{Mode, RangeLock};
+
+/// The flushes of one node.
+#[derive(Debug, Default)]
+pub struct Flusher {
+    /// The errno of the failed flush; 0: none.
+    latched: AtomicI32,
+    /// One fdatasync at a time.
+    gate: RangeLock,
+    /// Number of fdatasyncs that have begun.
+    begun: AtomicU64,
+    /// Number of the last one that succeeded.
+    succeeded: AtomicU64,
+}
+
+impl Flusher {
+    /// The errno of the latched failure.
+    pub fn latched(&self) -> Option<i32> {
+        match self.latched.load(Ordering::SeqCst) {
+            0 => None,
+            errno => Some(errno),
+        }
+    }
+
+    /// Forgets the latched failure; false if there was none.
+    pub fn clear(&self) -> bool {
+        self.latched.swap(0, Ordering::SeqCst) != 0
+    }
+
+    fn check(&self) -> Result<()> {
+        match self.latched() {
+            None => Ok(()),
+            Some(errno) => Err(BlockError::new(
+                errno,
+                format!(
+                    "{} (an earlier flush failed, and the page cache has dropped what it could \
+                     not write)",
+                    block::Cause::of_errno(errno).reason()
+                ),
+            )),
+        }
+    }
+
+    /// Makes all writes that have completed durable, through the page cache.
+    pub async fn flush_buffered(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let begun_before = self.begun.load(Ordering::SeqCst);
+        self.check()?;
+        let _turn = self.gate.lock(0..1, Mode::Exclusive).await;
+        self.check()?;
+        if self.succeeded.load(Ordering::SeqCst) > begun_before {
+            // While this one waited, an fdatasync began after it had come and has succeeded.
+            return Ok(());
+        }
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let mut retry = Retry::new();
+        loop {
+            let Err(error) = ring::fsync(fd, true).await else {
+                self.succeeded.store(number, Ordering::SeqCst);
+                return Ok(());
+            };
+            // ENOMEM may be the storage's answer as well as the ring's: latch rather than lie.
+            if error.raw_os_error() != Some(libc::ENOMEM) && retry.again(&error).await {
+                continue;
+            }
+            let error = BlockError::from(error);
+            self.latched.store(error.errno(), Ordering::SeqCst);
+            return Err(error);
+        }
+    }
+
+    /// Makes all writes that have completed durable; they went past the page cache.
+    pub async fn flush_direct(&self, fd: BorrowedFd<'_>) -> Result<()> {
+        let mut retry = Retry::new();
+        loop {
+            match ring::fsync(fd, true).await {
+                Ok(_) => return Ok(()),
+                Err(error) if retry.again(&error).await => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+}

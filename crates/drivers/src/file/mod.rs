@@ -1,0 +1,374 @@
+//! `file` and `host_device`: regular files and block devices, through io_uring.
+//!
+//! One descriptor does everything: it holds the image locks ([`lock`]) and does the I/O, so a
+//! process that dies keeps others out until its last request has ended.
+//!
+//! # What a request can rely on
+//!
+//! * A read is whole. A file that is shorter than the node was truncated behind our back: that is
+//!   EIO, never zeroes.
+//! * A short write is continued. EAGAIN, EINTR, ECANCELED and ENOMEM are tried again for about
+//!   100 ms.
+//! * With `cache.direct=on` any offset, length and buffer is fine: what O_DIRECT does not take is
+//!   copied through aligned memory, and a write that does not fill its blocks reads them first, with
+//!   other writes to these blocks kept away. Writing the last, partial block of a file whose length
+//!   is no multiple of the blocks makes the file longer, by zeroes up to the block's end; the node
+//!   keeps its length.
+//! * Durability: a flush is fdatasync(2), force-unit-access is RWF_DSYNC with `cache.direct=on` and a
+//!   flush otherwise. `cache.no-flush=on` turns both off. A failed flush of a buffered file is
+//!   latched ([`flush`]).
+//! * Zeroes are made by fallocate(2) where the storage can, and written where not. Discards are done
+//!   only with `discard=unmap`, in whole blocks of the filesystem, and ignored where the storage
+//!   does not support them.
+
+mod bounce;
+mod flush;
+mod lock;
+mod open;
+mod probe;
+mod retry;
+mod serialise;
+mod transfer;
+mod zero;
+
+use std::ops::Range;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{BlockError, DiscardStats, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Result};
+
+use self::bounce::{ALIGNMENT, PIECE_MAX};
+use self::flush::Flusher;
+use self::probe::{DirectAlignment, Kind};
+use self::serialise::Serialiser;
+use self::zero::Deallocation;
+use crate::{OpenError, iov};
+
+/// What happens to discards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// They do nothing, and write-zeroes never deallocates.
+    #[default]
+    Ignore,
+    /// They give space back.
+    Unmap,
+}
+
+/// Whether the image is locked against other users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// As `On`: Linux always has the locks that this takes.
+    #[default]
+    Auto,
+    /// Locked, or not opened.
+    On,
+    /// Not locked: whoever else writes to the image destroys it.
+    Off,
+}
+
+/// Options of [`FileDriver`]. The defaults are QEMU's.
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    /// Name of the node, for messages.
+    pub node_name: Arc<str>,
+    /// Path of the image.
+    pub filename: String,
+    /// `cache.direct`: O_DIRECT, past the page cache.
+    pub cache_direct: bool,
+    /// `cache.no-flush`: nothing is ever made durable.
+    pub cache_no_flush: bool,
+    /// Open for reading only.
+    pub read_only: bool,
+    /// Open for reading only if writing is not permitted (EACCES, EPERM, EROFS).
+    pub auto_read_only: bool,
+    /// What happens to discards.
+    pub discard: Discard,
+    /// Whether to lock the image.
+    pub locking: Locking,
+    /// Do not mind writers; only with `read_only`.
+    pub force_share: bool,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct FileDriver {
+    name: &'static str,
+    node_name: Arc<str>,
+    filename: String,
+    fd: OwnedFd,
+    kind: Kind,
+    read_only: bool,
+    cache_direct: bool,
+    cache_no_flush: bool,
+    warning: Option<String>,
+    length: AtomicU64,
+    /// What the storage asks of reads and writes.
+    alignment: DirectAlignment,
+    /// What it asks of fallocate(2) in whole, so that nothing goes through the page cache that does
+    /// not have to.
+    zero_align: u32,
+    /// Units in which space is given back.
+    discard_align: u32,
+    serialiser: Serialiser,
+    flusher: Flusher,
+    deallocation: Deallocation,
+}
+
+impl FileDriver {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    ///
+    /// In QEMU's words: what is not there, not allowed, not a regular file, or locked by another.
+    pub fn open_file(options: FileOptions) -> std::result::Result<Self, OpenError> {
+        Self::open("file", Kind::Regular, options)
+    }
+
+    /// Opens a block device.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileDriver::open_file`].
+    pub fn open_host_device(options: FileOptions) -> std::result::Result<Self, OpenError> {
+        Self::open("host_device", Kind::Block, options)
+    }
+
+    fn open(
+        name: &'static str,
+        kind: Kind,
+        options: FileOptions,
+    ) -> std::result::Result<Self, OpenError> {
+        let opened = open::open(&options, kind)?;
+        let DirectAlignment { request, memory } = opened.alignment;
+        if memory as usize > ALIGNMENT || request as usize > PIECE_MAX {
+            return Err(OpenError::new(
+                libc::EINVAL,
+                format!(
+                    "'{}' asks for O_DIRECT buffers aligned to {memory} bytes and blocks of \
+                     {request} bytes, more than is supported; use cache.direct=off",
+                    options.filename
+                ),
+            ));
+        }
+        let fd = opened.fd.as_fd();
+        let punch = options.discard == Discard::Unmap
+            && !opened.read_only
+            && probe::can_punch(fd, &opened.stat);
+        let fs_block = match kind {
+            Kind::Block => opened.logical_block,
+            _ => opened.stat.block_size,
+        };
+        let buffered = !options.cache_direct
+            && !opened.read_only
+            && !options.cache_no_flush
+            && !probe::in_memory(fd);
+        Ok(Self {
+            name,
+            warning: buffered.then(|| buffered_warning(&options.filename)),
+            node_name: options.node_name,
+            filename: options.filename,
+            kind,
+            read_only: opened.read_only,
+            cache_direct: options.cache_direct,
+            cache_no_flush: options.cache_no_flush,
+            length: AtomicU64::new(opened.length),
+            alignment: opened.alignment,
+            zero_align: match kind {
+                Kind::Block => opened.logical_block,
+                _ if options.cache_direct => fs_block,
+                _ => 1,
+            },
+            discard_align: fs_block,
+            serialiser: Serialiser::default(),
+            flusher: Flusher::default(),
+            deallocation: Deallocation::new(punch),
+            fd: opened.fd,
+        })
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    fn length_now(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    fn located(&self, io: &Io<'_>, error: BlockError) -> BlockError {
+        error
+            .doing(io.op.name())
+            .at(&self.node_name, io.offset, io.bytes)
+    }
+
+    async fn flush(&self) -> Result<()> {
+        if self.cache_no_flush {
+            Ok(())
+        } else if self.cache_direct {
+            self.flusher.flush_direct(self.fd()).await
+        } else {
+            self.flusher.flush_buffered(self.fd()).await
+        }
+    }
+
+    fn submit_write<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        let fua = io.fua && !self.cache_no_flush;
+        if fua && !self.cache_direct {
+            // RWF_DSYNC would consume a failure to write back other pages, and the next flush would
+            // not hear of it. So this is a write and a flush.
+            return IoFuture::new(async move {
+                let result = match self.write(io.iov, io.offset, io.bytes, 0).await {
+                    Ok(()) => self.flush().await,
+                    Err(error) => Err(error),
+                };
+                result.map_err(|error| self.located(&io, error))
+            });
+        }
+        let flags = if fua { libc::RWF_DSYNC } else { 0 };
+        IoFuture::new(async move {
+            let result = self.write(io.iov, io.offset, io.bytes, flags).await;
+            result.map_err(|error| self.located(&io, error))
+        })
+    }
+
+    fn resize_device(&self, length: u64) -> Result<()> {
+        let now = probe::length(self.fd()).map_err(BlockError::from)?;
+        if length == now {
+            self.length.store(now, Ordering::Release);
+            return Ok(());
+        }
+        let (errno, verb) = if length > now {
+            (libc::EINVAL, "grow")
+        } else {
+            (libc::ENOTSUP, "resize")
+        };
+        Err(BlockError::new(
+            errno,
+            format!(
+                "Cannot {verb} device files: '{}' has {now} bytes, asked for {length}",
+                self.filename
+            ),
+        ))
+    }
+}
+
+fn buffered_warning(filename: &str) -> String {
+    format!(
+        "cache.direct is off for '{filename}': the page cache accepts writes that the storage may \
+         refuse later; then only a flush fails, and a stop policy cannot have the writes done again. \
+         Use cache.direct=on"
+    )
+}
+
+impl Driver for FileDriver {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            filename: self.filename.clone(),
+            read_only: self.read_only,
+            cache_direct: self.cache_direct,
+            cache_no_flush: self.cache_no_flush,
+            actual_size: probe::stat(self.fd()).ok().map(|stat| stat.allocated),
+            warning: self.warning.clone(),
+        }
+    }
+
+    fn length(&self) -> u64 {
+        self.length_now()
+    }
+
+    fn limits(&self) -> Limits {
+        Limits {
+            request_alignment: self.alignment.request,
+            memory_alignment: self.alignment.memory,
+            discard_alignment: self.discard_align,
+            discard: self.deallocation.can_punch(),
+        }
+    }
+
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        if io.bytes == 0 && io.op != Operation::Flush {
+            return IoFuture::ready(Ok(()));
+        }
+        debug_assert!(
+            !matches!(io.op, Operation::Read | Operation::Write) || iov::total(io.iov) == io.bytes,
+            "buffers and length of a request differ"
+        );
+        match io.op {
+            Operation::Read if self.fits(io.iov, io.offset, io.bytes) => {
+                IoFuture::new(async move {
+                    let wanted = transfer::index(io.bytes);
+                    let result = self.read(io.iov, io.offset, wanted).await;
+                    result.map_err(|error| self.located(&io, error))
+                })
+            }
+            Operation::Read => IoFuture::new(async move {
+                let result = self.read_bounced(io.iov, io.offset, io.bytes).await;
+                result.map_err(|error| self.located(&io, error))
+            }),
+            Operation::Write => self.submit_write(io),
+            Operation::Flush => IoFuture::new(async move {
+                let result = self.flush().await;
+                result.map_err(|error| self.located(&io, error))
+            }),
+            Operation::Discard if !self.deallocation.can_punch() => IoFuture::ready(Ok(())),
+            Operation::Discard => IoFuture::new(async move {
+                let result = self.discard(io.offset, io.bytes).await;
+                result.map_err(|error| self.located(&io, error))
+            }),
+            Operation::WriteZeroes { unmap } => IoFuture::new(async move {
+                let result = self.write_zeroes(io.offset, io.bytes, unmap, io.fua).await;
+                result.map_err(|error| self.located(&io, error))
+            }),
+        }
+    }
+
+    fn cont_blocker(&self) -> Option<String> {
+        let errno = self.flusher.latched()?;
+        Some(format!(
+            "Node '{node}' has lost data: a flush failed ({reason}), and the page cache has dropped \
+             what it could not write. x-node-accept-loss with node-name '{node}' accepts the loss \
+             and fails the flushes that are held",
+            node = self.node_name,
+            reason = block::Cause::of_errno(errno).reason(),
+        ))
+    }
+
+    fn accept_loss(&self) -> bool {
+        self.flusher.clear()
+    }
+
+    fn client_reset(&self) {
+        self.flusher.clear();
+    }
+
+    fn resize(&self, length: u64) -> Result<()> {
+        if self.kind == Kind::Block {
+            return self.resize_device(length);
+        }
+        if self.read_only {
+            return Err(BlockError::new(
+                libc::EACCES,
+                format!("'{}' is open for reading only", self.filename),
+            ));
+        }
+        rustix::fs::ftruncate(&self.fd, length).map_err(|errno| {
+            BlockError::from(std::io::Error::from(errno))
+                .doing("resize")
+                .at(&self.node_name, 0, length)
+        })?;
+        self.length.store(length, Ordering::Release);
+        Ok(())
+    }
+
+    fn discard_stats(&self) -> Option<DiscardStats> {
+        Some(self.deallocation.stats())
+    }
+
+    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
+        Ok(probe::data_extents(self.fd())?)
+    }
+}

@@ -1,0 +1,330 @@
+//! What the storage under a descriptor is, asked for and never found out by writing.
+
+use std::fs;
+use std::io;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use super::bounce::{ALIGNMENT, Bounce};
+
+const BLKSSZGET: libc::Ioctl = 0x1268;
+const BLKGETSIZE64: libc::Ioctl = 0x8008_1272;
+
+/// Where the data is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// In a regular file.
+    Regular,
+    /// On a block device.
+    Block,
+    /// In anything else: not for us.
+    Other,
+}
+
+/// What [`stat`] tells.
+#[derive(Clone, Copy, Debug)]
+pub struct Stat {
+    /// File type.
+    pub kind: Kind,
+    /// Length in bytes of a regular file.
+    pub size: u64,
+    /// Bytes allocated.
+    pub allocated: u64,
+    /// Block size of the filesystem, a power of two from 512 to 64 KiB.
+    pub block_size: u32,
+    /// The device itself, for a block device.
+    device: libc::dev_t,
+}
+
+fn check(result: libc::c_int) -> io::Result<()> {
+    if result == -1 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+/// fstat(2).
+pub fn stat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the descriptor is open, and the call fills the structure if it succeeds.
+    check(unsafe { libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()) })?;
+    // SAFETY: it succeeded.
+    let stat = unsafe { stat.assume_init() };
+    let kind = match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => Kind::Regular,
+        libc::S_IFBLK => Kind::Block,
+        _ => Kind::Other,
+    };
+    Ok(Stat {
+        kind,
+        size: u64::try_from(stat.st_size).unwrap_or(0),
+        allocated: u64::try_from(stat.st_blocks)
+            .unwrap_or(0)
+            .saturating_mul(512),
+        block_size: power_of_two(u32::try_from(stat.st_blksize).unwrap_or(4096)),
+        device: stat.st_rdev,
+    })
+}
+
+fn power_of_two(size: u32) -> u32 {
+    match size {
+        0 => 4096,
+        // A size that is no power of two has one as its lowest bit.
+        _ => (1 << size.trailing_zeros()).clamp(512, 65536),
+    }
+}
+
+/// Length in bytes now.
+pub fn length(fd: BorrowedFd<'_>) -> io::Result<u64> {
+    let stat = stat(fd)?;
+    if stat.kind == Kind::Regular {
+        return Ok(stat.size);
+    }
+    let mut size: u64 = 0;
+    // SAFETY: the ioctl stores one u64.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64, &raw mut size) })?;
+    Ok(size)
+}
+
+/// Logical block size of a block device in bytes.
+pub fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut size: libc::c_int = 0;
+    // SAFETY: the ioctl stores one int.
+    check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET, &raw mut size) })?;
+    Ok(power_of_two(u32::try_from(size).unwrap_or(512)))
+}
+
+/// Whether the file lies in memory: what it cannot take it refuses at once, even buffered.
+pub fn in_memory(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(fd)
+        .is_ok_and(|statfs| matches!(statfs.f_type, libc::TMPFS_MAGIC | 0x8584_58f6))
+}
+
+/// What O_DIRECT asks of requests, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DirectAlignment {
+    /// Of offset and length.
+    pub request: u32,
+    /// Of buffers.
+    pub memory: u32,
+}
+
+/// What O_DIRECT asks of requests to this descriptor, which is open with it.
+pub fn direct_alignment(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<DirectAlignment> {
+    if in_memory(fd) {
+        return Ok(DirectAlignment {
+            request: 1,
+            memory: 1,
+        });
+    }
+    if let Some(told) = statx_alignment(fd)? {
+        return Ok(told);
+    }
+    if stat.kind == Kind::Block {
+        let request = logical_block_size(fd)?;
+        return Ok(DirectAlignment {
+            request,
+            memory: request,
+        });
+    }
+    let request = probe_by_reading(fd)?;
+    Ok(DirectAlignment {
+        request,
+        memory: request,
+    })
+}
+
+/// What the kernel says (Linux 6.1, filesystem by filesystem).
+fn statx_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<DirectAlignment>> {
+    let mut statx = MaybeUninit::<libc::statx>::zeroed();
+    // SAFETY: the path is an empty C string, and the call fills the structure.
+    let result = unsafe {
+        libc::statx(
+            fd.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            statx.as_mut_ptr(),
+        )
+    };
+    if check(result).is_err() {
+        return Ok(None);
+    }
+    // SAFETY: all zeroes is a valid value, and the call has only stored into it.
+    let statx = unsafe { statx.assume_init() };
+    if statx.stx_mask & libc::STATX_DIOALIGN == 0 {
+        return Ok(None);
+    }
+    if statx.stx_dio_offset_align == 0 {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    Ok(Some(DirectAlignment {
+        request: statx.stx_dio_offset_align.next_power_of_two(),
+        memory: statx.stx_dio_mem_align.max(1).next_power_of_two(),
+    }))
+}
+
+/// The smallest length that a read is accepted with. Only a read that yields data says something:
+/// at the end of the file and in holes some filesystems do not look at the alignment.
+fn probe_by_reading(fd: BorrowedFd<'_>) -> io::Result<u32> {
+    let fallback = 4096;
+    let Some(Range { start, end }) = data_extents(fd)?.into_iter().next() else {
+        return Ok(fallback);
+    };
+    let mut buffer =
+        Bounce::take(2 * ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    for size in [512u32, 1024, 2048] {
+        let at = start.next_multiple_of(ALIGNMENT as u64) + u64::from(size);
+        if at + u64::from(size) > end {
+            break;
+        }
+        let offset = i64::try_from(at).map_err(io::Error::other)?;
+        // SAFETY: the buffer holds 8 KiB, of which at most 4 KiB are used.
+        let got = unsafe {
+            libc::pread(
+                fd.as_raw_fd(),
+                buffer.as_mut_ptr().add(size as usize).cast(),
+                size as usize,
+                offset,
+            )
+        };
+        if usize::try_from(got) == Ok(size as usize) {
+            return Ok(size);
+        }
+    }
+    Ok(fallback)
+}
+
+/// Whether holes can be punched. A hole far beyond the end of a file changes nothing, but tells
+/// whether the filesystem knows how; for a block device the kernel's queue limits tell.
+pub fn can_punch(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
+    match stat.kind {
+        Kind::Regular => {
+            let beyond = stat.size.next_multiple_of(1 << 20).saturating_add(1 << 20);
+            let Ok(beyond) = i64::try_from(beyond) else {
+                return false;
+            };
+            // SAFETY: the descriptor is open; no memory is involved.
+            check(unsafe {
+                libc::fallocate(
+                    fd.as_raw_fd(),
+                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                    beyond,
+                    4096,
+                )
+            })
+            .is_ok()
+        }
+        Kind::Block => {
+            let device = stat.device;
+            let base = format!(
+                "/sys/dev/block/{}:{}",
+                libc::major(device),
+                libc::minor(device)
+            );
+            // A partition has no queue of its own.
+            [format!("{base}/queue"), format!("{base}/../queue")]
+                .iter()
+                .find_map(|queue| {
+                    fs::read_to_string(format!("{queue}/write_zeroes_unmap_max_bytes"))
+                        .or_else(|_| fs::read_to_string(format!("{queue}/discard_max_bytes")))
+                        .ok()
+                })
+                .is_some_and(|bytes| bytes.trim() != "0")
+        }
+        Kind::Other => false,
+    }
+}
+
+/// The ranges that hold data, by SEEK_DATA and SEEK_HOLE; everything, where they are not known.
+///
+/// Preallocated space that has never been written counts as a hole.
+pub fn data_extents(fd: BorrowedFd<'_>) -> io::Result<Vec<Range<u64>>> {
+    let length = length(fd)?;
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while at < length {
+        let Some(start) = seek(fd, at, libc::SEEK_DATA)? else {
+            break;
+        };
+        let end = seek(fd, start, libc::SEEK_HOLE)?.unwrap_or(length);
+        let (start, end) = (start.max(at), end.min(length));
+        if start >= end {
+            break;
+        }
+        extents.push(start..end);
+        at = end;
+    }
+    Ok(extents)
+}
+
+/// Where the next data or hole begins; none if there is no more.
+fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+    let from = i64::try_from(from).map_err(io::Error::other)?;
+    // SAFETY: no memory is involved, and nobody uses the position of the descriptor.
+    let found = unsafe { libc::lseek(fd.as_raw_fd(), from, whence) };
+    match u64::try_from(found) {
+        Ok(found) => Ok(Some(found)),
+        Err(_) => match io::Error::last_os_error() {
+            error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+            // Filesystems that do not know answer as if all were data.
+            error if error.raw_os_error() == Some(libc::EINVAL) => {
+                Ok((whence == libc::SEEK_DATA).then(|| u64::try_from(from).unwrap_or(0)))
+            }
+            error => Err(error),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn data_is_found_between_holes() {
+        let file = tempfile::tempfile().expect("a temporary file");
+        file.set_len(1 << 20).expect("sparse");
+        assert_eq!(data_extents(file.as_fd()).expect("works"), Vec::new());
+        file.write_all_at(&[1; 4096], 65536).expect("space");
+        file.write_all_at(&[1; 4096], (1 << 20) - 4096)
+            .expect("space");
+        let extents = data_extents(file.as_fd()).expect("works");
+        assert_eq!(extents, [65536..69632, (1 << 20) - 4096..1 << 20]);
+    }
+
+    #[test]
+    fn block_sizes_are_powers_of_two_in_range() {
+        for (size, expected) in [
+            (0, 4096),
+            (1, 512),
+            (512, 512),
+            (4096, 4096),
+            (131_072, 65536),
+            (12288, 4096),
+        ] {
+            assert_eq!(power_of_two(size), expected);
+        }
+    }
+
+    #[test]
+    fn probing_changes_nothing() {
+        let file = tempfile::NamedTempFile::new().expect("a temporary file");
+        file.as_file().write_all_at(&[7; 10_000], 0).expect("space");
+        let before = stat(file.as_file().as_fd()).expect("stat");
+        assert!(can_punch(file.as_file().as_fd(), &before));
+        let reader = File::open(file.path()).expect("it exists");
+        let request = probe_by_reading(reader.as_fd()).expect("readable");
+        assert!(request.is_power_of_two());
+        let after = stat(file.as_file().as_fd()).expect("stat");
+        assert_eq!(
+            (before.size, before.allocated),
+            (after.size, after.allocated)
+        );
+        let content = fs::read(file.path()).expect("readable");
+        assert_eq!(content, [7; 10_000]);
+    }
+}

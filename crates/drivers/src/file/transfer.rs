@@ -1,0 +1,274 @@
+//! Reads and writes: whole or not at all, as far as the storage lets us.
+
+use std::io;
+
+use block::{BlockError, Result};
+use iothread::ring;
+use libc::iovec;
+
+use super::FileDriver;
+use super::bounce::{Bounce, PIECE_MAX};
+use super::retry::Retry;
+use super::serialise::Mode;
+use crate::iov::{self, IOV_MAX};
+
+/// A direction, and what goes with it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Transfer {
+    Read,
+    /// With `RWF_*` flags.
+    Write(i32),
+}
+
+/// A range of a request as an index. Requests have their bytes in memory, so it always fits.
+pub fn index(bytes: u64) -> usize {
+    usize::try_from(bytes).expect("this is for 64-bit machines")
+}
+
+impl FileDriver {
+    /// Whether the storage takes a request as it is.
+    pub(super) fn fits(&self, iov: &[iovec], offset: u64, bytes: u64) -> bool {
+        let alignment = self.alignment;
+        alignment.request == 1 && alignment.memory == 1
+            || (self.is_block_range(offset, bytes)
+                && iov::aligned(iov, alignment.memory, alignment.request))
+    }
+
+    fn is_block_range(&self, offset: u64, bytes: u64) -> bool {
+        (offset | bytes) & (u64::from(self.alignment.request) - 1) == 0
+    }
+
+    /// Reads `wanted` bytes, or more: up to the length of `iov`, which [fits](Self::fits).
+    pub(super) async fn read(&self, iov: &[iovec], offset: u64, wanted: usize) -> Result<()> {
+        let first = if iov.len() <= IOV_MAX {
+            // SAFETY: the buffers stay mapped until this future has ended (`block::Io`).
+            let result = unsafe { ring::readv(self.fd(), iov, offset) }.await;
+            if matches!(result, Ok(read) if read as usize >= wanted) {
+                return Ok(());
+            }
+            Some(result)
+        } else {
+            None
+        };
+        // Boxed, so that the common case stays small enough to be stored inline.
+        Box::pin(self.go_on(Transfer::Read, iov, offset, wanted, first)).await
+    }
+
+    /// Writes all of `iov`, `wanted` bytes, which [fits](Self::fits). The caller has entered the
+    /// serialiser.
+    async fn write_raw(
+        &self,
+        iov: &[iovec],
+        offset: u64,
+        wanted: usize,
+        rw_flags: i32,
+    ) -> Result<()> {
+        let first = if iov.len() <= IOV_MAX {
+            // SAFETY: as in `read`.
+            let result = unsafe { ring::writev(self.fd(), iov, offset, rw_flags) }.await;
+            if matches!(result, Ok(written) if written as usize >= wanted) {
+                return Ok(());
+            }
+            Some(result)
+        } else {
+            None
+        };
+        Box::pin(self.go_on(Transfer::Write(rw_flags), iov, offset, wanted, first)).await
+    }
+
+    /// Goes on after a first attempt that was not enough, or begins with vectors that are too long
+    /// for one.
+    async fn go_on(
+        &self,
+        transfer: Transfer,
+        iov: &[iovec],
+        offset: u64,
+        wanted: usize,
+        first: Option<io::Result<u32>>,
+    ) -> Result<()> {
+        let mut outcome = first;
+        let mut retry = Retry::new();
+        let mut done = 0;
+        loop {
+            match outcome {
+                None => {}
+                Some(Err(error)) => {
+                    if !retry.again(&error).await {
+                        return Err(error.into());
+                    }
+                }
+                Some(Ok(bytes)) => {
+                    let reached = done + bytes as usize;
+                    if reached >= wanted {
+                        return Ok(());
+                    }
+                    // What O_DIRECT left in the middle of a block is done again.
+                    let next = reached & !(self.alignment.request as usize - 1);
+                    if next == done {
+                        return Err(self.stuck(transfer, offset + reached as u64));
+                    }
+                    done = next;
+                    retry = Retry::new();
+                }
+            }
+            let rest = iov::advanced(iov, done);
+            let at = offset + done as u64;
+            // SAFETY: as in `read`; `rest` describes a part of the same buffers and outlives the
+            // operation.
+            let result = unsafe {
+                match transfer {
+                    Transfer::Read => ring::readv(self.fd(), &rest, at).await,
+                    Transfer::Write(flags) => ring::writev(self.fd(), &rest, at, flags).await,
+                }
+            };
+            outcome = Some(result);
+        }
+    }
+
+    /// The storage accepts a transfer and moves nothing.
+    fn stuck(&self, transfer: Transfer, at: u64) -> BlockError {
+        match transfer {
+            Transfer::Read => BlockError::new(
+                libc::EIO,
+                format!(
+                    "'{}' ends at byte {at}, inside the node of {} bytes: it has been truncated",
+                    self.filename,
+                    self.length_now(),
+                ),
+            ),
+            Transfer::Write(_) => BlockError::new(
+                libc::ENOSPC,
+                format!("'{}' takes no more at byte {at}", self.filename),
+            ),
+        }
+    }
+
+    /// Reads what does not fit, through aligned memory.
+    pub(super) async fn read_bounced(&self, iov: &[iovec], offset: u64, bytes: u64) -> Result<()> {
+        for piece in self.pieces(offset, bytes) {
+            let mut buffer = take(piece.bytes())?;
+            let vector = [buffer.iovec()];
+            let wanted = index(piece.to - piece.start);
+            self.read(&vector, piece.start, wanted).await?;
+            let skip = index(piece.from - piece.start);
+            iov::scatter(iov, index(piece.from - offset), &buffer[skip..wanted]);
+        }
+        Ok(())
+    }
+
+    /// Writes whatever there is, at whatever offset.
+    pub(super) async fn write(
+        &self,
+        iov: &[iovec],
+        offset: u64,
+        bytes: u64,
+        rw_flags: i32,
+    ) -> Result<()> {
+        if self.fits(iov, offset, bytes) {
+            let _entered = match self.serialiser.try_enter_shared() {
+                Some(entered) => entered,
+                None => {
+                    let range = self.blocks(offset, bytes);
+                    Box::pin(self.serialiser.enter(range, Mode::Shared)).await
+                }
+            };
+            return self.write_raw(iov, offset, index(bytes), rw_flags).await;
+        }
+        Box::pin(self.write_bounced(iov, offset, bytes, rw_flags)).await
+    }
+
+    /// Writes what does not fit: copied, and with the rest of the first and the last block read
+    /// first if it does not begin or end with one.
+    async fn write_bounced(
+        &self,
+        iov: &[iovec],
+        offset: u64,
+        bytes: u64,
+        rw_flags: i32,
+    ) -> Result<()> {
+        let mode = if self.is_block_range(offset, bytes) {
+            Mode::Shared
+        } else {
+            Mode::Exclusive
+        };
+        let _entered = self
+            .serialiser
+            .enter(self.blocks(offset, bytes), mode)
+            .await;
+        let block = u64::from(self.alignment.request);
+        for piece in self.pieces(offset, bytes) {
+            let mut buffer = take(piece.bytes())?;
+            if piece.from > piece.start {
+                self.read_block(&mut buffer, &piece, piece.start).await?;
+            }
+            let last = piece.end - block;
+            if piece.to < piece.end && (last > piece.start || piece.from == piece.start) {
+                self.read_block(&mut buffer, &piece, last).await?;
+            }
+            let inside = index(piece.from - piece.start)..index(piece.to - piece.start);
+            iov::gather(iov, index(piece.from - offset), &mut buffer[inside]);
+            let vector = [buffer.iovec()];
+            self.write_raw(&vector, piece.start, piece.bytes(), rw_flags)
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Reads the block at `at` to its place in the buffer of a piece. What lies beyond the node is
+    /// zeroes: it becomes the end of a file that did not end with a block.
+    async fn read_block(&self, buffer: &mut Bounce, piece: &Piece, at: u64) -> Result<()> {
+        let block = u64::from(self.alignment.request);
+        let place = index(at - piece.start)..index(at + block - piece.start);
+        buffer[place.clone()].fill(0);
+        let vector = [iovec {
+            iov_base: buffer[place].as_mut_ptr().cast(),
+            iov_len: index(block),
+        }];
+        let inside = self.length_now().saturating_sub(at).min(block);
+        self.read(&vector, at, index(inside)).await
+    }
+
+    /// The blocks that a range touches.
+    pub(super) fn blocks(&self, offset: u64, bytes: u64) -> std::ops::Range<u64> {
+        let block = u64::from(self.alignment.request);
+        offset & !(block - 1)..(offset + bytes).next_multiple_of(block)
+    }
+
+    fn pieces(&self, offset: u64, bytes: u64) -> impl Iterator<Item = Piece> + use<> {
+        let blocks = self.blocks(offset, bytes);
+        let end = offset + bytes;
+        blocks.clone().step_by(PIECE_MAX).map(move |start| {
+            let piece_end = (start + PIECE_MAX as u64).min(blocks.end);
+            Piece {
+                start,
+                end: piece_end,
+                from: start.max(offset),
+                to: piece_end.min(end),
+            }
+        })
+    }
+}
+
+fn take(bytes: usize) -> Result<Bounce> {
+    Bounce::take(bytes).ok_or_else(|| {
+        BlockError::new(
+            libc::ENOMEM,
+            format!("no memory for a bounce buffer of {bytes} bytes"),
+        )
+    })
+}
+
+/// A part of a request that is moved at once: whole blocks, and the bytes of the request in them.
+#[derive(Debug)]
+struct Piece {
+    start: u64,
+    end: u64,
+    from: u64,
+    to: u64,
+}
+
+impl Piece {
+    fn bytes(&self) -> usize {
+        index(self.end - self.start)
+    }
+}

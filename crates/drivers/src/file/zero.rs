@@ -1,0 +1,200 @@
+//! Write-zeroes and discard.
+
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use block::{BlockError, DiscardStats, Result};
+use iothread::ring;
+use libc::iovec;
+
+use super::FileDriver;
+use super::retry::Retry;
+use super::serialise::Mode;
+use super::transfer::index;
+
+const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
+
+/// What is written where the storage cannot make zeroes itself.
+#[repr(align(4096))]
+struct Zeroes([u8; 65536]);
+
+static ZEROES: Zeroes = Zeroes([0; 65536]);
+
+/// Elements of [`ZEROES`] per write.
+const REPEAT: usize = 16;
+
+/// What the storage is known to be able to do, and what it has done.
+#[derive(Debug)]
+pub struct Deallocation {
+    /// Whether holes are punched at all: wanted, and not refused so far.
+    punch: AtomicBool,
+    /// Whether a range can be zeroed, as far as is known.
+    zero_range: AtomicBool,
+    nb_ok: AtomicU64,
+    nb_failed: AtomicU64,
+    bytes_ok: AtomicU64,
+}
+
+impl Deallocation {
+    /// `punch`: whether discards may give space back, and the storage seems to be able to.
+    pub fn new(punch: bool) -> Self {
+        Self {
+            punch: AtomicBool::new(punch),
+            zero_range: AtomicBool::new(true),
+            nb_ok: AtomicU64::new(0),
+            nb_failed: AtomicU64::new(0),
+            bytes_ok: AtomicU64::new(0),
+        }
+    }
+
+    /// Whether discards give space back.
+    pub fn can_punch(&self) -> bool {
+        self.punch.load(Ordering::Relaxed)
+    }
+
+    /// The counters.
+    pub fn stats(&self) -> DiscardStats {
+        DiscardStats {
+            nb_ok: self.nb_ok.load(Ordering::Relaxed),
+            nb_failed: self.nb_failed.load(Ordering::Relaxed),
+            bytes_ok: self.bytes_ok.load(Ordering::Relaxed),
+        }
+    }
+
+    fn count(&self, bytes: u64, ok: bool) {
+        if ok {
+            self.nb_ok.fetch_add(1, Ordering::Relaxed);
+            self.bytes_ok.fetch_add(bytes, Ordering::Relaxed);
+        } else {
+            self.nb_failed.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+}
+
+/// What fallocate(2) answers if the storage does not know how. Never EINVAL: our ranges are valid.
+fn is_unsupported(errno: i32) -> bool {
+    matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
+}
+
+/// The part of a range that consists of whole units of `align` bytes (a power of two).
+fn inner(range: &Range<u64>, align: u32) -> Range<u64> {
+    let align = u64::from(align);
+    let start = range.start.next_multiple_of(align);
+    let end = range.end & !(align - 1);
+    start..end.max(start)
+}
+
+impl FileDriver {
+    /// Makes the range read as zeroes.
+    pub(super) async fn write_zeroes(
+        &self,
+        offset: u64,
+        bytes: u64,
+        unmap: bool,
+        fua: bool,
+    ) -> Result<()> {
+        let range = offset..offset + bytes;
+        let body = inner(&range, self.zero_align);
+        if body.is_empty() {
+            self.write_zero_bytes(range).await?;
+        } else {
+            self.write_zero_bytes(range.start..body.start).await?;
+            self.zero_body(&body, unmap).await?;
+            self.write_zero_bytes(body.end..range.end).await?;
+        }
+        if fua { self.flush().await } else { Ok(()) }
+    }
+
+    async fn zero_body(&self, body: &Range<u64>, unmap: bool) -> Result<()> {
+        for (mode, possible, wanted) in [
+            (PUNCH, &self.deallocation.punch, unmap),
+            (ZERO, &self.deallocation.zero_range, true),
+        ] {
+            if !wanted || !possible.load(Ordering::Relaxed) {
+                continue;
+            }
+            match self.fallocate(mode, body).await {
+                Err(error) if is_unsupported(error.errno()) => {
+                    possible.store(false, Ordering::Relaxed);
+                }
+                result => return result,
+            }
+        }
+        self.write_zero_bytes(body.clone()).await
+    }
+
+    async fn write_zero_bytes(&self, range: Range<u64>) -> Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            let mut left = index((range.end - at).min((REPEAT * ZEROES.0.len()) as u64));
+            let bytes = left as u64;
+            let mut vector = [iovec {
+                // Only ever read from: this goes to writes.
+                iov_base: ZEROES.0.as_ptr().cast_mut().cast(),
+                iov_len: 0,
+            }; REPEAT];
+            let mut used = 0;
+            while left > 0 {
+                vector[used].iov_len = left.min(ZEROES.0.len());
+                left -= vector[used].iov_len;
+                used += 1;
+            }
+            self.write(&vector[..used], at, bytes, 0).await?;
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Gives the space of the range back, if that is wanted and possible; otherwise nothing happens.
+    pub(super) async fn discard(&self, offset: u64, bytes: u64) -> Result<()> {
+        let body = inner(&(offset..offset + bytes), self.discard_align);
+        if body.is_empty() {
+            return Ok(());
+        }
+        let result = self.fallocate(PUNCH, &body).await;
+        self.deallocation
+            .count(body.end - body.start, result.is_ok());
+        match result {
+            Err(error) if is_unsupported(error.errno()) => {
+                // A discard is advice.
+                self.deallocation.punch.store(false, Ordering::Relaxed);
+                Ok(())
+            }
+            result => result,
+        }
+    }
+
+    async fn fallocate(&self, mode: i32, range: &Range<u64>) -> Result<()> {
+        let blocks = self.blocks(range.start, range.end - range.start);
+        let _entered = self.serialiser.enter(blocks, Mode::Shared).await;
+        let mut retry = Retry::new();
+        loop {
+            let bytes = range.end - range.start;
+            match ring::fallocate(self.fd(), mode, range.start, bytes).await {
+                Ok(_) => return Ok(()),
+                Err(error) if retry.again(&error).await => {}
+                Err(error) => return Err(BlockError::from(error)),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn inner_is_whole_units_or_nothing() {
+        for (range, align, expected) in [
+            (0..4096, 512, 0..4096),
+            (1..4096, 512, 512..4096),
+            (1..4095, 512, 512..3584),
+            (513..1023, 512, 1024..1024),
+            (7..9, 1, 7..9),
+            (100..100, 4096, 4096..4096),
+        ] {
+            assert_eq!(inner(&range, align), expected, "{range:?} {align}");
+        }
+    }
+}

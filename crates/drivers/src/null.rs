@@ -1,0 +1,86 @@
+//! `null-co`: a disk of no storage. Writes vanish; reads leave the buffers alone, so that what they
+//! cost is the path and not the memory, unless `read-zeroes` asks for zeroes.
+
+use std::time::Duration;
+
+use block::{Driver, Io, IoFuture, NodeInfo, Operation};
+
+use crate::iov;
+
+/// Options of [`NullCo`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NullOptions {
+    /// Length in bytes; 1 GiB by default.
+    pub size: u64,
+    /// Whether reads fill the buffers with zeroes.
+    pub read_zeroes: bool,
+    /// How long each request takes, in nanoseconds.
+    pub latency_ns: u64,
+    /// Whether writes are refused.
+    pub read_only: bool,
+}
+
+impl Default for NullOptions {
+    fn default() -> Self {
+        Self {
+            size: 1 << 30,
+            read_zeroes: false,
+            latency_ns: 0,
+            read_only: false,
+        }
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct NullCo {
+    options: NullOptions,
+}
+
+impl NullCo {
+    /// Cannot fail: there is nothing to open.
+    pub fn new(options: NullOptions) -> Self {
+        Self { options }
+    }
+}
+
+impl Driver for NullCo {
+    fn name(&self) -> &'static str {
+        "null-co"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            filename: "null-co://".to_owned(),
+            read_only: self.options.read_only,
+            actual_size: Some(0),
+            ..NodeInfo::default()
+        }
+    }
+
+    fn length(&self) -> u64 {
+        self.options.size
+    }
+
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        let zeroes = self.options.read_zeroes && io.op == Operation::Read;
+        if self.options.latency_ns == 0 {
+            if zeroes {
+                iov::fill_zero(io.iov);
+            }
+            return IoFuture::ready(Ok(()));
+        }
+        let latency = Duration::from_nanos(self.options.latency_ns);
+        IoFuture::new(async move {
+            iothread::time::sleep(latency).await;
+            if zeroes {
+                iov::fill_zero(io.iov);
+            }
+            Ok(())
+        })
+    }
+
+    fn data_extents(&self) -> block::Result<Vec<std::ops::Range<u64>>> {
+        Ok(Vec::new())
+    }
+}
