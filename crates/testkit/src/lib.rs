@@ -1,1 +1,27 @@
 //! Helpers of the tests: daemons as processes, QMP clients, tmpfs, loop devices, a request checker.
+//!
+//! Everything here cleans up when it is dropped, also when a test panics: processes are killed by
+//! their pid, file systems unmounted, loop devices detached, directories removed. Helpers that mount
+//! or attach need root.
+
+pub mod checker;
+mod command;
+pub mod daemon;
+pub mod events;
+pub mod loop_device;
+pub mod model;
+pub mod mount;
+pub mod pattern;
+pub mod qmp;
+pub mod rng;
+pub mod workload;
+
+pub use checker::{Checker, CheckerFault, Operation, Summary};
+pub use daemon::Daemon;
+pub use events::{EventLog, LogEntry};
+pub use loop_device::LoopDevice;
+pub use mount::{Ext4, Tmpfs};
+pub use pattern::{Content, Pattern, PatternFault, Stamp};
+pub use qmp::{Event, Qmp, QmpError};
+pub use rng::Rng;
+pub use workload::{Driver, Mix, Workload};
