@@ -2,261 +2,43 @@
 
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
-
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::connection::{BackendChannel, Connection};
 use crate::error::{FrontendError, SubmitError, Violation};
 use crate::inflight::InflightRegion;
 use crate::memory::GuestMemory;
-use crate::protocol::{BlkConfig, CONFIG_BYTES, feature, message, protocol_feature};
+use crate::options::Options;
+use crate::protocol::{BlkConfig, feature, message, protocol_feature};
 use crate::queue::{Dropped, Queue};
 use crate::request::{Completion, Request, Shape, Token};
 use crate::ring::Ring;
+use crate::session::{Session, get_config, vring_state};
 
-/// Virtio features the front end takes if they are offered and not masked.
-const FEATURES: u64 = feature::SIZE_MAX
-    | feature::SEG_MAX
-    | feature::RO
-    | feature::BLK_SIZE
-    | feature::FLUSH
-    | feature::TOPOLOGY
-    | feature::CONFIG_WCE
-    | feature::MQ
-    | feature::DISCARD
-    | feature::WRITE_ZEROES
-    | feature::PROTOCOL_FEATURES
-    | feature::VERSION_1;
-
-/// How long after a timeout a call may still arrive before it counts as missing.
-const CALL_GRACE: Duration = Duration::from_millis(200);
 /// Offset of `wce` in the configuration space.
 const CONFIG_WCE_OFFSET: u32 = 32;
-
-/// What a front end wants. Features that the back end does not offer are done without, except
-/// VERSION_1, protocol features and CONFIG.
-#[derive(Debug, Clone)]
-pub struct Options {
-    /// Number of queues.
-    pub queues: u16,
-    /// Entries per queue: a power of two up to 32768.
-    pub queue_size: u16,
-    /// Negotiate EVENT_IDX.
-    pub event_idx: bool,
-    /// Negotiate INDIRECT_DESC, and use indirect tables by default.
-    pub indirect: bool,
-    /// Negotiate INFLIGHT_SHMFD.
-    pub inflight: bool,
-    /// Negotiate REPLY_ACK and have every message acknowledged.
-    pub reply_ack: bool,
-    /// Negotiate BACKEND_REQ, to hear of configuration changes.
-    pub backend_channel: bool,
-    /// Guest memory, rings included.
-    pub memory_bytes: u64,
-    /// Number of regions the guest memory is divided into, 1 to 8.
-    pub memory_regions: u16,
-    /// Default number of data descriptors per request.
-    pub segments: u16,
-    /// By how many bytes data buffers are shifted from their natural alignment.
-    pub buffer_shift: u16,
-    /// Return what was read. Off for benchmarks: read buffers are neither poisoned nor copied.
-    pub keep_read_data: bool,
-    /// Virtio features that may be negotiated, as a mask over all others.
-    pub features_mask: u64,
-    /// Kick queues with outstanding requests when they are started. The specification starts a
-    /// ring at its kick; QEMU does not send one.
-    pub kick_on_start: bool,
-    /// Bound for each send and each reply.
-    pub timeout: Duration,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            queues: 1,
-            queue_size: 128,
-            event_idx: true,
-            indirect: true,
-            inflight: true,
-            reply_ack: true,
-            backend_channel: true,
-            memory_bytes: 64 << 20,
-            memory_regions: 2,
-            segments: 1,
-            buffer_shift: 0,
-            keep_read_data: true,
-            features_mask: u64::MAX,
-            kick_on_start: true,
-            timeout: Duration::from_secs(10),
-        }
-    }
-}
 
 /// Everything of a device but its connection: what survives a reconnect.
 #[derive(Debug)]
 pub struct DiskState {
-    options: Options,
+    pub(crate) options: Options,
     memory: GuestMemory,
-    queues: Vec<Queue>,
+    pub(crate) queues: Vec<Queue>,
     inflight: Option<InflightRegion>,
     features: u64,
     protocol: u64,
     config: BlkConfig,
     next_token: u64,
-    violations: Vec<Violation>,
+    pub(crate) violations: Vec<Violation>,
     dropped: Vec<Dropped>,
 }
 
 /// A connected vhost-user-blk device with its guest memory and queues.
 #[derive(Debug)]
 pub struct Disk {
-    connection: Connection,
+    pub(crate) connection: Connection,
     channel: Option<BackendChannel>,
     running: bool,
-    state: DiskState,
-}
-
-/// A session whose features are chosen and whose rings are not set up.
-struct Session {
-    connection: Connection,
-    channel: Option<BackendChannel>,
-    features: u64,
-    protocol: u64,
-    config: BlkConfig,
-}
-
-impl Session {
-    /// Negotiates. `in_use` are the features a guest already relies on; then no others are taken.
-    fn open(
-        path: &Path,
-        options: &Options,
-        in_use: Option<(u64, u64)>,
-    ) -> Result<Self, FrontendError> {
-        let mut connection = Connection::connect(path, options.timeout)?;
-        let offered = connection.get_u64(message::GET_FEATURES)?;
-        for (bit, what) in [
-            (feature::VERSION_1, "VERSION_1"),
-            (feature::PROTOCOL_FEATURES, "protocol features"),
-        ] {
-            if offered & bit == 0 {
-                return Err(FrontendError::NotOffered { what, offered });
-            }
-        }
-        let mut wanted = FEATURES;
-        wanted |= if options.event_idx {
-            feature::EVENT_IDX
-        } else {
-            0
-        };
-        wanted |= if options.indirect {
-            feature::INDIRECT_DESC
-        } else {
-            0
-        };
-        let needed = feature::VERSION_1 | feature::PROTOCOL_FEATURES;
-        let features = offered & wanted & (options.features_mask | needed);
-
-        let protocol_offered = connection.get_u64(message::GET_PROTOCOL_FEATURES)?;
-        if protocol_offered & protocol_feature::CONFIG == 0 {
-            return Err(FrontendError::NotOffered {
-                what: "CONFIG",
-                offered: protocol_offered,
-            });
-        }
-        let mut protocol = protocol_feature::CONFIG | protocol_feature::MQ;
-        protocol |= if options.reply_ack {
-            protocol_feature::REPLY_ACK
-        } else {
-            0
-        };
-        protocol |= if options.inflight {
-            protocol_feature::INFLIGHT_SHMFD
-        } else {
-            0
-        };
-        protocol |= if options.backend_channel {
-            protocol_feature::BACKEND_REQ
-        } else {
-            0
-        };
-        protocol &= protocol_offered;
-
-        let (features, protocol) = match in_use {
-            None => (features, protocol),
-            Some((guest, ours)) => {
-                lost("virtio features", guest & !offered)?;
-                lost("protocol features", ours & !protocol_offered)?;
-                (guest, ours)
-            }
-        };
-        connection.set(message::SET_PROTOCOL_FEATURES, &protocol.to_ne_bytes(), &[])?;
-        connection.set_reply_ack(protocol & protocol_feature::REPLY_ACK != 0);
-        let queues_max = if protocol & protocol_feature::MQ == 0 {
-            1
-        } else {
-            connection.get_u64(message::GET_QUEUE_NUM)?
-        };
-        if u64::from(options.queues) > queues_max || options.queues == 0 {
-            return Err(FrontendError::Options(format!(
-                "{} queues, the device has {queues_max}",
-                options.queues
-            )));
-        }
-        connection.set(message::SET_OWNER, &[], &[])?;
-        let channel = if protocol & protocol_feature::BACKEND_REQ == 0 {
-            None
-        } else {
-            let (ours, theirs) = BackendChannel::new()?;
-            connection.set(message::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
-            Some(ours)
-        };
-        let config = get_config(&mut connection)?;
-        Ok(Self {
-            connection,
-            channel,
-            features,
-            protocol,
-            config,
-        })
-    }
-}
-
-fn lost(what: &'static str, missing: u64) -> Result<(), FrontendError> {
-    if missing == 0 {
-        Ok(())
-    } else {
-        Err(FrontendError::FeaturesLost { what, missing })
-    }
-}
-
-fn get_config(connection: &mut Connection) -> Result<BlkConfig, FrontendError> {
-    let mut question = [0; 12 + CONFIG_BYTES];
-    question[4..8].copy_from_slice(&u32::try_from(CONFIG_BYTES).unwrap_or(0).to_ne_bytes());
-    let answer = connection.get(message::GET_CONFIG, &question)?;
-    match answer
-        .payload
-        .get(12..)
-        .and_then(|bytes| bytes.try_into().ok())
-    {
-        Some(bytes) => Ok(BlkConfig::parse(bytes)),
-        None => Err(FrontendError::Malformed {
-            during: message::name(message::GET_CONFIG),
-            detail: format!(
-                "{} bytes, expected {}",
-                answer.payload.len(),
-                question.len()
-            ),
-        }),
-    }
-}
-
-/// Payload of the messages that say something about a ring: its index and a number.
-fn vring_state(queue: u16, value: u32) -> [u8; 8] {
-    let mut bytes = [0; 8];
-    bytes[..4].copy_from_slice(&u32::from(queue).to_ne_bytes());
-    bytes[4..].copy_from_slice(&value.to_ne_bytes());
-    bytes
+    pub(crate) state: DiskState,
 }
 
 impl Disk {
@@ -570,169 +352,6 @@ impl Disk {
             .poll(memory, options, violations)
     }
 
-    /// Waits for a completion of a queue, at most `timeout`. `None` if none came.
-    ///
-    /// # Errors
-    /// [`FrontendError::Closed`] if the back end is gone and the ring is empty.
-    pub fn wait(
-        &mut self,
-        queue: u16,
-        timeout: Duration,
-    ) -> Result<Option<Completion>, FrontendError> {
-        self.queue_mut(queue)?;
-        let found = self.wait_on(queue..queue + 1, timeout)?;
-        Ok(found.map(|(_, completion)| completion))
-    }
-
-    /// Waits for a completion of any queue, at most `timeout`. `None` if none came.
-    ///
-    /// # Errors
-    /// [`FrontendError::Closed`] if the back end is gone and the rings are empty.
-    pub fn wait_any(
-        &mut self,
-        timeout: Duration,
-    ) -> Result<Option<(u16, Completion)>, FrontendError> {
-        self.wait_on(0..self.state.options.queues, timeout)
-    }
-
-    /// Submits a request, kicks, and waits for its completion. Completions of other requests are
-    /// kept for the next [`Disk::poll`].
-    ///
-    /// # Errors
-    /// [`FrontendError::Submit`]; [`FrontendError::Timeout`] if it is not completed in time, it is then still
-    /// outstanding; errors of the connection.
-    pub fn execute(
-        &mut self,
-        queue: u16,
-        request: Request<'_>,
-        timeout: Duration,
-    ) -> Result<Completion, FrontendError> {
-        let token = self.submit(queue, request)?;
-        self.kick(queue)?;
-        let deadline = Instant::now() + timeout;
-        let mut others = Vec::new();
-        let result = loop {
-            match self.wait(queue, deadline.saturating_duration_since(Instant::now())) {
-                Ok(Some(completion)) if completion.token == token => break Ok(completion),
-                Ok(Some(other)) => others.push(other),
-                Ok(None) => {
-                    break Err(FrontendError::Timeout {
-                        during: "a request",
-                        after: timeout,
-                    });
-                }
-                Err(error) => break Err(error),
-            }
-        };
-        let queue = self.queue_mut(queue)?;
-        others.into_iter().for_each(|other| queue.stash(other));
-        result
-    }
-
-    fn wait_on(
-        &mut self,
-        range: std::ops::Range<u16>,
-        timeout: Duration,
-    ) -> Result<Option<(u16, Completion)>, FrontendError> {
-        if let Some(found) = self.poll_range(range.clone()) {
-            return Ok(Some(found));
-        }
-        self.want_calls(range.clone(), true);
-        let result = self.sleep_on(range.clone(), timeout);
-        self.want_calls(range, false);
-        result
-    }
-
-    /// Calls are wanted on all queues of the range.
-    fn sleep_on(
-        &mut self,
-        range: std::ops::Range<u16>,
-        timeout: Duration,
-    ) -> Result<Option<(u16, Completion)>, FrontendError> {
-        let deadline = Instant::now() + timeout;
-        loop {
-            // Only now can a used element not slip through: the wish for calls came first.
-            if let Some(found) = self.poll_range(range.clone()) {
-                return Ok(Some(found));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            let woken = self.sleep(range.clone(), left)?;
-            if woken == Woken::Closed {
-                return match self.poll_range(range) {
-                    Some(found) => Ok(Some(found)),
-                    None => Err(FrontendError::Closed { during: "wait" }),
-                };
-            }
-            if woken == Woken::TimedOut && left.is_zero() {
-                let Some(found) = self.poll_range(range.clone()) else {
-                    return Ok(None);
-                };
-                // Used, but not called. It may just have happened; later than this it is a fault.
-                if !timeout.is_zero() && self.sleep(range, CALL_GRACE)? == Woken::TimedOut {
-                    self.state
-                        .violations
-                        .push(Violation::CallMissing { queue: found.0 });
-                }
-                return Ok(Some(found));
-            }
-        }
-    }
-
-    fn poll_range(&mut self, range: std::ops::Range<u16>) -> Option<(u16, Completion)> {
-        range
-            .into_iter()
-            .find_map(|queue| Some((queue, self.poll(queue)?)))
-    }
-
-    fn want_calls(&mut self, range: std::ops::Range<u16>, on: bool) {
-        let range = usize::from(range.start)..usize::from(range.end);
-        for queue in &mut self.state.queues[range] {
-            if on {
-                queue.ring.enable_calls()
-            } else {
-                queue.ring.disable_calls()
-            }
-        }
-    }
-
-    /// Sleeps until a call, the end of the connection, or `timeout`.
-    fn sleep(
-        &self,
-        range: std::ops::Range<u16>,
-        timeout: Duration,
-    ) -> Result<Woken, FrontendError> {
-        let queues = &self.state.queues[usize::from(range.start)..usize::from(range.end)];
-        let mut fds: Vec<_> = queues
-            .iter()
-            .map(|queue| PollFd::new(&queue.call, PollFlags::IN))
-            .collect();
-        let socket = self.connection.socket();
-        fds.push(PollFd::from_borrowed_fd(socket, PollFlags::RDHUP));
-        let timeout = Timespec::try_from(timeout).unwrap_or(Timespec {
-            tv_sec: 3600,
-            tv_nsec: 0,
-        });
-        match rustix::event::poll(&mut fds, Some(&timeout)) {
-            Ok(0) => return Ok(Woken::TimedOut),
-            Ok(_) => {}
-            Err(rustix::io::Errno::INTR) => return Ok(Woken::Called),
-            Err(errno) => return Err(FrontendError::io("poll")(errno)),
-        }
-        let mut woken = Woken::TimedOut;
-        for (fd, queue) in fds.iter().zip(queues) {
-            if !fd.revents().is_empty() {
-                take_event(&queue.call)?;
-                woken = Woken::Called;
-            }
-        }
-        // A call goes first: what the back end completed before it died is still to be seen.
-        Ok(if woken == Woken::Called {
-            woken
-        } else {
-            Woken::Closed
-        })
-    }
-
     /// The configuration space as last read.
     #[must_use]
     pub fn config(&self) -> BlkConfig {
@@ -859,7 +478,7 @@ impl Disk {
         &mut self.connection
     }
 
-    fn queue_mut(&mut self, queue: u16) -> Result<&mut Queue, FrontendError> {
+    pub(crate) fn queue_mut(&mut self, queue: u16) -> Result<&mut Queue, FrontendError> {
         let queues = self.state.options.queues;
         self.state
             .queues
@@ -937,13 +556,6 @@ impl DiskState {
     }
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Woken {
-    Called,
-    Closed,
-    TimedOut,
-}
-
 fn ring_bell(queue: &Queue) -> Result<(), FrontendError> {
     match rustix::io::write(&queue.kick, &1_u64.to_ne_bytes()) {
         // A full counter means that the device has not looked for a very long time; it will see it.
@@ -953,7 +565,7 @@ fn ring_bell(queue: &Queue) -> Result<(), FrontendError> {
 }
 
 /// Whether the event had been signalled. It no longer is.
-fn take_event(event: &impl AsFd) -> Result<bool, FrontendError> {
+pub(crate) fn take_event(event: &impl AsFd) -> Result<bool, FrontendError> {
     match rustix::io::read(event, &mut [0; 8]) {
         Ok(_) => Ok(true),
         Err(rustix::io::Errno::AGAIN) => Ok(false),

@@ -17,7 +17,8 @@
 //! - [`inflight`]: the inflight region, kept for the device and readable by tests;
 //! - [`request`]: requests and how they become descriptors;
 //! - `queue`: what is outstanding on a ring;
-//! - [`disk`]: the device as a whole.
+//! - `session`: negotiation, by `options`;
+//! - [`disk`]: the device as a whole, and `wait`, its waiting for completions.
 
 pub mod connection;
 pub mod disk;
@@ -25,16 +26,20 @@ mod error;
 mod heap;
 pub mod inflight;
 pub mod memory;
+mod options;
 pub mod protocol;
 mod queue;
 pub mod request;
 pub mod ring;
+mod session;
+mod wait;
 
 pub use connection::Connection;
-pub use disk::{Disk, DiskState, Options};
+pub use disk::{Disk, DiskState};
 pub use error::{FrontendError, SubmitError, Violation};
 pub use inflight::{InflightRegion, Marked};
 pub use memory::GuestMemory;
+pub use options::Options;
 pub use protocol::BlkConfig;
 pub use request::{Completion, RawChain, RawDescriptor, Request, Segment, Shape, Token};
 pub use ring::Ring;
