@@ -2,7 +2,7 @@
 
 use std::task::Waker;
 
-use crate::sync::{AtomicUsize, Ordering, UnsafeCell};
+use crate::sync::{AtomicUsize, Ordering, UnsafeCell, spin_loop};
 
 /// Nobody touches the slot.
 const IDLE: usize = 0;
@@ -41,6 +41,7 @@ impl AtomicWaker {
         {
             // A producer is emptying the slot this very moment: what it published is visible now,
             // but the caller cannot be stored, so it has to come back.
+            spin_loop();
             waker.wake_by_ref();
             return;
         }

@@ -127,3 +127,59 @@ impl Timers {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, time::Duration};
+
+    use super::*;
+
+    /// Random inserts, removals and expiries against a sorted map.
+    #[test]
+    fn agrees_with_a_sorted_map() {
+        let start = Instant::now();
+        let mut timers = Timers::default();
+        let mut model = BTreeMap::new();
+        let mut random: u64 = 1;
+        for step in 0..20_000u64 {
+            random = random
+                .wrapping_mul(6_364_136_223_846_793_005)
+                .wrapping_add(1_442_695_040_888_963_407);
+            let choice = random >> 33;
+            match choice % 4 {
+                0 | 1 => {
+                    let deadline = start + Duration::from_millis(choice / 4 % 50);
+                    let key = timers.insert(deadline, Waker::noop().clone());
+                    model.insert((deadline, step), key);
+                }
+                2 => {
+                    let count = u64::try_from(model.len()).unwrap();
+                    let Some(index) = (choice / 4).checked_rem(count) else {
+                        continue;
+                    };
+                    let index = usize::try_from(index).unwrap();
+                    let (&at, &key) = model.iter().nth(index).unwrap();
+                    model.remove(&at);
+                    assert!(timers.remove(key).is_some());
+                }
+                _ => {
+                    assert_eq!(
+                        timers.next_deadline(),
+                        model.keys().next().map(|&(deadline, _)| deadline)
+                    );
+                    let Some((&at, &key)) = model.iter().next() else {
+                        continue;
+                    };
+                    let early = at.0.checked_sub(Duration::from_nanos(1)).unwrap();
+                    assert!(timers.fire(early).is_none());
+                    assert!(timers.fire(at.0).is_some());
+                    model.remove(&at);
+                    assert!(timers.poll(key, Waker::noop()).0, "the earliest fired");
+                    assert!(timers.remove(key).is_none());
+                }
+            }
+        }
+        assert_eq!(timers.heap.len(), model.len());
+        assert_eq!(timers.entries.len(), model.len());
+    }
+}

@@ -13,18 +13,9 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use standfast_iothread::{IoThread, ring, spawn_local, time, yield_now};
+    use standfast_iothread::{ring, spawn_local, time, yield_now};
 
     use crate::common::*;
-
-    fn run<Fut, R>(iothread: &IoThread, f: impl FnOnce() -> Fut + Send + 'static) -> R
-    where
-        Fut: Future<Output = R> + 'static,
-        R: Send + 'static,
-    {
-        let handle = iothread.handle();
-        within_time(move || handle.run_blocking(f)).expect("the iothread runs")
-    }
 
     #[test]
     fn writes_syncs_and_reads_back() {
@@ -114,7 +105,7 @@ mod tests {
     fn thousands_of_operations_through_a_tiny_ring() {
         const OPS: usize = 5000;
         let mut file = tempfile::tempfile().unwrap();
-        let content: Vec<u8> = (0..OPS * 8).map(|i| (i % 251) as u8).collect();
+        let content: Vec<u8> = (0..OPS * 8).map(|i| (i % 251).to_le_bytes()[0]).collect();
         file.write_all(&content).unwrap();
         let iothread = start(0, 1);
         run(&iothread, || async move {
@@ -172,7 +163,7 @@ mod tests {
                 let iov = [iovec(&mut buffer)];
                 // SAFETY: the operation is dropped before the buffer.
                 let mut op = Box::pin(unsafe { ring::readv(reader.as_fd(), &iov, u64::MAX) });
-                assert!(futures_poll_once(op.as_mut()).await.is_none());
+                assert!(poll_once(op.as_mut()).await.is_none());
                 // Handed to the kernel, where it waits for the pipe.
                 time::sleep(Duration::from_millis(5)).await;
                 drop(op);
@@ -196,7 +187,7 @@ mod tests {
                 .collect();
             drop(ops.pop());
             for op in &mut ops {
-                assert!(futures_poll_once(op.as_mut()).await.is_none());
+                assert!(poll_once(op.as_mut()).await.is_none());
             }
             drop(ops);
             signal(&event);
@@ -216,7 +207,7 @@ mod tests {
                     .await
                     .unwrap()
             });
-            assert!(futures_poll_once(op.as_mut()).await.is_none());
+            assert!(poll_once(op.as_mut()).await.is_none());
             let task = spawn_local(op);
             yield_now().await;
             signal(&event);
@@ -267,9 +258,9 @@ mod tests {
             // Not again without a change.
             let wait = readiness.ready();
             let mut wait = std::pin::pin!(wait);
-            assert!(futures_poll_once(wait.as_mut()).await.is_none());
+            assert!(poll_once(wait.as_mut()).await.is_none());
             time::sleep(Duration::from_millis(5)).await;
-            assert!(futures_poll_once(wait.as_mut()).await.is_none());
+            assert!(poll_once(wait.as_mut()).await.is_none());
         });
     }
 
@@ -316,15 +307,5 @@ mod tests {
             tv_nsec: 0,
         };
         assert_eq!(rustix::event::poll(&mut fds, Some(&timeout)).unwrap(), 1);
-    }
-
-    async fn futures_poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
-        std::future::poll_fn(|cx| {
-            std::task::Poll::Ready(match future.as_mut().poll(cx) {
-                std::task::Poll::Ready(result) => Some(result),
-                std::task::Poll::Pending => None,
-            })
-        })
-        .await
     }
 }

@@ -1,5 +1,6 @@
 //! What several integration tests need.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(missing_docs, reason = "not an interface")]
 
 use std::{os::fd::OwnedFd, sync::mpsc, time::Duration};
 
@@ -27,13 +28,31 @@ pub fn within_time<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) ->
     let (done, result) = mpsc::channel();
     let thread = std::thread::spawn(move || done.send(f()));
     match result.recv_timeout(HANG) {
-        Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Timeout) => panic!("hangs"),
         Err(mpsc::RecvTimeoutError::Disconnected) => match thread.join() {
             Err(panic) => std::panic::resume_unwind(panic),
-            Ok(_) => panic!("no result"),
+            Ok(_) => unreachable!("the result is sent before the thread ends"),
         },
+        result => result.expect("it hangs"),
     }
+}
+
+pub fn run<Fut, R>(iothread: &IoThread, f: impl FnOnce() -> Fut + Send + 'static) -> R
+where
+    Fut: Future<Output = R> + 'static,
+    R: Send + 'static,
+{
+    let handle = iothread.handle();
+    within_time(move || handle.run_blocking(f)).expect("the iothread runs")
+}
+
+pub async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+    std::future::poll_fn(|cx| {
+        std::task::Poll::Ready(match future.as_mut().poll(cx) {
+            std::task::Poll::Ready(result) => Some(result),
+            std::task::Poll::Pending => None,
+        })
+    })
+    .await
 }
 
 pub fn iovec(buffer: &mut [u8]) -> libc::iovec {

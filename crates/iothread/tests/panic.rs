@@ -1,0 +1,60 @@
+//! A panic on an iothread aborts the process.
+#![cfg(not(loom))]
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::process::ExitStatusExt, process::Command};
+
+    use standfast_iothread::ring;
+
+    use crate::common::*;
+
+    const CHILD: &str = "STANDFAST_IOTHREAD_PANIC_CHILD";
+
+    /// The child is this very test, told by the environment to be it.
+    #[test]
+    fn aborts_the_process_loudly() {
+        if let Ok(kind) = std::env::var(CHILD) {
+            child(&kind);
+        }
+        for kind in ["plain", "in-flight", "spawn"] {
+            let output = Command::new(std::env::current_exe().unwrap())
+                .args(["tests::aborts_the_process_loudly", "--exact", "--nocapture"])
+                .env(CHILD, kind)
+                .output()
+                .unwrap();
+            let stderr = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(
+                output.status.signal(),
+                Some(libc::SIGABRT),
+                "{kind}: {stderr}"
+            );
+            assert!(stderr.contains("half of it"), "{kind}: {stderr}");
+            assert!(stderr.contains("panicked; aborting"), "{kind}: {stderr}");
+        }
+    }
+
+    fn child(kind: &str) {
+        // A core file of every run would be a nuisance.
+        let no_core = rustix::process::Rlimit {
+            current: Some(0),
+            maximum: Some(0),
+        };
+        rustix::process::setrlimit(rustix::process::Resource::Core, no_core).unwrap();
+        let iothread = default_iothread();
+        let kind = kind.to_owned();
+        let result = iothread.handle().run_blocking(move || {
+            assert_ne!(kind, "spawn", "half of it");
+            async move {
+                let mut kick = ring::EventFd::new(eventfd(true));
+                if kind == "in-flight" {
+                    assert!(poll_once(std::pin::pin!(kick.wait())).await.is_none());
+                }
+                panic!("half of it");
+            }
+        });
+        unreachable!("the process should be gone: {result:?}");
+    }
+}
