@@ -6,11 +6,12 @@
 
 use crate::metadata::Metadata;
 use crate::report::Report;
-use crate::run::{cargo, output, root, run};
+use crate::run::{cargo, output, root, run, show};
 use anyhow::{Context, Result, bail};
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 /// Arguments of `cargo xtask fuzz`.
 #[derive(Debug, clap::Args)]
@@ -133,14 +134,14 @@ impl Fuzzers {
             .arg(format!("-max_len={INPUT_BYTES_MAX}"))
             .arg(format!("-artifact_prefix={}/", artifacts.display()))
             .arg("-print_final_stats=1")
-            .arg("-verbosity=0");
+            .args(["-verbosity=0", "-print_funcs=0"]);
         let dictionary = fuzz.join("dictionaries").join(format!("{name}.dict"));
         if dictionary.is_file() {
             command.arg(format!("-dict={}", dictionary.display()));
         }
         // libFuzzer writes to the first directory and only reads the others.
         command.arg(corpus).arg(fuzz.join("seeds").join(name));
-        run(&mut command).with_context(|| {
+        run_quietly(&mut command).with_context(|| {
             format!(
                 "target '{name}' found something: run `{} FILE` with the newest file in {}",
                 binary.display(),
@@ -148,6 +149,32 @@ impl Fuzzers {
             )
         })
     }
+}
+
+/// Runs libFuzzer and leaves out the dictionary it recommends at the end, a screenful.
+fn run_quietly(command: &mut Command) -> Result<()> {
+    let line = show(command);
+    println!("$ {line}");
+    let mut child = command
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{line}`"))?;
+    let stderr = child.stderr.take().expect("it is piped");
+    let mut in_dictionary = false;
+    // Lines, but not necessarily UTF-8: it prints inputs.
+    for text in BufReader::new(stderr).split(b'\n') {
+        let text = text?;
+        in_dictionary |= text.starts_with(b"###### Recommended dictionary");
+        if !in_dictionary {
+            eprintln!("{}", String::from_utf8_lossy(&text));
+        }
+        in_dictionary &= !text.starts_with(b"###### End of recommended dictionary");
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{line}`: {status}");
+    }
+    Ok(())
 }
 
 fn host_triple(version: &str) -> Result<String> {
