@@ -22,6 +22,8 @@ pub struct Limits {
     pub discard_alignment: u32,
     /// Whether a discard can give space back (it is accepted and ignored otherwise).
     pub discard: bool,
+    /// Whether write-zeroes with `unmap` gives space back too (it only zeroes otherwise).
+    pub unmap_zeroes: bool,
 }
 
 impl Default for Limits {
@@ -31,6 +33,7 @@ impl Default for Limits {
             memory_alignment: 1,
             discard_alignment: 512,
             discard: true,
+            unmap_zeroes: true,
         }
     }
 }

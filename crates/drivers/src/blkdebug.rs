@@ -13,20 +13,23 @@ use crate::OpenError;
 /// Options of [`Blkdebug`].
 #[derive(Clone, Debug)]
 pub struct BlkdebugOptions {
+    /// Name of the node, for messages.
+    pub node_name: Arc<str>,
     /// The child.
     pub image: Arc<Node>,
     /// The `inject-error` rules.
     pub inject_error: Vec<InjectError>,
     /// The `set-state` rules.
     pub set_state: Vec<SetState>,
-    /// The request alignment to ask for, in bytes: a power of two from 512 (1 with a child that asks
-    /// for none) and below 1 GiB; none: the child's.
+    /// The request alignment to ask for, in bytes: a power of two below 1 GiB; none, or less than the
+    /// child's: the child's.
     pub align: Option<u32>,
 }
 
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Blkdebug {
+    node_name: Arc<str>,
     image: Arc<Node>,
     plan: FaultPlan,
     align: u32,
@@ -49,6 +52,7 @@ impl Blkdebug {
             ));
         }
         Ok(Self {
+            node_name: options.node_name,
             image: options.image,
             plan: FaultPlan::new(options.inject_error, options.set_state),
             align,
@@ -65,6 +69,8 @@ impl Driver for Blkdebug {
         let child = self.image.driver().info();
         NodeInfo {
             filename: format!("blkdebug::{}", child.filename),
+            // It is the child's to give.
+            warning: None,
             ..child
         }
     }
@@ -85,9 +91,9 @@ impl Driver for Blkdebug {
         let Some(fault) = self.plan.decide(io.op, io.offset, io.bytes) else {
             return self.image.submit(io);
         };
-        // The node that failed, for whoever reads the event, is this one; its name is not known
-        // here, and whoever holds the node adds it.
-        let error = BlockError::new(fault.errno, InjectedError(fault.errno));
+        let error = BlockError::new(fault.errno, InjectedError(fault.errno))
+            .doing(io.op.name())
+            .at(&self.node_name, io.offset, io.bytes);
         if fault.immediately {
             return IoFuture::ready(Err(error));
         }
@@ -118,3 +124,104 @@ impl Driver for Blkdebug {
 #[derive(Debug, thiserror::Error)]
 #[error("injected: {}", block::Cause::of_errno(*.0).reason())]
 struct InjectedError(i32);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{NullCo, NullOptions};
+    use block::fault::{FaultEvent, IoType};
+    use block::{ErrorKind, Operation};
+    use std::pin::pin;
+    use std::task::{Context, Poll, Waker};
+
+    fn open(inject_error: Vec<InjectError>, align: Option<u32>) -> Result<Arc<Node>, OpenError> {
+        let null = Node::new("null0", Box::new(NullCo::new(NullOptions::default())));
+        let blkdebug = Blkdebug::new(BlkdebugOptions {
+            node_name: "debug0".into(),
+            image: null,
+            inject_error,
+            set_state: Vec::new(),
+            align,
+        })?;
+        Ok(Node::new("debug0", Box::new(blkdebug)))
+    }
+
+    fn io(op: Operation) -> Io<'static> {
+        Io {
+            op,
+            offset: 4096,
+            bytes: 0,
+            iov: &[],
+            fua: false,
+        }
+    }
+
+    /// Polls once or twice; how many polls it took, and the result.
+    fn run(node: &Node, op: Operation) -> (usize, block::Result<()>) {
+        let mut future = pin!(node.submit(io(op)));
+        let mut cx = Context::from_waker(Waker::noop());
+        (1..3)
+            .find_map(|polls| match future.as_mut().poll(&mut cx) {
+                Poll::Ready(result) => Some((polls, result)),
+                Poll::Pending => None,
+            })
+            .expect("ready at the second poll")
+    }
+
+    #[test]
+    fn fails_what_the_plan_says_now_or_in_a_later_turn() {
+        let rule = |iotype, immediately| InjectError {
+            event: FaultEvent::None,
+            iotype: Some(iotype),
+            errno: libc::ENOSPC,
+            immediately,
+            ..InjectError::default()
+        };
+        let node = open(
+            vec![rule(IoType::Write, false), rule(IoType::Flush, true)],
+            None,
+        )
+        .expect("opens");
+        for (op, expected) in [
+            (Operation::Write, Some(2)),
+            (Operation::Flush, Some(1)),
+            (Operation::Read, None),
+            (Operation::Discard, None),
+        ] {
+            let (polls, result) = run(&node, op);
+            match expected {
+                None => assert!(result.is_ok(), "{op}"),
+                Some(expected) => {
+                    let error = result.expect_err("injected");
+                    assert_eq!(
+                        (polls, error.kind()),
+                        (expected, ErrorKind::NoSpace),
+                        "{op}"
+                    );
+                    assert!(
+                        error.to_string().contains("injected: No space left"),
+                        "{error}"
+                    );
+                }
+            }
+        }
+        let plan = node.driver().fault_plan().expect("it has one");
+        plan.clear_all();
+        assert!(run(&node, Operation::Write).1.is_ok());
+    }
+
+    #[test]
+    fn align_is_a_power_of_two_and_shows() {
+        for align in [0, 3, 1 << 30, u32::MAX] {
+            let error = open(Vec::new(), Some(align)).expect_err("no alignment");
+            assert_eq!(
+                error.desc,
+                format!("Cannot meet constraints with align {align}")
+            );
+        }
+        let node = open(Vec::new(), Some(4096)).expect("opens");
+        assert_eq!(node.driver().limits().request_alignment, 4096);
+        assert_eq!(node.driver().info().filename, "blkdebug::null-co://");
+        assert_eq!(node.driver().length(), 1 << 30);
+    }
+}

@@ -12,8 +12,10 @@ pub mod file;
 mod iov;
 pub mod null;
 mod open_error;
+pub mod quota;
 
 pub use blkdebug::{Blkdebug, BlkdebugOptions};
 pub use file::{FileDriver, FileOptions};
 pub use null::{NullCo, NullOptions};
 pub use open_error::OpenError;
+pub use quota::{Quota, QuotaOptions};

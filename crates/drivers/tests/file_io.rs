@@ -358,8 +358,8 @@ mod tests {
             "'file' driver requires '/' to be a regular file"
         );
         assert_eq!(
-            open(at("/dev/null")),
-            "'file' driver requires '/dev/null' to be a regular file"
+            open(at("/dev/zero")),
+            "'file' driver requires '/dev/zero' to be a regular file"
         );
         assert_eq!(
             open(FileOptions {

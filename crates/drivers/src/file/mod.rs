@@ -22,6 +22,7 @@
 //!   does not support them.
 
 mod bounce;
+mod device_discard;
 mod flush;
 mod lock;
 mod open;
@@ -39,8 +40,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block::{BlockError, DiscardStats, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Result};
 
 use self::bounce::{ALIGNMENT, PIECE_MAX};
+use self::device_discard::DeviceDiscard;
 use self::flush::Flusher;
-use self::probe::{DirectAlignment, Kind};
+use self::probe::{Deallocates, DirectAlignment, Kind};
 use self::serialise::Serialiser;
 use self::zero::Deallocation;
 use crate::{OpenError, iov};
@@ -152,9 +154,26 @@ impl FileDriver {
             ));
         }
         let fd = opened.fd.as_fd();
-        let punch = options.discard == Discard::Unmap
-            && !opened.read_only
-            && probe::can_punch(fd, &opened.stat);
+        let deallocates = if options.discard == Discard::Unmap && !opened.read_only {
+            probe::deallocates(fd, &opened.stat)
+        } else {
+            Deallocates::default()
+        };
+        let device = match kind {
+            Kind::Block if deallocates.discard => {
+                let duplicate = fd.try_clone_to_owned().map_err(|error| {
+                    OpenError::new(
+                        error.raw_os_error().unwrap_or(libc::EMFILE),
+                        format!(
+                            "Could not duplicate the descriptor of '{}'",
+                            options.filename
+                        ),
+                    )
+                })?;
+                Some(DeviceDiscard::new(duplicate))
+            }
+            _ => None,
+        };
         let fs_block = match kind {
             Kind::Block => opened.logical_block,
             _ => opened.stat.block_size,
@@ -162,7 +181,7 @@ impl FileDriver {
         let buffered = !options.cache_direct
             && !opened.read_only
             && !options.cache_no_flush
-            && !probe::in_memory(fd);
+            && !probe::in_memory(fd, &opened.stat);
         Ok(Self {
             name,
             warning: buffered.then(|| buffered_warning(&options.filename)),
@@ -182,7 +201,7 @@ impl FileDriver {
             discard_align: fs_block,
             serialiser: Serialiser::default(),
             flusher: Flusher::default(),
-            deallocation: Deallocation::new(punch),
+            deallocation: Deallocation::new(deallocates, device),
             fd: opened.fd,
         })
     }
@@ -285,7 +304,8 @@ impl Driver for FileDriver {
             request_alignment: self.alignment.request,
             memory_alignment: self.alignment.memory,
             discard_alignment: self.discard_align,
-            discard: self.deallocation.can_punch(),
+            discard: self.deallocation.discards(),
+            unmap_zeroes: self.deallocation.unmaps_zeroes(),
         }
     }
 
@@ -314,7 +334,7 @@ impl Driver for FileDriver {
                 let result = self.flush().await;
                 result.map_err(|error| self.located(&io, error))
             }),
-            Operation::Discard if !self.deallocation.can_punch() => IoFuture::ready(Ok(())),
+            Operation::Discard if !self.deallocation.discards() => IoFuture::ready(Ok(())),
             Operation::Discard => IoFuture::new(async move {
                 let result = self.discard(io.offset, io.bytes).await;
                 result.map_err(|error| self.located(&io, error))

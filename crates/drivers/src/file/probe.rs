@@ -95,10 +95,14 @@ pub fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(power_of_two(u32::try_from(size).unwrap_or(512)))
 }
 
+const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
+
 /// Whether the file lies in memory: what it cannot take it refuses at once, even buffered.
-pub fn in_memory(fd: BorrowedFd<'_>) -> bool {
-    rustix::fs::fstatfs(fd)
-        .is_ok_and(|statfs| matches!(statfs.f_type, libc::TMPFS_MAGIC | 0x8584_58f6))
+pub fn in_memory(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
+    // The node of a block device lies in a tmpfs, too.
+    stat.kind == Kind::Regular
+        && rustix::fs::fstatfs(fd)
+            .is_ok_and(|statfs| matches!(statfs.f_type, libc::TMPFS_MAGIC | RAMFS_MAGIC))
 }
 
 /// What O_DIRECT asks of requests, in bytes.
@@ -112,7 +116,7 @@ pub struct DirectAlignment {
 
 /// What O_DIRECT asks of requests to this descriptor, which is open with it.
 pub fn direct_alignment(fd: BorrowedFd<'_>, stat: &Stat) -> io::Result<DirectAlignment> {
-    if in_memory(fd) {
+    if in_memory(fd, stat) {
         return Ok(DirectAlignment {
             request: 1,
             memory: 1,
@@ -196,25 +200,39 @@ fn probe_by_reading(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(fallback)
 }
 
-/// Whether holes can be punched. A hole far beyond the end of a file changes nothing, but tells
-/// whether the filesystem knows how; for a block device the kernel's queue limits tell.
-pub fn can_punch(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
+/// How space can be given back.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Deallocates {
+    /// By a discard.
+    pub discard: bool,
+    /// By zeroing.
+    pub zeroes: bool,
+}
+
+/// How the storage gives space back.
+///
+/// A hole far beyond the end of a file changes nothing, but tells whether the filesystem knows how;
+/// for a block device the limits of its queue tell.
+pub fn deallocates(fd: BorrowedFd<'_>, stat: &Stat) -> Deallocates {
     match stat.kind {
         Kind::Regular => {
             let beyond = stat.size.next_multiple_of(1 << 20).saturating_add(1 << 20);
-            let Ok(beyond) = i64::try_from(beyond) else {
-                return false;
-            };
-            // SAFETY: the descriptor is open; no memory is involved.
-            check(unsafe {
-                libc::fallocate(
-                    fd.as_raw_fd(),
-                    libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
-                    beyond,
-                    4096,
-                )
-            })
-            .is_ok()
+            let punched = i64::try_from(beyond).is_ok_and(|beyond| {
+                // SAFETY: the descriptor is open; no memory is involved.
+                check(unsafe {
+                    libc::fallocate(
+                        fd.as_raw_fd(),
+                        libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE,
+                        beyond,
+                        4096,
+                    )
+                })
+                .is_ok()
+            });
+            Deallocates {
+                discard: punched,
+                zeroes: punched,
+            }
         }
         Kind::Block => {
             let device = stat.device;
@@ -223,17 +241,19 @@ pub fn can_punch(fd: BorrowedFd<'_>, stat: &Stat) -> bool {
                 libc::major(device),
                 libc::minor(device)
             );
-            // A partition has no queue of its own.
-            [format!("{base}/queue"), format!("{base}/../queue")]
-                .iter()
-                .find_map(|queue| {
-                    fs::read_to_string(format!("{queue}/write_zeroes_unmap_max_bytes"))
-                        .or_else(|_| fs::read_to_string(format!("{queue}/discard_max_bytes")))
-                        .ok()
-                })
-                .is_some_and(|bytes| bytes.trim() != "0")
+            let limit = |name: &str| {
+                // A partition has no queue of its own.
+                fs::read_to_string(format!("{base}/queue/{name}"))
+                    .or_else(|_| fs::read_to_string(format!("{base}/../queue/{name}")))
+                    .is_ok_and(|bytes| bytes.trim() != "0")
+            };
+            let discard = limit("discard_max_bytes");
+            Deallocates {
+                discard,
+                zeroes: discard && limit("write_zeroes_max_bytes"),
+            }
         }
-        Kind::Other => false,
+        Kind::Other => Deallocates::default(),
     }
 }
 
@@ -315,7 +335,8 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.as_file().write_all_at(&[7; 10_000], 0).expect("space");
         let before = stat(file.as_file().as_fd()).expect("stat");
-        assert!(can_punch(file.as_file().as_fd(), &before));
+        let found = deallocates(file.as_file().as_fd(), &before);
+        assert!(found.discard && found.zeroes);
         let reader = File::open(file.path()).expect("it exists");
         let request = probe_by_reading(reader.as_fd()).expect("readable");
         assert!(request.is_power_of_two());

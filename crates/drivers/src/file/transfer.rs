@@ -92,11 +92,8 @@ impl FileDriver {
         loop {
             match outcome {
                 None => {}
-                Some(Err(error)) => {
-                    if !retry.again(&error).await {
-                        return Err(error.into());
-                    }
-                }
+                Some(Err(error)) if retry.again(&error).await => {}
+                Some(Err(error)) => return Err(error.into()),
                 Some(Ok(bytes)) => {
                     let reached = done + bytes as usize;
                     if reached >= wanted {

@@ -8,8 +8,10 @@ use iothread::ring;
 use libc::iovec;
 
 use super::FileDriver;
+use super::device_discard::DeviceDiscard;
+use super::probe::Deallocates;
 use super::retry::Retry;
-use super::serialise::Mode;
+use super::serialise::{Entered, Mode};
 use super::transfer::index;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -27,21 +29,27 @@ const REPEAT: usize = 16;
 /// What the storage is known to be able to do, and what it has done.
 #[derive(Debug)]
 pub struct Deallocation {
-    /// Whether holes are punched at all: wanted, and not refused so far.
+    /// Whether discards are done: wanted, and not refused so far.
+    discard: AtomicBool,
+    /// Whether zeroing may deallocate: wanted, and not refused so far.
     punch: AtomicBool,
     /// Whether a range can be zeroed, as far as is known.
     zero_range: AtomicBool,
+    /// How a block device discards; files punch holes.
+    device: Option<DeviceDiscard>,
     nb_ok: AtomicU64,
     nb_failed: AtomicU64,
     bytes_ok: AtomicU64,
 }
 
 impl Deallocation {
-    /// `punch`: whether discards may give space back, and the storage seems to be able to.
-    pub fn new(punch: bool) -> Self {
+    /// `deallocates`: what is wanted, and what the storage seems to be able to do.
+    pub fn new(deallocates: Deallocates, device: Option<DeviceDiscard>) -> Self {
         Self {
-            punch: AtomicBool::new(punch),
+            discard: AtomicBool::new(deallocates.discard),
+            punch: AtomicBool::new(deallocates.zeroes),
             zero_range: AtomicBool::new(true),
+            device,
             nb_ok: AtomicU64::new(0),
             nb_failed: AtomicU64::new(0),
             bytes_ok: AtomicU64::new(0),
@@ -49,7 +57,12 @@ impl Deallocation {
     }
 
     /// Whether discards give space back.
-    pub fn can_punch(&self) -> bool {
+    pub fn discards(&self) -> bool {
+        self.discard.load(Ordering::Relaxed)
+    }
+
+    /// Whether zeroing gives space back, if it may.
+    pub fn unmaps_zeroes(&self) -> bool {
         self.punch.load(Ordering::Relaxed)
     }
 
@@ -152,22 +165,32 @@ impl FileDriver {
         if body.is_empty() {
             return Ok(());
         }
-        let result = self.fallocate(PUNCH, &body).await;
+        let result = match &self.deallocation.device {
+            None => self.fallocate(PUNCH, &body).await,
+            Some(device) => {
+                let _entered = self.enter_shared(&body).await;
+                device.discard(body.clone()).await.map_err(BlockError::from)
+            }
+        };
         self.deallocation
             .count(body.end - body.start, result.is_ok());
         match result {
             Err(error) if is_unsupported(error.errno()) => {
                 // A discard is advice.
-                self.deallocation.punch.store(false, Ordering::Relaxed);
+                self.deallocation.discard.store(false, Ordering::Relaxed);
                 Ok(())
             }
             result => result,
         }
     }
 
-    async fn fallocate(&self, mode: i32, range: &Range<u64>) -> Result<()> {
+    async fn enter_shared(&self, range: &Range<u64>) -> Entered<'_> {
         let blocks = self.blocks(range.start, range.end - range.start);
-        let _entered = self.serialiser.enter(blocks, Mode::Shared).await;
+        self.serialiser.enter(blocks, Mode::Shared).await
+    }
+
+    async fn fallocate(&self, mode: i32, range: &Range<u64>) -> Result<()> {
+        let _entered = self.enter_shared(range).await;
         let mut retry = Retry::new();
         loop {
             let bytes = range.end - range.start;

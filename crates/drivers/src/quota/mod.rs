@@ -1,0 +1,292 @@
+//! `quota`: a filter that limits how many bytes its child allocates, as a thin volume would.
+//!
+//! A write that would allocate more than the limit fails with ENOSPC, wholly and before anything of
+//! it is written. When the limit is raised ([`Driver::set_quota`]) it can be done again. The limit
+//! may be lowered below what is allocated: then only writes that allocate nothing go.
+//!
+//! # What counts
+//!
+//! Space is accounted in granules of 4 KiB of the node's own offsets. What is allocated when the
+//! node is opened comes from the child's data extents; where a child does not know them, everything
+//! counts. A granule that a discard or an unmapping write-zeroes has covered is given back once that
+//! has succeeded, if the child really deallocates (`discard=unmap`). Write-zeroes without unmap
+//! allocates, as it does on a filesystem.
+//!
+//! The account is one for all iothreads and taken under a short lock, before the request goes to
+//! the child; reads and flushes do not touch it. When in doubt (a write that overlaps a discard, a
+//! request that is dropped half way) a granule counts as allocated.
+
+mod account;
+mod bitmap;
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use block::{BlockError, Driver, Io, IoFuture, Limits, Node, NodeInfo, Operation, Result};
+
+pub use self::account::GRANULARITY;
+use self::account::{Account, Ticket};
+use crate::OpenError;
+
+/// Longest child in bytes; the account of a node that long takes 64 MiB, and up to 2 GiB when
+/// allocated granules and others alternate.
+pub const LENGTH_MAX: u64 = 64 << 40;
+
+/// Options of [`Quota`].
+#[derive(Clone, Debug)]
+pub struct QuotaOptions {
+    /// Name of the node, for messages.
+    pub node_name: Arc<str>,
+    /// The child.
+    pub file: Arc<Node>,
+    /// Bytes that may be allocated; counts in whole granules.
+    pub limit: u64,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Quota {
+    node_name: Arc<str>,
+    file: Arc<Node>,
+    account: Mutex<Account>,
+}
+
+/// The granules that a range touches.
+fn touched(range: &Range<u64>) -> Range<u64> {
+    range.start / GRANULARITY..range.end.div_ceil(GRANULARITY)
+}
+
+impl Quota {
+    /// Opens the filter; asks the child where its data is.
+    ///
+    /// # Errors
+    ///
+    /// A child that is too long, or that cannot tell.
+    pub fn new(options: QuotaOptions) -> std::result::Result<Self, OpenError> {
+        let length = options.file.driver().length();
+        check_length(length).map_err(|text| OpenError::new(libc::EFBIG, text))?;
+        let mut account = Account::new(options.limit, length.div_ceil(GRANULARITY));
+        let extents = options.file.driver().data_extents().map_err(|error| {
+            OpenError::new(
+                error.errno(),
+                format!(
+                    "Could not find out what node '{}' has allocated: {error}",
+                    options.file.name()
+                ),
+            )
+        })?;
+        for extent in extents {
+            account.note_allocated(touched(&extent));
+        }
+        Ok(Self {
+            node_name: options.node_name,
+            file: options.file,
+            account: Mutex::new(account),
+        })
+    }
+
+    fn account(&self) -> MutexGuard<'_, Account> {
+        // The account is consistent wherever a change might stop.
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reserve<'a>(
+        &'a self,
+        io: &Io<'_>,
+        reserved: &mut Reserved<'a>,
+        range: Range<u64>,
+    ) -> Result<()> {
+        if range.is_empty() {
+            return Ok(());
+        }
+        let ticket = self.account().begin_write(range).map_err(|no_space| {
+            BlockError::new(libc::ENOSPC, no_space)
+                .doing(io.op.name())
+                .at(&self.node_name, io.offset, io.bytes)
+        })?;
+        reserved.writes.push(ticket);
+        Ok(())
+    }
+
+    /// Whether the child gives the space of what this covers back.
+    fn deallocates(&self, op: Operation) -> bool {
+        let limits = self.file.driver().limits();
+        match op {
+            Operation::Discard => limits.discard,
+            Operation::WriteZeroes { unmap } => unmap && limits.unmap_zeroes,
+            _ => false,
+        }
+    }
+
+    async fn allocating(&self, io: Io<'_>) -> Result<()> {
+        let mut reserved = Reserved::new(self);
+        self.reserve(
+            &io,
+            &mut reserved,
+            touched(&(io.offset..io.offset + io.bytes)),
+        )?;
+        let result = self.file.submit(io).await;
+        reserved.end(result.is_ok(), false);
+        result
+    }
+
+    /// A discard, or a write-zeroes that may unmap, to a child that deallocates.
+    async fn deallocating(&self, io: Io<'_>) -> Result<()> {
+        let range = io.offset..io.offset + io.bytes;
+        // The child deallocates whole units of its own only, and writes zeroes to what is left over
+        // at both ends.
+        let unit = u64::from(self.file.driver().limits().discard_alignment).max(GRANULARITY);
+        let start = range.start.next_multiple_of(unit);
+        let end = (range.end & !(unit - 1)).max(start);
+        let inner = touched(&(start..end));
+        let mut reserved = Reserved::new(self);
+        let zeroes = io.op != Operation::Discard;
+        if zeroes {
+            let all = touched(&range);
+            let ends = if inner.is_empty() {
+                [all, 0..0]
+            } else {
+                [all.start..inner.start, inner.end..all.end]
+            };
+            for part in ends {
+                self.reserve(&io, &mut reserved, part)?;
+            }
+        }
+        if !inner.is_empty() {
+            reserved.discard = Some(self.account().begin_discard(inner.clone()));
+        }
+        let result = self.file.submit(io).await;
+        // A child that has found out only now that it cannot deallocate has written zeroes.
+        let deallocates = self.deallocates(io.op);
+        reserved.end(result.is_ok(), result.is_ok() && deallocates);
+        if zeroes && !deallocates {
+            self.account().note_allocated(inner);
+        }
+        result
+    }
+}
+
+fn check_length(length: u64) -> std::result::Result<(), String> {
+    if length > LENGTH_MAX {
+        return Err(format!(
+            "quota supports children of up to {LENGTH_MAX} bytes, not {length}"
+        ));
+    }
+    Ok(())
+}
+
+/// What one request has reserved. Dropped before its end it counts as done for what it may have
+/// allocated, and as not done for what it may have given back.
+#[derive(Debug)]
+struct Reserved<'a> {
+    quota: &'a Quota,
+    writes: Tickets,
+    discard: Option<Ticket>,
+}
+
+/// At most the two ends of a write-zeroes.
+#[derive(Debug, Default)]
+struct Tickets([Option<Ticket>; 2]);
+
+impl Tickets {
+    fn push(&mut self, ticket: Ticket) {
+        if let Some(free) = self.0.iter_mut().find(|slot| slot.is_none()) {
+            *free = Some(ticket);
+        }
+    }
+}
+
+impl<'a> Reserved<'a> {
+    fn new(quota: &'a Quota) -> Self {
+        Self {
+            quota,
+            writes: Tickets::default(),
+            discard: None,
+        }
+    }
+
+    fn end(&mut self, written: bool, deallocated: bool) {
+        let mut account = self.quota.account();
+        for ticket in self.writes.0.iter_mut().filter_map(Option::take) {
+            account.end_write(ticket, written);
+        }
+        if let Some(ticket) = self.discard.take() {
+            account.end_discard(ticket, deallocated);
+        }
+    }
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        self.end(true, false);
+    }
+}
+
+impl Driver for Quota {
+    fn name(&self) -> &'static str {
+        "quota"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo {
+            // It is the child's to give.
+            warning: None,
+            ..self.file.driver().info()
+        }
+    }
+
+    fn length(&self) -> u64 {
+        self.file.driver().length()
+    }
+
+    fn limits(&self) -> Limits {
+        self.file.driver().limits()
+    }
+
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        match io.op {
+            Operation::Read | Operation::Flush => self.file.submit(io),
+            _ if io.bytes == 0 => self.file.submit(io),
+            _ if self.deallocates(io.op) => IoFuture::new(self.deallocating(io)),
+            Operation::Discard => self.file.submit(io),
+            Operation::Write | Operation::WriteZeroes { .. } => IoFuture::new(self.allocating(io)),
+        }
+    }
+
+    fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
+        vec![("file", Arc::clone(&self.file))]
+    }
+
+    fn resize(&self, length: u64) -> Result<()> {
+        check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
+        let driver = self.file.driver();
+        let before = driver.length();
+        driver.resize(length)?;
+        // What the child has beyond its old end may be allocated already, on a device for instance.
+        let extents = driver.data_extents()?;
+        let mut account = self.account();
+        account.resize(length.div_ceil(GRANULARITY));
+        for extent in extents {
+            let new = extent.start.max(before)..extent.end;
+            if !new.is_empty() {
+                account.note_allocated(touched(&new));
+            }
+        }
+        Ok(())
+    }
+
+    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
+        self.file.driver().data_extents()
+    }
+
+    fn set_quota(&self, limit: u64) -> Result<u64> {
+        let mut account = self.account();
+        account.set_limit(limit);
+        Ok(account.allocated())
+    }
+
+    fn quota(&self) -> Option<(u64, u64)> {
+        let account = self.account();
+        Some((account.limit(), account.allocated()))
+    }
+}

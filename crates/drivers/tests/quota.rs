@@ -1,0 +1,304 @@
+//! `quota` on real files, and under several iothreads at once.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use block::fault::{InjectError, IoType};
+    use block::{ErrorKind, Node, Operation};
+    use standfast_drivers::file::Discard;
+    use standfast_drivers::quota::LENGTH_MAX;
+    use standfast_drivers::{
+        Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
+        QuotaOptions,
+    };
+
+    use super::common::{Bench, Op, node, pattern};
+
+    const LENGTH: u64 = 1 << 20;
+    const KIB: u64 = 1024;
+
+    fn file(image: &tempfile::NamedTempFile, discard: Discard) -> Arc<Node> {
+        let driver = FileDriver::open_file(FileOptions {
+            node_name: "file0".into(),
+            filename: image.path().to_str().expect("ASCII").to_owned(),
+            cache_direct: true,
+            discard,
+            ..FileOptions::default()
+        });
+        Node::new("file0", Box::new(driver.expect("opens")))
+    }
+
+    fn image() -> tempfile::NamedTempFile {
+        let image = tempfile::Builder::new()
+            .prefix("standfast-")
+            .tempfile_in(env!("CARGO_TARGET_TMPDIR"))
+            .expect("a temporary file");
+        image.as_file().set_len(LENGTH).expect("sparse");
+        image
+    }
+
+    fn quota(file: Arc<Node>, limit: u64) -> Arc<Node> {
+        node(
+            Quota::new(QuotaOptions {
+                node_name: "quota0".into(),
+                file,
+                limit,
+            })
+            .expect("opens"),
+        )
+    }
+
+    fn data(bytes: u64) -> Vec<u8> {
+        pattern(9, usize::try_from(bytes).expect("small"))
+    }
+
+    #[test]
+    fn enospc_then_extended_then_done() {
+        let bench = Bench::new();
+        let image = image();
+        image
+            .as_file()
+            .write_all_at(&data(8 * KIB), 64 * KIB)
+            .expect("space");
+        let disk = quota(file(&image, Discard::Unmap), 24 * KIB);
+        assert_eq!(
+            disk.driver().quota(),
+            Some((24 * KIB, 8 * KIB)),
+            "found at open"
+        );
+
+        bench
+            .run(&disk, Op::write(0, data(12 * KIB)))
+            .expect("fits");
+        let error = bench
+            .run(&disk, Op::write(12 * KIB, data(8 * KIB)))
+            .expect_err("does not fit wholly");
+        assert_eq!(error.kind(), ErrorKind::NoSpace);
+        assert_eq!(
+            error.to_string(),
+            "node 'quota0' at 12288+8192: write: quota reached: 20480 of 24576 bytes are allocated, \
+             and the request needs 8192 more"
+        );
+        assert_eq!(
+            bench.run(&disk, Op::read(12 * KIB, 8 * KIB)).expect("read"),
+            vec![0; 8192],
+            "nothing of it is written"
+        );
+        bench
+            .run(&disk, Op::write(0, data(12 * KIB)))
+            .expect("allocates nothing");
+        assert_eq!(disk.driver().set_quota(28 * KIB).expect("raised"), 20 * KIB);
+        bench
+            .run(&disk, Op::write(12 * KIB, data(8 * KIB)))
+            .expect("fits now");
+        assert_eq!(disk.driver().set_quota(0).expect("lowered"), 28 * KIB);
+        bench
+            .run(&disk, Op::write(13 * KIB, data(KIB)))
+            .expect("allocates nothing");
+        assert!(
+            bench
+                .run(&disk, Op::zeroes(512 * KIB, 4 * KIB, false))
+                .is_err()
+        );
+        bench.run(&disk, Op::flush()).expect("no matter of space");
+
+        let allocated = disk.driver().info().actual_size.expect("known");
+        assert!(allocated >= 28 * KIB, "{allocated}");
+        drop(disk);
+        let disk = quota(file(&image, Discard::Unmap), 0);
+        assert_eq!(
+            disk.driver().quota(),
+            Some((0, 28 * KIB)),
+            "the same after a restart"
+        );
+    }
+
+    #[test]
+    fn deallocated_space_comes_back_if_it_really_does() {
+        let bench = Bench::new();
+        for (discard, given_back) in [(Discard::Unmap, 40 * KIB), (Discard::Ignore, 0)] {
+            let image = image();
+            let disk = quota(file(&image, discard), 64 * KIB);
+            bench
+                .run(&disk, Op::write(0, data(64 * KIB)))
+                .expect("fits");
+            // One whole granule between two halves that stay; then 36 KiB.
+            bench
+                .run(&disk, Op::discard(2 * KIB, 8 * KIB))
+                .expect("discarded");
+            bench
+                .run(&disk, Op::zeroes(16 * KIB, 36 * KIB, true))
+                .expect("zeroed");
+            let left = 64 * KIB - given_back;
+            assert_eq!(disk.driver().quota(), Some((64 * KIB, left)), "{discard:?}");
+            let result = bench.run(&disk, Op::write(128 * KIB, data(given_back + KIB)));
+            assert!(result.is_err(), "{discard:?}");
+            if given_back > 0 {
+                bench
+                    .run(&disk, Op::write(128 * KIB, data(given_back)))
+                    .expect("fits");
+            }
+        }
+    }
+
+    /// The ends of an unmapping write-zeroes are written where they are no whole blocks.
+    #[test]
+    fn ends_of_unmapped_zeroes_count() {
+        let bench = Bench::new();
+        let image = image();
+        let disk = quota(file(&image, Discard::Unmap), 8 * KIB);
+        bench
+            .run(&disk, Op::zeroes(KIB, 62 * KIB, true))
+            .expect("two granules");
+        assert_eq!(disk.driver().quota(), Some((8 * KIB, 8 * KIB)));
+        let allocated = disk.driver().info().actual_size.expect("known");
+        assert!(allocated <= 8 * KIB, "{allocated}");
+    }
+
+    #[test]
+    fn a_failed_write_gives_its_reservation_back() {
+        let bench = Bench::new();
+        let image = image();
+        let debug = Node::new(
+            "debug0",
+            Box::new(
+                Blkdebug::new(BlkdebugOptions {
+                    node_name: "debug0".into(),
+                    image: file(&image, Discard::Unmap),
+                    inject_error: vec![InjectError {
+                        iotype: Some(IoType::Write),
+                        once: true,
+                        ..InjectError::default()
+                    }],
+                    set_state: Vec::new(),
+                    align: None,
+                })
+                .expect("opens"),
+            ),
+        );
+        let disk = quota(debug, 16 * KIB);
+        let error = bench
+            .run(&disk, Op::write(0, data(16 * KIB)))
+            .expect_err("injected");
+        assert_eq!(error.errno(), libc::EIO);
+        assert_eq!(error.context().node.as_deref(), Some("debug0"));
+        assert_eq!(disk.driver().quota(), Some((16 * KIB, 0)));
+        bench
+            .run(&disk, Op::write(512 * KIB, data(16 * KIB)))
+            .expect("fits elsewhere");
+    }
+
+    #[test]
+    fn resize_follows_the_child() {
+        let bench = Bench::new();
+        let image = image();
+        let disk = quota(file(&image, Discard::Unmap), LENGTH);
+        bench
+            .run(&disk, Op::write(512 * KIB, data(8 * KIB)))
+            .expect("fits");
+        disk.driver().resize(516 * KIB).expect("shrunk");
+        assert_eq!(disk.driver().quota(), Some((LENGTH, 4 * KIB)));
+        disk.driver().resize(2 * LENGTH).expect("grown");
+        bench
+            .run(&disk, Op::write(2 * LENGTH - 4 * KIB, data(4 * KIB)))
+            .expect("fits");
+        assert_eq!(disk.driver().quota(), Some((LENGTH, 8 * KIB)));
+    }
+
+    #[test]
+    fn too_long_a_child_is_refused() {
+        let huge = node(NullCo::new(NullOptions {
+            size: LENGTH_MAX + 1,
+            ..NullOptions::default()
+        }));
+        let error = Quota::new(QuotaOptions {
+            node_name: "quota0".into(),
+            file: huge,
+            limit: 1,
+        })
+        .expect_err("too long");
+        assert_eq!(error.errno, libc::EFBIG);
+    }
+
+    /// Four iothreads write and discard at once; what is accounted never exceeds the limit at any
+    /// moment, and in the end is what the file has.
+    #[test]
+    fn concurrent_writers_never_exceed_the_limit() {
+        const THREADS: u64 = 4;
+        const LIMIT: u64 = 200 * KIB;
+        let image = image();
+        let disk = quota(file(&image, Discard::Unmap), LIMIT);
+        let done = AtomicBool::new(false);
+        let (refused, peak) = std::thread::scope(|scope| {
+            let writers: Vec<_> = (0..THREADS)
+                .map(|thread| {
+                    let disk = &disk;
+                    scope.spawn(move || {
+                        let bench = Bench::new();
+                        let mut refused = 0;
+                        for round in 0..30u64 {
+                            let ops = (0..8)
+                                .map(|index| {
+                                    let mixed = (round * 8 + index) * 37 + thread * 11;
+                                    let granule = mixed % 250;
+                                    let bytes = (1 + mixed % 3) * 4 * KIB;
+                                    match mixed % 5 {
+                                        0 => Op::discard(granule * 4 * KIB, bytes),
+                                        1 => Op::zeroes(granule * 4 * KIB, bytes, true),
+                                        _ => Op::write(granule * 4 * KIB, data(bytes)),
+                                    }
+                                })
+                                .collect();
+                            for result in bench.run_all(disk, ops) {
+                                if let Err(error) = result {
+                                    assert_eq!(error.kind(), ErrorKind::NoSpace, "{error}");
+                                    refused += 1;
+                                }
+                            }
+                        }
+                        refused
+                    })
+                })
+                .collect();
+            let watcher = scope.spawn(|| {
+                let mut peak = 0;
+                while !done.load(Ordering::Relaxed) {
+                    let (_, allocated) = disk.driver().quota().expect("it has one");
+                    peak = peak.max(allocated);
+                    std::thread::yield_now();
+                }
+                peak
+            });
+            let refused: u64 = writers
+                .into_iter()
+                .map(|writer| writer.join().expect("no panic"))
+                .sum();
+            done.store(true, Ordering::Relaxed);
+            (refused, watcher.join().expect("no panic"))
+        });
+        assert!(peak <= LIMIT, "{peak}");
+        assert!(refused > 0, "the limit was never met");
+        let (_, accounted) = disk.driver().quota().expect("it has one");
+        let bench = Bench::new();
+        bench
+            .run(&disk, Op::new(Operation::Flush, 0, 0))
+            .expect("flushed");
+        let data: u64 = disk
+            .driver()
+            .data_extents()
+            .expect("known")
+            .iter()
+            .map(|extent| extent.end - extent.start)
+            .sum();
+        assert!(
+            data <= accounted,
+            "{data} bytes of data, {accounted} accounted"
+        );
+        assert!(accounted <= LIMIT);
+    }
+}
