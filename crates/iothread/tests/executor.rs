@@ -386,6 +386,82 @@ mod tests {
         }
     }
 
+    /// Work that arrives while notifications are being enabled, which nobody notifies about.
+    struct LateWork {
+        work: Cell<bool>,
+        task: RefCell<Option<Waker>>,
+    }
+
+    impl Poller for LateWork {
+        fn poll(&self) -> bool {
+            let found = self.work.take();
+            if found && let Some(task) = self.task.take() {
+                task.wake();
+            }
+            found
+        }
+
+        fn disable_notify(&self) {}
+
+        fn enable_notify(&self) -> bool {
+            self.work.set(self.task.borrow().is_some());
+            self.work.get()
+        }
+    }
+
+    #[test]
+    fn work_found_while_enabling_notifications_is_done() {
+        for poll_max_ns in [0, 32_768] {
+            run(&start(poll_max_ns, 8), || async {
+                let late = Rc::new(LateWork {
+                    work: Cell::new(false),
+                    task: RefCell::new(None),
+                });
+                let _guard = add_poller(late.clone());
+                for _ in 0..10 {
+                    let mut waiting = false;
+                    std::future::poll_fn(|cx| {
+                        if std::mem::replace(&mut waiting, true) && late.task.borrow().is_none() {
+                            return std::task::Poll::Ready(());
+                        }
+                        late.task.replace(Some(cx.waker().clone()));
+                        std::task::Poll::Pending
+                    })
+                    .await;
+                }
+            });
+        }
+    }
+
+    /// A poller is asked as long as its guard lives, also if guards come and go meanwhile.
+    #[test]
+    fn pollers_come_and_go() {
+        struct Count(Cell<u32>);
+        impl Poller for Count {
+            fn poll(&self) -> bool {
+                false
+            }
+            fn disable_notify(&self) {}
+            fn enable_notify(&self) -> bool {
+                self.0.set(self.0.get() + 1);
+                false
+            }
+        }
+        run(&start(0, 8), || async {
+            let pollers: Vec<_> = (0..3).map(|_| Rc::new(Count(Cell::new(0)))).collect();
+            let mut guards: Vec<_> = pollers.iter().map(|p| add_poller(p.clone())).collect();
+            time::sleep(Duration::from_millis(1)).await;
+            assert!(pollers.iter().all(|poller| poller.0.get() > 0));
+            drop(guards.remove(0));
+            let before: Vec<_> = pollers.iter().map(|poller| poller.0.get()).collect();
+            time::sleep(Duration::from_millis(1)).await;
+            assert_eq!(pollers[0].0.get(), before[0]);
+            assert!(pollers[1].0.get() > before[1]);
+            assert!(pollers[2].0.get() > before[2]);
+            assert_eq!(Rc::strong_count(&pollers[0]), 1);
+        });
+    }
+
     #[test]
     fn polling_can_be_changed_while_running() {
         let iothread = start(0, 64);
@@ -547,11 +623,7 @@ mod tests {
                 let callers: Vec<_> = (0..3)
                     .map(|_| {
                         let handle = iothread.handle();
-                        std::thread::spawn(
-                            move || {
-                                while handle.run_blocking(yield_now).is_ok() {}
-                            },
-                        )
+                        std::thread::spawn(move || while handle.run_blocking(yield_now).is_ok() {})
                     })
                     .collect();
                 std::thread::sleep(Duration::from_micros(300));

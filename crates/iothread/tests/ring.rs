@@ -168,8 +168,9 @@ mod tests {
                 time::sleep(Duration::from_millis(5)).await;
                 drop(op);
             }
-            // A read still in flight would take this.
+            // A read still in flight would take this, given the time.
             writer.write_all(b"late").unwrap();
+            time::sleep(Duration::from_millis(5)).await;
             let iov = [iovec(&mut buffer)];
             // SAFETY: the buffer outlives the await.
             let read = unsafe { ring::readv(reader.as_fd(), &iov, u64::MAX) }.await;
