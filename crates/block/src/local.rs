@@ -41,6 +41,12 @@ pub trait Client {
     /// The submission has ended; the mapping may go. Called once for each successful `map`.
     fn unmap(&self, request: &Request);
 
+    /// Whether the request must be durable when it completes: there is no write cache. Asked at
+    /// each submission; it matters for writes and write-zeroes only.
+    fn fua(&self, _request: &Request) -> bool {
+        false
+    }
+
     /// The request has ended: tell the client. Called at most once for each request.
     fn complete(&self, request: &Request, result: Result<(), Fault>);
 
@@ -147,7 +153,7 @@ impl LocalBackend {
     /// The client has checked its form; whether the range exists is checked here, at each
     /// submission, because the node may be resized meanwhile.
     pub fn submit(&self, request: Request) {
-        let admission = self.0.gate.borrow_mut().admit(request);
+        let admission = self.0.gate.borrow_mut().admit(request, self.elsewhere());
         self.provide_entries();
         match admission {
             Admission::Start(ticket) => self.dispatch(ticket),
@@ -234,6 +240,7 @@ impl LocalBackend {
                     })
                     .detach();
                 }
+                LocalMessage::Recheck => self.start_ready(),
                 LocalMessage::DrainEnd => {
                     self.0.gate.borrow_mut().drain_end();
                     self.pump();
@@ -275,6 +282,7 @@ impl LocalBackend {
                 let now = Instant::now();
                 for entry in &removed {
                     self.0.stats.failed(entry.request.op, now, now);
+                    self.unblock(entry.order);
                     self.resolve(entry.slot, generation, entry.order);
                     self.renew(entry.slot);
                     let fault = Fault::Io(Cause::of_errno(libc::EIO));
@@ -298,9 +306,22 @@ impl LocalBackend {
 
     fn start_ready(&self) {
         loop {
-            let next = self.0.gate.borrow_mut().next_ready();
+            let next = self.0.gate.borrow_mut().next_ready(self.elsewhere());
             let Some(ticket) = next else { break };
             self.dispatch(ticket);
+        }
+    }
+
+    /// Whether a request has to wait for one of the same backend on another iothread.
+    fn elsewhere(&self) -> impl Fn(u64, &Request) -> bool {
+        let inner = &*self.0;
+        move |order, request| inner.backend.blockers().blocks(inner.id, order, request)
+    }
+
+    /// A request that was held has ended: what waited for it elsewhere may go on.
+    fn unblock(&self, order: u64) {
+        if self.0.backend.blockers().remove(self.0.id, order) {
+            self.0.backend.recheck_all_but(self.0.id);
         }
     }
 
@@ -360,7 +381,7 @@ impl LocalBackend {
                 offset: request.offset,
                 bytes: request.bytes,
                 iov,
-                fua: false,
+                fua: inner.client.fua(&request),
             };
             let result = inner.node.driver().submit(io).await;
             inner.client.unmap(&request);
@@ -406,9 +427,13 @@ impl LocalBackend {
                     cause,
                     at: SystemTime::now(),
                 };
+                inner.backend.blockers().insert(inner.id, order, request);
                 self.post(&entries.failed, Message::Failed(failed));
             }
-            Verdict::Dropped => inner.client.dropped(&request),
+            Verdict::Dropped => {
+                self.unblock(order);
+                inner.client.dropped(&request);
+            }
             Verdict::Complete {
                 result,
                 reported,
@@ -424,6 +449,7 @@ impl LocalBackend {
                     self.report(slot, generation, request, action, cause);
                 }
                 if was_held {
+                    self.unblock(order);
                     self.resolve(slot, generation, order);
                 }
                 inner.client.complete(&request, result);
@@ -491,6 +517,7 @@ impl LocalBackend {
         let generation = self.0.gate.borrow().generation();
         for entry in removed {
             if entry.was_held {
+                self.unblock(entry.order);
                 self.resolve(entry.slot, generation, entry.order);
             }
             self.renew(entry.slot);

@@ -1,1 +1,32 @@
 //! The vhost-user-blk export.
+//!
+//! Layers, lowest first:
+//!
+//! - `shared`, `memory`: memory shared with the client; the only modules with unsafe code;
+//! - `chain`, [`request`]: from descriptors to what is to be done, pure and total;
+//! - `ring`, `inflight`: what both sides write to each other;
+//! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
+//! - `session`, `server`: the protocol, on a thread of its own per export, because the protocol
+//!   library blocks; it tells the data plane what to do and waits only for what ends by itself;
+//! - [`export`]: the whole.
+
+mod chain;
+mod config;
+mod device;
+pub mod export;
+mod inflight;
+mod memory;
+mod options;
+mod queue;
+pub mod request;
+mod ring;
+mod server;
+mod session;
+mod shared;
+mod socket;
+mod trouble;
+
+pub use device::Closed;
+pub use export::{ExportError, VhostUserBlkExport};
+pub use options::{OptionError, Options};
+pub use socket::{Socket, SocketError, bind_socket};

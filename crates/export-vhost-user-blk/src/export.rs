@@ -1,0 +1,164 @@
+//! The export as the registry sees it.
+
+use std::io;
+use std::sync::Arc;
+
+use block::{Backend, BoxFuture, Export};
+use iothread::mailbox::{self, Receiver};
+use std::sync::{Mutex, PoisonError};
+
+use crate::device::{Closed, DeviceHandle};
+use crate::options::{OptionError, Options};
+use crate::server::{Server, Stopper};
+use crate::session::Session;
+use crate::socket::Socket;
+use crate::trouble::Trouble;
+
+/// Why an export cannot be made.
+#[derive(Debug, thiserror::Error)]
+pub enum ExportError {
+    /// An option makes no sense.
+    #[error(transparent)]
+    Option(#[from] OptionError),
+    /// A writable export on a node that refuses writes.
+    #[error("export '{id}' cannot be writable: node '{node}' is read-only")]
+    ReadOnlyNode {
+        /// The export.
+        id: String,
+        /// Its node.
+        node: Arc<str>,
+    },
+    /// The iothread or run control has ended.
+    #[error("export '{id}': the daemon is shutting down")]
+    Closed {
+        /// The export.
+        id: String,
+    },
+    /// The system refuses a thread or a descriptor.
+    #[error("export '{id}': cannot start its control thread: {source}")]
+    Thread {
+        /// The export.
+        id: String,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
+/// A node offered over vhost-user-blk.
+#[derive(Debug)]
+pub struct VhostUserBlkExport {
+    id: String,
+    writable: bool,
+    backend: Arc<Backend>,
+    trouble: Arc<Trouble>,
+    device: DeviceHandle,
+    stopper: Arc<Stopper>,
+    /// Yields none when the control thread has ended.
+    ended: Mutex<Option<Receiver<()>>>,
+}
+
+impl VhostUserBlkExport {
+    /// Serves `backend` at `socket`, with all queues on `iothread`.
+    ///
+    /// # Errors
+    /// [`ExportError`]; then the socket is gone, and the backend is the caller's to remove.
+    pub async fn new(
+        options: Options,
+        backend: Arc<Backend>,
+        iothread: iothread::Handle,
+        socket: Socket,
+    ) -> Result<Arc<dyn Export>, ExportError> {
+        options.check()?;
+        let id = options.id.clone();
+        if options.writable && backend.node().read_only() {
+            let node = Arc::clone(backend.node().name());
+            return Err(ExportError::ReadOnlyNode { id, node });
+        }
+        let trouble = Arc::new(Trouble::default());
+        let opened = DeviceHandle::open(&iothread, &options, &backend, Arc::clone(&trouble)).await;
+        let Ok(device) = opened else {
+            return Err(ExportError::Closed { id });
+        };
+        let (ending, ended) = mailbox::channel();
+        let started = Stopper::new().and_then(|stopper| {
+            let stopper = Arc::new(stopper);
+            let server = Server {
+                id: id.clone(),
+                socket,
+                session: Session::new(options.clone(), Arc::clone(&backend), device.clone()),
+                stopper: Arc::clone(&stopper),
+                trouble: Arc::clone(&trouble),
+            };
+            server.spawn(ending)?;
+            Ok(stopper)
+        });
+        match started {
+            Ok(stopper) => Ok(Arc::new(Self {
+                id,
+                writable: options.writable,
+                backend,
+                trouble,
+                device,
+                stopper,
+                ended: Mutex::new(Some(ended)),
+            })),
+            Err(source) => {
+                // Nothing has been in flight; a daemon that ends needs no tidying up.
+                let _: Result<(), Closed> = device
+                    .run(|device| async move { device.close().await })
+                    .await;
+                Err(ExportError::Thread { id, source })
+            }
+        }
+    }
+}
+
+impl Export for VhostUserBlkExport {
+    fn id(&self) -> &str {
+        &self.id
+    }
+
+    fn type_name(&self) -> &'static str {
+        "vhost-user-blk"
+    }
+
+    fn backend(&self) -> &Arc<Backend> {
+        &self.backend
+    }
+
+    fn writable(&self) -> bool {
+        self.writable
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.trouble.text()
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let ended = self
+                .ended
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .take();
+            // Closed a second time: the first call does it.
+            let Some(mut ended) = ended else { return };
+            self.stopper.stop();
+            while ended.recv().await.is_some() {}
+            // An error means that the iothread is gone, and with it all that was in flight.
+            let _: Result<(), Closed> = self
+                .device
+                .run(|device| async move { device.close().await })
+                .await;
+            self.backend.detach().await;
+            self.backend.remove().await;
+        })
+    }
+}
+
+impl Drop for VhostUserBlkExport {
+    fn drop(&mut self) {
+        // Without `close` the thread would wait for clients for ever.
+        self.stopper.stop();
+    }
+}

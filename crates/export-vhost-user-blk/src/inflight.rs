@@ -1,0 +1,408 @@
+//! The inflight region: what has been taken from the rings and not yet been completed, in memory
+//! that the client keeps. It survives this process; whoever starts the ring next goes by it.
+//!
+//! The layout is that of split virtqueues in the vhost-user specification: per queue a header
+//! (features, version, number of descriptors, head of the last batch, used index) and one state per
+//! descriptor (inflight, next, counter). Everything in it may be anything: the client, or a former
+//! process that died in the middle of an update, has written it.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use crate::ring;
+use crate::shared::{Area, MapError, Mapping, sealed_memfd};
+
+const VERSION: u16 = 1;
+const HEADER_VERSION: usize = 8;
+const HEADER_DESCRIPTORS: usize = 10;
+const HEADER_LAST_BATCH: usize = 12;
+const HEADER_USED: usize = 14;
+const HEADER_BYTES: usize = 16;
+const STATE_NEXT: usize = 6;
+const STATE_COUNTER: usize = 8;
+const STATE_BYTES: usize = 16;
+/// Parts of different queues share no cache line.
+const ALIGN: usize = 64;
+
+/// What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RegionSpec {
+    pub bytes: u64,
+    pub offset: u64,
+    pub queues: u16,
+    pub queue_size: u16,
+}
+
+/// Why a region cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InflightError {
+    #[error("inflight region: {0}")]
+    Map(#[from] MapError),
+    #[error("inflight region: cannot make a memfd of {bytes} bytes: {source}")]
+    Create { bytes: u64, source: std::io::Error },
+    #[error(
+        "inflight region of {bytes} bytes at offset {offset} for {queues} queues of {queue_size}: \
+         it needs {needed} bytes, an offset that is a multiple of 8, and a queue size up to {}",
+        ring::SIZE_MAX
+    )]
+    Spec {
+        bytes: u64,
+        offset: u64,
+        queues: u16,
+        queue_size: u16,
+        needed: u64,
+    },
+    #[error("inflight region: it has no part for queue {queue}, only for {queues} queues")]
+    NoQueue { queue: u16, queues: u16 },
+    #[error("inflight region: version {version}, supported is {VERSION}")]
+    Version { version: u16 },
+    #[error("inflight region: made for {found} descriptors, the queue has {size}")]
+    Descriptors { found: u16, size: u16 },
+    #[error(
+        "inflight region: its used index {noted} and that of the ring, {used}, are more than the \
+         queue size {size} apart"
+    )]
+    UsedIndex { noted: u16, used: u16, size: u16 },
+    #[error("inflight region: the last batch names descriptor {head}, the queue has {size}")]
+    LastBatch { head: u16, size: u16 },
+}
+
+/// A head that is marked as in flight.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Marked {
+    /// Orders heads as they were taken.
+    pub counter: u64,
+    pub head: u16,
+}
+
+/// The region of one life of a device.
+#[derive(Debug)]
+pub(crate) struct Region {
+    mapping: Arc<Mapping>,
+    queues: u16,
+    queue_size: u16,
+}
+
+impl Region {
+    /// A fresh region, for GET_INFLIGHT_FD.
+    pub fn create(queues: u16, queue_size: u16) -> Result<(RegionSpec, File), InflightError> {
+        let bytes = bytes_of(queues, queue_size);
+        let spec = RegionSpec {
+            bytes,
+            offset: 0,
+            queues,
+            queue_size,
+        };
+        check(&spec)?;
+        let file = sealed_memfd("vhost-user-blk-inflight", bytes).map_err(|errno| {
+            InflightError::Create {
+                bytes,
+                source: errno.into(),
+            }
+        })?;
+        Ok((spec, File::from(file)))
+    }
+
+    /// Maps the region that a client hands in.
+    pub fn open(spec: &RegionSpec, file: &File) -> Result<Self, InflightError> {
+        check(spec)?;
+        Ok(Self {
+            mapping: Mapping::of_file(file.as_fd(), spec.offset, spec.bytes)?,
+            queues: spec.queues,
+            queue_size: spec.queue_size,
+        })
+    }
+
+    /// The part of one queue, which has `size` descriptors.
+    pub fn queue(&self, queue: u16, size: u16) -> Result<QueueRegion, InflightError> {
+        let no_queue = InflightError::NoQueue {
+            queue,
+            queues: self.queues,
+        };
+        if queue >= self.queues {
+            return Err(no_queue);
+        }
+        if size > self.queue_size {
+            return Err(InflightError::Descriptors {
+                found: self.queue_size,
+                size,
+            });
+        }
+        let stride = stride(self.queue_size);
+        let area = self.mapping.area(stride * usize::from(queue), stride);
+        QueueRegion::new(area.ok_or(no_queue)?, size)
+    }
+}
+
+fn stride(queue_size: u16) -> usize {
+    (HEADER_BYTES + STATE_BYTES * usize::from(queue_size)).next_multiple_of(ALIGN)
+}
+
+fn bytes_of(queues: u16, queue_size: u16) -> u64 {
+    // At most 65535 * (16 + 16 * 65535 + 64): no overflow.
+    stride(queue_size) as u64 * u64::from(queues)
+}
+
+fn check(spec: &RegionSpec) -> Result<(), InflightError> {
+    let RegionSpec {
+        bytes,
+        offset,
+        queues,
+        queue_size,
+    } = *spec;
+    let needed = bytes_of(queues, queue_size);
+    let sizes = queues > 0 && queue_size > 0 && queue_size <= ring::SIZE_MAX;
+    if !sizes || bytes < needed || !offset.is_multiple_of(8) {
+        return Err(InflightError::Spec {
+            bytes,
+            offset,
+            queues,
+            queue_size,
+            needed,
+        });
+    }
+    Ok(())
+}
+
+/// One queue's part of a region.
+#[derive(Debug)]
+pub(crate) struct QueueRegion {
+    area: Area,
+    size: u16,
+    next_counter: u64,
+}
+
+impl QueueRegion {
+    fn new(area: Area, size: u16) -> Result<Self, InflightError> {
+        let version = area.load_u16(HEADER_VERSION, Ordering::Acquire);
+        let found = area.load_u16(HEADER_DESCRIPTORS, Ordering::Acquire);
+        match (version, found) {
+            // Nobody has used it yet.
+            (0, 0) => {
+                area.store_u16(HEADER_DESCRIPTORS, size, Ordering::Release);
+                area.store_u16(HEADER_VERSION, VERSION, Ordering::Release);
+            }
+            (VERSION, _) if found == size => {}
+            (VERSION, _) => return Err(InflightError::Descriptors { found, size }),
+            _ => return Err(InflightError::Version { version }),
+        }
+        Ok(Self {
+            area,
+            size,
+            next_counter: 0,
+        })
+    }
+
+    /// What is in flight, oldest first, at the start of a ring whose used index is `used`. Finishes
+    /// what an interrupted batch has left undone.
+    pub fn recover(&mut self, used: u16) -> Result<Vec<Marked>, InflightError> {
+        let noted = self.area.load_u16(HEADER_USED, Ordering::Acquire);
+        let batch = used.wrapping_sub(noted);
+        let size = self.size;
+        if batch > size {
+            return Err(InflightError::UsedIndex { noted, used, size });
+        }
+        if batch > 0 {
+            // The used index was published, but perhaps not all marks of that batch were removed.
+            let mut head = self.area.load_u16(HEADER_LAST_BATCH, Ordering::Acquire);
+            for _ in 0..batch {
+                if head >= size {
+                    return Err(InflightError::LastBatch { head, size });
+                }
+                let state = state(head);
+                self.area.store_u8(state, 0, Ordering::Release);
+                head = self.area.load_u16(state + STATE_NEXT, Ordering::Acquire);
+            }
+            self.area.store_u16(HEADER_USED, used, Ordering::Release);
+        }
+        let mut marked: Vec<_> = (0..size)
+            .filter(|&head| self.area.load_u8(state(head), Ordering::Acquire) != 0)
+            .map(|head| Marked {
+                counter: self
+                    .area
+                    .load_u64(state(head) + STATE_COUNTER, Ordering::Acquire),
+                head,
+            })
+            .collect();
+        marked.sort_by_key(|marked| (marked.counter, marked.head));
+        self.next_counter = marked.last().map_or(0, |last| last.counter.wrapping_add(1));
+        Ok(marked)
+    }
+
+    /// A head has been taken; returns its counter.
+    pub fn mark(&mut self, head: u16) -> u64 {
+        let counter = self.next_counter;
+        self.next_counter = counter.wrapping_add(1);
+        let state = state(head);
+        self.area
+            .store_u64(state + STATE_COUNTER, counter, Ordering::Relaxed);
+        self.area.store_u8(state, 1, Ordering::Release);
+        counter
+    }
+
+    /// A head is about to be published as used. Comes after its used element and before the index.
+    pub fn add_to_batch(&self, head: u16) {
+        let last = self.area.load_u16(HEADER_LAST_BATCH, Ordering::Relaxed);
+        self.area
+            .store_u16(state(head) + STATE_NEXT, last, Ordering::Release);
+        self.area
+            .store_u16(HEADER_LAST_BATCH, head, Ordering::Release);
+    }
+
+    /// A head has been published as used.
+    pub fn unmark(&self, head: u16) {
+        self.area.store_u8(state(head), 0, Ordering::Release);
+    }
+
+    /// The batch is done.
+    pub fn set_used(&self, used: u16) {
+        self.area.store_u16(HEADER_USED, used, Ordering::Release);
+    }
+}
+
+fn state(head: u16) -> usize {
+    HEADER_BYTES + STATE_BYTES * usize::from(head)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn region(queues: u16, size: u16) -> (Region, File, RegionSpec) {
+        let (spec, file) = Region::create(queues, size).unwrap();
+        (Region::open(&spec, &file).unwrap(), file, spec)
+    }
+
+    fn heads(marked: &[Marked]) -> Vec<u16> {
+        marked.iter().map(|marked| marked.head).collect()
+    }
+
+    #[test]
+    fn parts_of_queues_are_apart() {
+        assert_eq!(stride(3), 64);
+        assert_eq!(stride(4), 128);
+        let (region, _file, spec) = region(3, 4);
+        assert_eq!(spec.bytes, 384);
+        for queue in 0..3 {
+            let mut part = region.queue(queue, 4).unwrap();
+            assert!(part.recover(0).unwrap().is_empty());
+            part.mark(3);
+        }
+        assert_eq!(heads(&region.queue(2, 4).unwrap().recover(0).unwrap()), [3]);
+        assert!(matches!(
+            region.queue(3, 4),
+            Err(InflightError::NoQueue { .. })
+        ));
+    }
+
+    #[test]
+    fn marks_come_back_in_the_order_they_were_made() {
+        let (region, _file, _) = region(1, 8);
+        let mut part = region.queue(0, 8).unwrap();
+        for head in [5, 0, 7, 2] {
+            part.mark(head);
+        }
+        part.add_to_batch(0);
+        part.unmark(0);
+        part.set_used(1);
+        let mut again = region.queue(0, 8).unwrap();
+        assert_eq!(heads(&again.recover(1).unwrap()), [5, 7, 2]);
+        assert_eq!(again.mark(1), 4, "counters go on");
+    }
+
+    #[test]
+    fn hostile_regions_are_refused() {
+        let (region, file, spec) = region(1, 8);
+        let area = region.mapping.area(0, 128).unwrap();
+        let mut part = region.queue(0, 8).unwrap();
+        assert!(matches!(
+            part.recover(9),
+            Err(InflightError::UsedIndex { .. })
+        ));
+        area.store_u16(HEADER_LAST_BATCH, 8, Ordering::Relaxed);
+        assert!(matches!(
+            part.recover(1),
+            Err(InflightError::LastBatch { head: 8, .. })
+        ));
+        // A list that runs in a circle ends with the batch.
+        area.store_u16(HEADER_LAST_BATCH, 0, Ordering::Relaxed);
+        assert!(part.recover(8).unwrap().is_empty());
+        area.store_u64(state(3) + STATE_COUNTER, u64::MAX, Ordering::Relaxed);
+        area.store_u8(state(3), 0xff, Ordering::Relaxed);
+        assert_eq!(heads(&part.recover(8).unwrap()), [3]);
+        assert!(matches!(
+            region.queue(0, 4),
+            Err(InflightError::Descriptors { found: 8, size: 4 })
+        ));
+        area.store_u16(HEADER_VERSION, 2, Ordering::Relaxed);
+        assert!(matches!(
+            region.queue(0, 8),
+            Err(InflightError::Version { version: 2 })
+        ));
+        for wrong in [
+            RegionSpec { bytes: 127, ..spec },
+            RegionSpec { offset: 4, ..spec },
+            RegionSpec { queues: 0, ..spec },
+            RegionSpec {
+                queue_size: 0,
+                ..spec
+            },
+            RegionSpec {
+                queue_size: 32769,
+                bytes: u64::MAX,
+                ..spec
+            },
+            RegionSpec { queues: 2, ..spec },
+        ] {
+            let error = Region::open(&wrong, &file).unwrap_err();
+            assert!(matches!(error, InflightError::Spec { .. }), "{error}");
+        }
+        let longer = RegionSpec {
+            bytes: 65536,
+            ..spec
+        };
+        assert!(matches!(
+            Region::open(&longer, &file),
+            Err(InflightError::Map(_))
+        ));
+    }
+
+    proptest! {
+        /// A process may die between any two stores of a batch: what is in flight afterwards is
+        /// what the driver has not seen as used.
+        #[test]
+        fn a_batch_can_be_interrupted_anywhere(
+            taken in proptest::sample::subsequence((0u16..16).collect::<Vec<_>>(), 1..16).prop_shuffle(),
+            earlier in 0usize..4,
+            batch in 1usize..8,
+            stop_after in 0usize..30,
+        ) {
+            let (region, _file, _) = region(1, 16);
+            let mut part = region.queue(0, 16).unwrap();
+            for &head in &taken {
+                part.mark(head);
+            }
+            let earlier = earlier.min(taken.len());
+            let batch = batch.min(taken.len() - earlier);
+            let (mut used, mut steps) = (0, 0);
+            for (done, stops) in [(&taken[..earlier], usize::MAX), (&taken[earlier..earlier + batch], stop_after)] {
+                let mut alive = || { steps += 1; steps <= stops };
+                for &head in done {
+                    if alive() { part.add_to_batch(head); }
+                }
+                if alive() { used += u16::try_from(done.len()).unwrap(); }
+                for &head in done {
+                    if alive() { part.unmark(head); }
+                }
+                if alive() { part.set_used(used); }
+                steps = 0;
+            }
+            let expected = &taken[usize::from(used)..];
+            let found = region.queue(0, 16).unwrap().recover(used).unwrap();
+            prop_assert_eq!(heads(&found), expected);
+        }
+    }
+}

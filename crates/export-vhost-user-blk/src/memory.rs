@@ -1,0 +1,257 @@
+//! The client's memory table: guest memory, mapped.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+
+use vm_memory::mmap::MmapRegionBuilder;
+use vm_memory::{
+    GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
+};
+
+use crate::request::Buffer;
+use crate::shared::{Area, MapError, Mapping};
+
+/// One region as the client describes it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionSpec {
+    /// First guest physical address.
+    pub guest_address: u64,
+    /// Length in bytes.
+    pub bytes: u64,
+    /// Where the client has it mapped: ring addresses are given in these terms.
+    pub user_address: u64,
+    /// Where it begins in its file.
+    pub file_offset: u64,
+}
+
+/// Why a memory table is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum MemoryError {
+    /// A region that cannot be mapped.
+    #[error("memory region of {bytes} bytes at guest address {guest_address:#x}: {source}")]
+    Map {
+        /// First guest physical address.
+        guest_address: u64,
+        /// Length in bytes.
+        bytes: u64,
+        /// Why.
+        source: MapError,
+    },
+    /// A region whose address range makes no sense.
+    #[error(
+        "memory region of {bytes} bytes at guest address {guest_address:#x}, file offset \
+         {file_offset:#x}: it wraps around or is not aligned to pages"
+    )]
+    Range {
+        /// First guest physical address.
+        guest_address: u64,
+        /// Length in bytes.
+        bytes: u64,
+        /// Where it begins in its file.
+        file_offset: u64,
+    },
+    /// Two regions share guest addresses, or there is none.
+    #[error("the memory table has no regions, or regions that overlap")]
+    Overlap,
+}
+
+/// A buffer that is not in guest memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NotMapped;
+
+/// Guest memory as one memory table describes it. Mapped until the last user lets go of it, so
+/// requests in flight keep the table they were translated with.
+#[derive(Debug)]
+pub struct Memory {
+    table: GuestMemoryMmap,
+    regions: Vec<RegionSpec>,
+    /// What `table` points into.
+    _mappings: Vec<Arc<Mapping>>,
+}
+
+impl Memory {
+    /// Maps a memory table.
+    ///
+    /// # Errors
+    /// [`MemoryError`] names the region and what is wrong with it.
+    pub fn new(regions: impl IntoIterator<Item = (RegionSpec, File)>) -> Result<Self, MemoryError> {
+        let mut regions: Vec<_> = regions.into_iter().collect();
+        regions.sort_by_key(|(spec, _)| spec.guest_address);
+        let mut table = Vec::new();
+        let mut mappings = Vec::new();
+        for (spec, file) in &regions {
+            let range = || MemoryError::Range {
+                guest_address: spec.guest_address,
+                bytes: spec.bytes,
+                file_offset: spec.file_offset,
+            };
+            if spec.guest_address.checked_add(spec.bytes).is_none()
+                || spec.user_address.checked_add(spec.bytes).is_none()
+            {
+                return Err(range());
+            }
+            let mapping =
+                Mapping::of_file(file.as_fd(), spec.file_offset, spec.bytes).map_err(|source| {
+                    MemoryError::Map {
+                        guest_address: spec.guest_address,
+                        bytes: spec.bytes,
+                        source,
+                    }
+                })?;
+            // SAFETY: `_mappings` keeps the memory mapped as long as the table exists, and the
+            // table is not handed out by value.
+            let builder = unsafe {
+                MmapRegionBuilder::new(mapping.len())
+                    .with_raw_mmap_pointer(mapping.pointer().as_ptr())
+            };
+            let region = builder
+                .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
+                .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
+                .build()
+                .map_err(|_| range())?;
+            let region = GuestRegionMmap::new(region, GuestAddress(spec.guest_address));
+            table.push(region.ok_or_else(range)?);
+            mappings.push(mapping);
+        }
+        Ok(Self {
+            table: GuestMemoryMmap::from_regions(table).map_err(|_| MemoryError::Overlap)?,
+            regions: regions.into_iter().map(|(spec, _)| spec).collect(),
+            _mappings: mappings,
+        })
+    }
+
+    /// Checked access by guest address.
+    pub fn table(&self) -> &GuestMemoryMmap {
+        &self.table
+    }
+
+    /// The guest address of what the client has mapped at `user_address`.
+    pub fn guest_address(&self, user_address: u64) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let offset = user_address.checked_sub(region.user_address)?;
+            (offset < region.bytes).then(|| region.guest_address + offset)
+        })
+    }
+
+    /// The `len` bytes at a guest address, which must lie inside one region.
+    pub(crate) fn area(self: &Arc<Self>, guest_address: u64, len: usize) -> Option<Area> {
+        let pointer = self.contiguous(guest_address, len)?;
+        // SAFETY: the bytes lie inside a region, which is mapped as long as the memory exists.
+        Some(unsafe { Area::new(pointer, len, Arc::clone(self)) })
+    }
+
+    /// Appends the host addresses of a buffer; more than one if it crosses from one region into
+    /// the next.
+    ///
+    /// # Errors
+    /// [`NotMapped`] if not all of the buffer is in guest memory.
+    pub fn translate(&self, buffer: Buffer, iov: &mut Vec<libc::iovec>) -> Result<(), NotMapped> {
+        let (mut address, mut left) = (buffer.address, buffer.len as usize);
+        while left > 0 {
+            let region = self
+                .table
+                .find_region(GuestAddress(address))
+                .ok_or(NotMapped)?;
+            let offset = address - region.start_addr().0;
+            let here = usize::try_from(region.len() - offset)
+                .unwrap_or(usize::MAX)
+                .min(left);
+            let pointer = self.contiguous(address, here).ok_or(NotMapped)?;
+            iov.push(libc::iovec {
+                iov_base: pointer.as_ptr().cast(),
+                iov_len: here,
+            });
+            left -= here;
+            address = address.checked_add(here as u64).ok_or(NotMapped)?;
+        }
+        Ok(())
+    }
+
+    fn contiguous(&self, guest_address: u64, len: usize) -> Option<NonNull<u8>> {
+        let region = self.table.find_region(GuestAddress(guest_address))?;
+        let offset = usize::try_from(guest_address - region.start_addr().0).ok()?;
+        if len > region.size() - offset {
+            return None;
+        }
+        // SAFETY: the offset lies inside the region's mapping.
+        NonNull::new(unsafe { region.as_ptr().add(offset) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::shared::sealed_memfd;
+    use std::sync::atomic::Ordering;
+
+    fn spec(guest_address: u64, bytes: u64, user_address: u64, file_offset: u64) -> RegionSpec {
+        RegionSpec {
+            guest_address,
+            bytes,
+            user_address,
+            file_offset,
+        }
+    }
+
+    fn file(bytes: u64) -> File {
+        File::from(sealed_memfd("test", bytes).unwrap())
+    }
+
+    #[test]
+    fn buffers_are_translated_across_neighbouring_regions() {
+        let memory = Arc::new(
+            Memory::new([
+                (spec(0x2000, 0x1000, 0x9000, 0), file(0x1000)),
+                (spec(0x1000, 0x1000, 0x5000, 0x1000), file(0x2000)),
+            ])
+            .unwrap(),
+        );
+        assert_eq!(memory.guest_address(0x5010), Some(0x1010));
+        assert_eq!(memory.guest_address(0x9fff), Some(0x2fff));
+        assert_eq!(memory.guest_address(0x6000), None);
+        let mut iov = Vec::new();
+        let buffer = |address, len| Buffer { address, len };
+        memory.translate(buffer(0x1f00, 0x200), &mut iov).unwrap();
+        assert_eq!(
+            iov.iter().map(|v| v.iov_len).collect::<Vec<_>>(),
+            [0x100, 0x100]
+        );
+        for hostile in [buffer(0x2f00, 0x101), buffer(0xfff, 2), buffer(u64::MAX, 2)] {
+            assert_eq!(memory.translate(hostile, &mut Vec::new()), Err(NotMapped));
+        }
+        assert!(memory.area(0x1f00, 0x101).is_none());
+        let area = memory.area(0x2000, 8).unwrap();
+        area.store_u64(0, 7, Ordering::Relaxed);
+        drop(memory);
+        assert_eq!(area.load_u64(0, Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn nonsense_is_refused() {
+        let refused = |regions: Vec<(RegionSpec, File)>| Memory::new(regions).unwrap_err();
+        assert!(matches!(refused(vec![]), MemoryError::Overlap));
+        let overlap = vec![
+            (spec(0, 0x2000, 0, 0), file(0x2000)),
+            (spec(0x1000, 0x1000, 0x10000, 0), file(0x1000)),
+        ];
+        assert!(matches!(refused(overlap), MemoryError::Overlap));
+        let short = refused(vec![(spec(0x1000, 0x2000, 0, 0), file(0x1000))]);
+        assert_eq!(
+            short.to_string(),
+            "memory region of 8192 bytes at guest address 0x1000: the file has 4096 bytes, 8192 \
+             are needed; the front end must make it larger"
+        );
+        for wild in [
+            spec(u64::MAX, 0x1000, 0, 0),
+            spec(0, 0x1000, u64::MAX, 0),
+            spec(0, 0x1000, 0, 8),
+        ] {
+            assert!(matches!(
+                refused(vec![(wild, file(0x2000))]),
+                MemoryError::Range { .. }
+            ));
+        }
+    }
+}

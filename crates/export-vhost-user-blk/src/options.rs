@@ -1,0 +1,146 @@
+//! What the user decides about an export.
+
+use crate::request::ID_BYTES;
+use crate::ring;
+
+/// Options of a vhost-user-blk export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// The export's id.
+    pub id: String,
+    /// Whether clients may write.
+    pub writable: bool,
+    /// Whether a write is durable when it completes, until the guest decides otherwise.
+    pub writethrough: bool,
+    /// What the guest sees as the disk's serial number; at most 20 bytes.
+    pub serial: String,
+    /// Offsets and lengths of requests are multiples of it, in bytes; a power of two, 512 to 32768.
+    pub logical_block_size: u32,
+    /// Largest queue a client may set up; a power of two, 2 to 32768.
+    pub queue_size_max: u16,
+    /// Number of queues, 1 or more.
+    pub num_queues: u16,
+}
+
+impl Options {
+    /// The defaults: read-only, writeback, blocks of 512 bytes, one queue of at most 256.
+    pub fn new(id: &str) -> Self {
+        Self {
+            id: id.to_owned(),
+            writable: false,
+            writethrough: false,
+            serial: "vhost_user_blk".to_owned(),
+            logical_block_size: 512,
+            queue_size_max: 256,
+            num_queues: 1,
+        }
+    }
+
+    /// # Errors
+    /// [`OptionError`] names the option, its value and what would be right.
+    pub fn check(&self) -> Result<(), OptionError> {
+        if self.serial.len() > ID_BYTES {
+            return Err(OptionError::Serial {
+                serial: self.serial.clone(),
+            });
+        }
+        let size = self.logical_block_size;
+        if !size.is_power_of_two() || !(512..=32768).contains(&size) {
+            return Err(OptionError::BlockSize { size });
+        }
+        let size = self.queue_size_max;
+        if !size.is_power_of_two() || !(2..=ring::SIZE_MAX).contains(&size) {
+            return Err(OptionError::QueueSize { size });
+        }
+        if self.num_queues == 0 {
+            return Err(OptionError::NoQueue);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn id_string(&self) -> [u8; ID_BYTES] {
+        let mut bytes = [0; ID_BYTES];
+        for (to, from) in bytes.iter_mut().zip(self.serial.bytes()) {
+            *to = from;
+        }
+        bytes
+    }
+}
+
+/// An option that makes no sense.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum OptionError {
+    /// The serial number is too long.
+    #[error("serial '{serial}' has {} bytes, the guest can see at most {ID_BYTES}", serial.len())]
+    Serial {
+        /// The serial number.
+        serial: String,
+    },
+    /// Not a block size.
+    #[error("logical-block-size {size} must be a power of two from 512 to 32768")]
+    BlockSize {
+        /// The size in bytes.
+        size: u32,
+    },
+    /// Not a queue size.
+    #[error(
+        "queue size {size} must be a power of two from 2 to {}",
+        ring::SIZE_MAX
+    )]
+    QueueSize {
+        /// The size.
+        size: u16,
+    },
+    /// No queue at all.
+    #[error("num-queues must be at least 1")]
+    NoQueue,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn checks() {
+        let good = Options::new("disk0");
+        assert_eq!(good.check(), Ok(()));
+        assert_eq!(&good.id_string()[..15], b"vhost_user_blk\0");
+        let serial = "x".repeat(20);
+        let longest = Options {
+            serial,
+            ..good.clone()
+        };
+        assert_eq!(longest.check(), Ok(()));
+        assert_eq!(longest.id_string(), [b'x'; 20]);
+        let serial = "x".repeat(21);
+        let error = Options {
+            serial,
+            ..good.clone()
+        }
+        .check()
+        .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "serial 'xxxxxxxxxxxxxxxxxxxxx' has 21 bytes, the guest can see at most 20"
+        );
+        for size in [0, 256, 513, 65536] {
+            let options = Options {
+                logical_block_size: size,
+                ..good.clone()
+            };
+            assert_eq!(options.check(), Err(OptionError::BlockSize { size }));
+        }
+        for size in [0, 1, 100] {
+            let options = Options {
+                queue_size_max: size,
+                ..good.clone()
+            };
+            assert_eq!(options.check(), Err(OptionError::QueueSize { size }));
+        }
+        let none = Options {
+            num_queues: 0,
+            ..good
+        };
+        assert_eq!(none.check(), Err(OptionError::NoQueue));
+    }
+}

@@ -1,0 +1,157 @@
+//! The export's control thread: one client at a time, again and again.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use iothread::mailbox::Sender;
+use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use vhost::vhost_user::{BackendReqHandler, Error};
+
+use crate::session::Session;
+use crate::socket::Socket;
+use crate::trouble::Trouble;
+
+#[derive(Debug, Default)]
+struct State {
+    closing: bool,
+    connection: Option<UnixStream>,
+}
+
+/// Ends the thread, from any other.
+#[derive(Debug)]
+pub(crate) struct Stopper {
+    state: Mutex<State>,
+    wake: OwnedFd,
+}
+
+impl Stopper {
+    pub fn new() -> io::Result<Self> {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        Ok(Self {
+            state: Mutex::default(),
+            wake: rustix::event::eventfd(0, flags)?,
+        })
+    }
+
+    /// Nothing is accepted any more, and the client is disconnected.
+    pub fn stop(&self) {
+        let mut state = self.state();
+        state.closing = true;
+        if let Some(connection) = &state.connection {
+            // It may be gone already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+        // A full counter wakes as well.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
+    /// Makes `stop` reach the connection; false if it has been called already.
+    fn register(&self, connection: &UnixStream) -> io::Result<bool> {
+        let mut state = self.state();
+        state.connection = Some(connection.try_clone()?);
+        Ok(!state.closing)
+    }
+
+    fn unregister(&self) {
+        self.state().connection = None;
+    }
+
+    fn is_closing(&self) -> bool {
+        self.state().closing
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What the thread works with.
+pub(crate) struct Server {
+    pub id: String,
+    pub socket: Socket,
+    pub session: Session,
+    pub stopper: Arc<Stopper>,
+    pub trouble: Arc<Trouble>,
+}
+
+impl Server {
+    /// Starts the thread. It drops `ended` after the socket is gone and all rings have ended.
+    pub fn spawn(self, ended: Sender<()>) -> io::Result<()> {
+        let thread = std::thread::Builder::new().name("vhost-user".to_owned());
+        thread.spawn(move || {
+            self.run();
+            drop(ended);
+        })?;
+        Ok(())
+    }
+
+    fn run(self) {
+        let Self {
+            id,
+            socket,
+            session,
+            stopper,
+            trouble,
+        } = self;
+        let session = Arc::new(Mutex::new(session));
+        while !stopper.is_closing() {
+            let stream = match wait(&socket, &stopper).and_then(|()| socket.accept()) {
+                Ok(Some(stream)) => stream,
+                Ok(None) => continue,
+                Err(error) => {
+                    tracing::error!(export = id, %error, "cannot accept clients any more");
+                    trouble.set_client(Some(format!("cannot accept clients: {error}")));
+                    break;
+                }
+            };
+            trouble.set_client(None);
+            tracing::debug!(export = id, "client connected");
+            if let Some(why) = serve(stream, &session, &stopper) {
+                tracing::error!(export = id, "client disconnected: {why}");
+                trouble.set_client(Some(format!("the client was disconnected: {why}")));
+            }
+            let ended = session.lock().unwrap_or_else(PoisonError::into_inner).end();
+            if ended.is_err() {
+                break;
+            }
+        }
+    }
+}
+
+/// Sleeps until a client connects or the export is closed.
+fn wait(socket: &Socket, stopper: &Stopper) -> io::Result<()> {
+    let mut fds = [
+        PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
+        PollFd::new(&stopper.wake, PollFlags::IN),
+    ];
+    match rustix::event::poll(&mut fds, None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Serves one connection to its end. Returns why it was ended, if not by the client.
+fn serve(stream: UnixStream, session: &Arc<Mutex<Session>>, stopper: &Stopper) -> Option<String> {
+    match stopper.register(&stream) {
+        Ok(true) => {}
+        Ok(false) => return None,
+        Err(error) => return Some(error.to_string()),
+    }
+    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(session));
+    let why = loop {
+        match handler.handle_request() {
+            Ok(()) => {}
+            // The client is gone; a message it did not finish says nothing more.
+            Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => {
+                break None;
+            }
+            Err(Error::SocketRetry(_)) => {}
+            Err(error) => break Some(error.to_string()),
+        }
+    };
+    stopper.unregister();
+    why.filter(|_| !stopper.is_closing())
+}

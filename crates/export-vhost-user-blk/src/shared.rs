@@ -1,0 +1,288 @@
+//! Memory that is shared with a client: mappings, and areas of them that are read and written by
+//! atomic accesses only, because the other side may change them at any time.
+
+use std::any::Any;
+use std::fmt;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+
+use rustix::fs::FileType;
+use rustix::mm::{MapFlags, ProtFlags};
+
+/// Offsets of mappings are aligned down to this at least: every page size divides it.
+const ALIGN_MIN: u64 = 64 << 10;
+
+/// Why a client's file cannot be mapped.
+#[derive(Debug, thiserror::Error)]
+pub enum MapError {
+    /// Nothing to map, or a range that no file has.
+    #[error("the range of {len} bytes at offset {offset} is empty or too large")]
+    Range {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+    },
+    /// The file ends before the range does.
+    #[error("the file has {size} bytes, {needed} are needed; the front end must make it larger")]
+    TooShort {
+        /// The file's size in bytes.
+        size: u64,
+        /// End of the range in bytes.
+        needed: u64,
+    },
+    /// The system refuses.
+    #[error("mmap of {len} bytes at offset {offset} failed: {source}")]
+    System {
+        /// First byte.
+        offset: u64,
+        /// Length in bytes.
+        len: u64,
+        /// What it says.
+        source: io::Error,
+    },
+}
+
+/// A shared, writable mapping of a part of a file.
+pub(crate) struct Mapping {
+    base: NonNull<libc::c_void>,
+    mapped: usize,
+    /// Where the requested range begins in the mapping.
+    skipped: usize,
+    len: usize,
+}
+
+// SAFETY: a mapping is plain memory, valid on every thread until it is unmapped by drop.
+unsafe impl Send for Mapping {}
+// SAFETY: as above; all accesses go through raw pointers and atomics.
+unsafe impl Sync for Mapping {}
+
+impl Mapping {
+    /// Maps `len` bytes at `offset` of `file`, which must be at least that long.
+    pub fn of_file(file: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Arc<Self>, MapError> {
+        let range = || MapError::Range { offset, len };
+        let system = |errno: rustix::io::Errno| MapError::System {
+            offset,
+            len,
+            source: errno.into(),
+        };
+        let end = offset.checked_add(len).filter(|_| len > 0);
+        let end = end.ok_or_else(range)?;
+        let stat = rustix::fs::fstat(file).map_err(system)?;
+        let regular = FileType::from_raw_mode(stat.st_mode) == FileType::RegularFile;
+        let size = u64::try_from(stat.st_size).unwrap_or(0);
+        if regular && end > size {
+            return Err(MapError::TooShort { size, needed: end });
+        }
+        // Huge pages can be mapped and unmapped as a whole only; their size is the block size of
+        // their file system.
+        let block = u64::try_from(stat.st_blksize).unwrap_or(0);
+        let align = block.max(ALIGN_MIN).checked_next_power_of_two();
+        let align = align.ok_or_else(range)?;
+        let start = offset & !(align - 1);
+        let end = match end.checked_next_multiple_of(align) {
+            Some(rounded) if regular => rounded,
+            _ => end,
+        };
+        let to_usize = |value: u64| usize::try_from(value).map_err(|_| range());
+        let (mapped, skipped) = (to_usize(end - start)?, to_usize(offset - start)?);
+        let len = to_usize(len)?;
+        // SAFETY: a new mapping at an address of the kernel's choice touches no memory in use.
+        let base = unsafe {
+            rustix::mm::mmap(
+                std::ptr::null_mut(),
+                mapped,
+                ProtFlags::READ | ProtFlags::WRITE,
+                MapFlags::SHARED | MapFlags::NORESERVE,
+                file,
+                start,
+            )
+        }
+        .map_err(system)?;
+        let base = NonNull::new(base).ok_or_else(range)?;
+        Ok(Arc::new(Self {
+            base,
+            mapped,
+            skipped,
+            len,
+        }))
+    }
+
+    /// The first byte of the requested range.
+    pub fn pointer(&self) -> NonNull<u8> {
+        // SAFETY: `skipped` is less than the length of the mapping.
+        unsafe { self.base.cast::<u8>().add(self.skipped) }
+    }
+
+    /// Length of the requested range in bytes.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// A part of the requested range; none if it does not lie inside.
+    pub fn area(self: &Arc<Self>, offset: usize, len: usize) -> Option<Area> {
+        let end = offset.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: the part lies inside the mapping, which the area keeps.
+        Some(unsafe { Area::new(self.pointer().add(offset), len, Arc::clone(self)) })
+    }
+}
+
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: made by mmap with this length; whoever holds a pointer into it holds the mapping.
+        let result = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.mapped) };
+        debug_assert!(result.is_ok(), "munmap: {result:?}");
+    }
+}
+
+impl fmt::Debug for Mapping {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Mapping")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A part of a mapping. Clones are the same memory.
+#[derive(Clone)]
+pub(crate) struct Area {
+    base: NonNull<u8>,
+    len: usize,
+    /// Keeps the memory mapped.
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+// SAFETY: the memory is valid on every thread (`Area::new`), and accesses are atomic.
+unsafe impl Send for Area {}
+// SAFETY: as above.
+unsafe impl Sync for Area {}
+
+macro_rules! load {
+    ($name:ident $atomic:ident $number:ident) => {
+        /// The little-endian number at `offset` bytes, which must be aligned and inside.
+        pub fn $name(&self, offset: usize, order: Ordering) -> $number {
+            let pointer = self.at(offset, size_of::<$number>());
+            // SAFETY: `at` has checked range and alignment, and all accesses are atomic: the other
+            // side is another process or, in tests, uses atomics or does not run at that time.
+            $number::from_le(unsafe { $atomic::from_ptr(pointer.cast().as_ptr()) }.load(order))
+        }
+    };
+}
+
+macro_rules! store {
+    ($name:ident $atomic:ident $number:ident) => {
+        /// Stores a little-endian number at `offset` bytes, which must be aligned and inside.
+        pub fn $name(&self, offset: usize, value: $number, order: Ordering) {
+            let pointer = self.at(offset, size_of::<$number>());
+            // SAFETY: as for loads.
+            unsafe { $atomic::from_ptr(pointer.cast().as_ptr()) }.store(value.to_le(), order);
+        }
+    };
+}
+
+impl Area {
+    /// # Safety
+    ///
+    /// `len` bytes at `base` are readable and writable as long as `keep` lives.
+    pub unsafe fn new<K: Any + Send + Sync>(base: NonNull<u8>, len: usize, keep: Arc<K>) -> Self {
+        Self {
+            base,
+            len,
+            _keep: keep,
+        }
+    }
+
+    /// Whether the first byte's address is a multiple of `align`.
+    pub fn is_aligned(&self, align: usize) -> bool {
+        self.base.as_ptr().addr().is_multiple_of(align)
+    }
+
+    load!(load_u8 AtomicU8 u8);
+    load!(load_u16 AtomicU16 u16);
+    load!(load_u64 AtomicU64 u64);
+    store!(store_u8 AtomicU8 u8);
+    store!(store_u16 AtomicU16 u16);
+    store!(store_u32 AtomicU32 u32);
+    store!(store_u64 AtomicU64 u64);
+    #[cfg(test)]
+    load!(load_u32 AtomicU32 u32);
+
+    /// Callers compute offsets from sizes they have checked, so a failure here is a bug.
+    fn at(&self, offset: usize, size: usize) -> NonNull<u8> {
+        assert!(
+            offset <= self.len && size <= self.len - offset,
+            "access of {size} bytes at {offset} in an area of {}",
+            self.len
+        );
+        // SAFETY: inside the area, by the assertion.
+        let pointer = unsafe { self.base.add(offset) };
+        assert!(pointer.as_ptr().addr().is_multiple_of(size));
+        pointer
+    }
+}
+
+impl fmt::Debug for Area {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Area")
+            .field("len", &self.len)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A memfd of `len` bytes that can never change its size.
+pub(crate) fn sealed_memfd(name: &str, len: u64) -> rustix::io::Result<std::os::fd::OwnedFd> {
+    use rustix::fs::{MemfdFlags, SealFlags};
+    let fd = rustix::fs::memfd_create(name, MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING)?;
+    rustix::fs::ftruncate(&fd, len)?;
+    let seals = SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL;
+    rustix::fs::fcntl_add_seals(&fd, seals)?;
+    Ok(fd)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsFd;
+
+    #[test]
+    fn sizes_are_checked_before_mapping() {
+        let fd = sealed_memfd("test", 4096).unwrap();
+        assert!(matches!(
+            Mapping::of_file(fd.as_fd(), 0, 4097),
+            Err(MapError::TooShort {
+                size: 4096,
+                needed: 4097
+            })
+        ));
+        for (offset, len) in [(0, 0), (u64::MAX, 2)] {
+            assert!(matches!(
+                Mapping::of_file(fd.as_fd(), offset, len),
+                Err(MapError::Range { .. })
+            ));
+        }
+        let mapping = Mapping::of_file(fd.as_fd(), 8, 4088).unwrap();
+        assert!(mapping.area(0, 4089).is_none());
+        assert!(mapping.area(usize::MAX, 1).is_none());
+        let area = mapping.area(8, 16).unwrap();
+        drop(mapping);
+        area.store_u64(8, 0x0102, Ordering::Relaxed);
+        assert_eq!(area.load_u16(8, Ordering::Relaxed), 0x0102);
+        let mut byte = [0];
+        rustix::io::pread(&fd, &mut byte, 24).unwrap();
+        assert_eq!(byte, [2]);
+    }
+
+    #[test]
+    #[should_panic(expected = "access of 4 bytes at 14")]
+    fn an_access_outside_is_a_bug() {
+        let fd = sealed_memfd("test", 16).unwrap();
+        let mapping = Mapping::of_file(fd.as_fd(), 0, 16).unwrap();
+        mapping.area(0, 16).unwrap().load_u32(14, Ordering::Relaxed);
+    }
+}

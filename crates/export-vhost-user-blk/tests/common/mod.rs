@@ -1,0 +1,289 @@
+//! A daemon in small: run control, an iothread, a disk in memory that fails on demand, an export.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use block::run_control::BackendState;
+use block::{
+    Backend, BlockError, Control, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError,
+    Operation, Policy, RunState,
+};
+use frontend::{Disk, Request};
+use iothread::{Config, IoThread};
+use standfast_export_vhost_user_blk::{ExportError, Options, VhostUserBlkExport, bind_socket};
+
+pub const DISK_BYTES: usize = 8 << 20;
+pub const SECONDS: Duration = Duration::from_secs(10);
+/// Long enough for a completion that must not come to be seen.
+pub const A_WHILE: Duration = Duration::from_millis(50);
+
+/// What the disk does wrong.
+#[derive(Debug, Default)]
+pub struct Faults {
+    /// Errno of every write, or 0.
+    pub write: AtomicI32,
+    pub flush: AtomicI32,
+    pub read: AtomicI32,
+    /// Requests take until this is cleared.
+    pub stall: AtomicBool,
+    pub fua: AtomicU64,
+    pub writes: AtomicU64,
+    pub discards: AtomicU64,
+    /// Offsets of writes in the order they were submitted.
+    pub order: Mutex<Vec<u64>>,
+}
+
+#[derive(Debug)]
+struct RamDisk {
+    data: Mutex<Vec<u8>>,
+    faults: Arc<Faults>,
+}
+
+impl RamDisk {
+    fn execute(&self, io: &Io<'_>) -> block::Result<()> {
+        let errno = match io.op {
+            Operation::Read => &self.faults.read,
+            Operation::Flush => &self.faults.flush,
+            _ => &self.faults.write,
+        };
+        match errno.load(Ordering::SeqCst) {
+            0 => {}
+            errno => return Err(BlockError::from_errno(errno)),
+        }
+        let mut data = self.data.lock().unwrap();
+        let (start, len) = (
+            usize::try_from(io.offset).unwrap(),
+            usize::try_from(io.bytes).unwrap(),
+        );
+        let range = &mut data[start..start + len];
+        match io.op {
+            Operation::Read | Operation::Write => {
+                let mut at = 0;
+                for buffer in io.iov {
+                    let (base, len) = (buffer.iov_base.cast::<u8>(), buffer.iov_len);
+                    let here = range[at..at + len].as_mut_ptr();
+                    // SAFETY: `Io` vouches for its buffers, and `here` has `len` bytes.
+                    unsafe {
+                        match io.op {
+                            Operation::Read => base.copy_from_nonoverlapping(here, len),
+                            _ => here.copy_from_nonoverlapping(base, len),
+                        }
+                    }
+                    at += len;
+                }
+                assert_eq!(at, range.len(), "buffers and length differ");
+            }
+            Operation::Discard => {
+                self.faults.discards.fetch_add(1, Ordering::SeqCst);
+            }
+            Operation::WriteZeroes { .. } => range.fill(0),
+            Operation::Flush => {}
+        }
+        Ok(())
+    }
+}
+
+impl Driver for RamDisk {
+    fn name(&self) -> &'static str {
+        "ram"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo::default()
+    }
+
+    fn length(&self) -> u64 {
+        DISK_BYTES as u64
+    }
+
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        if io.op == Operation::Write {
+            self.faults.writes.fetch_add(1, Ordering::SeqCst);
+            self.faults
+                .fua
+                .fetch_add(u64::from(io.fua), Ordering::SeqCst);
+            self.faults.order.lock().unwrap().push(io.offset);
+        }
+        IoFuture::new(async move {
+            while self.faults.stall.load(Ordering::SeqCst) {
+                iothread::time::sleep(Duration::from_millis(1)).await;
+            }
+            self.execute(&io)
+        })
+    }
+}
+
+/// Everything up to the export; dropped in the right order.
+pub struct Daemon {
+    pub control: Control,
+    pub faults: Arc<Faults>,
+    pub export: Arc<dyn Export>,
+    pub socket: PathBuf,
+    pub iothread: IoThread,
+    task: JoinHandle<()>,
+    dir: tempfile::TempDir,
+}
+
+pub fn writable() -> Options {
+    Options {
+        writable: true,
+        ..Options::new("disk0")
+    }
+}
+
+impl Daemon {
+    pub fn new() -> Self {
+        Self::with(writable())
+    }
+
+    pub fn with(options: Options) -> Self {
+        Self::try_with(options).unwrap()
+    }
+
+    pub fn try_with(options: Options) -> Result<Self, ExportError> {
+        let dir = tempfile::tempdir().unwrap();
+        let socket = dir.path().join("disk.sock");
+        let (control, task) = block::control();
+        let task = std::thread::spawn(move || block::block_on(task.run()));
+        let faults = Arc::new(Faults::default());
+        let disk = RamDisk {
+            data: Mutex::new(vec![0; DISK_BYTES]),
+            faults: Arc::clone(&faults),
+        };
+        let iothread = IoThread::spawn(Config::default()).unwrap();
+        let export = block::block_on(async {
+            let node = Node::new("node0", Box::new(disk));
+            let policy = Policy::new(OnError::Enospc, OnError::Report);
+            let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
+            let bound = bind_socket(&socket).unwrap();
+            VhostUserBlkExport::new(options, backend.unwrap(), iothread.handle(), bound).await
+        })?;
+        Ok(Self {
+            control,
+            faults,
+            export,
+            socket,
+            iothread,
+            task,
+            dir,
+        })
+    }
+
+    pub fn connect(&self) -> Disk {
+        self.connect_with(frontend::Options::default())
+    }
+
+    pub fn connect_with(&self, options: frontend::Options) -> Disk {
+        Disk::connect(&self.socket, options).unwrap()
+    }
+
+    pub fn cont(&self) {
+        block::block_on(self.control.cont()).unwrap();
+    }
+
+    pub fn run_state(&self) -> RunState {
+        self.control.read(|state| state.state())
+    }
+
+    pub fn held(&self) -> usize {
+        self.backend(|backend| backend.held().len())
+    }
+
+    pub fn backend<R>(&self, f: impl FnOnce(&BackendState) -> R) -> R {
+        let id = self.export.backend().id();
+        self.control.read(|state| f(state.backend(id).unwrap()))
+    }
+
+    pub fn wait_held(&self, count: usize) {
+        wait_until(&format!("{count} held requests"), || self.held() == count);
+    }
+
+    pub fn fail_writes(&self, errno: i32) {
+        self.faults.write.store(errno, Ordering::SeqCst);
+    }
+
+    pub fn stall(&self, on: bool) {
+        self.faults.stall.store(on, Ordering::SeqCst);
+    }
+
+    /// Closes the export and everything else, which must leave nothing behind.
+    pub fn close(self) {
+        block::block_on(self.export.close());
+        let Self {
+            control,
+            export,
+            iothread,
+            task,
+            dir,
+            ..
+        } = self;
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        assert_eq!(control.read(|state| state.backends().count()), 0);
+        drop((export, iothread, control));
+        task.join().unwrap();
+    }
+}
+
+pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + SECONDS;
+    while !condition() {
+        assert!(Instant::now() < deadline, "timed out waiting for {what}");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+pub fn write(disk: &mut Disk, sector: u64, byte: u8, len: usize) -> u8 {
+    let data = vec![byte; len];
+    let request = Request::Write {
+        sector,
+        data: &data,
+    };
+    disk.execute(0, request, SECONDS).unwrap().status
+}
+
+pub fn read(disk: &mut Disk, sector: u64, len: u32) -> Vec<u8> {
+    let completion = disk
+        .execute(0, Request::Read { sector, len }, SECONDS)
+        .unwrap();
+    assert!(completion.is_ok(), "{completion:?}");
+    completion.data
+}
+
+/// Submits a write of one block and returns at once.
+pub fn post(disk: &mut Disk, sector: u64, byte: u8) -> frontend::Token {
+    let token = disk
+        .submit(
+            0,
+            Request::Write {
+                sector,
+                data: &[byte; 4096],
+            },
+        )
+        .unwrap();
+    disk.kick(0).unwrap();
+    token
+}
+
+/// Waits for exactly these completions, in any order, all good.
+pub fn expect(disk: &mut Disk, tokens: &[frontend::Token]) {
+    let mut left = tokens.to_vec();
+    while !left.is_empty() {
+        let completion = disk.wait(0, SECONDS).unwrap().expect("a completion");
+        assert!(completion.is_ok(), "{completion:?}");
+        let at = left.iter().position(|token| *token == completion.token);
+        left.remove(at.unwrap_or_else(|| panic!("unexpected {completion:?}")));
+    }
+}
+
+pub fn expect_nothing(disk: &mut Disk) {
+    assert_eq!(disk.wait(0, A_WHILE).unwrap(), None);
+}
+
+pub fn expect_clean(disk: &Disk) {
+    assert_eq!(disk.violations(), []);
+}
