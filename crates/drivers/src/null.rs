@@ -84,3 +84,53 @@ impl Driver for NullCo {
         Ok(Vec::new())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use block::Node;
+    use iothread::{Config, IoThread};
+    use std::time::Instant;
+
+    fn read(options: NullOptions) -> (Vec<u8>, Duration) {
+        let thread = IoThread::spawn(Config::default()).expect("an iothread");
+        thread
+            .handle()
+            .run_blocking(move || async move {
+                let node = Node::new("null0", Box::new(NullCo::new(options)));
+                let mut buffer = vec![0xee; 64];
+                let iov = [libc::iovec {
+                    iov_base: buffer.as_mut_ptr().cast(),
+                    iov_len: 64,
+                }];
+                let begin = Instant::now();
+                node.submit(Io {
+                    op: Operation::Read,
+                    offset: (1 << 30) - 64,
+                    bytes: 64,
+                    iov: &iov,
+                    fua: false,
+                })
+                .await
+                .expect("inside the node");
+                (buffer, begin.elapsed())
+            })
+            .expect("the iothread runs")
+    }
+
+    #[test]
+    fn buffers_are_left_alone_unless_zeroes_are_asked_for() {
+        for latency_ns in [0, 2_000_000] {
+            for read_zeroes in [false, true] {
+                let (buffer, took) = read(NullOptions {
+                    read_zeroes,
+                    latency_ns,
+                    ..NullOptions::default()
+                });
+                let expected = if read_zeroes { 0 } else { 0xee };
+                assert_eq!(buffer, [expected; 64]);
+                assert!(took >= Duration::from_nanos(latency_ns));
+            }
+        }
+    }
+}

@@ -9,9 +9,9 @@ use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
+use std::thread::{self, JoinHandle};
 
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
@@ -34,12 +34,21 @@ impl Job {
     }
 }
 
-/// The discards of one device. The thread starts with the first and ends with the node, after the
-/// discard that it is at; until then it keeps the descriptor and the image locks on it.
+type Task = (Range<u64>, Arc<Job>);
+
+/// The thread, and the way to it.
+#[derive(Debug)]
+struct Worker {
+    queue: Sender<Task>,
+    thread: JoinHandle<()>,
+}
+
+/// The discards of one device. The thread starts with the first. Dropping this waits for its end,
+/// because it holds a duplicate of the descriptor, and so the image locks.
 #[derive(Debug)]
 pub struct DeviceDiscard {
     fd: Arc<OwnedFd>,
-    queue: OnceLock<Sender<(Range<u64>, Arc<Job>)>>,
+    worker: Mutex<Option<Worker>>,
 }
 
 impl DeviceDiscard {
@@ -47,34 +56,49 @@ impl DeviceDiscard {
     pub fn new(fd: OwnedFd) -> Self {
         Self {
             fd: Arc::new(fd),
-            queue: OnceLock::new(),
+            worker: Mutex::new(None),
         }
     }
 
     /// Discards a range in bytes, in whole logical blocks.
     pub async fn discard(&self, range: Range<u64>) -> io::Result<()> {
-        let queue = match self.queue.get() {
-            Some(queue) => queue,
-            None => {
-                let started = start(Arc::clone(&self.fd))?;
-                // Of two iothreads that come here at once one starts a thread that ends right away.
-                self.queue.get_or_init(|| started)
-            }
-        };
         let job = Arc::new(Job::default());
-        if queue.send((range, Arc::clone(&job))).is_err() {
-            return Err(io::Error::other("the discard thread has ended"));
-        }
+        self.queue((range, Arc::clone(&job)))?;
         Waiting(&job).await
+    }
+
+    fn queue(&self, task: Task) -> io::Result<()> {
+        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let worker = match &mut *worker {
+            Some(worker) => worker,
+            none => none.insert(start(Arc::clone(&self.fd))?),
+        };
+        worker
+            .queue
+            .send(task)
+            .map_err(|_| io::Error::other("the discard thread has ended"))
     }
 }
 
-fn start(fd: Arc<OwnedFd>) -> io::Result<Sender<(Range<u64>, Arc<Job>)>> {
-    let (queue, jobs): (_, Receiver<(Range<u64>, Arc<Job>)>) = channel();
-    thread::Builder::new()
+impl Drop for DeviceDiscard {
+    fn drop(&mut self) {
+        let worker = self
+            .worker
+            .get_mut()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(Worker { queue, thread }) = worker.take() {
+            drop(queue);
+            let _ = thread.join();
+        }
+    }
+}
+
+fn start(fd: Arc<OwnedFd>) -> io::Result<Worker> {
+    let (queue, tasks): (_, Receiver<Task>) = channel();
+    let thread = thread::Builder::new()
         .name("discard".to_owned())
         .spawn(move || {
-            for (range, job) in jobs {
+            for (range, job) in tasks {
                 let result = discard_now(&fd, &range);
                 let mut state = job.state();
                 state.result = Some(result);
@@ -85,7 +109,7 @@ fn start(fd: Arc<OwnedFd>) -> io::Result<Sender<(Range<u64>, Arc<Job>)>> {
                 }
             }
         })?;
-    Ok(queue)
+    Ok(Worker { queue, thread })
 }
 
 fn discard_now(fd: &OwnedFd, range: &Range<u64>) -> io::Result<()> {

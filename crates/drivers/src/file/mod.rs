@@ -244,6 +244,17 @@ impl FileDriver {
             });
         }
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
+        if self.fits(io.iov, io.offset, io.bytes)
+            && let Some(entered) = self.serialiser.try_enter_shared()
+        {
+            // The common case, small enough to be stored inline.
+            return IoFuture::new(async move {
+                let _entered = entered;
+                let wanted = transfer::index(io.bytes);
+                let result = self.write_raw(io.iov, io.offset, wanted, flags).await;
+                result.map_err(|error| self.located(&io, error))
+            });
+        }
         IoFuture::new(async move {
             let result = self.write(io.iov, io.offset, io.bytes, flags).await;
             result.map_err(|error| self.located(&io, error))

@@ -56,7 +56,7 @@ impl FileDriver {
 
     /// Writes all of `iov`, `wanted` bytes, which [fits](Self::fits). The caller has entered the
     /// serialiser.
-    async fn write_raw(
+    pub(super) async fn write_raw(
         &self,
         iov: &[iovec],
         offset: u64,
@@ -162,16 +162,11 @@ impl FileDriver {
         rw_flags: i32,
     ) -> Result<()> {
         if self.fits(iov, offset, bytes) {
-            let _entered = match self.serialiser.try_enter_shared() {
-                Some(entered) => entered,
-                None => {
-                    let range = self.blocks(offset, bytes);
-                    Box::pin(self.serialiser.enter(range, Mode::Shared)).await
-                }
-            };
+            let range = self.blocks(offset, bytes);
+            let _entered = self.serialiser.enter(range, Mode::Shared).await;
             return self.write_raw(iov, offset, index(bytes), rw_flags).await;
         }
-        Box::pin(self.write_bounced(iov, offset, bytes, rw_flags)).await
+        self.write_bounced(iov, offset, bytes, rw_flags).await
     }
 
     /// Writes what does not fit: copied, and with the rest of the first and the last block read

@@ -1,0 +1,161 @@
+//! In the steady state a request allocates nothing on its usual path. A request that is copied, or
+//! that a filter has to look after, costs one box for its future, and no buffer.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::alloc::{GlobalAlloc, Layout, System};
+    use std::cell::Cell;
+    use std::sync::Arc;
+
+    use block::fault::InjectError;
+    use block::{Io, Node, Operation};
+    use standfast_drivers::file::Discard;
+    use standfast_drivers::{
+        Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
+        QuotaOptions,
+    };
+
+    use super::common::{Bench, node};
+
+    struct Counting;
+
+    thread_local! {
+        static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+    }
+
+    // SAFETY: all is passed on to the system's allocator.
+    unsafe impl GlobalAlloc for Counting {
+        unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+            // Without a counter the thread is ending.
+            let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+            // SAFETY: the caller's promise.
+            unsafe { System.alloc(layout) }
+        }
+
+        unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+            // SAFETY: the caller's promise.
+            unsafe { System.dealloc(pointer, layout) }
+        }
+    }
+
+    #[global_allocator]
+    static COUNTING: Counting = Counting;
+
+    #[derive(Clone, Copy, Debug)]
+    #[repr(align(4096))]
+    struct Buffer([u8; 8192]);
+
+    const REQUESTS: usize = 100;
+
+    /// Allocations of as many requests, after as many others.
+    fn allocations(disk: &Arc<Node>, op: Operation, skew: usize, offset: u64, fua: bool) -> usize {
+        let bench = Bench::new();
+        let disk = Arc::clone(disk);
+        bench
+            .handle()
+            .run_blocking(move || async move {
+                let mut buffer = Box::new(Buffer([1; 8192]));
+                let bytes = if op == Operation::Flush { 0 } else { 4096 };
+                let iov = [libc::iovec {
+                    iov_base: buffer.0[skew..].as_mut_ptr().cast(),
+                    iov_len: 4096,
+                }];
+                let mut before = 0;
+                for round in 0..2 * REQUESTS {
+                    if round == REQUESTS {
+                        before = ALLOCATIONS.get();
+                    }
+                    let io = Io {
+                        op,
+                        offset,
+                        bytes,
+                        iov: if bytes == 0 { &[] } else { &iov },
+                        fua,
+                    };
+                    disk.submit(io).await.expect("done");
+                }
+                ALLOCATIONS.get() - before
+            })
+            .expect("the iothread runs")
+    }
+
+    #[test]
+    fn none_or_one_box_per_request() {
+        let image =
+            tempfile::NamedTempFile::new_in(env!("CARGO_TARGET_TMPDIR")).expect("a temporary file");
+        image.as_file().set_len(1 << 20).expect("sparse");
+        let file = |direct| {
+            node(
+                FileDriver::open_file(FileOptions {
+                    filename: image.path().to_str().expect("ASCII").to_owned(),
+                    cache_direct: direct,
+                    discard: Discard::Unmap,
+                    ..FileOptions::default()
+                })
+                .expect("opens"),
+            )
+        };
+        let blkdebug = |rules| {
+            let blkdebug = Blkdebug::new(BlkdebugOptions {
+                node_name: "debug0".into(),
+                image: node(NullCo::new(NullOptions::default())),
+                inject_error: rules,
+                set_state: Vec::new(),
+                align: None,
+            });
+            node(blkdebug.expect("opens"))
+        };
+        let quota = || {
+            let quota = Quota::new(QuotaOptions {
+                node_name: "quota0".into(),
+                file: file(true),
+                limit: 1 << 20,
+            });
+            node(quota.expect("opens"))
+        };
+        let other_sector = InjectError {
+            sector: Some(1000),
+            ..InjectError::default()
+        };
+        let latency = NullOptions {
+            latency_ns: 1000,
+            ..NullOptions::default()
+        };
+        for (name, disk) in [
+            ("null-co", node(NullCo::new(NullOptions::default()))),
+            ("null-co with latency", node(NullCo::new(latency))),
+            ("blkdebug", blkdebug(Vec::new())),
+            ("blkdebug with a rule", blkdebug(vec![other_sector])),
+        ] {
+            for op in [Operation::Read, Operation::Write, Operation::Flush] {
+                assert_eq!(allocations(&disk, op, 0, 0, false), 0, "{name} {op}");
+            }
+        }
+        let disk = file(false);
+        for op in [Operation::Read, Operation::Write] {
+            assert_eq!(allocations(&disk, op, 0, 4096, false), 0, "buffered {op}");
+        }
+        drop(disk);
+        let disk = file(true);
+        for fua in [false, true] {
+            for op in [Operation::Read, Operation::Write] {
+                let found = allocations(&disk, op, 0, 4096, fua);
+                assert_eq!(found, 0, "direct {op}, fua {fua}");
+            }
+        }
+        let found = allocations(&disk, Operation::Flush, 0, 0, false);
+        assert_eq!(found, 0, "direct flush");
+        for op in [Operation::Read, Operation::Write] {
+            let found = allocations(&disk, op, 1, 4096, false);
+            assert_eq!(found, REQUESTS, "bounced {op}: the box");
+        }
+        drop(disk);
+        let disk = quota();
+        let found = allocations(&disk, Operation::Read, 0, 4096, false);
+        assert_eq!(found, 0, "quota read");
+        let found = allocations(&disk, Operation::Write, 0, 4096, false);
+        assert_eq!(found, REQUESTS, "quota write: the box");
+    }
+}
