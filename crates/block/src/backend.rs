@@ -11,6 +11,7 @@ use crate::control::{Control, LocalMessage};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
 use crate::node::Node;
+use crate::overlap::SharedBlockers;
 use crate::request::Request;
 use crate::run_control::{BackendConfig, BackendId, LocalId};
 use crate::stats::{Accounting, BackendStats};
@@ -25,6 +26,7 @@ pub struct Backend {
     scope: HoldScope,
     control: Control,
     accounting: Accounting,
+    blockers: SharedBlockers,
     locals: Mutex<Vec<(LocalId, Sender<LocalMessage>)>>,
 }
 
@@ -60,6 +62,7 @@ impl Backend {
             scope,
             control: control.clone(),
             accounting: Accounting::default(),
+            blockers: SharedBlockers::default(),
             locals: Mutex::default(),
         }))
     }
@@ -97,6 +100,20 @@ impl Backend {
     /// The counters, summed over all iothreads.
     pub fn stats(&self) -> BackendStats {
         self.accounting.read()
+    }
+
+    pub(crate) fn blockers(&self) -> &SharedBlockers {
+        &self.blockers
+    }
+
+    /// Tells the other parts that a request they may wait for has ended.
+    pub(crate) fn recheck_all_but(&self, local: LocalId) {
+        for (id, sender) in self.locals() {
+            if id != local {
+                // A part that has just ended waits for nothing.
+                let _ = sender.send(LocalMessage::Recheck);
+            }
+        }
     }
 
     pub(crate) fn accounting(&self) -> &Accounting {

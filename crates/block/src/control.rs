@@ -56,6 +56,8 @@ pub enum LocalMessage {
     },
     /// Ends one `DrainBegin`.
     DrainEnd,
+    /// What was held on another iothread has ended: requests that waited for it may start.
+    Recheck,
 }
 
 /// Whom run control's effects reach.

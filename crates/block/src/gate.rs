@@ -240,8 +240,13 @@ impl Gate {
         !self.is_frozen() && !self.queue(queue).stopped
     }
 
-    /// Takes a request in.
-    pub fn admit(&mut self, request: Request) -> Admission {
+    /// Takes a request in. `elsewhere(order, request)` says whether it has to wait for one of the
+    /// same backend on another iothread ([`crate::overlap`]).
+    pub fn admit(
+        &mut self,
+        request: Request,
+        elsewhere: impl Fn(u64, &Request) -> bool,
+    ) -> Admission {
         let order = self.next_order;
         self.next_order += 1;
         let slot = self.allocate(Slot {
@@ -252,7 +257,7 @@ impl Gate {
             was_held: false,
         });
         let clear = self.may_pop(request.tag.queue) && !self.has_waiting();
-        if clear && !self.must_wait(&request, order) {
+        if clear && !self.must_wait(&request, order, &elsewhere) {
             return Admission::Start(self.start(slot));
         }
         self.parked.insert(Waiting { order, slot });
@@ -260,16 +265,17 @@ impl Gate {
     }
 
     /// The next waiting request whose turn has come: first what was released, oldest first, then
-    /// what was parked.
-    pub fn next_ready(&mut self) -> Option<Ticket> {
+    /// what was parked. `elsewhere` as in [`Self::admit`].
+    pub fn next_ready(&mut self, elsewhere: impl Fn(u64, &Request) -> bool) -> Option<Ticket> {
         if self.is_frozen() {
             return None;
         }
-        let released = self.released.iter().position(|w| self.may_start(w));
+        let ready = |waiting| self.may_start(waiting, &elsewhere);
+        let released = self.released.iter().position(ready);
         let next = if let Some(index) = released {
             self.released.remove(index)
         } else {
-            let index = self.parked.iter().position(|w| self.may_start(w))?;
+            let index = self.parked.iter().position(ready)?;
             self.parked.remove(index)
         };
         Some(self.start(next.slot))
@@ -499,21 +505,27 @@ impl Gate {
         !(self.parked.is_empty() && self.released.is_empty())
     }
 
-    fn may_start(&self, waiting: Waiting) -> bool {
+    fn may_start(&self, waiting: Waiting, elsewhere: impl Fn(u64, &Request) -> bool) -> bool {
         let request = &self.slot(waiting.slot).request;
-        !self.queue(request.tag.queue).stopped && !self.must_wait(request, waiting.order)
+        !self.queue(request.tag.queue).stopped && !self.must_wait(request, waiting.order, elsewhere)
     }
 
     /// Whether an older request that waits or is replayed overlaps this one. Were it overtaken, the
     /// replay would bring old data back over newer.
-    fn must_wait(&self, request: &Request, order: u64) -> bool {
+    fn must_wait(
+        &self,
+        request: &Request,
+        order: u64,
+        elsewhere: impl Fn(u64, &Request) -> bool,
+    ) -> bool {
         if !request.op.modifies() {
             return false;
         }
         let blocks = |waiting: Waiting| {
             waiting.order < order && self.slot(waiting.slot).request.overlaps(request)
         };
-        self.held.iter().any(blocks)
+        elsewhere(order, request)
+            || self.held.iter().any(blocks)
             || self.released.iter().any(blocks)
             || self
                 .parked

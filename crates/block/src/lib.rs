@@ -20,6 +20,7 @@ pub mod hold;
 pub mod io_status;
 pub mod local;
 pub mod node;
+pub mod overlap;
 pub mod registry;
 pub mod request;
 pub mod run_control;

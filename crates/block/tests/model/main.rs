@@ -6,6 +6,7 @@
 //! - freeze forgotten on the second iothread
 //! - completion after reset
 //! - freeze that comes with the message instead of with the failure
+//! - a write that does not wait for what it overlaps on another iothread
 //! - `cont` that does not reset every status
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
@@ -283,6 +284,11 @@ fn finds_freeze_forgotten_on_the_second_iothread() {
 #[test]
 fn finds_completion_after_reset() {
     finds(Mutant::CompletionAfterReset);
+}
+
+#[test]
+fn finds_overlap_that_another_iothread_ignores() {
+    finds(Mutant::OverlapElsewhere);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::time::SystemTime;
 
 use standfast_block::gate::{Admission, Gate, Outcome, Removed, Ticket, Verdict};
+use standfast_block::overlap::Blockers;
 use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, RunControl,
 };
@@ -30,6 +31,8 @@ pub enum Mutant {
     CompletionAfterReset,
     /// The freeze comes with the message, not at once with the failure.
     FreezeLate,
+    /// What overlaps something held on another iothread does not wait for it.
+    OverlapElsewhere,
     /// `cont` resets only the backends that hold something.
     StatusNotReset,
 }
@@ -67,7 +70,8 @@ struct Local {
     id: LocalId,
     iothread: usize,
     gate: Gate,
-    mailbox: VecDeque<GateMessage>,
+    /// None: look again, something held elsewhere has ended.
+    mailbox: VecDeque<Option<GateMessage>>,
     in_flight: Vec<Ticket>,
     /// Arrival number -> request number.
     orders: BTreeMap<u64, usize>,
@@ -81,6 +85,7 @@ struct Backend {
     /// What the client may use: the node's length.
     length: u64,
     locals: Vec<Local>,
+    blockers: Blockers,
     /// What the I/O status must be.
     status: Status,
     generation: u64,
@@ -192,6 +197,7 @@ impl World {
             policy,
             length: LENGTH,
             locals,
+            blockers: Blockers::default(),
             status: Status::Ok,
             generation: 0,
             attaching: false,
@@ -252,7 +258,11 @@ impl World {
             was_held: false,
         });
         let may_pop = local.gate.may_pop(request.tag.queue);
-        match local.gate.admit(request) {
+        let id = local.id;
+        let blockers = &backend.blockers;
+        match local.gate.admit(request, |order, request| {
+            blockers.blocks(id, order, request)
+        }) {
             Admission::Start(ticket) => {
                 ensure!(may_pop, "started although frozen: {request:?}");
                 local.orders.insert(local.gate.order(ticket.slot()), life);
@@ -325,6 +335,7 @@ impl World {
                 let life = &mut self.lives[life];
                 life.phase = Phase::Held { seq };
                 life.was_held = true;
+                self.backends[b].blockers.insert(local_id, order, request);
                 self.inbox.push_back(Message::Failed(Failed {
                     backend,
                     local: local_id,
@@ -339,6 +350,7 @@ impl World {
             Verdict::Dropped => {
                 ensure!(stale, "dropped without a reset: {request:?}");
                 self.lives[life].phase = Phase::Dropped;
+                self.unblock(b, l, order);
             }
             Verdict::Complete {
                 result,
@@ -376,6 +388,7 @@ impl World {
                 self.lives[life].phase = Phase::Completed;
                 self.completions += 1;
                 if was_held {
+                    self.unblock(b, l, order);
                     self.inbox.push_back(Message::Resolved(Resolved {
                         backend,
                         local: local_id,
@@ -595,10 +608,31 @@ impl World {
 
     /// A backend's part takes one message.
     pub fn local_step(&mut self, b: usize, l: usize) -> Check {
-        let local = &mut self.backends[b].locals[l];
-        let Some(message) = local.mailbox.pop_front() else {
+        let Some(message) = self.backends[b].locals[l].mailbox.pop_front() else {
             return Ok(());
         };
+        if let Some(message) = message {
+            self.obey(b, l, message)?;
+        }
+        // An attach is settled when every part has taken it and nothing older is in flight.
+        let backend = &mut self.backends[b];
+        if backend.attaching
+            && backend.attached
+            && backend.locals.iter().all(|local| {
+                local.gate.generation() == backend.generation && local.mailbox.is_empty()
+            })
+            && !self
+                .inbox
+                .iter()
+                .any(|m| matches!(m, Message::Attach(of) | Message::Detach(of) if *of == b))
+        {
+            backend.attaching = false;
+        }
+        self.pump(b, l)
+    }
+
+    fn obey(&mut self, b: usize, l: usize, message: GateMessage) -> Check {
+        let local = &mut self.backends[b].locals[l];
         match message {
             GateMessage::Freeze { epoch } => {
                 if !(self.mutant == Mutant::FreezeForgotten && local.iothread == 1) {
@@ -642,21 +676,7 @@ impl World {
                 self.forget(b, l, &removed);
             }
         }
-        // An attach is settled when every part has taken it and nothing older is in flight.
-        let backend = &mut self.backends[b];
-        if backend.attaching
-            && backend.attached
-            && backend.locals.iter().all(|local| {
-                local.gate.generation() == backend.generation && local.mailbox.is_empty()
-            })
-            && !self
-                .inbox
-                .iter()
-                .any(|m| matches!(m, Message::Attach(of) | Message::Detach(of) if *of == b))
-        {
-            backend.attaching = false;
-        }
-        self.pump(b, l)
+        Ok(())
     }
 
     /// Lets every message arrive, then checks what must hold when nothing is under way.
@@ -741,7 +761,13 @@ impl World {
 
     fn pump(&mut self, b: usize, l: usize) -> Check {
         loop {
-            let Some(ticket) = self.backends[b].locals[l].gate.next_ready() else {
+            let backend = &mut self.backends[b];
+            let (local, blockers) = (&mut backend.locals[l], &backend.blockers);
+            let id = local.id;
+            let elsewhere = |order, request: &Request| {
+                self.mutant != Mutant::OverlapElsewhere && blockers.blocks(id, order, request)
+            };
+            let Some(ticket) = local.gate.next_ready(elsewhere) else {
                 return Ok(());
             };
             self.started(b, l, ticket)?;
@@ -780,6 +806,25 @@ impl World {
                 older.phase
             );
         }
+        if !self.lives[life].was_held && request.op.modifies() {
+            // G5, across iothreads.
+            for (number, other) in self.lives.iter().enumerate() {
+                let waits_or_replays = match other.phase {
+                    Phase::Held { .. } => true,
+                    Phase::Waiting | Phase::InFlight => other.was_held,
+                    Phase::Completed | Phase::Dropped => false,
+                };
+                ensure!(
+                    !(number != life
+                        && other.backend == b
+                        && other.local != l
+                        && waits_or_replays
+                        && other.request.overlaps(&request)),
+                    "{request:?} overtook {:?} of another iothread",
+                    other.request
+                );
+            }
+        }
         // G5: what was released goes first, oldest first, unless it has to wait behind something
         // itself (which a request that modifies nothing never does).
         for (&other, &number) in &local.orders {
@@ -801,17 +846,29 @@ impl World {
     }
 
     fn forget(&mut self, b: usize, l: usize, removed: &[Removed]) {
-        let local = &self.backends[b].locals[l];
         for entry in removed {
+            let local = &self.backends[b].locals[l];
             let life = local.orders[&entry.order];
+            let (id, generation) = (local.id, local.gate.generation());
             self.lives[life].phase = Phase::Dropped;
             if entry.was_held {
+                self.unblock(b, l, entry.order);
                 self.inbox.push_back(Message::Resolved(Resolved {
                     backend: self.backends[b].id,
-                    local: local.id,
-                    generation: local.gate.generation(),
+                    local: id,
+                    generation,
                     order: entry.order,
                 }));
+            }
+        }
+    }
+
+    /// A request that was held has ended: the other iothreads hear of it.
+    fn unblock(&mut self, b: usize, l: usize, order: u64) {
+        let backend = &mut self.backends[b];
+        if backend.blockers.remove(backend.locals[l].id, order) {
+            for other in (0..IOTHREADS).filter(|&other| other != l) {
+                backend.locals[other].mailbox.push_back(None);
             }
         }
     }
@@ -821,7 +878,7 @@ impl World {
             for backend in &mut self.backends {
                 for local in &mut backend.locals {
                     if local.id == to {
-                        local.mailbox.push_back(message);
+                        local.mailbox.push_back(Some(message));
                     }
                 }
             }
