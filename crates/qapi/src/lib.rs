@@ -39,5 +39,9 @@ pub type Object = serde_json::Map<String, Value>;
 /// Longest text any parser here takes: one message, one command line argument. Bytes.
 pub const TEXT_BYTES_MAX: usize = 1 << 20;
 
+/// Most tokens (brackets, names, values, separators) that one JSON value may consist of. What is
+/// kept of a token takes more room than its text.
+pub const JSON_TOKENS_MAX: usize = 1 << 16;
+
 /// Deepest nesting of objects and arrays any parser here takes.
 pub const DEPTH_MAX: usize = 128;

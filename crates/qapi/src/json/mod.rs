@@ -11,7 +11,7 @@
 mod lexer;
 mod parser;
 
-use crate::{DEPTH_MAX, TEXT_BYTES_MAX, Value};
+use crate::{DEPTH_MAX, JSON_TOKENS_MAX, TEXT_BYTES_MAX, Value};
 use lexer::{Lexer, Token};
 
 /// Why text is not JSON; the text is QEMU's.
@@ -103,6 +103,10 @@ impl Stream {
             }
             Token::Close(_) => self.depth = self.depth.saturating_sub(1),
             _ => {}
+        }
+        if self.tokens.len() == JSON_TOKENS_MAX {
+            self.reset();
+            return Some(Err(JsonError("JSON token count limit exceeded".to_owned())));
         }
         self.tokens.push(token);
         if self.depth > 0 {

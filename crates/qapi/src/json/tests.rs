@@ -105,6 +105,10 @@ fn depth_and_size_are_bounded() {
     assert_eq!(error(&deep), "JSON nesting depth limit exceeded");
     let long = format!("\"{}\"", "x".repeat(TEXT_BYTES_MAX));
     assert_eq!(error(&long), "JSON token size limit exceeded");
+    let many = format!("[{}0]", "0,".repeat(JSON_TOKENS_MAX / 2 - 2));
+    assert!(parse(&many).is_ok());
+    let many = format!("[{}0]", "0,".repeat(JSON_TOKENS_MAX / 2));
+    assert_eq!(error(&many), "JSON token count limit exceeded");
     // What follows an oversized message is taken again.
     let out = all(&[b"[", &vec![b'1'; 3 * TEXT_BYTES_MAX], b"\n\xff{\"a\":1}"]);
     assert_eq!(

@@ -1,0 +1,131 @@
+//! Nodes, backends, exports.
+
+use std::sync::Arc;
+
+use qapi::QmpError;
+use qapi::command::{BlockResize, NoArguments, QueryBlockstats, QueryHeld, QueryNamedBlockNodes};
+use qapi::types::{
+    BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, Empty, HeldRequestInfo,
+};
+
+use super::{Context, blocking, failed};
+use crate::convert::{self, BackendNodes};
+
+/// The backends of all exports, as one moment of run control.
+pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpError> {
+    let exports = context.registry.exports();
+    let roots: Vec<_> = exports
+        .iter()
+        .map(|export| Arc::clone(export.backend().node()))
+        .collect();
+    let nodes = blocking(move || roots.iter().map(BackendNodes::ask).collect::<Vec<_>>()).await?;
+    Ok(context.registry.control().read(|state| {
+        let backends = exports.iter().zip(nodes);
+        backends
+            .map(|(export, nodes)| convert::backend(&**export, nodes, state))
+            .collect()
+    }))
+}
+
+/// All nodes.
+pub(crate) async fn nodes(context: &Context) -> Result<Vec<BlockDeviceInfo>, QmpError> {
+    let nodes = context.registry.nodes();
+    blocking(move || nodes.iter().map(convert::node).collect()).await
+}
+
+pub(super) async fn query_block(
+    context: &Context,
+    _: NoArguments,
+) -> Result<Vec<BlockInfo>, QmpError> {
+    backends(context).await
+}
+
+pub(super) async fn query_named_block_nodes(
+    context: &Context,
+    // No node has a backing file, so that `flat` changes nothing.
+    _: QueryNamedBlockNodes,
+) -> Result<Vec<BlockDeviceInfo>, QmpError> {
+    nodes(context).await
+}
+
+pub(crate) async fn query_blockstats(
+    context: &Context,
+    arguments: QueryBlockstats,
+) -> Result<Vec<BlockStats>, QmpError> {
+    Ok(if arguments.query_nodes.unwrap_or(false) {
+        context
+            .registry
+            .nodes()
+            .iter()
+            .map(convert::node_stats)
+            .collect()
+    } else {
+        context
+            .registry
+            .exports()
+            .iter()
+            .map(|e| convert::backend_stats(&**e))
+            .collect()
+    })
+}
+
+pub(super) async fn query_block_exports(
+    context: &Context,
+    _: NoArguments,
+) -> Result<Vec<BlockExportInfo>, QmpError> {
+    Ok(context
+        .registry
+        .exports()
+        .iter()
+        .map(|export| convert::export(&**export))
+        .collect())
+}
+
+pub(super) async fn query_held(
+    context: &Context,
+    arguments: QueryHeld,
+) -> Result<Vec<HeldRequestInfo>, QmpError> {
+    let exports = match arguments.id {
+        Some(id) => vec![context.registry.export(&id).map_err(failed)?],
+        None => context.registry.exports(),
+    };
+    Ok(context.registry.control().read(|state| {
+        let mut held = Vec::new();
+        for export in &exports {
+            if let Some(backend) = state.backend(export.backend().id()) {
+                held.extend(
+                    backend
+                        .held()
+                        .map(|record| convert::held(export.id(), record)),
+                );
+            }
+        }
+        held
+    }))
+}
+
+pub(super) async fn block_resize(
+    context: &Context,
+    arguments: BlockResize,
+) -> Result<Empty, QmpError> {
+    let device = arguments.device.as_deref().unwrap_or_default();
+    let node_name = arguments.node_name.as_deref().unwrap_or_default();
+    let node = match context.registry.export(device) {
+        Ok(export) => export.backend().node().clone(),
+        Err(_) => context
+            .registry
+            .node(node_name)
+            .map_err(|_| QmpError::cannot_find(device, node_name))?,
+    };
+    let size = u64::try_from(arguments.size)
+        .map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
+    if node.read_only() {
+        return Err(QmpError::generic("Image is read-only"));
+    }
+    context
+        .registry
+        .resize(node.name(), size)
+        .await
+        .map_err(failed)?;
+    Ok(Empty {})
+}

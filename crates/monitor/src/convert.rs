@@ -1,0 +1,304 @@
+//! From the block layer's types to those of the wire.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use block::event::EventKind;
+use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
+use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status};
+use qapi::event::{
+    BlockErrorAction, BlockExportDeleted, BlockIoError, Event as WireEvent, IoOperationType,
+    Shutdown, ShutdownCause,
+};
+use qapi::options::DetectZeroes;
+use qapi::types::{
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockErrorInfo, BlockExportInfo,
+    BlockInfo, BlockStats, BlockStatsSpecificFile, BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
+    RunState as WireRunState, StatusInfo,
+};
+use qapi::wire::EventMessage;
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// An event, as it is sent.
+pub(crate) fn event(event: &Event) -> EventMessage {
+    let wire = match &event.kind {
+        EventKind::BlockIoError(error) => WireEvent::BlockIoError(BlockIoError {
+            qom_path: error.device.clone(),
+            device: error.device.clone(),
+            node_name: Some(error.node_name.clone()),
+            operation: match error.direction {
+                Direction::Read => IoOperationType::Read,
+                Direction::Write => IoOperationType::Write,
+            },
+            action: match error.action {
+                Action::Ignore => BlockErrorAction::Ignore,
+                Action::Report => BlockErrorAction::Report,
+                Action::Stop => BlockErrorAction::Stop,
+            },
+            nospace: error
+                .status_enabled
+                .then_some(error.cause.kind == block::ErrorKind::NoSpace),
+            reason: error.cause.reason(),
+            x_request: Some(error.operation.name().to_owned()),
+            x_offset: Some(error.offset),
+            x_length: Some(error.bytes),
+            x_errno: Some(error.cause.errno),
+            x_cause: Some(error.cause.kind.name().to_owned()),
+            x_incident: error.incident,
+        }),
+        EventKind::Stop => WireEvent::Stop,
+        EventKind::Resume => WireEvent::Resume,
+        EventKind::Shutdown { reason } => WireEvent::Shutdown(Shutdown {
+            guest: false,
+            reason: match *reason {
+                "host-qmp-quit" => ShutdownCause::HostQmpQuit,
+                "host-signal" => ShutdownCause::HostSignal,
+                _ => ShutdownCause::HostError,
+            },
+        }),
+        EventKind::BlockExportDeleted { id } => {
+            WireEvent::BlockExportDeleted(BlockExportDeleted { id: id.clone() })
+        }
+    };
+    EventMessage {
+        timestamp: event.at.into(),
+        event: wire,
+    }
+}
+
+/// `query-status`.
+pub(crate) fn status(state: RunState) -> StatusInfo {
+    let status = match state {
+        RunState::Running => WireRunState::Running,
+        RunState::Paused => WireRunState::Paused,
+        RunState::IoError => WireRunState::IoError,
+        RunState::Shutdown => WireRunState::Shutdown,
+    };
+    StatusInfo {
+        running: status == WireRunState::Running,
+        status,
+        singlestep: false,
+    }
+}
+
+/// What is asked of the storage about a backend. It may wait for it.
+#[derive(Debug)]
+pub(crate) struct BackendNodes {
+    root: BlockDeviceInfo,
+    warnings: Vec<String>,
+}
+
+impl BackendNodes {
+    pub(crate) fn ask(root: &Arc<Node>) -> Self {
+        let nodes = root.subtree();
+        let warnings = nodes
+            .iter()
+            .filter_map(|node| node.driver().info().warning)
+            .collect();
+        BackendNodes {
+            root: node(root),
+            warnings,
+        }
+    }
+}
+
+/// A node, as `query-block` and `query-named-block-nodes` show it.
+pub(crate) fn node(node: &Arc<Node>) -> BlockDeviceInfo {
+    let info = node.driver().info();
+    let quota = node.driver().quota();
+    BlockDeviceInfo {
+        file: info.filename.clone(),
+        node_name: Some(node.name().to_string()),
+        ro: node.read_only(),
+        drv: node.driver().name().to_owned(),
+        backing_file: None,
+        backing_file_depth: 0,
+        encrypted: false,
+        detect_zeroes: DetectZeroes::Off,
+        bps: 0,
+        bps_rd: 0,
+        bps_wr: 0,
+        iops: 0,
+        iops_rd: 0,
+        iops_wr: 0,
+        cache: BlockdevCacheInfo {
+            writeback: true,
+            direct: info.cache_direct,
+            no_flush: info.cache_no_flush,
+        },
+        write_threshold: 0,
+        image: ImageInfo {
+            filename: info.filename,
+            format: node.driver().name().to_owned(),
+            virtual_size: signed(node.driver().length()),
+            actual_size: info.actual_size.map(signed),
+            dirty_flag: None,
+            encrypted: None,
+            cluster_size: None,
+            backing_filename: None,
+        },
+        x_quota_limit: quota.map(|(limit, _)| limit),
+        x_quota_used: quota.map(|(_, used)| used),
+    }
+}
+
+fn error(record: &ErrorRecord) -> BlockErrorInfo {
+    BlockErrorInfo {
+        operation: record.request.op.name().to_owned(),
+        offset: record.request.offset,
+        length: record.request.bytes,
+        errno: record.cause.errno,
+        cause: record.cause.kind.name().to_owned(),
+        reason: record.cause.reason(),
+        timestamp: record.at.into(),
+    }
+}
+
+/// The backend of an export, as `query-block` shows it.
+pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunControl) -> BlockInfo {
+    let backend = export.backend();
+    let run = state.backend(backend.id());
+    let policy = run.map_or_else(|| backend.policy(), |run| run.config().policy);
+    let mut warnings: Vec<String> = export.trouble().into_iter().collect();
+    if policy.can_stop() {
+        warnings.extend(nodes.warnings);
+    }
+    BlockInfo {
+        device: export.id().to_owned(),
+        qdev: Some(export.id().to_owned()),
+        r#type: "unknown".to_owned(),
+        removable: false,
+        locked: false,
+        tray_open: None,
+        io_status: run
+            .and_then(BackendState::io_status)
+            .map(|status| match status {
+                Status::Ok => BlockDeviceIoStatus::Ok,
+                Status::Nospace => BlockDeviceIoStatus::Nospace,
+                Status::Failed => BlockDeviceIoStatus::Failed,
+            }),
+        inserted: Some(nodes.root),
+        x_werror: Some(policy.werror().name().to_owned()),
+        x_rerror: Some(policy.rerror().name().to_owned()),
+        x_hold_scope: Some(backend.scope().name().to_owned()),
+        x_held: run.map(|run| u64::try_from(run.held().len()).unwrap_or(u64::MAX)),
+        x_incident: run
+            .and_then(BackendState::incident)
+            .map(|incident| incident.number),
+        x_incident_since: run.and_then(BackendState::incident).map(|i| i.since.into()),
+        x_incidents: run.map(BackendState::incidents),
+        x_first_error: run.and_then(BackendState::first_error).map(error),
+        x_last_error: run.and_then(BackendState::last_error).map(error),
+        x_warnings: (!warnings.is_empty()).then_some(warnings),
+    }
+}
+
+/// An export, as `query-block-exports` shows it.
+pub(crate) fn export(export: &dyn Export) -> BlockExportInfo {
+    BlockExportInfo {
+        id: export.id().to_owned(),
+        r#type: export.type_name().to_owned(),
+        node_name: export.backend().node().name().to_string(),
+        shutting_down: false,
+        x_writable: Some(export.writable()),
+        x_trouble: export.trouble(),
+    }
+}
+
+/// A held request, as `x-query-held` shows it.
+pub(crate) fn held(export: &str, record: &HeldRecord) -> HeldRequestInfo {
+    HeldRequestInfo {
+        id: export.to_owned(),
+        queue: record.request.tag.queue,
+        head: record.request.tag.head,
+        operation: record.request.op.name().to_owned(),
+        offset: record.request.offset,
+        length: record.request.bytes,
+        errno: record.cause.errno,
+        cause: record.cause.kind.name().to_owned(),
+        reason: record.cause.reason(),
+        attempts: record.attempts,
+        since: SystemTime::into(record.since),
+    }
+}
+
+fn driver_specific(node: &Node) -> Option<BlockStatsSpecificFile> {
+    let discards = node.driver().discard_stats()?;
+    Some(BlockStatsSpecificFile {
+        driver: node.driver().name().to_owned(),
+        discard_nb_ok: discards.nb_ok,
+        discard_nb_failed: discards.nb_failed,
+        discard_bytes_ok: discards.bytes_ok,
+    })
+}
+
+/// A node, as `query-blockstats` shows it: requests are counted by backends, not by nodes.
+pub(crate) fn node_stats(node: &Arc<Node>) -> BlockStats {
+    let children = node.driver().children();
+    BlockStats {
+        device: None,
+        qdev: None,
+        node_name: Some(node.name().to_string()),
+        stats: BlockDeviceStats {
+            wr_highest_offset: node.wr_highest_offset(),
+            ..BlockDeviceStats::default()
+        },
+        driver_specific: driver_specific(node),
+        parent: children
+            .first()
+            .map(|(_, child)| Box::new(node_stats(child))),
+        backing: None,
+    }
+}
+
+/// The backend of an export, as `query-blockstats` shows it.
+pub(crate) fn backend_stats(export: &dyn Export) -> BlockStats {
+    let backend = export.backend();
+    BlockStats {
+        device: Some(export.id().to_owned()),
+        qdev: Some(export.id().to_owned()),
+        stats: counters(&backend.stats(), backend.node().wr_highest_offset()),
+        ..node_stats(backend.node())
+    }
+}
+
+fn counters(stats: &BackendStats, wr_highest_offset: u64) -> BlockDeviceStats {
+    BlockDeviceStats {
+        rd_bytes: stats.rd.bytes,
+        wr_bytes: stats.wr.bytes,
+        unmap_bytes: stats.unmap.bytes,
+        rd_operations: stats.rd.operations,
+        wr_operations: stats.wr.operations,
+        flush_operations: stats.flush.operations,
+        unmap_operations: stats.unmap.operations,
+        rd_total_time_ns: stats.rd.total_time_ns,
+        wr_total_time_ns: stats.wr.total_time_ns,
+        flush_total_time_ns: stats.flush.total_time_ns,
+        unmap_total_time_ns: stats.unmap.total_time_ns,
+        wr_highest_offset,
+        rd_merged: 0,
+        wr_merged: 0,
+        unmap_merged: 0,
+        idle_time_ns: stats
+            .idle
+            .map(|idle| u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX)),
+        failed_rd_operations: stats.rd.failed,
+        failed_wr_operations: stats.wr.failed,
+        failed_flush_operations: stats.flush.failed,
+        failed_unmap_operations: stats.unmap.failed,
+        invalid_rd_operations: stats.rd.invalid,
+        invalid_wr_operations: stats.wr.invalid,
+        invalid_flush_operations: stats.flush.invalid,
+        invalid_unmap_operations: stats.unmap.invalid,
+        account_invalid: true,
+        account_failed: true,
+        timed_stats: Vec::new(),
+        x_attempts: Some(stats.attempts),
+        x_holds: Some(stats.holds),
+        x_hold_time_ns: Some(stats.hold_time_ns),
+        x_events_merged: Some(stats.events_merged),
+    }
+}

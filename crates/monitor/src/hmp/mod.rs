@@ -1,0 +1,193 @@
+//! HMP: commands that people type, answered with text. Lines end with `\r\n`, as they do over
+//! `human-monitor-command` in QEMU; the texts are QEMU's because scripts match them.
+
+mod text;
+
+use qapi::QmpError;
+use qapi::command::{NoArguments, QueryBlockstats};
+
+use crate::commands::{self, Context};
+use crate::convert;
+
+/// What can be typed, and its help.
+const COMMANDS: [(&str, &str); 4] = [
+    ("cont|c", " -- resume emulation"),
+    (
+        "info [subcommand]",
+        " -- show various information about the system state",
+    ),
+    ("quit|q", " -- quit the emulator"),
+    ("stop|s", " -- stop emulation"),
+];
+
+const INFO: [(&str, &str); 3] = [
+    (
+        "info block [-n] [-v] [device]",
+        " -- show info of one block device or all block devices \
+         (-n: show named nodes; -v: show details)",
+    ),
+    ("info blockstats ", " -- show block device statistics"),
+    (
+        "info status ",
+        " -- show the current VM status (running|paused)",
+    ),
+];
+
+/// Executes a line and returns what it prints.
+pub(crate) async fn execute(context: &Context, line: &str) -> String {
+    let printed = match run(context, line).await {
+        Ok(text) => text,
+        Err(e) => format!("Error: {}\n", e.desc),
+    };
+    printed.replace('\n', "\r\n")
+}
+
+async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
+    let words = match words(line) {
+        Ok(words) => words,
+        Err(text) => return Ok(text),
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    Ok(match words.as_slice() {
+        [] => String::new(),
+        ["stop" | "s"] => {
+            commands::run_stop(context, NoArguments {}).await?;
+            String::new()
+        }
+        ["cont" | "c"] => {
+            commands::run_cont(context, NoArguments {}).await?;
+            String::new()
+        }
+        ["quit" | "q"] => {
+            context.registry.quit("host-qmp-quit");
+            String::new()
+        }
+        ["info"] | ["help" | "?", "info"] => help(&INFO),
+        ["help" | "?"] => help(&COMMANDS),
+        ["info", "status"] => text::status(&convert::status(
+            context.registry.control().read(|s| s.state()),
+        )),
+        ["info", "blockstats"] => {
+            text::blockstats(&commands::blockstats(context, QueryBlockstats::default()).await?)
+        }
+        ["info", "block", options @ ..] => info_block(context, options).await?,
+        ["info", name @ ("status" | "blockstats"), ..] => extraneous(name, &format!("info {name}")),
+        ["stop" | "s", ..] => extraneous("stop|s", "stop"),
+        ["cont" | "c", ..] => extraneous("cont|c", "cont"),
+        ["quit" | "q", ..] => extraneous("quit|q", "quit"),
+        ["info", name, ..] => format!("unknown command: 'info {name}'\n"),
+        [name, ..] => format!("unknown command: '{name}'\n"),
+    })
+}
+
+fn help(commands: &[(&str, &str)]) -> String {
+    commands
+        .iter()
+        .map(|(usage, text)| format!("{usage}{text}\n"))
+        .collect()
+}
+
+fn extraneous(name: &str, topic: &str) -> String {
+    format!(
+        "{name}: extraneous characters at the end of line\n\
+         Try \"help {topic}\" for more information\n"
+    )
+}
+
+async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpError> {
+    let (mut nodes, mut verbose) = (false, false);
+    let mut rest = options;
+    while let [option, after @ ..] = rest
+        && let Some(letters) = option.strip_prefix('-')
+    {
+        for letter in letters.chars() {
+            match letter {
+                'n' => nodes = true,
+                'v' => verbose = true,
+                _ => {
+                    return Ok(format!(
+                        "block: unsupported option -{letter}\n\
+                         Try \"help info block\" for more information\n"
+                    ));
+                }
+            }
+        }
+        rest = after;
+    }
+    let device = match rest {
+        [] => None,
+        [device] => Some(*device),
+        _ => return Ok(extraneous("block", "info block")),
+    };
+    if !nodes {
+        let backends = text::backends(&commands::backends(context).await?, device, verbose);
+        // A name that is no device may be one of a node.
+        if device.is_none() || !backends.is_empty() {
+            return Ok(backends);
+        }
+    }
+    Ok(text::nodes(
+        &commands::nodes(context).await?,
+        device,
+        verbose,
+    ))
+}
+
+/// Splits a line into words; a word in double quotes may contain blanks and escapes.
+fn words(line: &str) -> Result<Vec<String>, String> {
+    let mut words = Vec::new();
+    let mut chars = line.chars().peekable();
+    loop {
+        while chars.next_if(|c| c.is_whitespace()).is_some() {}
+        match chars.peek() {
+            None => return Ok(words),
+            Some('"') => {
+                chars.next();
+                let mut word = String::new();
+                loop {
+                    match chars.next() {
+                        None => return Err("unterminated string\n".to_owned()),
+                        Some('"') => break,
+                        Some('\\') => match chars.next() {
+                            Some('n') => word.push('\n'),
+                            Some('r') => word.push('\r'),
+                            Some(c @ ('\\' | '\'' | '"')) => word.push(c),
+                            Some(c) => return Err(format!("unsupported escape code: '\\{c}'\n")),
+                            None => return Err("unterminated string\n".to_owned()),
+                        },
+                        Some(c) => word.push(c),
+                    }
+                }
+                words.push(word);
+            }
+            Some(_) => {
+                let mut word = String::new();
+                while let Some(c) = chars.next_if(|c| !c.is_whitespace()) {
+                    word.push(c);
+                }
+                words.push(word);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::words;
+
+    #[test]
+    fn words_and_quotes() {
+        let ok = |line| words(line).unwrap();
+        assert_eq!(ok("  info \t status "), ["info", "status"]);
+        assert_eq!(ok(r#"info block "a \"b\\""#), ["info", "block", r#"a "b\"#]);
+        assert!(ok(" ").is_empty());
+        assert_eq!(
+            words("info block \"d0").unwrap_err(),
+            "unterminated string\n"
+        );
+        assert_eq!(
+            words(r#""\x""#).unwrap_err(),
+            "unsupported escape code: '\\x'\n"
+        );
+    }
+}

@@ -1,0 +1,224 @@
+//! What HMP prints.
+
+use std::fmt::Write;
+
+use qapi::options::DetectZeroes;
+use qapi::types::{
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockStats, ImageInfo, RunState, StatusInfo,
+};
+
+/// Printing to a string cannot fail.
+macro_rules! print {
+    ($out:expr, $($args:tt)*) => {{ let _ = write!($out, $($args)*); }};
+}
+
+/// `info status`.
+pub(super) fn status(info: &StatusInfo) -> String {
+    let word = if info.running { "running" } else { "paused" };
+    match info.status {
+        RunState::Running | RunState::Paused => format!("VM status: {word}\n"),
+        other => format!("VM status: {word} ({})\n", other.name()),
+    }
+}
+
+/// `info block`. Every entry but the first of the list, shown or not, begins with an empty line.
+pub(super) fn backends(list: &[BlockInfo], device: Option<&str>, verbose: bool) -> String {
+    let mut out = String::new();
+    for (n, info) in list.iter().enumerate() {
+        if device.is_some_and(|device| device != info.device) {
+            continue;
+        }
+        if n > 0 {
+            out.push('\n');
+        }
+        backend(&mut out, info, verbose);
+    }
+    out
+}
+
+/// `info block -n`.
+pub(super) fn nodes(list: &[BlockDeviceInfo], device: Option<&str>, verbose: bool) -> String {
+    let mut out = String::new();
+    for (n, info) in list.iter().enumerate() {
+        let name = info.node_name.as_deref().unwrap_or_default();
+        if device.is_some_and(|device| device != name) {
+            continue;
+        }
+        if n > 0 {
+            out.push('\n');
+        }
+        out.push_str(name);
+        inserted_head(&mut out, info);
+        inserted(&mut out, info, verbose);
+    }
+    out
+}
+
+fn backend(out: &mut String, info: &BlockInfo, verbose: bool) {
+    let node = info
+        .inserted
+        .as_ref()
+        .and_then(|inserted| inserted.node_name.as_deref());
+    if info.device.is_empty() {
+        out.push_str(node.or(info.qdev.as_deref()).unwrap_or("<anonymous>"));
+    } else {
+        out.push_str(&info.device);
+        if let Some(node) = node {
+            print!(out, " ({node})");
+        }
+    }
+    match &info.inserted {
+        Some(inserted) => inserted_head(out, inserted),
+        None => out.push_str(": [not inserted]\n"),
+    }
+    if let Some(qdev) = &info.qdev {
+        print!(out, "    Attached to:      {qdev}\n");
+    }
+    if let Some(status) = info.io_status.filter(|s| *s != BlockDeviceIoStatus::Ok) {
+        print!(out, "    I/O status:       {}\n", status.name());
+    }
+    if info.removable {
+        print!(
+            out,
+            "    Removable device: {}locked, tray {}\n",
+            if info.locked { "" } else { "not " },
+            if info.tray_open == Some(true) {
+                "open"
+            } else {
+                "closed"
+            }
+        );
+    }
+    if let Some(info) = &info.inserted {
+        inserted(out, info, verbose);
+    }
+}
+
+fn inserted_head(out: &mut String, info: &BlockDeviceInfo) {
+    print!(
+        out,
+        ": {} ({}{}{})\n",
+        info.file,
+        info.drv,
+        if info.ro { ", read-only" } else { "" },
+        if info.encrypted { ", encrypted" } else { "" }
+    );
+}
+
+fn inserted(out: &mut String, info: &BlockDeviceInfo, verbose: bool) {
+    print!(
+        out,
+        "    Cache mode:       {}{}{}\n",
+        if info.cache.writeback {
+            "writeback"
+        } else {
+            "writethrough"
+        },
+        if info.cache.direct { ", direct" } else { "" },
+        if info.cache.no_flush {
+            ", ignore flushes"
+        } else {
+            ""
+        }
+    );
+    if let Some(file) = &info.backing_file {
+        print!(
+            out,
+            "    Backing file:     {file} (chain depth: {})\n", info.backing_file_depth
+        );
+    }
+    if info.detect_zeroes != DetectZeroes::Off {
+        print!(out, "    Detect zeroes:    {}\n", info.detect_zeroes.name());
+    }
+    if verbose {
+        out.push_str("\nImages:\n");
+        image(out, &info.image);
+    }
+}
+
+fn image(out: &mut String, info: &ImageInfo) {
+    print!(
+        out,
+        "image: {}\nfile format: {}\n", info.filename, info.format
+    );
+    let size = u64::try_from(info.virtual_size).unwrap_or_default();
+    print!(out, "virtual size: {} ({size} bytes)\n", human_size(size));
+    match info.actual_size.and_then(|size| u64::try_from(size).ok()) {
+        Some(size) => print!(out, "disk size: {}\n", human_size(size)),
+        None => out.push_str("disk size: unavailable\n"),
+    }
+    if info.encrypted == Some(true) {
+        out.push_str("encrypted: yes\n");
+    }
+    if let Some(size) = info.cluster_size {
+        print!(out, "cluster_size: {size}\n");
+    }
+    if info.dirty_flag == Some(true) {
+        out.push_str("cleanly shut down: no\n");
+    }
+    if let Some(file) = &info.backing_filename {
+        print!(out, "backing file: {file}\n");
+    }
+}
+
+/// Three significant digits and a unit, in powers of 1024; the next unit from 1000 on.
+fn human_size(bytes: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
+    let mut unit = 0;
+    while unit + 1 < units.len() && u128::from(bytes) >= 1000u128 << (10 * unit) {
+        unit += 1;
+    }
+    // Hundredths, tenths or units, as three digits need, rounded to nearest.
+    let whole = bytes >> (10 * unit);
+    let decimals: u32 = match whole {
+        0..=9 => 2,
+        10..=99 => 1,
+        _ => 0,
+    };
+    let scale = 10u128.pow(decimals);
+    let half = if unit == 0 {
+        0
+    } else {
+        1u128 << (10 * unit - 1)
+    };
+    let scaled = (u128::from(bytes) * scale + half) >> (10 * unit);
+    let (whole, fraction) = (scaled / scale, scaled % scale);
+    let mut number = whole.to_string();
+    if fraction > 0 {
+        let digits = format!("{fraction:0width$}", width = decimals as usize);
+        print!(number, ".{}", digits.trim_end_matches('0'));
+    }
+    format!("{number} {}", units[unit])
+}
+
+/// `info blockstats`.
+pub(super) fn blockstats(list: &[BlockStats]) -> String {
+    let mut out = String::new();
+    for entry in list {
+        let Some(device) = &entry.device else {
+            continue;
+        };
+        let s = &entry.stats;
+        print!(
+            out,
+            "{device}: rd_bytes={} wr_bytes={} rd_operations={} wr_operations={} \
+             flush_operations={} wr_total_time_ns={} rd_total_time_ns={} \
+             flush_total_time_ns={} rd_merged={} wr_merged={} idle_time_ns={}\n",
+            s.rd_bytes,
+            s.wr_bytes,
+            s.rd_operations,
+            s.wr_operations,
+            s.flush_operations,
+            s.wr_total_time_ns,
+            s.rd_total_time_ns,
+            s.flush_total_time_ns,
+            s.rd_merged,
+            s.wr_merged,
+            s.idle_time_ns.unwrap_or(0)
+        );
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,129 @@
+//! Where sessions come from.
+
+use std::io;
+use std::os::unix::net::UnixListener as StdUnixListener;
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::{Observer, Registry};
+use qapi::types::VersionInfo;
+use qapi::wire::Layout;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::UnixListener;
+use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
+
+use crate::commands::Context;
+use crate::hub::Hub;
+use crate::outbox::Outbox;
+use crate::session;
+
+/// Most sessions at once on one listener. Further clients wait in its backlog.
+pub const SESSIONS_MAX: usize = 64;
+
+/// How long to wait before accepting again after that has failed, e.g. for want of descriptors.
+const ACCEPT_RETRY: Duration = Duration::from_millis(100);
+
+/// All QMP sessions of a daemon. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Monitor {
+    context: Arc<Context>,
+    hub: Arc<Hub>,
+}
+
+impl Monitor {
+    /// A monitor over `registry` that introduces itself as `version`. Its sessions will get the
+    /// events from now on.
+    pub async fn new(registry: Arc<Registry>, version: VersionInfo) -> Self {
+        let hub = Arc::new(Hub::new());
+        registry
+            .control()
+            .observe(Arc::clone(&hub) as Arc<dyn Observer>)
+            .await;
+        Monitor {
+            context: Arc::new(Context { registry, version }),
+            hub,
+        }
+    }
+
+    /// Accepts clients on a bound socket, any number of times, and serves each. Returns after
+    /// [`Self::close`], when all its sessions have ended.
+    ///
+    /// # Errors
+    /// If the socket cannot be used in this runtime.
+    pub async fn serve(&self, listener: StdUnixListener, layout: Layout) -> io::Result<()> {
+        listener.set_nonblocking(true)?;
+        let listener = UnixListener::from_std(listener)?;
+        let places = Arc::new(Semaphore::new(SESSIONS_MAX));
+        let mut sessions = JoinSet::new();
+        let mut number: u64 = 0;
+        loop {
+            let accept = async {
+                // The semaphore is never closed, so that an error cannot occur.
+                let place = Arc::clone(&places).acquire_owned().await;
+                (place, listener.accept().await)
+            };
+            tokio::select! {
+                () = self.hub.closing() => break,
+                Some(_) = sessions.join_next() => {}
+                (place, accepted) = accept => match accepted {
+                    Ok((stream, _)) => {
+                        number += 1;
+                        let monitor = self.clone();
+                        sessions.spawn(async move {
+                            let (reader, writer) = stream.into_split();
+                            let name = format!("client {number}");
+                            monitor.session(name, reader, writer, layout).await;
+                            drop(place);
+                        });
+                    }
+                    Err(e) => {
+                        tracing::warn!("cannot accept a monitor client: {e}; trying again");
+                        tokio::time::sleep(ACCEPT_RETRY).await;
+                    }
+                },
+            }
+        }
+        drop(listener);
+        while sessions.join_next().await.is_some() {}
+        Ok(())
+    }
+
+    /// Serves one client on standard input and output. Returns when the input ends, or after
+    /// [`Self::close`].
+    ///
+    /// A read from standard input cannot be taken back: a runtime that has served it is ended with
+    /// `shutdown_background`.
+    pub async fn serve_stdio(&self, layout: Layout) {
+        self.session(
+            "stdio".to_owned(),
+            tokio::io::stdin(),
+            tokio::io::stdout(),
+            layout,
+        )
+        .await;
+    }
+
+    /// Serves one client, called `name` in log lines, until it is gone or [`Self::close`] is
+    /// called.
+    pub async fn session(
+        &self,
+        name: String,
+        reader: impl AsyncRead + Unpin,
+        writer: impl AsyncWrite + Unpin,
+        layout: Layout,
+    ) {
+        let outbox = Arc::new(Outbox::new(name, layout));
+        let Some(presence) = self.hub.enter(&outbox) else {
+            return;
+        };
+        session::serve(Arc::clone(&self.context), outbox, reader, writer).await;
+        drop(presence);
+    }
+
+    /// Accepts no more clients and ends all sessions: commands under way end, what waits to be sent
+    /// is sent, as far as clients read it within a second.
+    pub fn close(&self) {
+        self.hub.close();
+    }
+}

@@ -1,0 +1,403 @@
+//! What the sessions talk to.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, SystemTime};
+
+use block::run_control::Failed;
+use block::{
+    Action, Backend, BackendId, BlockError, BoxFuture, Cause, Control, Driver, Export, FaultPlan,
+    HoldScope, Io, IoFuture, LocalId, Node, NodeInfo, Operation, Policy, Registry, Request, Tag,
+};
+use qapi::Value;
+use qapi::types::{VersionInfo, VersionTriple};
+use qapi::wire::Layout;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
+
+use crate::Monitor;
+
+/// A gate that a thread waits at.
+#[derive(Debug, Default)]
+pub struct Barrier {
+    open: Mutex<bool>,
+    changed: Condvar,
+}
+
+impl Barrier {
+    pub fn open(&self) {
+        *self.open.lock().unwrap() = true;
+        self.changed.notify_all();
+    }
+
+    fn wait(&self) {
+        let open = self.open.lock().unwrap();
+        let waited = self
+            .changed
+            .wait_timeout_while(open, Duration::from_secs(10), |open| !*open);
+        assert!(!waited.unwrap().1.timed_out(), "nobody opened the barrier");
+    }
+}
+
+/// A driver with everything that commands can ask of one.
+#[derive(Debug)]
+pub struct Fake {
+    name: &'static str,
+    info: NodeInfo,
+    length: AtomicU64,
+    quota: Option<AtomicU64>,
+    plan: Option<FaultPlan>,
+    latched: Arc<AtomicBool>,
+    resize: Option<Arc<Barrier>>,
+}
+
+impl Fake {
+    pub fn new(name: &'static str) -> Self {
+        let filename = format!("/{name}.img");
+        let info = NodeInfo {
+            filename,
+            actual_size: Some(4096),
+            ..NodeInfo::default()
+        };
+        Fake {
+            name,
+            info,
+            length: AtomicU64::new(1 << 20),
+            quota: (name == "quota").then(AtomicU64::default),
+            plan: (name == "blkdebug").then(FaultPlan::default),
+            latched: Arc::default(),
+            resize: None,
+        }
+    }
+
+    pub fn read_only(mut self) -> Self {
+        self.info.read_only = true;
+        self
+    }
+
+    pub fn warning(mut self, text: &str) -> Self {
+        self.info.warning = Some(text.to_owned());
+        self
+    }
+
+    pub fn latch(mut self, latched: &Arc<AtomicBool>) -> Self {
+        self.latched = Arc::clone(latched);
+        self
+    }
+
+    pub fn slow_resize(mut self, barrier: &Arc<Barrier>) -> Self {
+        self.resize = Some(Arc::clone(barrier));
+        self
+    }
+
+    pub fn node(self, name: &str) -> Arc<Node> {
+        Node::new(name, Box::new(self))
+    }
+}
+
+impl Driver for Fake {
+    fn name(&self) -> &'static str {
+        self.name
+    }
+
+    fn info(&self) -> NodeInfo {
+        self.info.clone()
+    }
+
+    fn length(&self) -> u64 {
+        self.length.load(Ordering::SeqCst)
+    }
+
+    fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {
+        IoFuture::ready(Ok(()))
+    }
+
+    fn cont_blocker(&self) -> Option<String> {
+        self.latched
+            .load(Ordering::SeqCst)
+            .then(|| "Node 'n' lost data".to_owned())
+    }
+
+    fn accept_loss(&self) -> bool {
+        self.latched.swap(false, Ordering::SeqCst)
+    }
+
+    fn resize(&self, length: u64) -> block::Result<()> {
+        if let Some(barrier) = &self.resize {
+            barrier.wait();
+        }
+        self.length.store(length, Ordering::SeqCst);
+        Ok(())
+    }
+
+    fn fault_plan(&self) -> Option<&FaultPlan> {
+        self.plan.as_ref()
+    }
+
+    fn set_quota(&self, limit: u64) -> block::Result<u64> {
+        let quota = self
+            .quota
+            .as_ref()
+            .ok_or_else(|| BlockError::from_errno(libc_enotsup()))?;
+        quota.store(limit, Ordering::SeqCst);
+        Ok(4096)
+    }
+
+    fn quota(&self) -> Option<(u64, u64)> {
+        self.quota
+            .as_ref()
+            .map(|limit| (limit.load(Ordering::SeqCst), 4096))
+    }
+}
+
+fn libc_enotsup() -> i32 {
+    95
+}
+
+#[derive(Debug)]
+struct FakeExport(Arc<Backend>);
+
+impl Export for FakeExport {
+    fn id(&self) -> &str {
+        self.0.device()
+    }
+
+    fn type_name(&self) -> &'static str {
+        "vhost-user-blk"
+    }
+
+    fn backend(&self) -> &Arc<Backend> {
+        &self.0
+    }
+
+    fn writable(&self) -> bool {
+        true
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async {})
+    }
+}
+
+/// A daemon without data plane.
+pub struct Daemon {
+    pub registry: Arc<Registry>,
+    pub monitor: Monitor,
+    pub quit: iothread::mailbox::Receiver<&'static str>,
+    seq: u64,
+}
+
+impl Daemon {
+    pub async fn new() -> Self {
+        let (control, task) = block::control();
+        tokio::spawn(task.run());
+        let (registry, quit) = Registry::new(control);
+        let qemu = VersionTriple {
+            micro: 0,
+            minor: 2,
+            major: 7,
+        };
+        let version = VersionInfo {
+            qemu,
+            package: "standfast 0.1".to_owned(),
+        };
+        let monitor = Monitor::new(Arc::clone(&registry), version).await;
+        Daemon {
+            registry,
+            monitor,
+            quit,
+            seq: 0,
+        }
+    }
+
+    pub fn control(&self) -> &Control {
+        self.registry.control()
+    }
+
+    pub fn node(&self, name: &str, driver: Fake) {
+        self.registry.graph().add(&driver.node(name)).unwrap();
+    }
+
+    /// An export with an attached client, on an existing node.
+    pub async fn export(&self, id: &str, node: &str, scope: HoldScope) {
+        let node = self.registry.node(node).unwrap();
+        let policy = Policy::default();
+        let backend = Backend::new(self.control(), id, node, policy, scope)
+            .await
+            .unwrap();
+        let number = backend.id();
+        self.registry
+            .add_export(Arc::new(FakeExport(backend)))
+            .unwrap();
+        self.control()
+            .call(move |state, wiring| {
+                state.add_local(number, LocalId(number.0), wiring).unwrap();
+                state.attach(number, wiring).unwrap();
+            })
+            .await
+            .unwrap();
+    }
+
+    fn backend(&self, id: &str) -> BackendId {
+        self.registry.export(id).unwrap().backend().id()
+    }
+
+    /// A write of `id` fails and is held.
+    pub async fn fail(&mut self, id: &str, errno: i32) {
+        self.seq += 1;
+        let (seq, backend) = (self.seq, self.backend(id));
+        let failed = Failed {
+            backend,
+            local: LocalId(backend.0),
+            generation: 1,
+            seq,
+            order: seq,
+            request: Request {
+                tag: Tag { queue: 0, head: 7 },
+                op: Operation::Write,
+                offset: 8192,
+                bytes: 512,
+            },
+            cause: Cause::of_errno(errno),
+            at: SystemTime::now(),
+        };
+        self.control()
+            .call(move |state, wiring| state.failed(&failed, wiring))
+            .await
+            .unwrap();
+    }
+
+    /// A write of `id` fails and is reported.
+    pub async fn report(&self, id: &str, errno: i32, times: usize) {
+        let reported = block::run_control::Reported {
+            backend: self.backend(id),
+            generation: 1,
+            request: Request {
+                tag: Tag { queue: 0, head: 7 },
+                op: Operation::Write,
+                offset: 0,
+                bytes: 512,
+            },
+            action: Action::Report,
+            cause: Cause::of_errno(errno),
+            at: SystemTime::now(),
+        };
+        let all = move |state: &mut block::run_control::RunControl, wiring: &mut _| {
+            (0..times).for_each(|_| state.reported(&reported, wiring));
+        };
+        self.control().call(all).await.unwrap();
+    }
+
+    /// A client that has read the greeting.
+    pub async fn connect(&self) -> Client {
+        let mut client = self.connect_unread();
+        let greeting = client.receive().await;
+        assert_eq!(greeting["QMP"]["version"]["package"], "standfast 0.1");
+        assert_eq!(greeting["QMP"]["capabilities"], Value::Array(Vec::new()));
+        client
+    }
+
+    pub fn connect_unread(&self) -> Client {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let monitor = self.monitor.clone();
+        tokio::spawn(async move {
+            let (reader, writer) = theirs.into_split();
+            monitor
+                .session("test".to_owned(), reader, writer, Layout::Compact)
+                .await;
+        });
+        Client {
+            stream: BufReader::new(ours),
+        }
+    }
+
+    /// A client that has negotiated.
+    pub async fn client(&self) -> Client {
+        let mut client = self.connect().await;
+        let reply = client.command(r#"{"execute":"qmp_capabilities"}"#).await;
+        assert_eq!(reply, serde_json::json!({"return": {}}));
+        client
+    }
+}
+
+/// What must happen soon.
+pub async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(Duration::from_secs(10), what)
+        .await
+        .expect("it took too long")
+}
+
+/// The other end of a session.
+pub struct Client {
+    pub stream: BufReader<UnixStream>,
+}
+
+impl Client {
+    pub async fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        soon(self.stream.write_all(bytes.as_ref())).await.unwrap();
+    }
+
+    /// The next line; messages are lines. None at the end.
+    pub async fn line(&mut self) -> Option<Vec<u8>> {
+        let mut line = Vec::new();
+        let read = soon(self.stream.read_until(b'\n', &mut line)).await;
+        (read.unwrap_or(0) > 0).then_some(line)
+    }
+
+    /// The next message. None at the end.
+    pub async fn next(&mut self) -> Option<Value> {
+        let line = self.line().await?;
+        assert!(line.ends_with(b"\r\n"));
+        Some(serde_json::from_slice(&line).unwrap())
+    }
+
+    pub async fn receive(&mut self) -> Value {
+        self.next().await.expect("the session has ended")
+    }
+
+    pub async fn command(&mut self, text: &str) -> Value {
+        self.send(text).await;
+        self.receive().await
+    }
+
+    /// The result of a command without arguments.
+    pub async fn result(&mut self, name: &str) -> Value {
+        let mut reply = self.command(&format!(r#"{{"execute":"{name}"}}"#)).await;
+        assert!(reply.get("return").is_some(), "{name}: {reply}");
+        reply["return"].take()
+    }
+
+    /// The description of the error that `text` gets.
+    pub async fn error(&mut self, text: &str) -> String {
+        let reply = self.command(text).await;
+        assert_eq!(reply["error"]["class"], "GenericError", "{text}: {reply}");
+        reply["error"]["desc"].as_str().unwrap().to_owned()
+    }
+
+    pub async fn hmp(&mut self, line: &str) -> String {
+        let request = serde_json::json!({
+            "execute": "human-monitor-command", "arguments": {"command-line": line},
+        });
+        let reply = self.command(&request.to_string()).await;
+        reply["return"]
+            .as_str()
+            .unwrap_or_else(|| panic!("{reply}"))
+            .to_owned()
+    }
+
+    /// The names of the next events.
+    pub async fn events(&mut self, count: usize) -> Vec<String> {
+        let mut names = Vec::new();
+        for _ in 0..count {
+            let event = self.receive().await;
+            assert!(event["timestamp"]["seconds"].as_i64() > Some(0), "{event}");
+            names.push(
+                event["event"]
+                    .as_str()
+                    .unwrap_or_else(|| panic!("{event}"))
+                    .to_owned(),
+            );
+        }
+        names
+    }
+}

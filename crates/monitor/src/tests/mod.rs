@@ -1,0 +1,5 @@
+//! Whole sessions, over socket pairs, on a registry with run control and drivers that do no I/O.
+
+mod daemon;
+mod protocol;
+mod queries;
