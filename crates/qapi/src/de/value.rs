@@ -151,20 +151,14 @@ impl<'de, 'a> Node<'de, 'a> {
 
     /// Refuses members that nobody asked for.
     fn check_unexpected(&self, object: &Object, known: &[&str]) -> Result<(), DeError> {
-        let Some((key, value)) = object
-            .iter()
-            .find(|(key, _)| !known.contains(&key.as_str()))
-        else {
-            return Ok(());
-        };
-        let name = Path::Member(&self.path, key).name(self.mode);
-        match (self.mode, value) {
-            (Mode::Keyval, Value::Object(_) | Value::Array(_)) => Err(DeError::new(format_args!(
-                "Parameters '{name}.*' are unexpected"
-            ))),
-            _ => Err(DeError::new(format_args!(
-                "Parameter '{name}' is unexpected"
-            ))),
+        match object.keys().find(|key| !known.contains(&key.as_str())) {
+            None => Ok(()),
+            Some(key) => {
+                let name = Path::Member(&self.path, key).name(self.mode);
+                Err(DeError::new(format_args!(
+                    "Parameter '{name}' is unexpected"
+                )))
+            }
         }
     }
 }

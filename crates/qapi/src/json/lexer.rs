@@ -25,7 +25,7 @@ pub(super) enum Token {
 enum State {
     #[default]
     Start,
-    /// After a stray byte: skip to a bracket or control character.
+    /// After a stray byte: skip to a bracket, separator, control character or 0xFF.
     Recovery,
     Keyword,
     String {
@@ -72,7 +72,9 @@ impl Lexer {
         };
         match (self.state, byte) {
             (Start, _) => (self.start(byte), None),
-            (Recovery, 0..=0x1f | b'{' | b'}' | b'[' | b']') => (self.start(byte), None),
+            (Recovery, 0..=0x1f | b'{' | b'}' | b'[' | b']' | b':' | b',' | 0xfe | 0xff) => {
+                (self.start(byte), None)
+            }
             (Recovery, _) => (None, None),
 
             (

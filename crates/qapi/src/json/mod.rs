@@ -30,8 +30,9 @@ impl JsonError {
 pub struct Stream {
     lexer: Lexer,
     tokens: Vec<Token>,
-    /// Open braces and brackets. They are counted, not matched: matching is the parser's.
-    depth: usize,
+    /// Open braces, and open brackets. They are counted, not matched: matching is the parser's.
+    braces: usize,
+    brackets: usize,
     /// Bytes taken since the last complete value.
     pending_bytes: usize,
 }
@@ -58,7 +59,7 @@ impl Stream {
                     emit(result);
                 }
             }
-            if self.depth == 0 && self.tokens.is_empty() && self.lexer.is_idle() {
+            if self.tokens.is_empty() && self.lexer.is_idle() {
                 self.pending_bytes = 0;
             }
         }
@@ -82,26 +83,40 @@ impl Stream {
 
     fn reset(&mut self) {
         self.tokens = Vec::new();
-        self.depth = 0;
+        self.braces = 0;
+        self.brackets = 0;
         self.pending_bytes = 0;
     }
 
+    /// The counter of a bracket's kind.
+    fn open(&mut self, bracket: u8) -> &mut usize {
+        match bracket {
+            b'{' | b'}' => &mut self.braces,
+            _ => &mut self.brackets,
+        }
+    }
+
     fn token(&mut self, token: Token) -> Option<Result<Value, JsonError>> {
+        let mut excess = false;
         match token {
             Token::Stray(text) => {
                 self.reset();
                 return Some(Err(JsonError::syntax(format_args!("stray '{text}'"))));
             }
-            Token::Open(_) => {
-                if self.depth == DEPTH_MAX {
+            Token::Open(bracket) => {
+                if self.braces + self.brackets == DEPTH_MAX {
                     self.reset();
                     return Some(Err(JsonError(
                         "JSON nesting depth limit exceeded".to_owned(),
                     )));
                 }
-                self.depth += 1;
+                *self.open(bracket) += 1;
             }
-            Token::Close(_) => self.depth = self.depth.saturating_sub(1),
+            // One too many: what we have cannot become a value, whatever follows.
+            Token::Close(bracket) => match self.open(bracket).checked_sub(1) {
+                Some(left) => *self.open(bracket) = left,
+                None => excess = true,
+            },
             _ => {}
         }
         if self.tokens.len() == JSON_TOKENS_MAX {
@@ -109,11 +124,11 @@ impl Stream {
             return Some(Err(JsonError("JSON token count limit exceeded".to_owned())));
         }
         self.tokens.push(token);
-        if self.depth > 0 {
+        if !excess && (self.braces > 0 || self.brackets > 0) {
             return None;
         }
         let tokens = std::mem::take(&mut self.tokens);
-        self.pending_bytes = 0;
+        self.reset();
         Some(parser::parse(tokens))
     }
 }

@@ -49,6 +49,7 @@ fn error_texts() {
         ("[1 2]", "JSON parse error, expected separator in list"),
         ("}", "JSON parse error, expecting value"),
         ("[}", "JSON parse error, expecting value"),
+        ("[[1 [}", "JSON parse error, expected separator in list"),
         ("{\"a\":1,\"a\":2}", "JSON parse error, duplicate key"),
         ("{\"a\":01}", "JSON parse error, stray '01'"),
         ("{\"a\":-}", "JSON parse error, stray '-}'"),

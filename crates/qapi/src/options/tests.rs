@@ -64,7 +64,7 @@ fn blockdev_error_texts() {
         ),
         (
             "null-co,node-name=a,bad.x.y=1",
-            "Parameters 'bad.*' are unexpected",
+            "Parameter 'bad' is unexpected",
         ),
         ("null-co,node-name=a,foo=1", "Parameter 'foo' is unexpected"),
         (
