@@ -142,11 +142,8 @@ impl Fuzzers {
         // libFuzzer writes to the first directory and only reads the others.
         command.arg(corpus).arg(fuzz.join("seeds").join(name));
         run_quietly(&mut command).with_context(|| {
-            format!(
-                "target '{name}' found something: run `{} FILE` with the newest file in {}",
-                binary.display(),
-                artifacts.display()
-            )
+            let (binary, artifacts) = (binary.display(), artifacts.display());
+            format!("'{name}' found something: run {binary} with the newest file in {artifacts}")
         })
     }
 }
@@ -172,7 +169,7 @@ fn run_quietly(command: &mut Command) -> Result<()> {
     }
     let status = child.wait()?;
     if !status.success() {
-        bail!("`{line}`: {status}");
+        bail!("{status}");
     }
     Ok(())
 }

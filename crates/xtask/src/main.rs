@@ -13,7 +13,6 @@ mod report;
 mod run;
 mod test;
 
-use anyhow::Result;
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -39,12 +38,16 @@ enum Command {
     Fuzz(fuzz::Args),
 }
 
-fn main() -> Result<ExitCode> {
-    match Cli::parse().command {
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
         Command::Test(args) => test::main(&args),
         Command::Lint => Ok(lint::main()),
         Command::Fuzz(args) => fuzz::main(&args),
-    }
+    };
+    result.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
 }
 
 #[cfg(test)]

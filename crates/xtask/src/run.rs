@@ -6,11 +6,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// The root of the workspace.
-pub fn root() -> &'static Path {
-    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+pub fn root() -> PathBuf {
+    // cargo says which checkout it runs; where we were built may be another that shares the target
+    // directory.
+    let here = std::env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     here.ancestors()
         .nth(2)
         .expect("this crate is two directories below the root")
+        .to_owned()
 }
 
 /// The cargo that runs us, in the root of the workspace.

@@ -1,0 +1,123 @@
+//! Requests from a guest that writes what it likes into its memory.
+//!
+//! The input is [`PREFIX_BYTES`] that choose the device and the head index, then the content of
+//! guest memory from address 0: the descriptor table is there, and what it points to, if it points
+//! anywhere. The memory has two regions that adjoin and, behind a hole, a third.
+#![no_main]
+
+use block::Operation;
+use export_vhost_user_blk::request::{
+    Action, BUFFERS_MAX, Buffers, DISCARD_SECTORS_MAX, Record, Rules, SECTOR_BYTES,
+    TRANSFER_BYTES_MAX, Table, WRITE_ZEROES_SECTORS_MAX, parse,
+};
+use libfuzzer_sys::fuzz_target;
+use std::cell::RefCell;
+use vm_memory::{Bytes, GuestAddress, GuestMemory, GuestMemoryMmap, Permissions};
+
+/// Bit 0: writable; bit 1: indirect descriptors; bits 2 to 5: block size, 512 bytes times a power
+/// of two. Then the queue size as a power of two, then the head index, little endian.
+const PREFIX_BYTES: usize = 4;
+const REGIONS: [(u64, usize); 3] = [(0, 0x2000), (0x2000, 0x1000), (0x8000, 0x1000)];
+/// What the input fills: the regions that adjoin. The third stays zero.
+const FILLED_BYTES: usize = 0x3000;
+
+thread_local! {
+    static MEMORY: GuestMemoryMmap = {
+        let regions = REGIONS.map(|(address, bytes)| (GuestAddress(address), bytes));
+        GuestMemoryMmap::from_ranges(&regions).expect("there is memory")
+    };
+    /// As on the data plane: kept, with whatever the last request left in it.
+    static RECORD: RefCell<Record> = RefCell::default();
+}
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((&[flags, size, head0, head1], content)) = bytes.split_first_chunk::<PREFIX_BYTES>()
+    else {
+        return;
+    };
+    let rules = Rules {
+        writable: flags & 1 != 0,
+        block_bytes: 512 << ((flags >> 2) % 13),
+    };
+    let table = Table {
+        address: 0,
+        size: 1 << (size % 16),
+        indirect: flags & 2 != 0,
+    };
+    let head = u16::from_le_bytes([head0, head1]);
+    let mut filled = [0; FILLED_BYTES];
+    let len = content.len().min(FILLED_BYTES);
+    filled[..len].copy_from_slice(&content[..len]);
+    MEMORY.with(|memory| {
+        memory
+            .write_slice(&filled, GuestAddress(0))
+            .expect("it is mapped");
+        let mut fresh = Record::default();
+        let result = parse(memory, table, head, rules, &mut fresh);
+        RECORD.with_borrow_mut(|used| {
+            assert_eq!(parse(memory, table, head, rules, used), result);
+            if let Ok(action) = result {
+                check_record(memory, used);
+                check_action(action, rules, used);
+                assert_eq!(
+                    used.readable, fresh.readable,
+                    "it depends on the last request"
+                );
+                assert_eq!(
+                    used.writable, fresh.writable,
+                    "it depends on the last request"
+                );
+            }
+        });
+    });
+});
+
+fn check_record(memory: &GuestMemoryMmap, record: &Record) {
+    // Cutting off header and status makes buffers fewer or shorter, never more.
+    assert!(record.readable.len() + record.writable.len() <= BUFFERS_MAX);
+    assert!(
+        memory.check_range(GuestAddress(record.status_address), 1, Permissions::Write),
+        "no status byte: {record:?}"
+    );
+    let writable = total(&record.writable) + 1;
+    assert_eq!(
+        u64::from(record.written),
+        writable.min(u32::MAX.into()),
+        "{record:?}"
+    );
+}
+
+fn check_action(action: Action, rules: Rules, record: &Record) {
+    if !matches!(action, Action::Answer { .. }) {
+        // A refused request may leave anything behind: its buffers are not used.
+        let mut buffers = record.readable.iter().chain(&record.writable);
+        assert!(buffers.all(|buffer| buffer.len > 0), "{record:?}");
+    }
+    let Action::Submit { op, offset, bytes } = action else {
+        return;
+    };
+    let block_bytes = u64::from(rules.block_bytes);
+    assert!(
+        offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes),
+        "{action:?}"
+    );
+    assert!(
+        rules.writable || matches!(op, Operation::Read | Operation::Flush),
+        "{action:?}"
+    );
+    assert_eq!(bytes == 0, op == Operation::Flush, "{action:?}");
+    assert!(bytes <= TRANSFER_BYTES_MAX, "{action:?}");
+    match op {
+        Operation::Read => assert_eq!(total(&record.writable), bytes),
+        Operation::Write => assert_eq!(total(&record.readable), bytes),
+        Operation::Discard => assert!(bytes <= u64::from(DISCARD_SECTORS_MAX) * SECTOR_BYTES),
+        Operation::WriteZeroes { .. } => {
+            assert!(bytes <= u64::from(WRITE_ZEROES_SECTORS_MAX) * SECTOR_BYTES);
+        }
+        Operation::Flush => {}
+    }
+}
+
+fn total(buffers: &Buffers) -> u64 {
+    buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
+}
