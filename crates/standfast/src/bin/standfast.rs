@@ -1,2 +1,7 @@
 //! The operator's tool.
-fn main() {}
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    standfast::tool::main(std::env::args_os())
+}

@@ -1,0 +1,133 @@
+//! `--export`: from options to exports.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use block::{Backend, HoldScope, Node, OnError, Policy, Registry, RegistryError};
+use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport, bind_socket};
+use qapi::options::{
+    self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
+    VhostUserBlkOptions,
+};
+
+use super::iothreads::Iothreads;
+use super::setup_error::SetupError;
+
+/// The longest serial number that a guest can read, in bytes.
+const SERIAL_BYTES_MAX: usize = 20;
+
+/// Executes `--export`: makes the export and its backend.
+///
+/// # Errors
+/// In QEMU's words; nothing is added then.
+pub async fn add(
+    registry: &Registry,
+    iothreads: &mut Iothreads,
+    options: ExportOptions,
+) -> Result<(), SetupError> {
+    let ExportOptions { base, variant } = options;
+    if registry.export(&base.id).is_ok() {
+        return Err(RegistryError::DuplicateExport(base.id).into());
+    }
+    let node = registry.node(&base.node_name)?;
+    if node.read_only() && base.writable == Some(true) {
+        return Err(SetupError::new("Cannot export read-only node as writable"));
+    }
+    let iothread = iothreads.get(base.iothread.as_deref())?;
+    let ExportVariant::VhostUserBlk(options) = variant;
+    let SocketAddressVariant::Unix(address) = &options.addr.variant else {
+        return Err(SetupError::new(
+            "Only socket address type 'unix' is supported",
+        ));
+    };
+    let socket = bind_socket(Path::new(&address.path))?;
+    let options = vhost_user_blk_options(&base, &options)?;
+
+    let policy = policy(&base);
+    warn_if_unsafe(&base.id, &node, policy);
+    let backend = Backend::new(
+        registry.control(),
+        &base.id,
+        node,
+        policy,
+        hold_scope(&base),
+    )
+    .await;
+    let backend = backend.ok_or_else(SetupError::shutting_down)?;
+    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), iothread, socket).await;
+    let export = match made {
+        Ok(export) => export,
+        Err(error) => {
+            backend.remove().await;
+            return Err(error.into());
+        }
+    };
+    if let Err(error) = registry.add_export(Arc::clone(&export)) {
+        export.close().await;
+        return Err(error.into());
+    }
+    Ok(())
+}
+
+fn vhost_user_blk_options(
+    base: &ExportBase,
+    options: &VhostUserBlkOptions,
+) -> Result<vhost_user_blk::Options, SetupError> {
+    let size = options.logical_block_size();
+    let too_large = |_| {
+        SetupError::new(format!(
+            "Property {}.logical-block-size doesn't take value {size}",
+            base.id
+        ))
+    };
+    // An id is ASCII.
+    let id_end = base.id.len().min(SERIAL_BYTES_MAX);
+    let serial = options.serial.as_deref().unwrap_or(&base.id[..id_end]);
+    let made = vhost_user_blk::Options {
+        writable: base.writable.unwrap_or(false),
+        writethrough: base.writethrough.unwrap_or(false),
+        serial: serial.to_owned(),
+        logical_block_size: u32::try_from(size).map_err(too_large)?,
+        num_queues: options.num_queues(),
+        ..vhost_user_blk::Options::new(&base.id)
+    };
+    made.check().map_err(ExportError::from)?;
+    Ok(made)
+}
+
+impl From<ExportError> for SetupError {
+    fn from(error: ExportError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+/// Some nodes can lose what was acknowledged, however it is held.
+fn warn_if_unsafe(id: &str, node: &Arc<Node>, policy: Policy) {
+    if !policy.can_stop() {
+        return;
+    }
+    for node in node.subtree() {
+        if let Some(warning) = node.driver().info().warning {
+            tracing::warn!("export '{id}', node '{}': {warning}", node.name());
+        }
+    }
+}
+
+fn policy(base: &ExportBase) -> Policy {
+    let on_error = |policy: Option<wire::OnError>| match policy.unwrap_or_default() {
+        wire::OnError::Report => OnError::Report,
+        wire::OnError::Ignore => OnError::Ignore,
+        wire::OnError::Enospc => OnError::Enospc,
+        wire::OnError::Stop => OnError::Stop,
+        wire::OnError::Auto => OnError::Auto,
+    };
+    Policy::new(on_error(base.werror), on_error(base.rerror))
+}
+
+fn hold_scope(base: &ExportBase) -> HoldScope {
+    match base.hold_scope.unwrap_or_default() {
+        wire::HoldScope::Vm => HoldScope::Vm,
+        wire::HoldScope::Device => HoldScope::Device,
+        wire::HoldScope::Request => HoldScope::Request,
+    }
+}

@@ -1,0 +1,197 @@
+//! `standfastd`: executes its command line, serves, and ends in order.
+
+mod chardevs;
+mod cli;
+mod exports;
+mod iothreads;
+mod logging;
+mod nodes;
+mod pidfile;
+mod setup_error;
+mod shutdown;
+mod socket;
+mod terminal;
+
+pub use self::cli::PROGRAM;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use block::Registry;
+use iothread::mailbox::Receiver;
+use monitor::Monitor;
+use qapi::options::{
+    BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,
+};
+use qapi::types::{VersionInfo, VersionTriple};
+
+use self::chardevs::Chardevs;
+use self::cli::{CommandLine, Exit, Opt, Step};
+use self::iothreads::Iothreads;
+use self::pidfile::Pidfile;
+use self::setup_error::SetupError;
+use self::shutdown::Signals;
+
+/// The version of QEMU whose monitor ours follows.
+const QEMU_VERSION: VersionTriple = VersionTriple {
+    major: 7,
+    minor: 2,
+    micro: 0,
+};
+
+/// Runs the daemon; `args` begins with the program's name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match cli::parse(args) {
+        Ok(line) => line,
+        Err(Exit::Print(text)) => {
+            return match io::stdout().write_all(text.as_bytes()) {
+                Ok(()) => ExitCode::SUCCESS,
+                Err(_) => ExitCode::FAILURE,
+            };
+        }
+        Err(Exit::Error(text)) => return fail_with(&text),
+    };
+    if let Err(text) = logging::init() {
+        return fail(&text);
+    }
+    shutdown::ignore_write_signals();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
+    let runtime = match runtime {
+        Ok(runtime) => runtime,
+        Err(error) => return fail(&format!("cannot start the control plane: {error}")),
+    };
+    let code = runtime.block_on(run(line));
+    // A read from standard input cannot be taken back.
+    runtime.shutdown_background();
+    code
+}
+
+/// The text of a system error, as strerror(3) gives it.
+pub(crate) fn strerror(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => block::Cause::of_errno(errno).reason(),
+        None => error.to_string(),
+    }
+}
+
+fn fail(text: &str) -> ExitCode {
+    fail_with(&format!("{PROGRAM}: {text}"))
+}
+
+fn fail_with(text: &str) -> ExitCode {
+    // Nowhere to print to: the exit status says it.
+    let _ = writeln!(io::stderr(), "{text}");
+    ExitCode::FAILURE
+}
+
+/// Everything the command line makes. Fields are dropped in order: what uses others comes first.
+struct Daemon {
+    registry: Arc<Registry>,
+    monitor: Monitor,
+    chardevs: Chardevs,
+    iothreads: Iothreads,
+    pidfile: Option<Pidfile>,
+}
+
+async fn run(line: CommandLine) -> ExitCode {
+    let mut signals = match Signals::listen() {
+        Ok(signals) => signals,
+        Err(error) => return fail(&format!("cannot listen for signals: {error}")),
+    };
+    let (control, task) = block::control();
+    tokio::spawn(task.run());
+    let (registry, mut quit) = Registry::new(control);
+    let mut daemon = Daemon {
+        monitor: Monitor::new(Arc::clone(&registry), version()).await,
+        registry,
+        chardevs: Chardevs::default(),
+        iothreads: Iothreads::default(),
+        pidfile: None,
+    };
+    let ended = tokio::select! {
+        result = daemon.set_up(line) => result.map(|()| None),
+        reason = shutdown::requested(&mut signals, &mut quit) => Ok(Some(reason)),
+    };
+    let (reason, code) = match ended {
+        Err(text) => (shutdown::HOST_ERROR, fail(&text)),
+        Ok(Some(reason)) => (reason, ExitCode::SUCCESS),
+        Ok(None) => (
+            daemon.serve(&mut signals, &mut quit).await,
+            ExitCode::SUCCESS,
+        ),
+    };
+    tokio::select! {
+        () = daemon.close(reason) => code,
+        name = signals.next() => shutdown::abandon(name),
+    }
+}
+
+fn version() -> VersionInfo {
+    VersionInfo {
+        qemu: QEMU_VERSION,
+        package: format!("standfast-{}", env!("CARGO_PKG_VERSION")),
+    }
+}
+
+impl Daemon {
+    /// The second pass.
+    async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
+        // Without io_uring there is no point in anything else.
+        if !line.steps.iter().any(|step| step.opt == Opt::Object) {
+            self.iothreads.own().map_err(|error| error.desc)?;
+        }
+        for step in line.steps {
+            let (name, arg) = (step.opt.name(), step.arg.clone());
+            self.execute(step)
+                .await
+                .map_err(|SetupError { desc, hint }| {
+                    let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
+                    format!("--{name} {arg}: {desc}{hint}")
+                })?;
+        }
+        if let Some(path) = &line.pidfile {
+            self.pidfile = Some(write_pidfile(path)?);
+        }
+        Ok(())
+    }
+
+    async fn execute(&mut self, Step { opt, arg }: Step) -> Result<(), SetupError> {
+        match opt {
+            Opt::Object => self.iothreads.add(&ObjectOptions::parse(&arg)?),
+            Opt::Blockdev => nodes::add(&self.registry, BlockdevOptions::parse(&arg)?).await,
+            Opt::Export => {
+                let options = ExportOptions::parse(&arg)?;
+                exports::add(&self.registry, &mut self.iothreads, options).await
+            }
+            Opt::Chardev => self.chardevs.add(ChardevOptions::parse(&arg)?).await,
+            Opt::Monitor => self.chardevs.attach(&MonitorOptions::parse(&arg)?),
+        }
+    }
+
+    /// Serves monitors until a signal or `quit`; returns the reason.
+    async fn serve(
+        &mut self,
+        signals: &mut Signals,
+        quit: &mut Receiver<&'static str>,
+    ) -> &'static str {
+        self.chardevs.serve(&self.monitor);
+        tracing::info!("{PROGRAM} {} is ready", env!("CARGO_PKG_VERSION"));
+        shutdown::requested(signals, quit).await
+    }
+
+    /// Ends everything in order.
+    async fn close(self, reason: &'static str) {
+        shutdown::close_all(&self.registry, reason).await;
+        self.monitor.close();
+        self.chardevs.ended().await;
+    }
+}
+
+fn write_pidfile(path: &Path) -> Result<Pidfile, String> {
+    Pidfile::create(path).map_err(|error| format!("cannot create PID file: {error}"))
+}

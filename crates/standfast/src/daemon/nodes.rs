@@ -1,0 +1,299 @@
+//! `--blockdev`: from options to nodes.
+//!
+//! A definition is a chain: each of our drivers has at most one child, given by name or in place.
+//! It is opened from the bottom up. What is defined in place inherits what it does not say itself
+//! (cache mode, read-only, discard...), as in QEMU.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::fault::{FaultEvent, InjectError, IoType, SetState};
+use block::{Driver, GraphError, Node, Registry};
+use drivers::file::{Discard, Locking};
+use drivers::{
+    Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, OpenError, Quota,
+    QuotaOptions,
+};
+use qapi::options::{
+    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
+    DiscardMode,
+};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::setup_error::SetupError;
+
+/// How long another holder of an image's lock is waited for: the I/O of a daemon that has just died
+/// may outlive it, and its lock with it.
+const LOCK_WAIT: Duration = Duration::from_secs(3);
+const LOCK_RETRY: Duration = Duration::from_millis(50);
+
+/// Opens what `options` define and puts it into the graph.
+///
+/// # Errors
+/// In QEMU's words; nothing is added then.
+pub async fn add(registry: &Registry, options: BlockdevOptions) -> Result<(), SetupError> {
+    let (links, mut below) = unchain(registry, options)?;
+    for Link { name, options } in links.into_iter().rev() {
+        let driver = open(&name, options, below.take()).await?;
+        below = Some(Node::new(&name, driver));
+    }
+    if let Some(root) = below {
+        registry.graph().add(&root)?;
+    }
+    Ok(())
+}
+
+/// One node to be opened.
+struct Link {
+    name: String,
+    options: BlockdevOptions,
+}
+
+/// The nodes to be opened, from the top, and the existing one that they end at.
+fn unchain(
+    registry: &Registry,
+    options: BlockdevOptions,
+) -> Result<(Vec<Link>, Option<Arc<Node>>), SetupError> {
+    let mut graph = registry.graph();
+    let mut links: Vec<Link> = Vec::new();
+    let mut next = options;
+    loop {
+        let name = match &next.base.node_name {
+            Some(name) => name.clone(),
+            None => graph.generate_name(),
+        };
+        if graph.contains(&name) || links.iter().any(|link| link.name == name) {
+            return Err(GraphError::Duplicate(name).into());
+        }
+        let child = next.child().map(|(_, child)| child.clone());
+        let base = next.base.clone();
+        links.push(Link {
+            name,
+            options: next,
+        });
+        match child {
+            None => return Ok((links, None)),
+            Some(BlockdevRef::Reference(name)) => return Ok((links, Some(graph.get(&name)?))),
+            Some(BlockdevRef::Definition(child)) => {
+                next = *child;
+                inherit(&mut next.base, &base);
+            }
+        }
+    }
+}
+
+fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
+    let cache = child.cache.get_or_insert_default();
+    let parents = parent.cache.unwrap_or_default();
+    cache.direct = cache.direct.or(parents.direct);
+    cache.no_flush = cache.no_flush.or(parents.no_flush);
+    child.read_only = child.read_only.or(parent.read_only);
+    child.auto_read_only = child.auto_read_only.or(parent.auto_read_only);
+    child.force_share = child.force_share.or(parent.force_share);
+    child.discard = child.discard.or(parent.discard);
+}
+
+async fn open(
+    name: &str,
+    options: BlockdevOptions,
+    child: Option<Arc<Node>>,
+) -> Result<Box<dyn Driver>, SetupError> {
+    let base = options.base;
+    if let Some(mode) = base.detect_zeroes
+        && mode != DetectZeroes::Off
+    {
+        return Err(SetupError::new(format!(
+            "Node '{name}': detect-zeroes={} is not supported, use off",
+            mode.name()
+        )));
+    }
+    match options.variant {
+        BlockdevDriverOptions::File(file) => {
+            open_image(name, &base, file, FileDriver::open_file).await
+        }
+        BlockdevDriverOptions::HostDevice(file) => {
+            open_image(name, &base, file, FileDriver::open_host_device).await
+        }
+        BlockdevDriverOptions::NullCo(null) => {
+            Ok(Box::new(NullCo::new(null_options(&base, null)?)))
+        }
+        BlockdevDriverOptions::Quota(quota) => {
+            let file = filtered(name, &base, child)?;
+            let limit = quota.limit.0;
+            let node_name = name.into();
+            Ok(Box::new(Quota::new(QuotaOptions {
+                node_name,
+                file,
+                limit,
+            })?))
+        }
+        BlockdevDriverOptions::Blkdebug(blkdebug) => {
+            let image = filtered(name, &base, child)?;
+            Ok(Box::new(Blkdebug::new(blkdebug_options(
+                name, image, blkdebug,
+            )?)?))
+        }
+    }
+}
+
+/// The child of a filter, which passes on whatever the child allows.
+fn filtered(
+    name: &str,
+    base: &BlockdevBase,
+    child: Option<Arc<Node>>,
+) -> Result<Arc<Node>, SetupError> {
+    // The type of the options has a child wherever this is called.
+    let child = child.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))?;
+    if base.read_only == Some(true) && !child.read_only() {
+        return Err(SetupError::new(format!(
+            "Node '{name}' cannot be read-only on '{0}', which is not: set read-only=on for '{0}'",
+            child.name()
+        )));
+    }
+    Ok(child)
+}
+
+type OpenImage = fn(FileOptions) -> Result<FileDriver, OpenError>;
+
+async fn open_image(
+    name: &str,
+    base: &BlockdevBase,
+    file: wire::FileOptions,
+    open: OpenImage,
+) -> Result<Box<dyn Driver>, SetupError> {
+    let options = FileOptions {
+        node_name: name.into(),
+        filename: file.filename,
+        cache_direct: base.cache_direct(),
+        cache_no_flush: base.cache_no_flush(),
+        read_only: base.read_only.unwrap_or(false),
+        auto_read_only: base.auto_read_only.unwrap_or(false),
+        discard: match base.discard.unwrap_or_default() {
+            DiscardMode::Ignore => Discard::Ignore,
+            DiscardMode::Unmap => Discard::Unmap,
+        },
+        locking: match file.locking.unwrap_or_default() {
+            wire::Locking::Auto => Locking::Auto,
+            wire::Locking::On => Locking::On,
+            wire::Locking::Off => Locking::Off,
+        },
+        force_share: base.force_share.unwrap_or(false),
+    };
+    let begin = Instant::now();
+    loop {
+        let attempt = options.clone();
+        let opened = tokio::task::spawn_blocking(move || open(attempt)).await;
+        match opened.map_err(|error| SetupError::new(error.to_string()))? {
+            Ok(driver) => return Ok(Box::new(driver)),
+            Err(error) if error.is_locked() && begin.elapsed() < LOCK_WAIT => {
+                if begin.elapsed() < LOCK_RETRY {
+                    tracing::info!("{error}: waiting up to {} s", LOCK_WAIT.as_secs());
+                }
+                tokio::time::sleep(LOCK_RETRY).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+fn null_options(base: &BlockdevBase, null: wire::NullOptions) -> Result<NullOptions, SetupError> {
+    let size = null.size.unwrap_or(wire::NullOptions::SIZE_DEFAULT);
+    Ok(NullOptions {
+        size: u64::try_from(size)
+            .map_err(|_| SetupError::new(format!("Parameter 'size' is negative: {size}")))?,
+        read_zeroes: null.read_zeroes.unwrap_or(false),
+        latency_ns: null.latency_ns.unwrap_or(0),
+        read_only: base.read_only.unwrap_or(false),
+    })
+}
+
+fn blkdebug_options(
+    name: &str,
+    image: Arc<Node>,
+    blkdebug: wire::BlkdebugOptions,
+) -> Result<BlkdebugOptions, SetupError> {
+    let align = blkdebug.align.map(|align| {
+        let too_large = || SetupError::new(format!("Cannot meet constraints with align {align}"));
+        u32::try_from(align).map_err(|_| too_large())
+    });
+    let inject_error = blkdebug.inject_error.unwrap_or_default();
+    let set_state = blkdebug.set_state.unwrap_or_default();
+    Ok(BlkdebugOptions {
+        node_name: name.into(),
+        image,
+        inject_error: inject_error
+            .iter()
+            .map(inject_rule)
+            .collect::<Result<_, _>>()?,
+        set_state: set_state
+            .iter()
+            .map(set_state_rule)
+            .collect::<Result<_, _>>()?,
+        align: align.transpose()?,
+    })
+}
+
+fn inject_rule(rule: &wire::BlkdebugInjectError) -> Result<InjectError, SetupError> {
+    let default = InjectError::default();
+    Ok(InjectError {
+        event: event(rule.event)?,
+        iotype: rule.iotype.map(io_type).transpose()?,
+        errno: match rule.errno {
+            Some(errno) => in_range("errno", errno)?,
+            None => default.errno,
+        },
+        sector: match rule.sector {
+            None | Some(-1) => None,
+            Some(sector) => Some(in_range("sector", sector)?),
+        },
+        once: rule.once.unwrap_or(false),
+        immediately: rule.immediately.unwrap_or(false),
+        state: in_range("state", rule.state.unwrap_or(0))?,
+        ..default
+    })
+}
+
+fn set_state_rule(rule: &wire::BlkdebugSetState) -> Result<SetState, SetupError> {
+    Ok(SetState {
+        event: event(rule.event)?,
+        state: in_range("state", rule.state.unwrap_or(0))?,
+        new_state: in_range("new_state", rule.new_state)?,
+    })
+}
+
+fn in_range<T: TryFrom<i64>>(name: &str, value: i64) -> Result<T, SetupError> {
+    // As errno, T is signed: negative numbers would fit.
+    let value = (value >= 0).then_some(value).ok_or(value);
+    value
+        .and_then(|value| T::try_from(value).map_err(|_| value))
+        .map_err(|value| SetupError::new(format!("blkdebug: {name} {value} is out of range")))
+}
+
+fn event(event: wire::BlkdebugEvent) -> Result<FaultEvent, SetupError> {
+    let name = wire_name(&event);
+    FaultEvent::from_name(&name).ok_or_else(|| {
+        SetupError::new(format!(
+            "blkdebug event '{name}' does not occur here, use none, read_aio, write_aio, \
+             flush_to_disk or pwritev_zero"
+        ))
+    })
+}
+
+fn io_type(kind: wire::BlkdebugIoType) -> Result<IoType, SetupError> {
+    let name = wire_name(&kind);
+    IoType::from_name(&name).ok_or_else(|| {
+        SetupError::new(format!(
+            "blkdebug iotype '{name}' does not occur here, use read, write, write-zeroes, discard \
+             or flush"
+        ))
+    })
+}
+
+/// The name of a unit variant on the wire.
+fn wire_name(value: &impl Serialize) -> String {
+    match serde_json::to_value(value) {
+        Ok(serde_json::Value::String(name)) => name,
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,64 @@
+//! Why an option of the command line cannot be executed.
+
+use block::{GraphError, RegistryError};
+use drivers::OpenError;
+use qapi::QmpError;
+
+/// A description in QEMU's words, and a line of advice after it.
+#[derive(Debug, thiserror::Error)]
+#[error("{desc}")]
+pub struct SetupError {
+    /// What is wrong.
+    pub desc: String,
+    /// What to look at.
+    pub hint: Option<String>,
+}
+
+impl SetupError {
+    /// A description alone.
+    pub fn new(desc: impl Into<String>) -> Self {
+        Self {
+            desc: desc.into(),
+            hint: None,
+        }
+    }
+
+    /// What was to become a singleton of that name exists already.
+    pub fn duplicate_object(id: &str) -> Self {
+        Self::new(format!(
+            "attempt to add duplicate property '{id}' to object (type 'container')"
+        ))
+    }
+
+    /// The daemon is told to end while it starts.
+    pub fn shutting_down() -> Self {
+        RegistryError::ShuttingDown.into()
+    }
+}
+
+impl From<QmpError> for SetupError {
+    fn from(error: QmpError) -> Self {
+        Self::new(error.desc)
+    }
+}
+
+impl From<OpenError> for SetupError {
+    fn from(error: OpenError) -> Self {
+        Self {
+            desc: error.desc,
+            hint: error.hint,
+        }
+    }
+}
+
+impl From<RegistryError> for SetupError {
+    fn from(error: RegistryError) -> Self {
+        Self::new(error.to_string())
+    }
+}
+
+impl From<GraphError> for SetupError {
+    fn from(error: GraphError) -> Self {
+        RegistryError::from(error).into()
+    }
+}

@@ -1,0 +1,176 @@
+//! The operator's tool: its command line and what does not fit elsewhere.
+
+mod arguments;
+pub mod client;
+pub mod events;
+pub mod size;
+mod status;
+pub mod time;
+
+use std::ffi::OsString;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use qapi::{Object, QmpError};
+
+use self::client::{Client, ClientError};
+
+const EXIT_REFUSED: u8 = 1;
+const EXIT_USAGE: u8 = 2;
+const EXIT_UNREACHABLE: u8 = 3;
+
+const EXAMPLES: &str = "\
+Examples:
+  standfast demo                             see what it is about, in a minute
+  standfast status /run/vm/qmp.sock          how the disks are
+  standfast cont /run/vm/qmp.sock            retry what is held
+  standfast events /run/vm/qmp.sock          follow what happens
+  standfast qmp /run/vm/qmp.sock x-quota-set node-name=disk0 limit=20G
+
+SOCKET is that of the daemon's monitor: --chardev socket,id=qmp,path=SOCKET,server=on,wait=off \
+--monitor chardev=qmp
+
+Exit status: 0 success; 1 the daemon refused, or the demo failed; 2 usage; 3 no daemon there.";
+
+/// Shows and steers a Standfast daemon.
+#[derive(Debug, Parser)]
+#[command(name = "standfast", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Fill a disk's storage under a (simulated) VM: nothing is lost. Needs neither root nor a VM
+    Demo(crate::demo::Options),
+    /// Show the run state and every disk: I/O status, held requests, policy
+    Status {
+        /// The daemon's QMP socket
+        socket: PathBuf,
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Go on: reset every I/O status and retry what is held
+    Cont {
+        /// The daemon's QMP socket
+        socket: PathBuf,
+    },
+    /// Stop: no request is started any more
+    Stop {
+        /// The daemon's QMP socket
+        socket: PathBuf,
+    },
+    /// Follow what happens, one line each, until the daemon ends
+    Events {
+        /// The daemon's QMP socket
+        socket: PathBuf,
+        /// Print the events as they come, as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Execute any QMP command and print its result
+    Qmp {
+        /// The daemon's QMP socket
+        socket: PathBuf,
+        /// The command, e.g. query-block
+        command: String,
+        /// Its arguments: one JSON object, or key=value ... (64M is a size in bytes, "64M" a text)
+        #[arg(value_name = "ARGS")]
+        arguments: Vec<String>,
+    },
+    /// The daemon of the demo: the same program, which ends with its parent
+    #[command(name = crate::demo::DAEMON_COMMAND, hide = true, disable_help_flag = true)]
+    DemoDaemon {
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<OsString>,
+    },
+}
+
+/// Why the tool fails.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    /// The daemon refused or cannot be reached.
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    /// The arguments of a command are wrong.
+    #[error("{0}")]
+    Arguments(QmpError),
+    /// What came of it cannot be printed.
+    #[error("cannot write to stdout: {0}")]
+    Output(io::Error),
+}
+
+impl Failure {
+    fn exit_status(&self) -> u8 {
+        match self {
+            Self::Client(ClientError::Refused(_)) | Self::Output(_) => EXIT_REFUSED,
+            Self::Arguments(_) => EXIT_USAGE,
+            Self::Client(_) => EXIT_UNREACHABLE,
+        }
+    }
+}
+
+/// Runs the tool; `args` begins with the program's name.
+pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Nowhere to print to: the exit status says it.
+            let _ = error.print();
+            return match error.use_stderr() {
+                true => ExitCode::from(EXIT_USAGE),
+                false => ExitCode::SUCCESS,
+            };
+        }
+    };
+    let result = match cli.command {
+        Command::Demo(options) => return crate::demo::main(options),
+        Command::DemoDaemon { arguments } => return crate::demo::daemon_main(arguments),
+        Command::Status { socket, json } => status::show(&socket, json),
+        Command::Cont { socket } => plain(&socket, "cont"),
+        Command::Stop { socket } => plain(&socket, "stop"),
+        Command::Events { socket, json } => events::follow(&socket, json),
+        Command::Qmp {
+            socket,
+            command,
+            arguments,
+        } => qmp(&socket, &command, &arguments),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            // Nowhere to print to: the exit status says it.
+            let _ = writeln!(io::stderr(), "standfast: {failure}");
+            ExitCode::from(failure.exit_status())
+        }
+    }
+}
+
+fn plain(socket: &Path, command: &str) -> Result<(), Failure> {
+    Client::connect(socket)?.execute(command, Object::new())?;
+    Ok(())
+}
+
+fn qmp(socket: &Path, command: &str, arguments: &[String]) -> Result<(), Failure> {
+    let arguments = arguments::parse(arguments).map_err(Failure::Arguments)?;
+    let value = Client::connect(socket)?.execute(command, arguments)?;
+    match writeln!(io::stdout(), "{value:#}") {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn clap_agrees_with_itself() {
+        Cli::command().debug_assert();
+    }
+}

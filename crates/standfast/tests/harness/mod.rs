@@ -1,0 +1,294 @@
+//! What the end-to-end tests share: `standfastd` as a process, a QMP client, disks of a VM.
+
+#![allow(dead_code, reason = "each test target uses its part")]
+#![allow(missing_docs, reason = "tests")]
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail, ensure};
+use frontend::{Disk, Options};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use testkit::{Daemon, Driver, Event, Qmp, Workload};
+
+pub const MIB: u64 = 1 << 20;
+
+/// How long anything that should happen may take on a busy machine.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Rounds and requests are multiplied by this in a soak run.
+pub fn soak(few: u64, many: u64) -> u64 {
+    if std::env::var_os("STANDFAST_SOAK").is_some() {
+        many
+    } else {
+        few
+    }
+}
+
+/// A running `standfastd` with a QMP connection.
+pub struct Server {
+    pub qmp: Qmp,
+    pub daemon: Daemon,
+    /// Sockets lie here; it goes last.
+    dir: TempDir,
+}
+
+/// The options of a daemon to be.
+pub struct Setup {
+    dir: TempDir,
+    args: Vec<String>,
+    sockets: Vec<PathBuf>,
+}
+
+impl Setup {
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            dir: tempfile::Builder::new()
+                .prefix("standfast-e2e-")
+                .tempdir()?,
+            args: Vec::new(),
+            sockets: Vec::new(),
+        })
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    #[must_use]
+    pub fn blockdev(mut self, options: &Value) -> Self {
+        self.args
+            .extend(["--blockdev".to_owned(), options.to_string()]);
+        self
+    }
+
+    /// A vhost-user-blk export; its socket is `ID.sock`.
+    #[must_use]
+    pub fn export(mut self, id: &str, node: &str, more: Value) -> Self {
+        let socket = self.path(&format!("{id}.sock"));
+        let mut options = json!({
+            "type": "vhost-user-blk", "id": id, "node-name": node, "writable": true,
+            "addr": { "type": "unix", "path": socket },
+        });
+        if let (Value::Object(options), Value::Object(more)) = (&mut options, more) {
+            options.extend(more);
+        }
+        self.args
+            .extend(["--export".to_owned(), options.to_string()]);
+        self.sockets.push(socket);
+        self
+    }
+
+    /// A control export on a node of its own that never fails; it freezes alone.
+    #[must_use]
+    pub fn control(self) -> Self {
+        self.blockdev(
+            &json!({ "driver": "null-co", "node-name": "control", "size": 16 * MIB,
+            "read-zeroes": true }),
+        )
+        .export("control", "control", json!({ "hold-scope": "device" }))
+    }
+
+    pub fn start(mut self) -> Result<Server> {
+        let qmp = self.path("qmp.sock");
+        let chardev = format!("socket,id=qmp,path={},server=on,wait=off", qmp.display());
+        self.args.extend(["--chardev".to_owned(), chardev]);
+        self.args
+            .extend(["--monitor".to_owned(), "chardev=qmp".to_owned()]);
+        self.sockets.push(qmp.clone());
+        let mut builder = Daemon::builder(env!("CARGO_BIN_EXE_standfastd")).args(&self.args);
+        for socket in &self.sockets {
+            builder = builder.socket(socket);
+        }
+        let daemon = builder.timeout(PATIENCE).start()?;
+        let mut qmp = Qmp::connect(&qmp)?;
+        qmp.set_timeout(PATIENCE);
+        Ok(Server {
+            qmp,
+            daemon,
+            dir: self.dir,
+        })
+    }
+}
+
+impl Server {
+    pub fn socket(&self, id: &str) -> PathBuf {
+        self.dir.path().join(format!("{id}.sock"))
+    }
+
+    pub fn disk(&self, id: &str) -> Result<Disk> {
+        self.disk_with(id, Options::default())
+    }
+
+    pub fn disk_with(&self, id: &str, options: Options) -> Result<Disk> {
+        let path = self.socket(id);
+        Disk::connect(&path, options).with_context(|| format!("{}", path.display()))
+    }
+
+    pub fn run_state(&mut self) -> Result<String> {
+        let status = self.qmp.execute("query-status", Value::Null)?;
+        ensure!(
+            status["running"] == json!(status["status"] == "running"),
+            "{status}"
+        );
+        Ok(status["status"]
+            .as_str()
+            .context("status is a string")?
+            .to_owned())
+    }
+
+    /// The entry of an export in query-block.
+    pub fn block(&mut self, id: &str) -> Result<Value> {
+        let list = self.qmp.execute("query-block", Value::Null)?;
+        let found = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| entry["device"] == id);
+        found
+            .cloned()
+            .with_context(|| format!("no '{id}' in {list}"))
+    }
+
+    pub fn io_status(&mut self, id: &str) -> Result<Value> {
+        Ok(self.block(id)?["io-status"].clone())
+    }
+
+    pub fn stats(&mut self, id: &str) -> Result<Value> {
+        let list = self.qmp.execute("query-blockstats", Value::Null)?;
+        let found = list
+            .as_array()
+            .into_iter()
+            .flatten()
+            .find(|entry| entry["device"] == id);
+        Ok(found.with_context(|| format!("no '{id}' in {list}"))?["stats"].clone())
+    }
+
+    pub fn held(&mut self, id: &str) -> Result<Vec<Value>> {
+        let list = self.qmp.execute("x-query-held", json!({ "id": id }))?;
+        Ok(list.as_array().cloned().unwrap_or_default())
+    }
+
+    /// Drives a workload up to the first held request: returns its event. The error is published
+    /// before its event: the status is there as soon as the event is.
+    pub fn run_until_held(
+        &mut self,
+        driver: &mut Driver,
+        disk: &mut Disk,
+        id: &str,
+    ) -> Result<Event> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            driver.fill(disk)?;
+            driver.reap_within(disk, Duration::from_millis(20))?;
+            match self
+                .qmp
+                .wait_event("BLOCK_IO_ERROR", Duration::from_millis(1))
+            {
+                Ok(event) => {
+                    let status = self.io_status(id)?;
+                    ensure!(
+                        status == "nospace" || status == "failed",
+                        "event, but status {status}"
+                    );
+                    ensure!(event.data["device"] == id, "{event:?}");
+                    return Ok(event);
+                }
+                Err(testkit::QmpError::Timeout { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+            ensure!(
+                !driver.is_exhausted() || driver.outstanding() > 0,
+                "the workload ended unheld"
+            );
+            ensure!(
+                Instant::now() < deadline,
+                "nothing was held; {} outstanding",
+                driver.outstanding()
+            );
+        }
+    }
+
+    /// Goes on with a workload to its end; `mend` is called whenever something is held.
+    pub fn run_to_end(
+        &mut self,
+        driver: &mut Driver,
+        disk: &mut Disk,
+        mut mend: impl FnMut(&mut Self) -> Result<()>,
+    ) -> Result<()> {
+        let mut progress = Instant::now();
+        while !driver.is_exhausted() || driver.outstanding() > 0 {
+            driver.fill(disk)?;
+            if driver.reap_within(disk, Duration::from_millis(20))? > 0 {
+                progress = Instant::now();
+            } else {
+                mend(self)?;
+            }
+            if progress.elapsed() > PATIENCE {
+                bail!(
+                    "no progress; {} outstanding\n{}",
+                    driver.outstanding(),
+                    self.daemon.stderr()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// A control export goes on: requests on it complete.
+    pub fn control_progresses(&mut self, control: &mut Disk) -> Result<()> {
+        for sector in 0..32 {
+            let read = frontend::Request::Read {
+                sector: sector * 8,
+                len: 4096,
+            };
+            let completion = control.execute(0, read, PATIENCE)?;
+            ensure!(
+                completion.is_ok(),
+                "control export: status {}",
+                completion.status
+            );
+        }
+        Ok(())
+    }
+
+    /// G2 over everything this connection has seen, and an end in order.
+    pub fn finish(mut self) -> Result<()> {
+        self.qmp
+            .log()
+            .check_order(true)
+            .map_err(anyhow::Error::msg)?;
+        let status = self.daemon.terminate(PATIENCE)?;
+        ensure!(
+            status.success(),
+            "exit status {status}; stderr:\n{}",
+            self.daemon.stderr()
+        );
+        Ok(())
+    }
+}
+
+/// An image of `bytes`, all of it a hole.
+pub fn sparse(path: &Path, bytes: u64) -> Result<()> {
+    std::fs::File::create(path)?.set_len(bytes)?;
+    Ok(())
+}
+
+/// Writes only, on `blocks` blocks of 4 KiB.
+pub fn writes(seed: u64, requests: u64, blocks: usize) -> Driver {
+    Driver::new(Workload {
+        seed,
+        requests,
+        blocks,
+        mix: testkit::Mix {
+            read: 10,
+            write: 85,
+            write_zeroes: 0,
+            discard: 0,
+            flush: 5,
+        },
+        timeout: PATIENCE,
+        ..Workload::default()
+    })
+}
