@@ -67,7 +67,7 @@ impl VhostUserBlkExport {
         backend: Arc<Backend>,
         iothread: iothread::Handle,
         socket: Socket,
-    ) -> Result<Arc<dyn Export>, ExportError> {
+    ) -> Result<Arc<Self>, ExportError> {
         options.check()?;
         let id = options.id.clone();
         if options.writable && backend.node().read_only() {

@@ -172,15 +172,17 @@ pub(crate) struct QueueRegion {
     area: Area,
     size: u16,
     next_counter: u64,
+    /// Nobody has used it before, so its used index says nothing.
+    fresh: bool,
 }
 
 impl QueueRegion {
     fn new(area: Area, size: u16) -> Result<Self, InflightError> {
         let version = area.load_u16(HEADER_VERSION, Ordering::Acquire);
         let found = area.load_u16(HEADER_DESCRIPTORS, Ordering::Acquire);
+        let fresh = (version, found) == (0, 0);
         match (version, found) {
-            // Nobody has used it yet.
-            (0, 0) => {
+            _ if fresh => {
                 area.store_u16(HEADER_DESCRIPTORS, size, Ordering::Release);
                 area.store_u16(HEADER_VERSION, VERSION, Ordering::Release);
             }
@@ -192,12 +194,22 @@ impl QueueRegion {
             area,
             size,
             next_counter: 0,
+            fresh,
         })
+    }
+
+    /// Whether no device has ever used it.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// What is in flight, oldest first, at the start of a ring whose used index is `used`. Finishes
     /// what an interrupted batch has left undone.
     pub fn recover(&mut self, used: u16) -> Result<Vec<Marked>, InflightError> {
+        if std::mem::take(&mut self.fresh) {
+            // The ring may be older than the region: after a migration, say.
+            self.area.store_u16(HEADER_USED, used, Ordering::Release);
+        }
         let noted = self.area.load_u16(HEADER_USED, Ordering::Acquire);
         let batch = used.wrapping_sub(noted);
         let size = self.size;
@@ -314,10 +326,33 @@ mod tests {
     }
 
     #[test]
+    fn a_fresh_region_for_a_ring_that_has_been_used() {
+        let (region, _file, _) = region(1, 8);
+        assert!(
+            region
+                .queue(0, 8)
+                .unwrap()
+                .recover(5000)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(
+            region
+                .queue(0, 8)
+                .unwrap()
+                .recover(5000)
+                .unwrap()
+                .is_empty()
+        );
+        assert!(region.queue(0, 8).unwrap().recover(5009).is_err());
+    }
+
+    #[test]
     fn hostile_regions_are_refused() {
         let (region, file, spec) = region(1, 8);
         let area = region.mapping.area(0, 128).unwrap();
         let mut part = region.queue(0, 8).unwrap();
+        assert!(part.recover(0).unwrap().is_empty());
         assert!(matches!(
             part.recover(9),
             Err(InflightError::UsedIndex { .. })

@@ -110,11 +110,9 @@ enum Broken {
     #[error(transparent)]
     Inflight(#[from] InflightError),
     #[error(
-        "SET_VRING_BASE {base} is more than the queue size {size} ahead of the used index {used}"
+        "SET_VRING_BASE {base} and the used index {used} are more than the queue size {size} apart"
     )]
     Base { base: u16, used: u16, size: u16 },
-    #[error("{count} requests in flight, the queue has {size} descriptors")]
-    TooMany { count: usize, size: u16 },
     #[error("the kick descriptor cannot be polled: {0}")]
     Kick(std::io::Error),
     #[error("request at descriptor {head}: its status byte is not in guest memory any more")]
@@ -537,24 +535,23 @@ impl State {
         let (size, used) = (ring.layout().size, ring.used_index());
         let places = usize::from(size).max(self.slots.len());
         self.slots.resize_with(places, Slot::default);
-        let mut next = base;
-        let mut marked = None;
-        let mut part = None;
+        let (mut next, mut marked, mut part) = (None, None, None);
         if let Some(region) = region {
             let mut region = region.queue(index, size)?;
+            let fresh = region.is_fresh();
             let found = region.recover(used)?;
-            let count = found.len();
-            if let (false, Ok(count)) = (found.is_empty(), u16::try_from(count)) {
-                next = used.wrapping_add(count);
-            }
-            if count > usize::from(size) {
-                return Err(Broken::TooMany { count, size });
+            if !fresh {
+                // Everything that was taken is either used or marked. The base knows less: the
+                // client may have read it off the ring while requests were still ending.
+                let count = u16::try_from(found.len()).unwrap_or(u16::MAX);
+                next = Some(used.wrapping_add(count));
             }
             (marked, part) = (Some(found), Some(region));
         }
-        if next.wrapping_sub(used) > size {
-            return Err(Broken::Base { base, used, size });
-        }
+        let next = match next {
+            Some(next) => next,
+            None => first_available(base, used, size)?,
+        };
         ring.set_next_avail(next);
         let identity = Identity {
             layout: ring.layout(),
@@ -680,6 +677,18 @@ impl State {
     }
 }
 
+/// Where a ring begins of which only the client knows something.
+fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
+    if base.wrapping_sub(used) <= size {
+        Ok(base)
+    } else if used.wrapping_sub(base) <= size {
+        // Requests of a former connection ended after the client had read the index.
+        Ok(used)
+    } else {
+        Err(Broken::Base { base, used, size })
+    }
+}
+
 impl Slot {
     fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Broken> {
         let memory = ring.memory().table();
@@ -731,5 +740,135 @@ impl Queue {
             .as_ref()
             .is_some_and(|live| live.popping && !live.broken && live.ring.has_available());
         available && state.enabled
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::tests::{LAYOUT, memory};
+
+    const BASE: u16 = 7;
+
+    fn state() -> State {
+        State {
+            live: None,
+            enabled: true,
+            slots: Vec::new(),
+            done: Vec::new(),
+            call: None,
+            error: None,
+            left: None,
+        }
+    }
+
+    /// A ring whose used index is `used`.
+    fn ring(used: u16) -> Ring {
+        let memory = memory();
+        let index = GuestAddress(LAYOUT.used + 2);
+        memory.table().write_obj(used.to_le(), index).unwrap();
+        Ring::new(memory, LAYOUT).unwrap()
+    }
+
+    fn region(heads: &[u16]) -> Arc<Region> {
+        let (spec, file) = Region::create(1, 4).unwrap();
+        let region = Region::open(&spec, &file).unwrap();
+        let mut part = region.queue(0, 4).unwrap();
+        part.recover(5).unwrap();
+        for &head in heads {
+            part.mark(head);
+        }
+        Arc::new(region)
+    }
+
+    fn next_avail(state: &State) -> u16 {
+        state.live.as_ref().unwrap().ring.next_avail()
+    }
+
+    #[test]
+    fn the_base_counts_only_for_a_region_that_was_never_used() {
+        for (heads, base, expected) in [
+            (&[][..], BASE, 5),
+            (&[], 9999, 5),
+            (&[2], BASE, 6),
+            (&[2, 0], 9999, 7),
+            (&[3, 2, 1, 0], 0, 9),
+        ] {
+            let mut state = state();
+            let marked = state.prepare(0, ring(5), Some(region(heads)), 0, base);
+            assert_eq!(next_avail(&state), expected, "{heads:?}, base {base}");
+            let found: Vec<_> = marked
+                .unwrap()
+                .unwrap()
+                .iter()
+                .map(|marked| marked.head)
+                .collect();
+            assert_eq!(found, heads);
+        }
+        let (spec, file) = Region::create(1, 4).unwrap();
+        let fresh = Arc::new(Region::open(&spec, &file).unwrap());
+        let mut state = state();
+        let marked = state.prepare(0, ring(5), Some(fresh), 0, BASE).unwrap();
+        assert_eq!((next_avail(&state), marked), (BASE, Some(vec![])));
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_breaks_the_queue() {
+        let next = |base, used| first_available(base, used, 4);
+        for (base, used, expected) in [
+            (5, 5, 5),
+            (9, 5, 9),
+            (4, 5, 5),
+            (1, 5, 5),
+            (3, u16::MAX, 3),
+            (u16::MAX, 3, 3),
+        ] {
+            assert_eq!(next(base, used).unwrap(), expected, "{base} {used}");
+        }
+        for (base, used) in [(10, 5), (0, 5), (4, u16::MAX), (32768, 0)] {
+            let error = next(base, used).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("SET_VRING_BASE {base}")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_survives_only_as_the_very_request_that_is_marked() {
+        let mut state = state();
+        let marked = state
+            .prepare(0, ring(5), Some(region(&[2, 1])), 0, 0)
+            .unwrap();
+        for (head, counter) in [(0, 0), (1, 1), (2, 9)] {
+            state.slots[head].state = SlotState::Done { status: 0 };
+            state.slots[head].counter = counter;
+        }
+        state.done = vec![2, 1, 0];
+        let kept: Vec<_> = (0..5)
+            .filter(|&head| state.is_kept(head, &marked))
+            .collect();
+        assert_eq!(kept, [1]);
+        assert_eq!(state.drop_unmarked(&marked), 2);
+        assert_eq!(state.done, [1]);
+        assert_eq!(state.slots[2].state, SlotState::Free);
+    }
+
+    #[test]
+    fn without_region_only_the_ring_that_was_left_goes_on() {
+        for (used, features, base, goes_on) in [
+            (5, 1, 6, true),
+            (4, 1, 6, false),
+            (5, 0, 6, false),
+            (5, 1, 5, false),
+        ] {
+            let mut state = state();
+            state.prepare(0, ring(5), None, 1, 6).unwrap();
+            state.slots[3].state = SlotState::Taken;
+            assert_eq!(state.leave(), Some(6));
+            let marked = state.prepare(0, ring(used), None, features, base).unwrap();
+            assert_eq!(marked.is_some(), goes_on, "{used} {features} {base}");
+            assert_eq!(state.is_kept(3, &marked), goes_on);
+        }
     }
 }

@@ -5,14 +5,18 @@ use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use iothread::mailbox::Sender;
-use rustix::event::{EventfdFlags, PollFd, PollFlags};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 use vhost::vhost_user::{BackendReqHandler, Error};
 
 use crate::session::Session;
 use crate::socket::Socket;
 use crate::trouble::Trouble;
+
+/// How long to leave a listening socket alone that cannot accept.
+const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
@@ -98,13 +102,18 @@ impl Server {
         } = self;
         let session = Arc::new(Mutex::new(session));
         while !stopper.is_closing() {
-            let stream = match wait(&socket, &stopper).and_then(|()| socket.accept()) {
+            let accepted = wait(Some(&socket), &stopper, None).and_then(|()| socket.accept());
+            let stream = match accepted {
                 Ok(Some(stream)) => stream,
                 Ok(None) => continue,
                 Err(error) => {
-                    tracing::error!(export = id, %error, "cannot accept clients any more");
+                    // Out of descriptors, most likely: that passes.
+                    tracing::error!(export = id, %error, "cannot accept clients for now");
                     trouble.set_client(Some(format!("cannot accept clients: {error}")));
-                    break;
+                    if wait(None, &stopper, Some(ACCEPT_RETRY)).is_err() {
+                        break;
+                    }
+                    continue;
                 }
             };
             trouble.set_client(None);
@@ -121,13 +130,12 @@ impl Server {
     }
 }
 
-/// Sleeps until a client connects or the export is closed.
-fn wait(socket: &Socket, stopper: &Stopper) -> io::Result<()> {
-    let mut fds = [
-        PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN),
-        PollFd::new(&stopper.wake, PollFlags::IN),
-    ];
-    match rustix::event::poll(&mut fds, None) {
+/// Sleeps until a client connects, the export is closed, or the time is over.
+fn wait(socket: Option<&Socket>, stopper: &Stopper, timeout: Option<Duration>) -> io::Result<()> {
+    let mut fds = vec![PollFd::new(&stopper.wake, PollFlags::IN)];
+    fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
+    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
+    match rustix::event::poll(&mut fds, timeout.as_ref()) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(errno) => Err(errno.into()),
     }

@@ -1,6 +1,11 @@
 //! A daemon in small: run control, an iothread, a disk in memory that fails on demand, an export.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper of tests fails as tests do"
+)]
 
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU64, Ordering};
@@ -13,7 +18,8 @@ use block::{
     Backend, BlockError, Control, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError,
     Operation, Policy, RunState,
 };
-use frontend::{Disk, Request};
+use frontend::protocol::message;
+use frontend::{Connection, Disk, Request};
 use iothread::{Config, IoThread};
 use standfast_export_vhost_user_blk::{ExportError, Options, VhostUserBlkExport, bind_socket};
 
@@ -22,15 +28,18 @@ pub const SECONDS: Duration = Duration::from_secs(10);
 /// Long enough for a completion that must not come to be seen.
 pub const A_WHILE: Duration = Duration::from_millis(50);
 
-/// What the disk does wrong.
-#[derive(Debug, Default)]
+/// The disk in memory, and what it does wrong.
+#[derive(Debug)]
 pub struct Faults {
+    pub data: Mutex<Vec<u8>>,
     /// Errno of every write, or 0.
     pub write: AtomicI32,
     pub flush: AtomicI32,
     pub read: AtomicI32,
     /// Requests take until this is cleared.
     pub stall: AtomicBool,
+    /// How long each request takes at least.
+    pub latency_us: AtomicU64,
     pub fua: AtomicU64,
     pub writes: AtomicU64,
     pub discards: AtomicU64,
@@ -38,9 +47,25 @@ pub struct Faults {
     pub order: Mutex<Vec<u64>>,
 }
 
+impl Faults {
+    pub fn new() -> Arc<Self> {
+        Arc::new(Self {
+            data: Mutex::new(vec![0; DISK_BYTES]),
+            write: AtomicI32::default(),
+            flush: AtomicI32::default(),
+            read: AtomicI32::default(),
+            stall: AtomicBool::default(),
+            latency_us: AtomicU64::default(),
+            fua: AtomicU64::default(),
+            writes: AtomicU64::default(),
+            discards: AtomicU64::default(),
+            order: Mutex::default(),
+        })
+    }
+}
+
 #[derive(Debug)]
 struct RamDisk {
-    data: Mutex<Vec<u8>>,
     faults: Arc<Faults>,
 }
 
@@ -55,7 +80,7 @@ impl RamDisk {
             0 => {}
             errno => return Err(BlockError::from_errno(errno)),
         }
-        let mut data = self.data.lock().unwrap();
+        let mut data = self.faults.data.lock().unwrap();
         let (start, len) = (
             usize::try_from(io.offset).unwrap(),
             usize::try_from(io.bytes).unwrap(),
@@ -110,6 +135,10 @@ impl Driver for RamDisk {
             self.faults.order.lock().unwrap().push(io.offset);
         }
         IoFuture::new(async move {
+            let latency_us = self.faults.latency_us.load(Ordering::SeqCst);
+            if latency_us > 0 {
+                iothread::time::sleep(Duration::from_micros(latency_us)).await;
+            }
             while self.faults.stall.load(Ordering::SeqCst) {
                 iothread::time::sleep(Duration::from_millis(1)).await;
             }
@@ -146,13 +175,16 @@ impl Daemon {
     }
 
     pub fn try_with(options: Options) -> Result<Self, ExportError> {
+        Self::over(options, Faults::new())
+    }
+
+    /// A daemon that serves a disk which another one has served before.
+    pub fn over(options: Options, faults: Arc<Faults>) -> Result<Self, ExportError> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
         let (control, task) = block::control();
         let task = std::thread::spawn(move || block::block_on(task.run()));
-        let faults = Arc::new(Faults::default());
         let disk = RamDisk {
-            data: Mutex::new(vec![0; DISK_BYTES]),
             faults: Arc::clone(&faults),
         };
         let iothread = IoThread::spawn(Config::default()).unwrap();
@@ -180,6 +212,12 @@ impl Daemon {
 
     pub fn connect_with(&self, options: frontend::Options) -> Disk {
         Disk::connect(&self.socket, options).unwrap()
+    }
+
+    /// Waits until the former client's rings have ended: only then is the next one answered.
+    pub fn wait_disconnected(&self) {
+        let mut next = Connection::connect(&self.socket, SECONDS).unwrap();
+        next.get_u64(message::GET_FEATURES).unwrap();
     }
 
     pub fn cont(&self) {
