@@ -81,7 +81,7 @@ impl Fuzzers {
         let manifest = Path::new("fuzz/Cargo.toml");
         let metadata = Metadata::of(manifest)?;
         let host = host_triple(&output(Command::new("rustc").arg("-vV"))?)?;
-        let mut command = cargo(["build", "--release", "--bins", "--locked"]);
+        let mut command = cargo(["build", "--release", "--bins"]);
         command.arg("--manifest-path").arg(manifest);
         // With a target named, the flags do not reach build scripts and macros, which could not be
         // linked with them.
