@@ -28,7 +28,7 @@ fn run(scope: &str, depth: usize, seed: u64, requests: u64) -> Result<()> {
     // Two rules of 1 in 14 each; retries are counted too, so the faults wander over the requests.
     for errno in [28, 5] {
         let rule =
-            json!({ "node-name": "disk0", "event": "none", "errno": errno, "x-every-nth": 14 });
+            json!({ "node-name": "disk0", "event": "none", "errno": errno, "every-nth": 14 });
         server.qmp.execute("x-blkdebug-inject", rule)?;
     }
     let mut disk = server.disk("vda")?;

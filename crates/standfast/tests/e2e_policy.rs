@@ -43,7 +43,7 @@ fn eio_is_held_under_stop_and_the_control_export_goes_on() -> Result<()> {
     let mut server = server(json!({ "werror": "stop", "hold-scope": "device" }))?;
     let mut disk = server.disk("vda")?;
     let mut control = server.disk("control")?;
-    let mut driver = writes(3, 400, 2048);
+    let mut driver = writes(3, 400, 2048, 16);
     inject(
         &mut server,
         json!({ "event": "none", "iotype": "write", "errno": 5 }),

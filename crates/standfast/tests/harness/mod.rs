@@ -275,12 +275,13 @@ pub fn sparse(path: &Path, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Writes only, on `blocks` blocks of 4 KiB.
-pub fn writes(seed: u64, requests: u64, blocks: usize) -> Driver {
+/// Mostly writes, of up to `blocks_max` of the first `blocks` blocks of 4 KiB.
+pub fn writes(seed: u64, requests: u64, blocks: usize, blocks_max: usize) -> Driver {
     Driver::new(Workload {
         seed,
         requests,
         blocks,
+        blocks_max,
         mix: testkit::Mix {
             read: 10,
             write: 85,
