@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{Backend, HoldScope, Node, OnError, Policy, Registry, RegistryError};
+use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport, bind_socket};
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
@@ -55,7 +55,7 @@ pub async fn add(
     .await;
     let backend = backend.ok_or_else(SetupError::shutting_down)?;
     let made = VhostUserBlkExport::new(options, Arc::clone(&backend), iothread, socket).await;
-    let export = match made {
+    let export: Arc<dyn Export> = match made {
         Ok(export) => export,
         Err(error) => {
             backend.remove().await;

@@ -18,7 +18,6 @@ use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
     DiscardMode,
 };
-use serde::Serialize;
 use tokio::time::Instant;
 
 use super::setup_error::SetupError;
@@ -237,8 +236,8 @@ fn blkdebug_options(
 fn inject_rule(rule: &wire::BlkdebugInjectError) -> Result<InjectError, SetupError> {
     let default = InjectError::default();
     Ok(InjectError {
-        event: event(rule.event)?,
-        iotype: rule.iotype.map(io_type).transpose()?,
+        event: event(rule.event),
+        iotype: rule.iotype.map(io_type),
         errno: match rule.errno {
             Some(errno) => in_range("errno", errno)?,
             None => default.errno,
@@ -256,7 +255,7 @@ fn inject_rule(rule: &wire::BlkdebugInjectError) -> Result<InjectError, SetupErr
 
 fn set_state_rule(rule: &wire::BlkdebugSetState) -> Result<SetState, SetupError> {
     Ok(SetState {
-        event: event(rule.event)?,
+        event: event(rule.event),
         state: in_range("state", rule.state.unwrap_or(0))?,
         new_state: in_range("new_state", rule.new_state)?,
     })
@@ -270,30 +269,22 @@ fn in_range<T: TryFrom<i64>>(name: &str, value: i64) -> Result<T, SetupError> {
         .map_err(|value| SetupError::new(format!("blkdebug: {name} {value} is out of range")))
 }
 
-fn event(event: wire::BlkdebugEvent) -> Result<FaultEvent, SetupError> {
-    let name = wire_name(&event);
-    FaultEvent::from_name(&name).ok_or_else(|| {
-        SetupError::new(format!(
-            "blkdebug event '{name}' does not occur here, use none, read_aio, write_aio, \
-             flush_to_disk or pwritev_zero"
-        ))
-    })
+fn event(event: wire::BlkdebugEvent) -> FaultEvent {
+    match event {
+        wire::BlkdebugEvent::ReadAio => FaultEvent::ReadAio,
+        wire::BlkdebugEvent::WriteAio => FaultEvent::WriteAio,
+        wire::BlkdebugEvent::FlushToDisk => FaultEvent::FlushToDisk,
+        wire::BlkdebugEvent::PwritevZero => FaultEvent::PwritevZero,
+        wire::BlkdebugEvent::None => FaultEvent::None,
+    }
 }
 
-fn io_type(kind: wire::BlkdebugIoType) -> Result<IoType, SetupError> {
-    let name = wire_name(&kind);
-    IoType::from_name(&name).ok_or_else(|| {
-        SetupError::new(format!(
-            "blkdebug iotype '{name}' does not occur here, use read, write, write-zeroes, discard \
-             or flush"
-        ))
-    })
-}
-
-/// The name of a unit variant on the wire.
-fn wire_name(value: &impl Serialize) -> String {
-    match serde_json::to_value(value) {
-        Ok(serde_json::Value::String(name)) => name,
-        _ => String::new(),
+fn io_type(kind: wire::BlkdebugIoType) -> IoType {
+    match kind {
+        wire::BlkdebugIoType::Read => IoType::Read,
+        wire::BlkdebugIoType::Write => IoType::Write,
+        wire::BlkdebugIoType::WriteZeroes => IoType::WriteZeroes,
+        wire::BlkdebugIoType::Discard => IoType::Discard,
+        wire::BlkdebugIoType::Flush => IoType::Flush,
     }
 }

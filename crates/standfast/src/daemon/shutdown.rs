@@ -3,7 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 
-use block::{Control, Registry};
+use block::Registry;
+use block::run_control::RunControl;
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -86,25 +87,27 @@ pub async fn close_all(registry: &Registry, reason: &'static str) {
     control
         .call(move |state, wiring| state.shutdown(reason, wiring))
         .await;
-    warn_of_held(control);
+    // What is in flight may still fail and be held.
+    let mut drained = Vec::new();
+    for export in registry.exports() {
+        drained.push(export.backend().drain().await);
+    }
+    control.call(|state, _| warn_of_held(state)).await;
+    drop(drained);
     registry.close_exports().await;
 }
 
-fn warn_of_held(control: &Control) {
-    let held: Vec<_> = control.read(|state| {
-        let all = state.backends().map(|(_, backend)| backend);
-        all.map(|backend| (backend.config().device.to_string(), backend.held().len()))
-            .filter(|(_, held)| *held > 0)
-            .collect()
-    });
-    for (export, held) in held {
-        let requests = match held {
+fn warn_of_held(state: &RunControl) {
+    for (_, backend) in state.backends() {
+        let requests = match backend.held().len() {
+            0 => continue,
             1 => "1 held request is".to_owned(),
-            _ => format!("{held} held requests are"),
+            held => format!("{held} held requests are"),
         };
         tracing::warn!(
-            "export '{export}': {requests} neither completed nor failed; the client keeps them for \
-             the next daemon if it negotiated INFLIGHT_SHMFD"
+            "export '{}': {requests} neither completed nor failed; the client keeps them for the \
+             next daemon if it negotiated INFLIGHT_SHMFD",
+            backend.config().device
         );
     }
 }

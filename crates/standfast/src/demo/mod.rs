@@ -27,8 +27,8 @@ use crate::tool::size::human;
 /// The hidden subcommand that is the demo's daemon.
 pub const DAEMON_COMMAND: &str = "demo-daemon";
 
-const DISK_BYTES: u64 = 64 << 20;
-const LIMIT_BYTES: u64 = 40 << 20;
+const DISK_BYTES: u64 = 32 << 20;
+const LIMIT_BYTES: u64 = 20 << 20;
 
 /// What a shell says of a process that SIGINT has ended.
 const EXIT_INTERRUPTED: u8 = 130;

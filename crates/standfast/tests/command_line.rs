@@ -1,0 +1,343 @@
+//! What the daemon says to a wrong command line, word for word.
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "the whole file is a test"
+)]
+
+mod common;
+
+use common::{Place, refused, standfast, stderr, stdout};
+
+/// An image and a directory for sockets; `@` in a row stands for it.
+fn place() -> Place {
+    let place = Place::new();
+    std::fs::write(place.file("disk.img"), vec![0; 4096]).unwrap();
+    place
+}
+
+const NULL: &str = "--blockdev=null-co,node-name=n";
+const RO: &str = "--blockdev=null-co,node-name=n,read-only=on";
+const EXPORT: &str = "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e";
+
+/// Arguments; the message between `standfastd: ` and the end of its line.
+const TABLE: &[(&[&str], &str)] = &[
+    (&["--frob"], "unrecognized option '--frob'"),
+    (&["bar"], "bar: Unexpected argument"),
+    (&["--export"], "option '--export' requires an argument"),
+    // Nodes.
+    (
+        &["--blockdev", "driver=nosuch,node-name=n"],
+        "--blockdev driver=nosuch,node-name=n: Parameter 'driver' does not accept value 'nosuch'",
+    ),
+    (
+        &["--blockdev", "node-name=n"],
+        "--blockdev node-name=n: Parameter 'driver' is missing",
+    ),
+    (
+        &["--blockdev", "file,node-name=n"],
+        "--blockdev file,node-name=n: Parameter 'filename' is missing",
+    ),
+    (
+        &["--blockdev", "null-co"],
+        "--blockdev null-co: 'node-name' must be specified for the root node",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=9n"],
+        "--blockdev null-co,node-name=9n: Invalid node-name: '9n'",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=n,foo=1"],
+        "--blockdev null-co,node-name=n,foo=1: Parameter 'foo' is unexpected",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=n,cache.direct=maybe"],
+        "--blockdev null-co,node-name=n,cache.direct=maybe: Parameter 'cache.direct' expects 'on' \
+         or 'off'",
+    ),
+    (
+        &[
+            "--blockdev",
+            "{\"driver\":\"null-co\",\"node-name\":\"n\",\"read-only\":\"on\"}",
+        ],
+        "--blockdev {\"driver\":\"null-co\",\"node-name\":\"n\",\"read-only\":\"on\"}: Invalid \
+         parameter type for 'read-only', expected: boolean",
+    ),
+    (
+        &[NULL, NULL],
+        "--blockdev null-co,node-name=n: Duplicate nodes with node-name='n'",
+    ),
+    (
+        &[
+            "--blockdev",
+            "quota,node-name=a,limit=1M,file.driver=null-co,file.node-name=a",
+        ],
+        "--blockdev quota,node-name=a,limit=1M,file.driver=null-co,file.node-name=a: Duplicate \
+         nodes with node-name='a'",
+    ),
+    (
+        &["--blockdev", "quota,node-name=q,limit=1M,file=zz"],
+        "--blockdev quota,node-name=q,limit=1M,file=zz: Cannot find device='' nor node-name='zz'",
+    ),
+    (
+        &["--blockdev", "file,node-name=n,filename=@/nosuch"],
+        "--blockdev file,node-name=n,filename=@/nosuch: Could not open '@/nosuch': No such file or \
+         directory",
+    ),
+    (
+        &["--blockdev", "file,node-name=n,filename=@"],
+        "--blockdev file,node-name=n,filename=@: Could not open '@': Is a directory",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=n,detect-zeroes=on"],
+        "--blockdev null-co,node-name=n,detect-zeroes=on: Node 'n': detect-zeroes=on is not \
+         supported, use off",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=n,size=-1"],
+        "--blockdev null-co,node-name=n,size=-1: Parameter 'size' is negative: -1",
+    ),
+    (
+        &[
+            NULL,
+            "--blockdev",
+            "quota,node-name=q,limit=1M,file=n,read-only=on",
+        ],
+        "--blockdev quota,node-name=q,limit=1M,file=n,read-only=on: Node 'q' cannot be read-only \
+         on 'n', which is not: set read-only=on for 'n'",
+    ),
+    (
+        &[
+            NULL,
+            "--blockdev",
+            "blkdebug,node-name=b,image=n,inject-error.0.event=none,inject-error.0.errno=-5",
+        ],
+        "--blockdev blkdebug,node-name=b,image=n,inject-error.0.event=none,inject-error.0.errno=-5: \
+         blkdebug: errno -5 is out of range",
+    ),
+    (
+        &[NULL, "--blockdev", "blkdebug,node-name=b,image=n,align=7"],
+        "--blockdev blkdebug,node-name=b,image=n,align=7: Cannot meet constraints with align 7",
+    ),
+    // Exports.
+    (
+        &[EXPORT],
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Cannot find \
+         device='' nor node-name='n'",
+    ),
+    (
+        &[NULL, EXPORT, EXPORT],
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Block export id \
+         'e' is already in use",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e: Invalid block \
+         export id",
+    ),
+    (
+        &[
+            RO,
+            "--export=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path=@/e: Cannot \
+         export read-only node as writable",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,iothread=i,addr.type=unix,addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,iothread=i,addr.type=unix,addr.path=@/e: \
+         iothread \"i\" not found",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e: \
+         num-queues must be greater than 0",
+    ),
+    (
+        &[NULL, "--export=nbd,id=e,node-name=n"],
+        "--export nbd,id=e,node-name=n: Parameter 'type' does not accept value 'nbd'",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,werror=retry,addr.type=unix,addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,werror=retry,addr.type=unix,addr.path=@/e: \
+         Parameter 'werror' does not accept value 'retry'",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e: Failed to bind \
+         socket to @/no/e.lock: No such file or directory",
+    ),
+    (
+        &[
+            NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/disk.img",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/disk.img: Failed to \
+         bind socket to @/disk.img: Address already in use",
+    ),
+    // Character devices and monitors.
+    (
+        &["--chardev", "stdio"],
+        "--chardev stdio: chardev: no id specified",
+    ),
+    (
+        &["--chardev", "socket,id=c"],
+        "--chardev socket,id=c: Parameter 'path' is missing",
+    ),
+    (
+        &["--chardev", "socket,id=c,fd=99999,server=on,wait=off"],
+        "--chardev socket,id=c,fd=99999,server=on,wait=off: File descriptor '99999' is not a socket",
+    ),
+    (
+        &["--chardev", "socket,id=c,path=@/nosuch"],
+        "--chardev socket,id=c,path=@/nosuch: Failed to connect to '@/nosuch': No such file or \
+         directory",
+    ),
+    (
+        &["--chardev", "stdio,id=c", "--chardev", "stdio,id=c"],
+        "--chardev stdio,id=c: attempt to add duplicate property 'c' to object (type 'container')",
+    ),
+    (
+        &["--chardev", "stdio,id=c", "--chardev", "stdio,id=d"],
+        "--chardev stdio,id=d: cannot use stdio by multiple character devices",
+    ),
+    (
+        &["--monitor", "chardev=c"],
+        "--monitor chardev=c: chardev \"c\" not found",
+    ),
+    (
+        &[
+            "--chardev",
+            "stdio,id=c",
+            "--monitor",
+            "c",
+            "--monitor",
+            "c",
+        ],
+        "--monitor c: Device 'c' is in use",
+    ),
+    (
+        &["--monitor", "c", "--chardev", "stdio,id=c"],
+        "--monitor c: chardev \"c\" not found",
+    ),
+    (
+        &["--monitor", "c,mode=readline"],
+        "--monitor c,mode=readline: Parameter 'mode' does not accept value 'readline'",
+    ),
+    // Objects.
+    (
+        &["--object", "throttle-group,id=t"],
+        "--object throttle-group,id=t: Parameter 'qom-type' does not accept value 'throttle-group'",
+    ),
+    (
+        &["--object", "iothread,id=i", "--object", "iothread,id=i"],
+        "--object iothread,id=i: attempt to add duplicate property 'i' to object (type 'container')",
+    ),
+    // The pid file.
+    (
+        &["--pidfile", "@/no/pid"],
+        "cannot create PID file: Could not create '@/no/pid': No such file or directory",
+    ),
+];
+
+#[test]
+fn mistakes_are_told_in_qemu_s_words() {
+    let place = place();
+    let dir = place.name("");
+    let dir = dir.trim_end_matches('/');
+    for (args, message) in TABLE {
+        let args: Vec<_> = args.iter().map(|arg| arg.replace('@', dir)).collect();
+        let args: Vec<_> = args.iter().map(String::as_str).collect();
+        let output = refused(&args);
+        let line = format!("standfastd: {}", message.replace('@', dir));
+        let said = stderr(&output);
+        assert!(
+            said.lines().any(|said| said == line),
+            "{args:?}\nexpected {line}\nsaid {said}"
+        );
+        assert_eq!(output.status.code(), Some(1), "{args:?}");
+        assert_eq!(
+            place.files(),
+            ["disk.img"],
+            "{args:?} leaves something behind"
+        );
+    }
+}
+
+#[test]
+fn what_may_be_written_in_more_than_one_way() {
+    let place = place();
+    // The mistake at the end shows that everything before it was taken.
+    let end = ["--monitor", "end"];
+    for args in [
+        &["--blockdev={'driver':'null-co','node-name':'n','size':512,}"][..],
+        &["--blockdev", "driver=null-co,node-name=n,"],
+        &["--blockd", "null-co,node-name=n"],
+        &["--object", "iothread,id=i,poll-max-ns=0x10"],
+        &["--object", "{\"qom-type\":\"iothread\",\"id\":\"i\"}"],
+        &[
+            "--blockdev",
+            "quota,node-name=q,limit=1.5G,file.driver=null-co",
+        ],
+        &[
+            NULL,
+            "--blockdev",
+            "blkdebug,node-name=b,image=n,inject-error.0.event=write_aio,\
+          inject-error.0.errno=28,inject-error.0.once=on,set-state.0.event=read_aio,\
+          set-state.0.new_state=2",
+        ],
+    ] {
+        // JSON has no comma at its end.
+        let args: Vec<_> = args.iter().map(|arg| arg.replace(",}", "}")).collect();
+        let args: Vec<_> = args.iter().map(String::as_str).chain(end).collect();
+        let said = stderr(&refused(&args));
+        assert!(
+            said.contains("standfastd: --monitor end: chardev \"end\" not found"),
+            "{args:?}\n{said}"
+        );
+    }
+    assert_eq!(place.files(), ["disk.img"]);
+}
+
+#[test]
+fn help_and_version() {
+    for (program, args) in [
+        (refused as fn(&[&str]) -> _, &["--help"][..]),
+        (refused, &["-h"]),
+        (standfast, &["--help"]),
+        (standfast, &["qmp", "--help"]),
+    ] {
+        let output = program(args);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(
+            stdout(&output).contains("Usage: standfast"),
+            "{}",
+            stdout(&output)
+        );
+    }
+    let version = env!("CARGO_PKG_VERSION");
+    assert_eq!(
+        stdout(&refused(&["--version"])),
+        format!("standfastd {version}\n")
+    );
+    assert_eq!(stdout(&refused(&["-V"])), format!("standfastd {version}\n"));
+    assert_eq!(
+        stdout(&standfast(&["--version"])),
+        format!("standfast {version}\n")
+    );
+}
