@@ -80,8 +80,9 @@ fn name(part: Part) -> String {
 }
 
 fn check() -> Result<()> {
-    lint::fmt()?;
-    lint::clippy()
+    let fmt = lint::fmt();
+    let clippy = lint::clippy();
+    fmt.and(clippy)
 }
 
 fn unit(tests: &[&Target], soak: bool) -> Result<()> {
@@ -101,8 +102,8 @@ fn loom(tests: &[&Target], metadata: &Metadata) -> Result<()> {
     let tests = chosen(tests, LOOM_PREFIX)?;
     // Optimised, since loom tries very many interleavings; and in a directory of its own, since
     // the flag changes every crate.
-    let mut command = cargo(["test", "--release", "--package", LOOM_PACKAGE]);
-    command.env("RUSTFLAGS", "--cfg loom");
+    let mut command = cargo(["test", "--package", LOOM_PACKAGE]);
+    command.args(PROFILE).env("RUSTFLAGS", "--cfg loom");
     command
         .arg("--target-dir")
         .arg(metadata.target_directory.join("loom"));
