@@ -111,6 +111,39 @@ fn what_is_held_is_neither_completed_nor_failed_at_the_end() {
     assert!(said.lines().any(warns), "{said}");
 }
 
+/// Storage that hangs must not keep whoever wants the daemon gone.
+#[test]
+fn a_second_signal_does_not_wait_for_storage() {
+    let place = Place::new();
+    let export = format!(
+        "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path={}",
+        place.name("vda.sock")
+    );
+    let mut daemon = standfastd()
+        .args(["--blockdev", "null-co,node-name=n,latency-ns=600000000000"])
+        .args(["--export", &export])
+        .socket(place.file("vda.sock"))
+        .start()
+        .unwrap();
+    daemon.wait_for_stderr("is ready", PATIENCE).unwrap();
+    let mut disk = Disk::connect(place.file("vda.sock"), Options::default()).unwrap();
+    let read = Request::Read {
+        sector: 0,
+        len: 512,
+    };
+    disk.submit(0, read).unwrap();
+    disk.kick(0).unwrap();
+    // It is in flight, and no signal can take it back.
+    assert!(disk.wait(0, Duration::from_millis(300)).unwrap().is_none());
+    daemon.signal(Signal::TERM).unwrap();
+    daemon.wait_for_stderr("shutting down", PATIENCE).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(daemon.try_wait().unwrap().is_none(), "it does not wait");
+    daemon.signal(Signal::INT).unwrap();
+    assert_eq!(daemon.wait(PATIENCE).unwrap().code(), Some(1));
+    assert!(daemon.stderr().contains("ending at once"));
+}
+
 #[test]
 fn nobody_takes_over_what_is_in_use() {
     let place = Place::new();

@@ -17,6 +17,7 @@ pub use self::cli::PROGRAM;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::path::Path;
+use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -125,8 +126,10 @@ async fn run(line: CommandLine) -> ExitCode {
             ExitCode::SUCCESS,
         ),
     };
+    // Kept when a second signal comes: dropping iothreads would wait for the storage.
+    let mut closing = pin!(daemon.close(reason));
     tokio::select! {
-        () = daemon.close(reason) => code,
+        () = &mut closing => code,
         name = signals.next() => shutdown::abandon(name),
     }
 }

@@ -73,7 +73,7 @@ pub async fn requested(signals: &mut Signals, quit: &mut Receiver<&'static str>)
 
 /// A second signal: whoever sent it does not want to wait, e.g. for storage that hangs. Sockets and
 /// the pid file stay behind; the next daemon replaces them.
-#[expect(clippy::exit, reason = "dropping iothreads would wait for the storage")]
+#[expect(clippy::exit, reason = "an orderly return would wait for the storage")]
 pub fn abandon(name: &str) -> ! {
     tracing::error!(
         "{name} while shutting down: ending at once, without waiting for I/O in flight"

@@ -21,6 +21,9 @@ const SECTOR_BYTES: u64 = 512;
 /// How long nothing may happen, unless the VM is stopped.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// How long nothing is completed once everything waits.
+const QUIET: Duration = Duration::from_millis(200);
+
 /// How long one wait for a completion is.
 const TICK: Duration = Duration::from_millis(10);
 
@@ -105,7 +108,22 @@ impl Guest {
         }
     }
 
-    /// Waits for `span` and counts what is completed meanwhile.
+    /// Goes on until nothing is completed any more for [`QUIET`]: what was in flight when the VM was
+    /// stopped has ended, and the queue is full.
+    ///
+    /// # Errors
+    /// If the connection fails.
+    pub fn settle(&mut self) -> Result<()> {
+        loop {
+            check_interrupt()?;
+            self.submit_writes()?;
+            if !self.complete(QUIET)? {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Goes on for `span`, as far as the queue has room, and counts what is completed meanwhile.
     ///
     /// # Errors
     /// If the connection fails.
@@ -114,6 +132,7 @@ impl Guest {
         let mut completed = 0;
         while Instant::now() < end {
             check_interrupt()?;
+            self.submit_writes()?;
             completed += u64::from(self.complete(TICK)?);
         }
         Ok(completed)

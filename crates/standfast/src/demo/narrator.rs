@@ -48,6 +48,11 @@ impl Narrator {
         self.pace
     }
 
+    /// Whether bars are drawn.
+    pub fn draws(&self) -> bool {
+        self.terminal
+    }
+
     /// A heading.
     pub fn heading(&self, text: &str) {
         self.line("");

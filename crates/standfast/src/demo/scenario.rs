@@ -102,6 +102,7 @@ impl Run<'_> {
         ensure!(!finished, "the storage was to run full, and did not");
         tell.step("The storage is full. What the daemon tells its monitors:");
         self.wait_for("STOP")?;
+        self.guest.settle()?;
         self.look("io-error", Some("nospace"))?;
         let held = self.held()?;
         self.figures.held = held.len() as u64;
@@ -120,16 +121,15 @@ impl Run<'_> {
             .expect(!held.is_empty(), || "no request is held".to_owned());
         tell.step("The VM waits. It sees no error:");
         let begin = Instant::now();
-        // Other requests may have been in flight when this one failed: let them end first.
-        self.guest.wait(WATCH / 5)?;
         let completed = self.guest.wait(WATCH)?;
         self.figures.completed_while_held = completed;
         self.figures
             .expect(completed == 0, || format!("{completed} requests went on"));
         let text = format!(
-            "{} requests outstanding, {} of them held, {} errors",
-            self.guest.outstanding(),
+            "{} held, {} more wait behind, {} completed, {} errors",
             held.len(),
+            self.guest.outstanding() - held.len().min(self.guest.outstanding()),
+            completed,
             self.guest.errors
         );
         tell.detail(Tone::Good, "VM", &text);
@@ -223,8 +223,10 @@ impl Run<'_> {
         drop(bar);
         let written = human(self.guest.written * REQUEST_BYTES as u64);
         let all = human(self.scene.disk_bytes);
-        self.narrator
-            .detail(Tone::Plain, "VM", &format!("{written} of {all} written"));
+        if !self.narrator.draws() {
+            let text = format!("{written} of {all} written");
+            self.narrator.detail(Tone::Plain, "VM", &text);
+        }
         self.show(&shown);
         Ok(finished)
     }
