@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
-use qapi::types::{BlockInfo, HeldRequestInfo, StatusInfo};
+use qapi::types::{BlockInfo, StatusInfo};
 use qapi::{Object, Value};
 use serde_json::json;
 
@@ -107,14 +107,14 @@ impl Run<'_> {
         let held = self.held()?;
         self.figures.held = held.len() as u64;
         for request in held.iter().take(SHOWN) {
-            let HeldRequestInfo {
-                operation,
-                length,
-                offset,
-                reason,
-                ..
-            } = request;
-            let text = format!("{operation} of {length} bytes at {offset}: {reason}");
+            let word = |member: &str| request[member].as_str().unwrap_or("?").to_owned();
+            let text = format!(
+                "{} of {} bytes at {}: {}",
+                word("operation"),
+                request["length"],
+                request["offset"],
+                word("reason")
+            );
             tell.detail(Tone::Wire, "x-query-held", &text);
         }
         self.figures
@@ -295,7 +295,7 @@ impl Run<'_> {
         Ok(disk.io_status.map(|status| status.name().to_owned()))
     }
 
-    fn held(&mut self) -> Result<Vec<HeldRequestInfo>> {
+    fn held(&mut self) -> Result<Vec<Value>> {
         Ok(self.qmp.query("x-query-held")?)
     }
 
