@@ -496,11 +496,12 @@ impl VhostUserBackendReqHandlerMut for Session {
         let region = Region::open(&region_spec(inflight), &file);
         let region = region.map_err(|error| wrong(error.to_string()))?;
         if !self.attached {
-            // The first client of this process: it may go on with what a former one has left, and
-            // the backend has to learn that there is a client.
-            self.attach()?;
+            // The first client of this process goes on with what a former one has left.
+            block::block_on(self.backend.reattach()).ok_or_else(|| closed(Closed))?;
+            self.attached = true;
         }
         self.begun = true;
+        self.backend.set_remembered(true);
         self.region = Some(Arc::new(region));
         Ok(())
     }

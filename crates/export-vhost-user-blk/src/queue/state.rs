@@ -1,0 +1,430 @@
+//! What is known about a queue and its ring: which heads were taken, what became of them, and where
+//! the ring goes on. Touches shared memory, but waits for nothing and calls nobody back.
+
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+
+use iothread::ring as uring;
+use vm_memory::{Bytes, GuestAddress};
+
+use crate::inflight::{InflightError, Marked, QueueRegion, Region};
+use crate::memory::Memory;
+use crate::request::{self, Action, Malformed, Record, Rules};
+use crate::ring::{Layout, Ring, RingError};
+
+/// What tells two starts of a ring without inflight region apart.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Identity {
+    pub(super) layout: Layout,
+    pub(super) features: u64,
+    pub(super) next_avail: u16,
+    pub(super) used: u16,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum SlotState {
+    #[default]
+    Free,
+    /// Taken from the ring, not completed.
+    Taken,
+    /// Completed, not yet published.
+    Done { status: u8 },
+}
+
+/// What is remembered about one head.
+#[derive(Default)]
+pub(super) struct Slot {
+    pub(super) state: SlotState,
+    /// The inflight region's counter of this request.
+    pub(super) counter: u64,
+    pub(super) record: Record,
+    /// The memory that a submission in flight uses.
+    pub(super) memory: Option<Arc<Memory>>,
+}
+
+pub(super) struct Live {
+    pub(super) ring: Ring,
+    pub(super) region: Option<QueueRegion>,
+    pub(super) features: u64,
+    /// Cleared while the ring is being started or stopped.
+    pub(super) popping: bool,
+    pub(super) broken: bool,
+}
+
+pub(super) struct State {
+    pub(super) live: Option<Live>,
+    /// SET_VRING_ENABLE.
+    pub(super) enabled: bool,
+    pub(super) slots: Vec<Slot>,
+    /// Heads that are done, in the order of their completion.
+    pub(super) done: Vec<u16>,
+    pub(super) call: Option<Rc<OwnedFd>>,
+    pub(super) error: Option<Rc<OwnedFd>>,
+    /// How the ring was left, if it had no inflight region.
+    pub(super) left: Option<Identity>,
+}
+
+/// Why a queue cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Broken {
+    #[error(transparent)]
+    Ring(#[from] RingError),
+    #[error("request at descriptor {head}: {source}")]
+    Request { head: u16, source: Malformed },
+    #[error("the driver made descriptor {head} available, the queue has {size}")]
+    Head { head: u16, size: u16 },
+    #[error("the driver made descriptor {head} available again before it was completed")]
+    Busy { head: u16 },
+    #[error(transparent)]
+    Inflight(#[from] InflightError),
+    #[error(
+        "SET_VRING_BASE {base} and the used index {used} are more than the queue size {size} apart"
+    )]
+    Base { base: u16, used: u16, size: u16 },
+    #[error("the kick descriptor cannot be polled: {0}")]
+    Kick(std::io::Error),
+    #[error("request at descriptor {head}: its status byte is not in guest memory any more")]
+    StatusGone { head: u16 },
+}
+
+impl State {
+    pub(super) fn new(size_max: u16) -> Self {
+        Self {
+            live: None,
+            enabled: false,
+            slots: Vec::new(),
+            done: Vec::with_capacity(usize::from(size_max)),
+            call: None,
+            error: None,
+            left: None,
+        }
+    }
+
+    /// Takes the next request from the ring.
+    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Action)>, Broken> {
+        let Some(live) = &mut self.live else {
+            return Ok(None);
+        };
+        if !live.popping || live.broken || !self.enabled {
+            return Ok(None);
+        }
+        let Some(head) = live.ring.peek()? else {
+            return Ok(None);
+        };
+        let size = live.ring.layout().size;
+        let slot = self.slots.get_mut(usize::from(head));
+        let slot = slot.filter(|_| head < size);
+        let slot = slot.ok_or(Broken::Head { head, size })?;
+        if slot.state != SlotState::Free {
+            return Err(Broken::Busy { head });
+        }
+        let action = slot.parse(&live.ring, head, rules)?;
+        if let Some(region) = &mut live.region {
+            slot.counter = region.mark(head);
+        }
+        slot.state = SlotState::Taken;
+        live.ring.advance();
+        Ok(Some((head, action)))
+    }
+
+    /// Makes the ring ours, with what was in flight before; nothing is taken from it yet. The
+    /// result is what the region has marked; none without a region that leaves all as it was.
+    pub(super) fn prepare(
+        &mut self,
+        index: u16,
+        mut ring: Ring,
+        region: Option<Arc<Region>>,
+        features: u64,
+        base: u16,
+    ) -> Result<Option<Vec<Marked>>, Broken> {
+        let (size, used) = (ring.layout().size, ring.used_index());
+        let places = usize::from(size).max(self.slots.len());
+        self.slots.resize_with(places, Slot::default);
+        let (mut next, mut marked, mut part) = (None, None, None);
+        if let Some(region) = region {
+            let mut region = region.queue(index, size)?;
+            let fresh = region.is_fresh();
+            let found = region.recover(used)?;
+            if !fresh {
+                // Everything that was taken is either used or marked. The base knows less: the
+                // client may have read it off the ring while requests were still ending.
+                let count = u16::try_from(found.len()).unwrap_or(u16::MAX);
+                next = Some(used.wrapping_add(count));
+            }
+            (marked, part) = (Some(found), Some(region));
+        }
+        let next = match next {
+            Some(next) => next,
+            None => first_available(base, used, size)?,
+        };
+        ring.set_next_avail(next);
+        let identity = Identity {
+            layout: ring.layout(),
+            features,
+            next_avail: next,
+            used,
+        };
+        if marked.is_none() && self.left.take() == Some(identity) {
+            // The very ring that was left: everything that waits belongs to it.
+            let kept = (0..size)
+                .zip(&self.slots)
+                .filter(|(_, slot)| slot.state != SlotState::Free);
+            marked = Some(
+                kept.map(|(head, slot)| Marked {
+                    counter: slot.counter,
+                    head,
+                })
+                .collect(),
+            );
+        }
+        self.live = Some(Live {
+            ring,
+            region: part,
+            features,
+            popping: false,
+            broken: false,
+        });
+        Ok(marked)
+    }
+
+    /// Whether our record of a head is the request that is marked there.
+    pub(super) fn is_kept(&self, head: u16, marked: &Option<Vec<Marked>>) -> bool {
+        let Some(slot) = self.slots.get(usize::from(head)) else {
+            return false;
+        };
+        let same = |marked: &Marked| marked.head == head && marked.counter == slot.counter;
+        marked.iter().flatten().any(same)
+    }
+
+    /// Forgets what is done but not marked; what waits has been dropped by the block layer already.
+    /// Returns how many there were.
+    pub(super) fn drop_unmarked(&mut self, marked: &Option<Vec<Marked>>) -> usize {
+        let done = std::mem::take(&mut self.done);
+        let before = done.len();
+        let (kept, dropped): (Vec<_>, Vec<_>) = done
+            .into_iter()
+            .partition(|&head| self.is_kept(head, marked));
+        for head in dropped {
+            self.slots[usize::from(head)].state = SlotState::Free;
+        }
+        self.done.extend(kept);
+        before - self.done.len()
+    }
+
+    /// Takes up a head that is marked: none if we remember it.
+    pub(super) fn resume(
+        &mut self,
+        marked: Marked,
+        rules: Rules,
+    ) -> Result<Option<Action>, Broken> {
+        let Marked { counter, head } = marked;
+        let (Some(live), Some(slot)) = (&self.live, self.slots.get_mut(usize::from(head))) else {
+            return Ok(None);
+        };
+        if slot.state != SlotState::Free {
+            return Ok(None);
+        }
+        let action = slot.parse(&live.ring, head, rules)?;
+        slot.counter = counter;
+        slot.state = SlotState::Taken;
+        Ok(Some(action))
+    }
+
+    pub(super) fn publish(&mut self) -> Result<(), Broken> {
+        let Some(live) = &mut self.live else {
+            return Ok(());
+        };
+        if self.done.is_empty() {
+            return Ok(());
+        }
+        let mut gone = Ok(());
+        let table = live.ring.memory().clone();
+        self.done.retain(|&head| {
+            let slot = &self.slots[usize::from(head)];
+            let SlotState::Done { status } = slot.state else {
+                return false;
+            };
+            let address = GuestAddress(slot.record.status_address);
+            if table.table().write_obj(status, address).is_err() {
+                // Without a status it cannot be completed: it stays marked.
+                gone = Err(Broken::StatusGone { head });
+                return false;
+            }
+            live.ring.put_used(head, slot.record.written);
+            if let Some(region) = &live.region {
+                region.add_to_batch(head);
+            }
+            true
+        });
+        let call = live.ring.publish();
+        for head in self.done.drain(..) {
+            if let Some(region) = &live.region {
+                region.unmark(head);
+            }
+            self.slots[usize::from(head)].state = SlotState::Free;
+        }
+        if let Some(region) = &live.region {
+            region.set_used(live.ring.used_index());
+        }
+        if let (true, Some(call)) = (call, &self.call) {
+            uring::notify(Rc::clone(call));
+        }
+        gone
+    }
+
+    /// Gives the ring back; returns the next available index.
+    pub(super) fn leave(&mut self) -> Option<u16> {
+        let live = self.live.take()?;
+        let next_avail = live.ring.next_avail();
+        self.left = live.region.is_none().then(|| Identity {
+            layout: live.ring.layout(),
+            features: live.features,
+            next_avail,
+            used: live.ring.used_index(),
+        });
+        Some(next_avail)
+    }
+}
+
+/// Where a ring begins of which only the client knows something.
+fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
+    if base.wrapping_sub(used) <= size {
+        Ok(base)
+    } else if used.wrapping_sub(base) <= size {
+        // Requests of a former connection ended after the client had read the index.
+        Ok(used)
+    } else {
+        Err(Broken::Base { base, used, size })
+    }
+}
+
+impl Slot {
+    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Broken> {
+        let memory = ring.memory().table();
+        request::parse(memory, ring.table(), head, rules, &mut self.record)
+            .map_err(|source| Broken::Request { head, source })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ring::tests::{LAYOUT, memory};
+
+    const BASE: u16 = 7;
+
+    fn state() -> State {
+        State::new(4)
+    }
+
+    /// A ring whose used index is `used`.
+    fn ring(used: u16) -> Ring {
+        let memory = memory();
+        let index = GuestAddress(LAYOUT.used + 2);
+        memory.table().write_obj(used.to_le(), index).unwrap();
+        Ring::new(memory, LAYOUT).unwrap()
+    }
+
+    fn region(heads: &[u16]) -> Arc<Region> {
+        let (spec, file) = Region::create(1, 4).unwrap();
+        let region = Region::open(&spec, &file).unwrap();
+        let mut part = region.queue(0, 4).unwrap();
+        part.recover(5).unwrap();
+        for &head in heads {
+            part.mark(head);
+        }
+        Arc::new(region)
+    }
+
+    fn next_avail(state: &State) -> u16 {
+        state.live.as_ref().unwrap().ring.next_avail()
+    }
+
+    #[test]
+    fn the_base_counts_only_for_a_region_that_was_never_used() {
+        for (heads, base, expected) in [
+            (&[][..], BASE, 5),
+            (&[], 9999, 5),
+            (&[2], BASE, 6),
+            (&[2, 0], 9999, 7),
+            (&[3, 2, 1, 0], 0, 9),
+        ] {
+            let mut state = state();
+            let marked = state.prepare(0, ring(5), Some(region(heads)), 0, base);
+            assert_eq!(next_avail(&state), expected, "{heads:?}, base {base}");
+            let found: Vec<_> = marked
+                .unwrap()
+                .unwrap()
+                .iter()
+                .map(|marked| marked.head)
+                .collect();
+            assert_eq!(found, heads);
+        }
+        let (spec, file) = Region::create(1, 4).unwrap();
+        let fresh = Arc::new(Region::open(&spec, &file).unwrap());
+        let mut state = state();
+        let marked = state.prepare(0, ring(5), Some(fresh), 0, BASE).unwrap();
+        assert_eq!((next_avail(&state), marked), (BASE, Some(vec![])));
+    }
+
+    #[test]
+    fn a_base_that_cannot_be_breaks_the_queue() {
+        let next = |base, used| first_available(base, used, 4);
+        for (base, used, expected) in [
+            (5, 5, 5),
+            (9, 5, 9),
+            (4, 5, 5),
+            (1, 5, 5),
+            (3, u16::MAX, 3),
+            (u16::MAX, 3, 3),
+        ] {
+            assert_eq!(next(base, used).unwrap(), expected, "{base} {used}");
+        }
+        for (base, used) in [(10, 5), (0, 5), (4, u16::MAX), (32768, 0)] {
+            let error = next(base, used).unwrap_err().to_string();
+            assert!(
+                error.starts_with(&format!("SET_VRING_BASE {base}")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_record_survives_only_as_the_very_request_that_is_marked() {
+        let mut state = state();
+        let marked = state
+            .prepare(0, ring(5), Some(region(&[2, 1])), 0, 0)
+            .unwrap();
+        for (head, counter) in [(0, 0), (1, 1), (2, 9)] {
+            state.slots[head].state = SlotState::Done { status: 0 };
+            state.slots[head].counter = counter;
+        }
+        state.done = vec![2, 1, 0];
+        let kept: Vec<_> = (0..5)
+            .filter(|&head| state.is_kept(head, &marked))
+            .collect();
+        assert_eq!(kept, [1]);
+        assert_eq!(state.drop_unmarked(&marked), 2);
+        assert_eq!(state.done, [1]);
+        assert_eq!(state.slots[2].state, SlotState::Free);
+    }
+
+    #[test]
+    fn without_region_only_the_ring_that_was_left_goes_on() {
+        for (used, features, base, goes_on) in [
+            (5, 1, 6, true),
+            (4, 1, 6, false),
+            (5, 0, 6, false),
+            (5, 1, 5, false),
+        ] {
+            let mut state = state();
+            state.prepare(0, ring(5), None, 1, 6).unwrap();
+            state.slots[3].state = SlotState::Taken;
+            assert_eq!(state.leave(), Some(6));
+            let marked = state.prepare(0, ring(used), None, features, base).unwrap();
+            assert_eq!(marked.is_some(), goes_on, "{used} {features} {base}");
+            assert_eq!(state.is_kept(3, &marked), goes_on);
+        }
+    }
+}

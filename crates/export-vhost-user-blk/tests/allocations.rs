@@ -1,0 +1,82 @@
+//! In the steady state a request costs the iothread no allocation.
+
+mod common;
+
+use common::*;
+use frontend::Request;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
+
+thread_local! {
+    static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+}
+
+struct Counting;
+
+// SAFETY: everything is passed on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        // A thread that is being torn down counts no more.
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: passed on.
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: passed on.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+#[test]
+fn requests_allocate_nothing() {
+    let daemon = Daemon::new();
+    let options = frontend::Options {
+        segments: 5,
+        ..frontend::Options::default()
+    };
+    let mut disk = daemon.connect_with(options);
+    let iothread = daemon.iothread.handle();
+    let count = || {
+        iothread
+            .run_blocking(|| async { ALLOCATIONS.get() })
+            .unwrap()
+    };
+    let mut run = |rounds: u64| {
+        for round in 0..rounds {
+            for n in 0..8 {
+                let request = Request::Read {
+                    sector: (round + n) * 8,
+                    len: 4096,
+                };
+                disk.submit(0, request).unwrap();
+            }
+            disk.submit(0, Request::Flush).unwrap();
+            disk.kick(0).unwrap();
+            let mut left = 9;
+            while left > 0 {
+                assert!(
+                    disk.wait(0, SECONDS)
+                        .unwrap()
+                        .expect("a completion")
+                        .is_ok()
+                );
+                left -= 1;
+            }
+        }
+    };
+    // Tables grow to what is needed, each slot to its longest chain.
+    run(200);
+    let before = count();
+    assert!(before > 0, "nothing is counted");
+    run(500);
+    let allocations = count() - before;
+    // Asking for the number costs a few itself.
+    assert!(
+        allocations < 20,
+        "{allocations} allocations for 4500 requests"
+    );
+}
