@@ -3,6 +3,7 @@
 //! This is the part of it that the control plane holds; [`crate::LocalBackend`] is the part that
 //! lives on an iothread and sees the requests.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use iothread::mailbox::{self, Sender};
@@ -25,7 +26,9 @@ pub struct Backend {
     policy: Policy,
     scope: HoldScope,
     control: Control,
-    accounting: Accounting,
+    accounting: Arc<Accounting>,
+    /// The client remembers in an inflight region what has not been completed.
+    remembered: AtomicBool,
     blockers: SharedBlockers,
     locals: Mutex<Vec<(LocalId, Sender<LocalMessage>)>>,
 }
@@ -47,13 +50,14 @@ impl Backend {
             scope,
         };
         let root = Arc::clone(&node);
-        let id = control
+        let (id, accounting) = control
             .call(move |state, wiring| {
                 let id = state.add_backend(config);
                 wiring.add_backend(id, root);
-                id
+                let accounting = Arc::clone(state.backend(id)?.accounting());
+                Some((id, accounting))
             })
-            .await?;
+            .await??;
         Some(Arc::new(Self {
             id,
             device,
@@ -61,7 +65,8 @@ impl Backend {
             policy,
             scope,
             control: control.clone(),
-            accounting: Accounting::default(),
+            accounting,
+            remembered: AtomicBool::new(false),
             blockers: SharedBlockers::default(),
             locals: Mutex::default(),
         }))
@@ -125,6 +130,7 @@ impl Backend {
     /// is in flight. Returns the new generation; none: the daemon ends.
     pub async fn attach(self: &Arc<Self>) -> Option<u64> {
         let id = self.id;
+        self.set_remembered(false);
         let generation = self
             .control
             .call(move |state, wiring| state.attach(id, wiring))
@@ -134,6 +140,25 @@ impl Backend {
             node.driver().client_reset();
         }
         Some(generation)
+    }
+
+    /// The first client of this process hands its inflight region back, and with it what a former
+    /// daemon has not completed. The I/O status is enabled, and what was saved stays. None: the
+    /// daemon ends.
+    pub async fn reattach(&self) -> Option<()> {
+        let id = self.id;
+        self.control.call(move |state, _| state.reattach(id)).await
+    }
+
+    /// Whether the client remembers what has not been completed, and would hand it to the next
+    /// daemon.
+    pub fn is_remembered(&self) -> bool {
+        self.remembered.load(Ordering::Relaxed)
+    }
+
+    /// Says so. A fresh life of the device begins without.
+    pub fn set_remembered(&self, remembered: bool) {
+        self.remembered.store(remembered, Ordering::Relaxed);
     }
 
     /// The device is gone: what was held is dropped and the I/O status disabled. When this returns,

@@ -15,8 +15,10 @@ use crate::event::{Event, Observer};
 use crate::node::Node;
 use crate::request::Request;
 use crate::run_control::{
-    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Reported, Resolved, RunControl,
+    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Reported, Resolved, Restored,
+    RunControl,
 };
+use crate::saver::Changes;
 
 /// A command: it runs as one message of run control.
 pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
@@ -27,6 +29,8 @@ pub enum Message {
     Failed(Failed),
     /// A request was reported or ignored.
     Reported(Reported),
+    /// A request was handed back by a client of a former daemon.
+    Restored(Restored),
     /// A request is no longer held.
     Resolved(Resolved),
     /// A command.
@@ -38,6 +42,7 @@ impl fmt::Debug for Message {
         match self {
             Self::Failed(failed) => failed.fmt(f),
             Self::Reported(reported) => reported.fmt(f),
+            Self::Restored(restored) => restored.fmt(f),
             Self::Resolved(resolved) => resolved.fmt(f),
             Self::Command(_) => f.write_str("Command"),
         }
@@ -66,9 +71,15 @@ pub struct Wiring {
     locals: HashMap<LocalId, Sender<LocalMessage>>,
     nodes: HashMap<BackendId, Arc<Node>>,
     observers: Vec<Arc<dyn Observer>>,
+    saver: Option<Changes>,
 }
 
 impl Wiring {
+    /// From now on `saver` is told of every change that it is to save.
+    pub fn save_by(&mut self, saver: Changes) {
+        self.saver = Some(saver);
+    }
+
     /// Makes a part of a backend reachable.
     pub fn add_local(&mut self, local: LocalId, sender: Sender<LocalMessage>) {
         self.locals.insert(local, sender);
@@ -164,13 +175,20 @@ pub fn control() -> (Control, ControlTask) {
 impl ControlTask {
     /// Serves until every [`Control`] is gone.
     pub async fn run(mut self) {
+        let mut revision = 0;
         while let Some(message) = self.receiver.recv().await {
             let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
             match message {
                 Message::Failed(failed) => state.failed(&failed, &mut self.wiring),
                 Message::Reported(reported) => state.reported(&reported, &mut self.wiring),
+                Message::Restored(restored) => state.restored(&restored),
                 Message::Resolved(resolved) => state.resolved(resolved),
                 Message::Command(command) => command(&mut state, &mut self.wiring),
+            }
+            if std::mem::replace(&mut revision, state.revision()) != state.revision()
+                && let Some(saver) = &self.wiring.saver
+            {
+                saver.changed();
             }
         }
     }

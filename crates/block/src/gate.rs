@@ -264,6 +264,23 @@ impl Gate {
         Admission::Parked
     }
 
+    /// Takes in a request that the client hands back: it was in flight or held when a former daemon
+    /// ended. It may have been executed, so it counts as released from a hold: it goes ahead of
+    /// what is new, and what would overwrite it waits. Returns its arrival number.
+    pub fn take_up(&mut self, request: Request) -> u64 {
+        let order = self.next_order;
+        self.next_order += 1;
+        let slot = self.allocate(Slot {
+            state: State::Released,
+            request,
+            order,
+            generation: self.generation,
+            was_held: true,
+        });
+        self.released.insert(Waiting { order, slot });
+        order
+    }
+
     /// The next waiting request whose turn has come: first what was released, oldest first, then
     /// what was parked. `elsewhere` as in [`Self::admit`].
     pub fn next_ready(&mut self, elsewhere: impl Fn(u64, &Request) -> bool) -> Option<Ticket> {
@@ -412,6 +429,11 @@ impl Gate {
     /// Takes `queue` up again.
     pub fn start_queue(&mut self, queue: u16) {
         self.queue_mut(queue).stopped = false;
+    }
+
+    /// Whether `queue` is stopped.
+    pub fn is_stopped(&self, queue: u16) -> bool {
+        self.queue(queue).stopped
     }
 
     /// Requests in flight; held and parked ones are not.

@@ -40,6 +40,25 @@ impl IoStatus {
         self.status = Status::Ok;
     }
 
+    /// As [`Self::enable`], for a device that was there before the daemon was started again: the
+    /// value stays.
+    pub fn enable_again(&mut self) {
+        self.enabled_by_device = true;
+    }
+
+    /// What was saved.
+    pub const fn restored(enabled_by_device: bool, status: Status) -> Self {
+        Self {
+            enabled_by_device,
+            status,
+        }
+    }
+
+    /// Whether there is a device that supports I/O status, whatever the policy.
+    pub const fn has_device(self) -> bool {
+        self.enabled_by_device
+    }
+
     /// The device is gone; the value is kept but no longer shown.
     pub fn disable(&mut self) {
         self.enabled_by_device = false;

@@ -24,6 +24,9 @@ pub mod overlap;
 pub mod registry;
 pub mod request;
 pub mod run_control;
+pub mod saved;
+pub mod saver;
+pub mod state_file;
 pub mod stats;
 
 pub use backend::{Backend, Drained};
@@ -42,4 +45,7 @@ pub use node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use registry::{Registry, RegistryError};
 pub use request::{Io, Operation, Request, Tag};
 pub use run_control::{BackendId, LocalId, Refusal, RunState};
+pub use saved::{SavedBackend, SavedState};
+pub use saver::Saver;
+pub use state_file::{StateFile, StateFileError};
 pub use stats::{BackendStats, ClassStats};

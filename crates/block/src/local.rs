@@ -21,7 +21,7 @@ use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::node::Node;
 use crate::request::{Io, Operation, Request};
-use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved};
+use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved, Restored};
 use crate::stats::LocalStats;
 
 /// The client's memory is not there any more.
@@ -152,13 +152,41 @@ impl LocalBackend {
     ///
     /// The client has checked its form; whether the range exists is checked here, at each
     /// submission, because the node may be resized meanwhile.
+    ///
+    /// From a queue that is stopped nothing new is taken: what comes from there is handed back by a
+    /// client, and was in flight or held when a former daemon ended. Run control is told of it,
+    /// because nobody knows which of the two it was.
     pub fn submit(&self, request: Request) {
+        if self.0.gate.borrow().is_stopped(request.tag.queue) {
+            return self.take_up(request);
+        }
         let admission = self.0.gate.borrow_mut().admit(request, self.elsewhere());
         self.provide_entries();
         match admission {
             Admission::Start(ticket) => self.dispatch(ticket),
             Admission::Parked => self.start_ready(),
         }
+    }
+
+    fn take_up(&self, request: Request) {
+        let inner = &*self.0;
+        let (order, generation) = {
+            let mut gate = inner.gate.borrow_mut();
+            (gate.take_up(request), gate.generation())
+        };
+        self.provide_entries();
+        inner.backend.blockers().insert(inner.id, order, request);
+        let restored = Restored {
+            backend: inner.backend.id(),
+            local: inner.id,
+            generation,
+            order,
+            request,
+            at: SystemTime::now(),
+        };
+        // Not in an entry: the slot's may be needed before this one has been received. If nobody
+        // receives any more, the daemon ends.
+        let _ = inner.control.send(Message::Restored(restored));
     }
 
     /// A request that made no sense was refused by the client itself: counts it.

@@ -18,6 +18,8 @@ use crate::event::{BlockIoError, Event, EventKind};
 use crate::gate::HoldScope;
 use crate::io_status::{IoStatus, Status};
 use crate::request::Request;
+use crate::saved::{SavedBackend, SavedState};
+use crate::stats::Accounting;
 
 /// Identifies a backend; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -88,6 +90,23 @@ pub struct Reported {
     /// Why.
     pub cause: Cause,
     /// When.
+    pub at: SystemTime,
+}
+
+/// A client has handed back a request that was in flight or held when a former daemon ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Whose.
+    pub backend: BackendId,
+    /// Where.
+    pub local: LocalId,
+    /// The generation of the device it belongs to.
+    pub generation: u64,
+    /// Its arrival number.
+    pub order: u64,
+    /// The request.
+    pub request: Request,
+    /// When it was handed back.
     pub at: SystemTime,
 }
 
@@ -166,11 +185,12 @@ pub struct ErrorRecord {
 pub struct HeldRecord {
     /// The request.
     pub request: Request,
-    /// Why, the last time it failed.
-    pub cause: Cause,
-    /// When it failed first.
+    /// Why, the last time it failed; none if it was handed back after a restart and has not failed
+    /// since.
+    pub cause: Option<Cause>,
+    /// When it failed first, or was handed back.
     pub since: SystemTime,
-    /// How often it has failed.
+    /// How often it has failed in this process.
     pub attempts: u64,
 }
 
@@ -210,6 +230,10 @@ pub struct BackendState {
     first_error: Option<ErrorRecord>,
     last_error: Option<ErrorRecord>,
     stale_failures: u64,
+    /// A former daemon held something of this backend, and its client has not been heard of since:
+    /// what it may hand back counts as held.
+    awaited: bool,
+    accounting: Arc<Accounting>,
 }
 
 impl BackendState {
@@ -245,6 +269,16 @@ impl BackendState {
         self.incident.as_ref()
     }
 
+    /// Whether something is held, or may be handed back that a former daemon held.
+    pub fn holds(&self) -> bool {
+        self.awaited || !self.held.is_empty()
+    }
+
+    /// Where its requests are counted.
+    pub fn accounting(&self) -> &Arc<Accounting> {
+        &self.accounting
+    }
+
     /// Number of incidents so far.
     pub fn incidents(&self) -> u64 {
         self.incidents
@@ -277,7 +311,29 @@ impl BackendState {
 
     fn forget_held(&mut self) {
         self.held.clear();
+        self.awaited = false;
         self.incident = None;
+    }
+
+    /// What a former daemon held is no longer waited for: whoever comes back finds it released.
+    fn stop_awaiting(&mut self) {
+        self.awaited = false;
+        if self.held.is_empty() {
+            self.incident = None;
+        }
+    }
+
+    fn save(&self) -> SavedBackend {
+        SavedBackend {
+            device: self.config.device.to_string(),
+            node: self.config.node.to_string(),
+            io_status: self.io_status,
+            incidents: self.incidents,
+            incident: self.incident.clone(),
+            first_error: self.first_error.clone(),
+            last_error: self.last_error.clone(),
+            stats: self.accounting.read(),
+        }
     }
 
     fn event(&self, kind: (Action, Cause), request: &Request) -> EventKind {
@@ -327,6 +383,11 @@ pub struct RunControl {
     epoch: u64,
     last_id: u64,
     backends: BTreeMap<BackendId, BackendState>,
+    /// The state when the daemon began to end, and what has failed since then.
+    ended_in: RunState,
+    /// Saved by a former daemon, for exports that do not exist yet.
+    saved: Vec<SavedBackend>,
+    revision: u64,
 }
 
 impl RunControl {
@@ -343,6 +404,37 @@ impl RunControl {
     /// Number of the latest freeze or release.
     pub fn epoch(&self) -> u64 {
         self.epoch
+    }
+
+    /// Changes whenever something does that is to be saved ([`Self::save`]).
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// What the next daemon has to know.
+    pub fn save(&self) -> SavedState {
+        let backends = self.backends.values().map(BackendState::save);
+        SavedState {
+            run_state: match self.state {
+                RunState::Shutdown => self.ended_in,
+                other => other,
+            },
+            backends: backends.chain(self.saved.iter().cloned()).collect(),
+        }
+    }
+
+    /// Goes on where a former daemon was. Called first of all: backends that are added from now on
+    /// find their state by export id and node name.
+    pub fn restore(&mut self, saved: SavedState) {
+        self.state = saved.run_state;
+        self.saved = saved.backends;
+    }
+
+    /// All exports are there: what is saved of any other is forgotten. Returns their ids.
+    pub fn forget_unclaimed(&mut self) -> Vec<String> {
+        let unclaimed: Vec<_> = self.saved.drain(..).map(|saved| saved.device).collect();
+        self.revision += u64::from(!unclaimed.is_empty());
+        unclaimed
     }
 
     /// Every backend, in the order of creation.
@@ -363,23 +455,33 @@ impl RunControl {
             .map(|(&id, _)| id)
     }
 
-    /// Takes a backend in; its I/O status is disabled until [`Self::attach`].
+    /// Takes a backend in, as a former daemon has left it if it did; else its I/O status is disabled
+    /// until [`Self::attach`].
     pub fn add_backend(&mut self, config: BackendConfig) -> BackendId {
         self.last_id += 1;
         let id = BackendId(self.last_id);
+        let same =
+            |saved: &SavedBackend| *saved.device == *config.device && *saved.node == *config.node;
+        let saved = match self.saved.iter().position(same) {
+            Some(index) => self.saved.remove(index),
+            None => SavedBackend::default(),
+        };
         let backend = BackendState {
             config,
-            io_status: IoStatus::default(),
+            io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
             held: BTreeMap::new(),
-            incident: None,
-            incidents: 0,
-            first_error: None,
-            last_error: None,
+            awaited: saved.incident.is_some(),
+            incident: saved.incident,
+            incidents: saved.incidents,
+            first_error: saved.first_error,
+            last_error: saved.last_error,
             stale_failures: 0,
+            accounting: Arc::new(Accounting::starting_from(saved.stats)),
         };
         self.backends.insert(id, backend);
+        self.revision += 1;
         id
     }
 
@@ -413,6 +515,11 @@ impl RunControl {
                 }
             },
         );
+        if state.config.scope == HoldScope::Device && state.awaited {
+            // A former daemon held something here, which froze it.
+            self.epoch += 1;
+            fx.post(local, GateMessage::FreezeBackend { epoch: self.epoch });
+        }
         Ok(())
     }
 
@@ -421,15 +528,37 @@ impl RunControl {
         if let Some(state) = self.backends.get_mut(&backend) {
             state.locals.remove(&local);
             state.held.retain(|&(of, _), _| of != local);
-            if state.held.is_empty() {
+            if !state.holds() {
                 state.incident = None;
             }
+            self.revision += 1;
         }
     }
 
     /// A device attaches, or a client with a fresh life of the device: the status is enabled and
     /// reset, what was held is dropped. Returns the new generation.
+    ///
+    /// If that leaves the run state `io-error` with nothing held anywhere, it is `running` again:
+    /// there is nothing that a `cont` could be needed for, and the new client would wait for it.
     pub fn attach(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
+        let generation = self.begin_life(backend, fx)?;
+        if self.state == RunState::IoError && !self.backends.values().any(BackendState::holds) {
+            self.resume(fx);
+            self.release_all(fx);
+        }
+        Some(generation)
+    }
+
+    /// The first client of this process hands its inflight region back: it goes on with the life of
+    /// the device that a former daemon served. The status is enabled and what is known stays.
+    pub fn reattach(&mut self, backend: BackendId) {
+        if let Some(state) = self.backends.get_mut(&backend) {
+            state.io_status.enable_again();
+            self.revision += 1;
+        }
+    }
+
+    fn begin_life(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
         let state = self.backends.get_mut(&backend)?;
         state.io_status.enable();
         state.first_error = None;
@@ -439,12 +568,13 @@ impl RunControl {
         for &local in state.locals.keys() {
             fx.post(local, GateMessage::Reset { generation });
         }
+        self.revision += 1;
         Some(generation)
     }
 
     /// The device is gone: what was held is dropped, the status is disabled.
     pub fn detach(&mut self, backend: BackendId, fx: &mut impl Effects) {
-        self.attach(backend, fx);
+        self.begin_life(backend, fx);
         if let Some(state) = self.backends.get_mut(&backend) {
             state.io_status.disable();
         }
@@ -453,6 +583,7 @@ impl RunControl {
     /// Forgets a backend. Its parts must have ended, or are told to by [`Self::detach`] before.
     pub fn remove_backend(&mut self, backend: BackendId) {
         self.backends.remove(&backend);
+        self.revision += 1;
     }
 
     /// Changes the error policy of a backend.
@@ -487,6 +618,7 @@ impl RunControl {
             return;
         };
         *upto = failed.seq;
+        self.revision += 1;
         backend.io_status.set_err(failed.cause);
         let error = ErrorRecord {
             cause: failed.cause,
@@ -507,11 +639,11 @@ impl RunControl {
             .entry((failed.local, failed.order))
             .or_insert(HeldRecord {
                 request: failed.request,
-                cause: failed.cause,
+                cause: None,
                 since: failed.at,
                 attempts: 0,
             });
-        record.cause = failed.cause;
+        record.cause = Some(failed.cause);
         record.attempts += 1;
 
         let kind = backend.event((Action::Stop, failed.cause), &failed.request);
@@ -537,6 +669,9 @@ impl RunControl {
             HoldScope::Vm => {
                 if self.state == RunState::Running {
                     self.halt(RunState::IoError, fx);
+                } else if (self.state, self.ended_in) == (RunState::Shutdown, RunState::Running) {
+                    // It was in flight when the daemon began to end.
+                    self.ended_in = RunState::IoError;
                 }
             }
         }
@@ -551,6 +686,7 @@ impl RunControl {
             backend.stale_failures += 1;
             return;
         }
+        self.revision += 1;
         backend.last_error = Some(ErrorRecord {
             cause: reported.cause,
             request: reported.request,
@@ -563,6 +699,25 @@ impl RunControl {
         });
     }
 
+    /// A client of a former daemon has handed a request back. It is as good as held: it may have
+    /// been, and while all is frozen it waits for `cont`. No event: it has not failed here.
+    pub fn restored(&mut self, restored: &Restored) {
+        let Some(backend) = self.backends.get_mut(&restored.backend) else {
+            return;
+        };
+        let known = backend.locals.contains_key(&restored.local);
+        if known && restored.generation == backend.generation {
+            let record = HeldRecord {
+                request: restored.request,
+                cause: None,
+                since: restored.at,
+                attempts: 0,
+            };
+            let place = (restored.local, restored.order);
+            backend.held.insert(place, record);
+        }
+    }
+
     /// A request that was held has been completed or dropped.
     pub fn resolved(&mut self, resolved: Resolved) {
         let Some(backend) = self.backends.get_mut(&resolved.backend) else {
@@ -571,7 +726,9 @@ impl RunControl {
         if resolved.generation == backend.generation {
             backend.held.remove(&(resolved.local, resolved.order));
             if backend.held.is_empty() {
-                backend.incident = None;
+                // Of what a former daemon held, all has been handed back by now.
+                backend.awaited = false;
+                self.revision += u64::from(backend.incident.take().is_some());
             }
         }
     }
@@ -598,14 +755,26 @@ impl RunControl {
         }
         for backend in self.backends.values_mut() {
             backend.reset_status();
+            backend.stop_awaiting();
         }
         if self.state != RunState::Running {
-            self.state = RunState::Running;
-            fx.event(Event {
-                at: SystemTime::now(),
-                kind: EventKind::Resume,
-            });
+            self.resume(fx);
         }
+        self.release_all(fx);
+        self.revision += 1;
+        Ok(())
+    }
+
+    fn resume(&mut self, fx: &mut impl Effects) {
+        self.state = RunState::Running;
+        self.revision += 1;
+        fx.event(Event {
+            at: SystemTime::now(),
+            kind: EventKind::Resume,
+        });
+    }
+
+    fn release_all(&mut self, fx: &mut impl Effects) {
         self.epoch += 1;
         let epoch = self.epoch;
         for backend in self.backends.values() {
@@ -613,7 +782,6 @@ impl RunControl {
                 fx.post(local, GateMessage::Release { epoch, upto });
             }
         }
-        Ok(())
     }
 
     /// `x-block-export-cont`: as [`Self::cont`], for one backend whose scope is not `vm`. Under a
@@ -639,6 +807,8 @@ impl RunControl {
             return Err(Refusal::Blocked(reason));
         }
         backend.reset_status();
+        backend.stop_awaiting();
+        self.revision += 1;
         self.epoch += 1;
         for (&local, &upto) in &backend.locals {
             fx.post(
@@ -656,7 +826,9 @@ impl RunControl {
     /// QEMU. A second call has no effect.
     pub fn shutdown(&mut self, reason: &'static str, fx: &mut impl Effects) {
         if self.state != RunState::Shutdown {
+            self.ended_in = self.state;
             self.state = RunState::Shutdown;
+            self.revision += 1;
             fx.event(Event {
                 at: SystemTime::now(),
                 kind: EventKind::Shutdown { reason },
@@ -667,6 +839,7 @@ impl RunControl {
 
     fn halt(&mut self, state: RunState, fx: &mut impl Effects) {
         self.state = state;
+        self.revision += 1;
         fx.event(Event {
             at: SystemTime::now(),
             kind: EventKind::Stop,

@@ -201,16 +201,16 @@ impl BackendStats {
             (&mut self.flush, flush),
             (&mut self.unmap, unmap),
         ] {
-            sum.bytes += class.bytes.get();
-            sum.operations += class.operations.get();
-            sum.total_time_ns += class.total_time_ns.get();
-            sum.failed += class.failed.get();
-            sum.invalid += class.invalid.get();
+            sum.bytes = sum.bytes.saturating_add(class.bytes.get());
+            sum.operations = sum.operations.saturating_add(class.operations.get());
+            sum.total_time_ns = sum.total_time_ns.saturating_add(class.total_time_ns.get());
+            sum.failed = sum.failed.saturating_add(class.failed.get());
+            sum.invalid = sum.invalid.saturating_add(class.invalid.get());
         }
-        self.attempts += local.attempts.get();
-        self.holds += local.holds.get();
-        self.hold_time_ns += local.hold_time_ns.get();
-        self.events_merged += local.events_merged.get();
+        self.attempts = self.attempts.saturating_add(local.attempts.get());
+        self.holds = self.holds.saturating_add(local.holds.get());
+        self.hold_time_ns = self.hold_time_ns.saturating_add(local.hold_time_ns.get());
+        self.events_merged = self.events_merged.saturating_add(local.events_merged.get());
         let last = local.last_access.get();
         if last > 0 {
             let idle = local
@@ -225,10 +225,23 @@ impl BackendStats {
 /// The accounting of a backend: its parts register here and stay counted when they end.
 #[derive(Debug, Default)]
 pub struct Accounting {
+    /// What a former daemon has counted.
+    before: BackendStats,
     locals: Mutex<Vec<Arc<LocalStats>>>,
 }
 
 impl Accounting {
+    /// Goes on where a former daemon was. The idle time begins afresh.
+    pub fn starting_from(before: BackendStats) -> Self {
+        Self {
+            before: BackendStats {
+                idle: None,
+                ..before
+            },
+            locals: Mutex::default(),
+        }
+    }
+
     /// Counters for a new part.
     pub fn register(&self) -> Arc<LocalStats> {
         let stats = Arc::new(LocalStats::new());
@@ -241,7 +254,7 @@ impl Accounting {
 
     /// The sum.
     pub fn read(&self) -> BackendStats {
-        let mut sum = BackendStats::default();
+        let mut sum = self.before;
         for local in self
             .locals
             .lock()
@@ -285,5 +298,22 @@ mod tests {
         assert_eq!((sum.rd.invalid, sum.rd.operations), (1, 0));
         assert_eq!((sum.holds, sum.hold_time_ns), (1, 70));
         assert!(sum.idle.is_some());
+    }
+
+    #[test]
+    fn counting_goes_on_where_a_former_daemon_was() {
+        let before = BackendStats {
+            attempts: 7,
+            holds: u64::MAX,
+            idle: Some(Duration::ZERO),
+            ..BackendStats::default()
+        };
+        let accounting = Accounting::starting_from(before);
+        assert_eq!(accounting.read().idle, None);
+        let local = accounting.register();
+        local.attempt();
+        local.held();
+        let sum = accounting.read();
+        assert_eq!((sum.attempts, sum.holds), (8, u64::MAX));
     }
 }

@@ -217,9 +217,9 @@ pub(crate) fn held(export: &str, record: &HeldRecord) -> HeldRequestInfo {
         operation: record.request.op.name().to_owned(),
         offset: record.request.offset,
         length: record.request.bytes,
-        errno: record.cause.errno,
-        cause: record.cause.kind.name().to_owned(),
-        reason: record.cause.reason(),
+        errno: record.cause.map(|cause| cause.errno),
+        cause: record.cause.map(|cause| cause.kind.name().to_owned()),
+        reason: record.cause.map(block::Cause::reason),
         attempts: record.attempts,
         since: SystemTime::into(record.since),
     }

@@ -8,6 +8,7 @@
 //! - freeze that comes with the message instead of with the failure
 //! - a write that does not wait for what it overlaps on another iothread
 //! - `cont` that does not reset every status
+//! - requests handed back that run control does not know
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
@@ -289,6 +290,11 @@ fn finds_completion_after_reset() {
 #[test]
 fn finds_overlap_that_another_iothread_ignores() {
     finds(Mutant::OverlapElsewhere);
+}
+
+#[test]
+fn finds_requests_handed_back_unseen() {
+    finds(Mutant::HandedBackUnseen);
 }
 
 #[test]

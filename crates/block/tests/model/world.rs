@@ -10,7 +10,7 @@ use std::time::SystemTime;
 use standfast_block::gate::{Admission, Gate, Outcome, Removed, Ticket, Verdict};
 use standfast_block::overlap::Blockers;
 use standfast_block::run_control::{
-    BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, RunControl,
+    BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
     Action, BackendId, Cause, Event, EventKind, Fault, HoldScope, LocalId, Operation, Policy,
@@ -35,6 +35,8 @@ pub enum Mutant {
     OverlapElsewhere,
     /// `cont` resets only the backends that hold something.
     StatusNotReset,
+    /// Run control hears nothing of requests that are handed back.
+    HandedBackUnseen,
 }
 
 /// Iothreads; each backend has a part on each of them.
@@ -98,6 +100,7 @@ enum Message {
     Failed(Failed),
     Reported(Reported),
     Resolved(Resolved),
+    Restored(Restored),
     Stop,
     Cont,
     ContBackend(usize),
@@ -249,14 +252,32 @@ impl World {
             bytes,
         };
         let life = self.lives.len();
+        // From a stopped queue nothing new is taken: the client hands something back.
+        let handed_back = local.gate.is_stopped(request.tag.queue);
         self.lives.push(Life {
             backend: b,
             local: l,
             generation: local.gate.generation(),
             request,
             phase: Phase::Waiting,
-            was_held: false,
+            was_held: handed_back,
         });
+        if handed_back {
+            let order = local.gate.take_up(request);
+            local.orders.insert(order, life);
+            backend.blockers.insert(local.id, order, request);
+            if self.mutant != Mutant::HandedBackUnseen {
+                self.inbox.push_back(Message::Restored(Restored {
+                    backend: backend.id,
+                    local: local.id,
+                    generation: local.gate.generation(),
+                    order,
+                    request,
+                    at: SystemTime::UNIX_EPOCH,
+                }));
+            }
+            return Ok(());
+        }
         let may_pop = local.gate.may_pop(request.tag.queue);
         let id = local.id;
         let blockers = &backend.blockers;
@@ -512,6 +533,7 @@ impl World {
                 }
             }
             Message::Resolved(resolved) => self.control.resolved(resolved),
+            Message::Restored(restored) => self.control.restored(&restored),
             Message::Stop => {
                 self.control.stop(&mut outbox).map_err(|e| e.to_string())?;
                 let expected = match self.state {
@@ -562,6 +584,12 @@ impl World {
                 }
             }
             Message::Attach(b) => {
+                // Nothing is left that a `cont` could be needed for.
+                let resumes = self.state == RunState::IoError
+                    && self
+                        .control
+                        .backends()
+                        .all(|(id, state)| id == self.backends[b].id || state.held().len() == 0);
                 let generation = self
                     .control
                     .attach(self.backends[b].id, &mut outbox)
@@ -569,6 +597,12 @@ impl World {
                 self.backends[b].generation = generation;
                 self.backends[b].status = Status::Ok;
                 self.backends[b].attached = true;
+                let expected = if resumes {
+                    RunState::Running
+                } else {
+                    self.state
+                };
+                self.expect_transition(&outbox, expected)?;
             }
             Message::Detach(b) => {
                 self.control.detach(self.backends[b].id, &mut outbox);
@@ -1017,9 +1051,12 @@ impl World {
                 known == expected,
                 "run control knows {known} held, there are {expected}"
             );
+            // What was handed back and has not failed since belongs to no incident.
+            let failed = state.held().any(|held| held.attempts > 0);
+            let incident = state.incident().is_some();
             ensure!(
-                state.incident().is_some() == (known > 0),
-                "incident and held set differ"
+                (incident || !failed) && (!incident || known > 0),
+                "incident: {incident}, held: {known}, of it failed here: {failed}"
             );
         }
         Ok(())

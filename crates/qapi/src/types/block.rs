@@ -225,14 +225,18 @@ pub struct HeldRequestInfo {
     pub offset: u64,
     /// How long it is, in bytes.
     pub length: u64,
-    /// The error of the last attempt, as Linux numbers it.
-    pub errno: i32,
+    /// The error of the last attempt, as Linux numbers it; absent if the client has handed the
+    /// request back after a restart and it has not failed since.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub errno: Option<i32>,
     /// Its kind.
-    pub cause: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cause: Option<String>,
     /// The same, for people.
-    pub reason: String,
-    /// How often it has failed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// How often it has failed since the daemon was started.
     pub attempts: u64,
-    /// When it failed first.
+    /// When it failed first, or was handed back.
     pub since: Timestamp,
 }

@@ -1,0 +1,501 @@
+//! What one daemon leaves to the next: run state, I/O status, error records, incidents, counters.
+//!
+//! Here is the content and its JSON form; [`crate::state_file`] keeps it. What is held is not part
+//! of it: the clients remember that in their inflight regions, and hand it back.
+
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::Cause;
+use crate::io_status::{IoStatus, Status};
+use crate::request::{Operation, Request, Tag};
+use crate::run_control::{ErrorRecord, Incident, RunState};
+use crate::stats::{BackendStats, ClassStats};
+
+/// Of the JSON form. A daemon ignores what another version has written.
+const VERSION: u32 = 1;
+
+/// The largest errno there is.
+const ERRNO_MAX: i32 = 4095;
+
+/// What is saved of one backend.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedBackend {
+    /// The export's id.
+    pub device: String,
+    /// Its root node.
+    pub node: String,
+    /// The latch.
+    pub io_status: IoStatus,
+    /// Number of incidents so far.
+    pub incidents: u64,
+    /// The incident that goes on: something is held.
+    pub incident: Option<Incident>,
+    /// The first error since the status was last reset.
+    pub first_error: Option<ErrorRecord>,
+    /// The last error.
+    pub last_error: Option<ErrorRecord>,
+    /// The counters; the idle time is not saved.
+    pub stats: BackendStats,
+}
+
+/// What is saved of a daemon.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavedState {
+    /// The run state; never `shutdown`.
+    pub run_state: RunState,
+    /// Every backend.
+    pub backends: Vec<SavedBackend>,
+}
+
+/// Why bytes are no saved state.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// Not the JSON that is expected.
+    #[error("{0}")]
+    Json(#[from] serde_json::Error),
+    /// Another version of the form.
+    #[error("it has version {0}, this daemon knows {VERSION}")]
+    Version(u32),
+    /// A member with an impossible value.
+    #[error("its member '{0}' makes no sense")]
+    Value(&'static str),
+}
+
+impl SavedState {
+    /// The JSON form, with the id of the boot that it belongs to.
+    pub fn encode(&self, boot_id: &str) -> Vec<u8> {
+        let json = JsonState {
+            version: VERSION,
+            boot_id: boot_id.to_owned(),
+            run_state: self.run_state.name().to_owned(),
+            backends: self.backends.iter().map(JsonBackend::from).collect(),
+        };
+        // Strings and numbers only: there is nothing that JSON could not say.
+        serde_json::to_vec(&json).unwrap_or_default()
+    }
+
+    /// The state in JSON form, and the id of its boot.
+    ///
+    /// # Errors
+    /// Any other bytes.
+    pub fn decode(json: &[u8]) -> Result<(Self, String), DecodeError> {
+        // The version first: another one may look different.
+        let JsonVersion { version } = serde_json::from_slice(json)?;
+        if version != VERSION {
+            return Err(DecodeError::Version(version));
+        }
+        let JsonState {
+            boot_id,
+            run_state,
+            backends,
+            ..
+        } = serde_json::from_slice(json)?;
+        let states = [RunState::Running, RunState::Paused, RunState::IoError];
+        let backends = backends.into_iter().map(SavedBackend::try_from);
+        let state = Self {
+            run_state: named(&states, RunState::name, &run_state, "run-state")?,
+            backends: backends.collect::<Result<_, _>>()?,
+        };
+        Ok((state, boot_id))
+    }
+}
+
+/// The value that has this name.
+fn named<T: Copy>(
+    all: &[T],
+    name: impl Fn(T) -> &'static str,
+    text: &str,
+    member: &'static str,
+) -> Result<T, DecodeError> {
+    let found = all.iter().copied().find(|&value| name(value) == text);
+    found.ok_or(DecodeError::Value(member))
+}
+
+#[derive(Deserialize)]
+struct JsonVersion {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonState {
+    version: u32,
+    boot_id: String,
+    run_state: String,
+    backends: Vec<JsonBackend>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonBackend {
+    device: String,
+    node: String,
+    has_device: bool,
+    io_status: String,
+    incidents: u64,
+    incident: Option<JsonIncident>,
+    first_error: Option<JsonError>,
+    last_error: Option<JsonError>,
+    stats: JsonStats,
+}
+
+#[derive(Serialize, Deserialize)]
+struct JsonIncident {
+    number: u64,
+    since: JsonTime,
+}
+
+#[derive(Serialize, Deserialize)]
+struct JsonError {
+    errno: i32,
+    operation: String,
+    unmap: bool,
+    queue: u16,
+    head: u16,
+    offset: u64,
+    bytes: u64,
+    at: JsonTime,
+}
+
+/// Seconds and nanoseconds since 1970.
+#[derive(Serialize, Deserialize)]
+struct JsonTime(u64, u32);
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+struct JsonStats {
+    rd: JsonClass,
+    wr: JsonClass,
+    flush: JsonClass,
+    unmap: JsonClass,
+    attempts: u64,
+    holds: u64,
+    hold_time_ns: u64,
+    events_merged: u64,
+}
+
+/// Bytes, operations, total time in nanoseconds, failed, invalid.
+#[derive(Serialize, Deserialize)]
+struct JsonClass(u64, u64, u64, u64, u64);
+
+impl From<&SavedBackend> for JsonBackend {
+    fn from(saved: &SavedBackend) -> Self {
+        Self {
+            device: saved.device.clone(),
+            node: saved.node.clone(),
+            has_device: saved.io_status.has_device(),
+            io_status: saved.io_status.get().name().to_owned(),
+            incidents: saved.incidents,
+            incident: saved.incident.as_ref().map(|incident| JsonIncident {
+                number: incident.number,
+                since: incident.since.into(),
+            }),
+            first_error: saved.first_error.as_ref().map(JsonError::from),
+            last_error: saved.last_error.as_ref().map(JsonError::from),
+            stats: (&saved.stats).into(),
+        }
+    }
+}
+
+impl TryFrom<JsonBackend> for SavedBackend {
+    type Error = DecodeError;
+
+    fn try_from(json: JsonBackend) -> Result<Self, DecodeError> {
+        let statuses = [Status::Ok, Status::Nospace, Status::Failed];
+        let status = named(&statuses, Status::name, &json.io_status, "io-status")?;
+        let incident = match json.incident {
+            None => None,
+            Some(JsonIncident { number, since }) => Some(Incident {
+                number,
+                since: since.try_into()?,
+            }),
+        };
+        Ok(Self {
+            device: json.device,
+            node: json.node,
+            io_status: IoStatus::restored(json.has_device, status),
+            // One more must be possible.
+            incidents: Some(json.incidents)
+                .filter(|&incidents| incidents < u64::MAX)
+                .ok_or(DecodeError::Value("incidents"))?,
+            incident,
+            first_error: json.first_error.map(ErrorRecord::try_from).transpose()?,
+            last_error: json.last_error.map(ErrorRecord::try_from).transpose()?,
+            stats: json.stats.into(),
+        })
+    }
+}
+
+impl From<&ErrorRecord> for JsonError {
+    fn from(record: &ErrorRecord) -> Self {
+        let request = &record.request;
+        Self {
+            errno: record.cause.errno,
+            operation: request.op.name().to_owned(),
+            unmap: request.op == Operation::WriteZeroes { unmap: true },
+            queue: request.tag.queue,
+            head: request.tag.head,
+            offset: request.offset,
+            bytes: request.bytes,
+            at: record.at.into(),
+        }
+    }
+}
+
+impl TryFrom<JsonError> for ErrorRecord {
+    type Error = DecodeError;
+
+    fn try_from(json: JsonError) -> Result<Self, DecodeError> {
+        if !(1..=ERRNO_MAX).contains(&json.errno) {
+            return Err(DecodeError::Value("errno"));
+        }
+        let operations = [
+            Operation::Read,
+            Operation::Write,
+            Operation::Flush,
+            Operation::Discard,
+            Operation::WriteZeroes { unmap: json.unmap },
+        ];
+        Ok(Self {
+            cause: Cause::of_errno(json.errno),
+            request: Request {
+                tag: Tag {
+                    queue: json.queue,
+                    head: json.head,
+                },
+                op: named(&operations, Operation::name, &json.operation, "operation")?,
+                offset: json.offset,
+                bytes: json.bytes,
+            },
+            at: json.at.try_into()?,
+        })
+    }
+}
+
+impl From<SystemTime> for JsonTime {
+    fn from(time: SystemTime) -> Self {
+        let since = time.duration_since(SystemTime::UNIX_EPOCH);
+        let since = since.unwrap_or_default();
+        Self(since.as_secs(), since.subsec_nanos())
+    }
+}
+
+impl TryFrom<JsonTime> for SystemTime {
+    type Error = DecodeError;
+
+    fn try_from(JsonTime(seconds, nanoseconds): JsonTime) -> Result<Self, DecodeError> {
+        // Duration::new would panic if the nanoseconds made more seconds than there can be.
+        let valid = nanoseconds < 1_000_000_000;
+        let since = valid.then(|| Duration::new(seconds, nanoseconds));
+        since
+            .and_then(|since| Self::UNIX_EPOCH.checked_add(since))
+            .ok_or(DecodeError::Value("time"))
+    }
+}
+
+impl From<&BackendStats> for JsonStats {
+    fn from(stats: &BackendStats) -> Self {
+        let class = |class: ClassStats| {
+            JsonClass(
+                class.bytes,
+                class.operations,
+                class.total_time_ns,
+                class.failed,
+                class.invalid,
+            )
+        };
+        Self {
+            rd: class(stats.rd),
+            wr: class(stats.wr),
+            flush: class(stats.flush),
+            unmap: class(stats.unmap),
+            attempts: stats.attempts,
+            holds: stats.holds,
+            hold_time_ns: stats.hold_time_ns,
+            events_merged: stats.events_merged,
+        }
+    }
+}
+
+impl From<JsonStats> for BackendStats {
+    fn from(json: JsonStats) -> Self {
+        let class = |JsonClass(bytes, operations, total_time_ns, failed, invalid)| ClassStats {
+            bytes,
+            operations,
+            total_time_ns,
+            failed,
+            invalid,
+        };
+        Self {
+            rd: class(json.rd),
+            wr: class(json.wr),
+            flush: class(json.flush),
+            unmap: class(json.unmap),
+            attempts: json.attempts,
+            holds: json.holds,
+            hold_time_ns: json.hold_time_ns,
+            events_merged: json.events_merged,
+            idle: None,
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn time() -> impl Strategy<Value = SystemTime> {
+        (0..u64::from(u32::MAX), 0..1_000_000_000_u32).prop_map(|(seconds, nanoseconds)| {
+            SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds)
+        })
+    }
+
+    fn record() -> impl Strategy<Value = ErrorRecord> {
+        let op = prop_oneof![
+            Just(Operation::Read),
+            Just(Operation::Write),
+            Just(Operation::Flush),
+            Just(Operation::Discard),
+            any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
+        ];
+        let place = (any::<u16>(), any::<u16>(), any::<u64>(), any::<u64>());
+        (1..=ERRNO_MAX, op, place, time()).prop_map(|(errno, op, place, at)| {
+            let (queue, head, offset, bytes) = place;
+            ErrorRecord {
+                cause: Cause::of_errno(errno),
+                request: Request {
+                    tag: Tag { queue, head },
+                    op,
+                    offset,
+                    bytes,
+                },
+                at,
+            }
+        })
+    }
+
+    fn class() -> impl Strategy<Value = ClassStats> {
+        any::<[u64; 5]>().prop_map(|[bytes, operations, total_time_ns, failed, invalid]| {
+            ClassStats {
+                bytes,
+                operations,
+                total_time_ns,
+                failed,
+                invalid,
+            }
+        })
+    }
+
+    fn backend() -> impl Strategy<Value = SavedBackend> {
+        let status = prop_oneof![
+            Just(Status::Ok),
+            Just(Status::Nospace),
+            Just(Status::Failed)
+        ];
+        let status =
+            (any::<bool>(), status).prop_map(|(device, status)| IoStatus::restored(device, status));
+        let incident =
+            (any::<u64>(), time()).prop_map(|(number, since)| Incident { number, since });
+        let stats = ([class(), class(), class(), class()], any::<[u64; 4]>()).prop_map(
+            |([rd, wr, flush, unmap], [attempts, holds, hold_time_ns, events_merged])| {
+                BackendStats {
+                    rd,
+                    wr,
+                    flush,
+                    unmap,
+                    attempts,
+                    holds,
+                    hold_time_ns,
+                    events_merged,
+                    idle: None,
+                }
+            },
+        );
+        let errors = (
+            proptest::option::of(record()),
+            proptest::option::of(record()),
+        );
+        let incidents = (0..u64::MAX, proptest::option::of(incident));
+        (".*", ".*", status, incidents, errors, stats).prop_map(
+            |(device, node, io_status, (incidents, incident), errors, stats)| SavedBackend {
+                device,
+                node,
+                io_status,
+                incidents,
+                incident,
+                first_error: errors.0,
+                last_error: errors.1,
+                stats,
+            },
+        )
+    }
+
+    pub fn state() -> impl Strategy<Value = SavedState> {
+        let run_state = prop_oneof![
+            Just(RunState::Running),
+            Just(RunState::Paused),
+            Just(RunState::IoError)
+        ];
+        let backends = proptest::collection::vec(backend(), 0..4);
+        (run_state, backends).prop_map(|(run_state, backends)| SavedState {
+            run_state,
+            backends,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_saved_is_read_back(state in state(), boot_id in ".*") {
+            let json = state.encode(&boot_id);
+            let (decoded, boot) = SavedState::decode(&json).expect("our own");
+            prop_assert_eq!((decoded, boot), (state, boot_id));
+        }
+    }
+
+    #[test]
+    fn impossible_values_are_refused() {
+        let mut state = SavedState::default();
+        state.backends.push(SavedBackend {
+            last_error: Some(ErrorRecord {
+                cause: Cause::of_errno(28),
+                request: Request {
+                    tag: Tag { queue: 0, head: 1 },
+                    op: Operation::Write,
+                    offset: 512,
+                    bytes: 4096,
+                },
+                at: SystemTime::UNIX_EPOCH,
+            }),
+            ..SavedBackend::default()
+        });
+        let json = String::from_utf8(state.encode("boot")).expect("JSON is UTF-8");
+        for (old, new, error) in [
+            ("\"version\":1", "\"version\":2", "version 2"),
+            ("\"running\"", "\"shutdown\"", "'run-state'"),
+            (
+                "\"io-status\":\"ok\"",
+                "\"io-status\":\"no\"",
+                "'io-status'",
+            ),
+            ("\"errno\":28", "\"errno\":0", "'errno'"),
+            ("\"errno\":28", "\"errno\":4096", "'errno'"),
+            ("\"write\"", "\"scribble\"", "'operation'"),
+            ("\"at\":[0,0]", "\"at\":[0,1000000000]", "'time'"),
+            ("\"at\":[0,0]", "\"at\":[18446744073709551615,0]", "'time'"),
+            (
+                "\"incidents\":0",
+                "\"incidents\":18446744073709551615",
+                "'incidents'",
+            ),
+            ("\"bytes\":4096", "\"bytes\":-1", "invalid value"),
+        ] {
+            assert!(json.contains(old), "{old} is not in {json}");
+            let refused = SavedState::decode(json.replace(old, new).as_bytes());
+            let text = refused.expect_err(new).to_string();
+            assert!(text.contains(error), "{new}: {text}");
+        }
+    }
+}

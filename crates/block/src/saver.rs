@@ -1,0 +1,140 @@
+//! Writes run control's state to its file whenever it changes, on a thread of its own.
+//!
+//! The control task only says that something has changed: it never waits for the file system, and
+//! no event is delayed. Changes that come while one is being written become one write.
+
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::control::Control;
+use crate::run_control::RunControl;
+use crate::state_file::StateFile;
+
+/// How long to collect changes after a write, so that a storm of errors is no storm of writes.
+const COLLECT: Duration = Duration::from_millis(20);
+
+#[derive(Debug, Default)]
+struct Wanted {
+    changed: bool,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    wanted: Mutex<Wanted>,
+    condvar: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Wanted> {
+        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn set(&self, set: impl FnOnce(&mut Wanted)) {
+        set(&mut self.lock());
+        self.condvar.notify_one();
+    }
+
+    /// Waits for a change or the end; true at the end.
+    fn wait(&self) -> bool {
+        let idle = |wanted: &mut Wanted| !wanted.changed && !wanted.ended;
+        let wanted = self.condvar.wait_while(self.lock(), idle);
+        let mut wanted = wanted.unwrap_or_else(PoisonError::into_inner);
+        wanted.changed = false;
+        wanted.ended
+    }
+
+    /// Lets changes collect.
+    fn collect(&self) {
+        let going_on = |wanted: &mut Wanted| !wanted.ended;
+        let waited = self
+            .condvar
+            .wait_timeout_while(self.lock(), COLLECT, going_on);
+        drop(waited);
+    }
+}
+
+/// Tells the thread that there is something to be saved. Cheap, and waits for nothing.
+#[derive(Clone, Debug)]
+pub struct Changes(Arc<Shared>);
+
+impl Changes {
+    /// Something has changed.
+    pub fn changed(&self) {
+        self.0.set(|wanted| wanted.changed = true);
+    }
+}
+
+/// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
+/// what changes afterwards is not saved.
+#[derive(Debug)]
+pub struct Saver {
+    shared: Arc<Shared>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Saver {
+    /// Saves the state now and from now on.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub async fn start(file: StateFile, control: &Control) -> io::Result<Self> {
+        let shared = Arc::new(Shared::default());
+        let thread = {
+            let (shared, control) = (Arc::clone(&shared), control.clone());
+            std::thread::Builder::new()
+                .name("state".to_owned())
+                .spawn(move || save(&shared, file, &control))?
+        };
+        let changes = Changes(Arc::clone(&shared));
+        changes.changed();
+        // A daemon that ends already has nothing more to tell.
+        control.call(move |_, wiring| wiring.save_by(changes)).await;
+        Ok(Self {
+            shared,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Saver {
+    fn drop(&mut self) {
+        self.shared.set(|wanted| wanted.ended = true);
+        if let Some(thread) = self.thread.take() {
+            // It does not panic; if it did, there would be nothing to save either.
+            let _ = thread.join();
+        }
+    }
+}
+
+fn save(shared: &Shared, mut file: StateFile, control: &Control) {
+    let mut failing = false;
+    loop {
+        let ended = shared.wait();
+        let state = control.read(RunControl::save);
+        match file.write(&state) {
+            Ok(()) if std::mem::take(&mut failing) => {
+                tracing::info!(
+                    "the state file '{}' is up to date again",
+                    file.path().display()
+                );
+            }
+            Ok(()) => {}
+            Err(error) => {
+                if !std::mem::replace(&mut failing, true) {
+                    tracing::warn!(
+                        "cannot write the state file '{}': {error}; a restart would find an older \
+                         state",
+                        file.path().display()
+                    );
+                }
+            }
+        }
+        if ended {
+            return;
+        }
+        shared.collect();
+    }
+}

@@ -1,0 +1,468 @@
+//! The file that [`SavedState`] survives in: two slots, written in turn, in place.
+//!
+//! The file has its full length from the beginning, so a full file system does not matter later. A
+//! write goes to the slot that does not hold the newest state; if it is cut short, the checksum of
+//! that slot says so and the other one counts. Nothing is synced: a state is good for the boot that
+//! it was written in, and as long as that lasts the page cache does. After a power failure no
+//! client is left that could hand anything back.
+//!
+//! A slot begins with a header, little-endian:
+//!
+//! | offset | bytes | |
+//! |---|---|---|
+//! | 0 | 8 | `STNDFAST` |
+//! | 8 | 8 | generation: 1, 2, ... over both slots; the greater one is newer |
+//! | 16 | 4 | length of the payload in bytes |
+//! | 20 | 4 | CRC-32C of the first 20 bytes and the payload |
+//!
+//! The payload follows: the JSON of [`SavedState::encode`].
+
+use std::fs::{DirBuilder, File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::saved::{DecodeError, SavedState};
+
+/// The name of the file in its directory.
+pub const FILE_NAME: &str = "standfastd.state";
+
+const MAGIC: &[u8; 8] = b"STNDFAST";
+const HEADER_BYTES: usize = 24;
+/// Enough for some hundred exports.
+const SLOT_BYTES: usize = 256 << 10;
+const FILE_BYTES: usize = 2 * SLOT_BYTES;
+/// The longest payload.
+const PAYLOAD_BYTES_MAX: usize = SLOT_BYTES - HEADER_BYTES;
+
+/// Why there is no state file.
+#[derive(Debug, thiserror::Error)]
+pub enum StateFileError {
+    /// Another daemon has it.
+    #[error(
+        "the state directory '{}' is in use by another daemon; end it, or give each daemon a \
+         directory of its own",
+        .0.display()
+    )]
+    InUse(PathBuf),
+    /// The file system refuses: a daemon can do without.
+    #[error("cannot {what} '{}': {source}", .path.display())]
+    Unusable {
+        /// What was tried.
+        what: &'static str,
+        /// With which path.
+        path: PathBuf,
+        /// What the system says.
+        source: io::Error,
+    },
+}
+
+/// Why a file holds no state.
+#[derive(Debug, thiserror::Error)]
+pub enum Corrupt {
+    /// No slot is whole.
+    #[error("neither of its two copies is whole")]
+    Slots,
+    /// The newest copy is whole, but no state.
+    #[error("its content is not understood: {0}")]
+    Content(#[from] DecodeError),
+}
+
+/// The newest state of a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// How often the file has been written.
+    pub generation: u64,
+    /// The boot that the state belongs to.
+    pub boot_id: String,
+    /// The state.
+    pub state: SavedState,
+}
+
+/// What was found in the file.
+#[derive(Debug)]
+pub enum Found {
+    /// It is new.
+    Nothing,
+    /// The state of a daemon of this boot.
+    State(SavedState),
+    /// A state from before the machine was started.
+    OtherBoot,
+    /// Nothing that is understood.
+    Corrupt(Corrupt),
+}
+
+/// The newest state in the content of a file; none if nothing has ever been written. Total: any
+/// bytes are a state, nothing, or an error.
+///
+/// # Errors
+/// If there is something, but no state.
+pub fn parse(content: &[u8]) -> Result<Option<Stored>, Corrupt> {
+    let slots = [0, SLOT_BYTES].map(|start| content.get(start..).unwrap_or_default());
+    let newest = slots.iter().filter_map(|slot| open_slot(slot)).max();
+    let Some((generation, payload)) = newest else {
+        let written = content.iter().any(|&byte| byte != 0);
+        return if written {
+            Err(Corrupt::Slots)
+        } else {
+            Ok(None)
+        };
+    };
+    let (state, boot_id) = SavedState::decode(payload)?;
+    Ok(Some(Stored {
+        generation,
+        boot_id,
+        state,
+    }))
+}
+
+/// Generation and payload of a slot that is whole.
+fn open_slot(slot: &[u8]) -> Option<(u64, &[u8])> {
+    let (signed, rest) = slot.split_at_checked(20)?;
+    let (magic, numbers) = signed.split_at_checked(8)?;
+    let (generation, bytes) = numbers.split_at_checked(8)?;
+    let (sum, rest) = rest.split_at_checked(4)?;
+    let generation = u64::from_le_bytes(generation.try_into().ok()?);
+    let bytes = u32::from_le_bytes(bytes.try_into().ok()?);
+    let bytes = usize::try_from(bytes).ok()?;
+    let payload = rest.get(..bytes).filter(|_| bytes <= PAYLOAD_BYTES_MAX)?;
+    let whole = magic == MAGIC && sum == crc32c(&[signed, payload]).to_le_bytes();
+    whole.then_some((generation, payload))
+}
+
+/// A slot with this content.
+fn seal_slot(generation: u64, payload: &[u8]) -> io::Result<Vec<u8>> {
+    let bytes = u32::try_from(payload.len())
+        .ok()
+        .filter(|_| payload.len() <= PAYLOAD_BYTES_MAX);
+    let bytes = bytes.ok_or_else(|| {
+        io::Error::other(format!(
+            "the state has {} bytes, the file has room for {PAYLOAD_BYTES_MAX}: use fewer exports \
+             per daemon",
+            payload.len()
+        ))
+    })?;
+    let mut slot = Vec::with_capacity(HEADER_BYTES + payload.len());
+    slot.extend_from_slice(MAGIC);
+    slot.extend_from_slice(&generation.to_le_bytes());
+    slot.extend_from_slice(&bytes.to_le_bytes());
+    let sum = crc32c(&[&slot, payload]);
+    slot.extend_from_slice(&sum.to_le_bytes());
+    slot.extend_from_slice(payload);
+    Ok(slot)
+}
+
+/// The id of this boot of the machine.
+///
+/// # Errors
+/// If the kernel does not say.
+pub fn boot_id() -> io::Result<String> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+    Ok(id.trim().to_owned())
+}
+
+/// The file, locked: it is this daemon's as long as this exists.
+#[derive(Debug)]
+pub struct StateFile {
+    file: File,
+    path: PathBuf,
+    boot_id: String,
+    generation: u64,
+}
+
+impl StateFile {
+    /// Opens the file in `dir`, or makes it (mode 0600) and the directory (mode 0700), and locks it.
+    /// What is read must be, and what is written will be, of the boot `boot_id`.
+    ///
+    /// # Errors
+    /// [`StateFileError::InUse`] if another daemon has it, else what the system says.
+    pub fn open(dir: &Path, boot_id: &str) -> Result<Self, StateFileError> {
+        let unusable = |what, path: &Path| {
+            let path = path.to_owned();
+            move |source| StateFileError::Unusable { what, path, source }
+        };
+        let made = DirBuilder::new().recursive(true).mode(0o700).create(dir);
+        made.map_err(unusable("make the state directory", dir))?;
+        let path = dir.join(FILE_NAME);
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(&path)
+            .map_err(unusable("open the state file", &path))?;
+        let metadata = file.metadata();
+        let metadata = metadata.map_err(unusable("open the state file", &path))?;
+        if !metadata.is_file() {
+            let source = io::Error::other("it is not a file");
+            return Err(unusable("open the state file", &path)(source));
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(StateFileError::InUse(dir.to_owned())),
+            Err(TryLockError::Error(source)) => {
+                return Err(unusable("lock the state file", &path)(source));
+            }
+        }
+        let length = usize::try_from(metadata.len()).unwrap_or(FILE_BYTES);
+        if length < FILE_BYTES {
+            let zeroes = vec![0; FILE_BYTES - length];
+            let allocated = file.write_all_at(&zeroes, metadata.len());
+            if let Err(source) = allocated {
+                // As it was: a later attempt begins with the same length.
+                let _ = file.set_len(metadata.len());
+                return Err(unusable("allocate the state file", &path)(source));
+            }
+        }
+        Ok(Self {
+            file,
+            path,
+            boot_id: boot_id.to_owned(),
+            generation: 0,
+        })
+    }
+
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Reads what a former daemon has left. Called before the first write.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub fn read(&mut self) -> io::Result<Found> {
+        let mut content = vec![0; FILE_BYTES];
+        self.file.read_exact_at(&mut content, 0)?;
+        Ok(match parse(&content) {
+            Ok(None) => Found::Nothing,
+            Err(corrupt) => Found::Corrupt(corrupt),
+            Ok(Some(stored)) => {
+                self.generation = stored.generation;
+                if stored.boot_id == self.boot_id {
+                    Found::State(stored.state)
+                } else {
+                    Found::OtherBoot
+                }
+            }
+        })
+    }
+
+    /// Writes the state in place of the older of the two that are there.
+    ///
+    /// # Errors
+    /// What the system says; the newer of the two is still there then.
+    pub fn write(&mut self, state: &SavedState) -> io::Result<()> {
+        let generation = self.generation.wrapping_add(1);
+        let slot = seal_slot(generation, &state.encode(&self.boot_id))?;
+        let start = (generation % 2) * SLOT_BYTES as u64;
+        self.file.write_all_at(&slot, start)?;
+        self.generation = generation;
+        Ok(())
+    }
+}
+
+/// CRC-32C (Castagnoli, as in iSCSI), of all parts in a row.
+fn crc32c(parts: &[&[u8]]) -> u32 {
+    const TABLE: [u32; 256] = table();
+    let bytes = parts.iter().flat_map(|part| part.iter());
+    !bytes.fold(!0, |sum: u32, &byte| {
+        let [low, ..] = sum.to_le_bytes();
+        TABLE[usize::from(low ^ byte)] ^ (sum >> 8)
+    })
+}
+
+const fn table() -> [u32; 256] {
+    /// The polynomial 0x1edc6f41, lowest bit first.
+    const POLYNOMIAL: u32 = 0x82f6_3b78;
+    let mut table = [0; 256];
+    let (mut index, mut start) = (0, 0_u32);
+    while index < table.len() {
+        let (mut sum, mut bit) = (start, 0);
+        while bit < 8 {
+            let carry = sum & 1 != 0;
+            sum >>= 1;
+            if carry {
+                sum ^= POLYNOMIAL;
+            }
+            bit += 1;
+        }
+        table[index] = sum;
+        index += 1;
+        start += 1;
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::run_control::RunState;
+    use crate::saved::SavedBackend;
+    use proptest::prelude::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn state(run_state: RunState) -> SavedState {
+        SavedState {
+            run_state,
+            backends: vec![SavedBackend {
+                device: "vda".to_owned(),
+                ..SavedBackend::default()
+            }],
+        }
+    }
+
+    fn open(dir: &Path) -> StateFile {
+        StateFile::open(dir, "this boot").expect("a new directory")
+    }
+
+    fn content(dir: &Path) -> Vec<u8> {
+        std::fs::read(dir.join(FILE_NAME)).expect("the file exists")
+    }
+
+    #[test]
+    fn crc32c_table() {
+        // The first is the check value of the catalogue, the others are from RFC 3720, B.4.
+        for (input, sum) in [
+            (&b"123456789"[..], 0xe306_9283),
+            (&[0; 32], 0x8a91_36aa),
+            (&[0xff; 32], 0x62a8_ab43),
+            (b"", 0),
+        ] {
+            assert_eq!(crc32c(&[input]), sum, "{input:?}");
+            let (one, two) = input.split_at(input.len() / 3);
+            assert_eq!(crc32c(&[one, two]), sum, "{input:?}");
+        }
+    }
+
+    #[test]
+    fn the_newest_whole_slot_wins() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut file = open(dir.path());
+        assert!(matches!(file.read(), Ok(Found::Nothing)));
+        for run_state in [RunState::Running, RunState::IoError, RunState::Paused] {
+            file.write(&state(run_state)).expect("preallocated");
+        }
+        drop(file);
+        let found = open(dir.path()).read().expect("readable");
+        assert!(matches!(found, Found::State(found) if found == state(RunState::Paused)));
+
+        // Whatever part of the last write is missing: the state before it counts.
+        let whole = content(dir.path());
+        let newest = SLOT_BYTES
+            ..SLOT_BYTES + HEADER_BYTES + state(RunState::Paused).encode("this boot").len();
+        for torn in newest.clone() {
+            let mut bytes = whole.clone();
+            bytes[torn] ^= 1;
+            let stored = parse(&bytes).expect("the other slot").expect("is there");
+            assert_eq!(
+                (stored.generation, stored.state),
+                (2, state(RunState::IoError)),
+                "{torn}"
+            );
+        }
+        let mut bytes = whole;
+        bytes[0..8].fill(0xee);
+        bytes[newest].fill(0xee);
+        assert!(matches!(parse(&bytes), Err(Corrupt::Slots)));
+    }
+
+    #[test]
+    fn a_state_is_good_for_one_boot() {
+        let dir = tempfile::tempdir().expect("a directory");
+        open(dir.path())
+            .write(&state(RunState::IoError))
+            .expect("preallocated");
+        let mut other = StateFile::open(dir.path(), "another boot").expect("unlocked");
+        assert!(matches!(other.read(), Ok(Found::OtherBoot)));
+        other.write(&state(RunState::Paused)).expect("preallocated");
+        drop(other);
+        assert!(matches!(open(dir.path()).read(), Ok(Found::OtherBoot)));
+    }
+
+    #[test]
+    fn after_a_corrupt_file_what_is_written_counts() {
+        let dir = tempfile::tempdir().expect("a directory");
+        std::fs::write(dir.path().join(FILE_NAME), vec![0x5a; 1000]).expect("a file");
+        let mut file = open(dir.path());
+        assert!(matches!(file.read(), Ok(Found::Corrupt(Corrupt::Slots))));
+        file.write(&state(RunState::Paused)).expect("preallocated");
+        drop(file);
+        let found = open(dir.path()).read().expect("readable");
+        assert!(matches!(found, Found::State(found) if found == state(RunState::Paused)));
+    }
+
+    #[test]
+    fn the_file_has_one_owner_and_its_full_length() {
+        let parent = tempfile::tempdir().expect("a directory");
+        let dir = parent.path().join("state");
+        let file = open(&dir);
+        let refused = StateFile::open(&dir, "this boot").expect_err("locked");
+        assert!(
+            refused.to_string().contains("in use by another daemon"),
+            "{refused}"
+        );
+        let mode = |path: &Path| {
+            let metadata = std::fs::metadata(path).expect("it exists");
+            metadata.permissions().mode() & 0o777
+        };
+        assert_eq!((mode(&dir), mode(file.path())), (0o700, 0o600));
+        assert_eq!(content(&dir).len(), FILE_BYTES);
+        drop(file);
+        drop(open(&dir));
+    }
+
+    #[test]
+    fn what_is_no_file_is_refused() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join(FILE_NAME);
+        std::fs::create_dir(&path).expect("a directory");
+        StateFile::open(dir.path(), "b").expect_err("a directory");
+        std::fs::remove_dir(&path).expect("empty");
+        std::os::unix::fs::symlink("/dev/zero", &path).expect("a link");
+        StateFile::open(dir.path(), "b").expect_err("a link");
+        StateFile::open(Path::new("/dev/null/x"), "b").expect_err("no directory");
+    }
+
+    #[test]
+    fn too_much_is_refused_and_changes_nothing() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let mut file = open(dir.path());
+        file.write(&state(RunState::Paused)).expect("preallocated");
+        let before = content(dir.path());
+        let many = SavedState {
+            backends: vec![SavedBackend::default(); 10_000],
+            ..SavedState::default()
+        };
+        let refused = file.write(&many).expect_err("too large").to_string();
+        assert!(refused.contains("fewer exports"), "{refused}");
+        assert_eq!(content(dir.path()), before);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+
+        #[test]
+        fn slots_are_read_back(state in crate::saved::tests::state(), generation: u64) {
+            let slot = seal_slot(generation, &state.encode("b")).expect("it fits");
+            let stored = parse(&slot).expect("whole").expect("there");
+            prop_assert_eq!((stored.generation, stored.state), (generation, state));
+        }
+
+        #[test]
+        fn any_bytes_are_taken(bytes: Vec<u8>, at in 0..FILE_BYTES, sealed: bool) {
+            let mut content = vec![0; FILE_BYTES];
+            if sealed {
+                let slot = seal_slot(1, &bytes).expect("it fits");
+                content[..slot.len()].copy_from_slice(&slot);
+            } else {
+                let end = (at + bytes.len()).min(FILE_BYTES);
+                content[at..end].copy_from_slice(&bytes[..end - at]);
+            }
+            let parsed = parse(&content);
+            prop_assert!(matches!(parsed, Ok(None) | Err(_)), "{:?}", parsed);
+        }
+    }
+}

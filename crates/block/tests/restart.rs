@@ -1,0 +1,354 @@
+//! Run control over a restart of the daemon: what is saved, what is found again, and when a new
+//! client ends an `io-error`.
+#![allow(
+    clippy::unwrap_used,
+    clippy::tests_outside_test_module,
+    reason = "the whole file is a test"
+)]
+
+use std::time::{Duration, SystemTime};
+
+use standfast_block::run_control::{
+    BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
+};
+use standfast_block::{
+    Action, BackendId, Cause, Event, EventKind, HoldScope, LocalId, OnError, Operation, Policy,
+    Request, RunState, SavedState, Status, Tag,
+};
+
+const AT: SystemTime = SystemTime::UNIX_EPOCH;
+
+#[derive(Default)]
+struct Outbox {
+    events: Vec<EventKind>,
+    posts: Vec<(LocalId, GateMessage)>,
+}
+
+impl Effects for Outbox {
+    fn event(&mut self, event: Event) {
+        self.events.push(event.kind);
+    }
+    fn post(&mut self, local: LocalId, message: GateMessage) {
+        self.posts.push((local, message));
+    }
+}
+
+/// Run control with two exports, each with a part of the same number.
+struct Daemon {
+    control: RunControl,
+    ids: Vec<BackendId>,
+    outbox: Outbox,
+}
+
+impl Daemon {
+    fn start(saved: Option<SavedState>, scope: HoldScope) -> Self {
+        let mut control = RunControl::new();
+        if let Some(saved) = saved {
+            // As it is kept.
+            let (saved, _) = SavedState::decode(&saved.encode("boot")).unwrap();
+            control.restore(saved);
+        }
+        let mut outbox = Outbox::default();
+        let mut ids = Vec::new();
+        for (number, device) in (1..).zip(["vda", "vdb"]) {
+            let id = control.add_backend(BackendConfig {
+                device: device.into(),
+                node: "disk".into(),
+                policy: Policy::new(OnError::Stop, OnError::Report),
+                scope,
+            });
+            control.add_local(id, LocalId(number), &mut outbox).unwrap();
+            ids.push(id);
+        }
+        assert!(outbox.events.is_empty(), "a restart is no event");
+        Self {
+            control,
+            ids,
+            outbox,
+        }
+    }
+
+    /// Both clients are there and a write of `vda` has failed.
+    fn failed(scope: HoldScope) -> Self {
+        let mut daemon = Self::start(None, scope);
+        daemon.attach(0);
+        daemon.attach(1);
+        daemon.fail(0, 1, libc::ENOSPC);
+        daemon
+    }
+
+    fn attach(&mut self, number: usize) {
+        self.outbox.events.clear();
+        self.control.attach(self.ids[number], &mut self.outbox);
+    }
+
+    fn fail(&mut self, number: usize, seq: u64, errno: i32) {
+        let failed = Failed {
+            backend: self.ids[number],
+            local: LocalId(number as u64 + 1),
+            generation: self.generation(number),
+            seq,
+            order: seq,
+            request: request(seq),
+            cause: Cause::of_errno(errno),
+            at: AT + Duration::from_secs(seq),
+        };
+        self.control.failed(&failed, &mut self.outbox);
+    }
+
+    fn hand_back(&mut self, number: usize, order: u64) {
+        self.control.restored(&Restored {
+            backend: self.ids[number],
+            local: LocalId(number as u64 + 1),
+            generation: self.generation(number),
+            order,
+            request: request(order),
+            at: AT,
+        });
+    }
+
+    fn resolve(&mut self, number: usize, order: u64) {
+        self.control.resolved(Resolved {
+            backend: self.ids[number],
+            local: LocalId(number as u64 + 1),
+            generation: self.generation(number),
+            order,
+        });
+    }
+
+    fn generation(&self, number: usize) -> u64 {
+        self.control.backend(self.ids[number]).unwrap().generation()
+    }
+
+    fn held(&self, number: usize) -> usize {
+        self.control.backend(self.ids[number]).unwrap().held().len()
+    }
+
+    fn incident(&self, number: usize) -> Option<u64> {
+        let backend = self.control.backend(self.ids[number]).unwrap();
+        backend.incident().map(|incident| incident.number)
+    }
+
+    fn io_status(&self, number: usize) -> Option<Status> {
+        self.control.backend(self.ids[number]).unwrap().io_status()
+    }
+
+    fn restart(&self, scope: HoldScope) -> Self {
+        Self::start(Some(self.control.save()), scope)
+    }
+}
+
+fn request(number: u64) -> Request {
+    Request {
+        tag: Tag { queue: 0, head: 1 },
+        op: Operation::Write,
+        offset: number * 4096,
+        bytes: 4096,
+    }
+}
+
+#[test]
+fn io_error_status_incident_and_errors_are_found_again() {
+    let mut before = Daemon::failed(HoldScope::Vm);
+    before.fail(0, 2, libc::EIO);
+    let mut daemon = before.restart(HoldScope::Vm);
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    for local in [1, 2] {
+        let frozen = |&(to, message): &(LocalId, GateMessage)| {
+            to == LocalId(local) && matches!(message, GateMessage::Freeze { .. })
+        };
+        assert!(daemon.outbox.posts.iter().any(frozen), "{local}");
+    }
+    assert_eq!(daemon.io_status(0), Some(Status::Nospace));
+    assert_eq!(daemon.io_status(1), Some(Status::Ok));
+    daemon.control.reattach(daemon.ids[0]);
+    assert_eq!(daemon.io_status(0), Some(Status::Nospace));
+    let state = daemon.control.backend(daemon.ids[0]).unwrap();
+    let old = before.control.backend(before.ids[0]).unwrap();
+    assert_eq!(state.first_error(), old.first_error());
+    assert_eq!(state.last_error(), old.last_error());
+    assert_eq!((state.incident(), state.incidents()), (old.incident(), 1));
+
+    // What is handed back is held, until it has been completed.
+    daemon.hand_back(0, 7);
+    daemon.hand_back(0, 8);
+    assert_eq!((daemon.held(0), daemon.incident(0)), (2, Some(1)));
+    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    assert_eq!(daemon.outbox.events, [EventKind::Resume]);
+    assert_eq!(daemon.io_status(0), Some(Status::Ok));
+    daemon.resolve(0, 7);
+    assert_eq!((daemon.held(0), daemon.incident(0)), (1, Some(1)));
+    // It fails again: the same incident.
+    daemon.fail(0, 8, libc::ENOSPC);
+    let state = daemon.control.backend(daemon.ids[0]).unwrap();
+    let held: Vec<_> = state.held().collect();
+    assert_eq!((held.len(), held[0].attempts, held[0].since), (1, 1, AT));
+    assert_eq!((daemon.incident(0), state.incidents()), (Some(1), 1));
+    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    daemon.resolve(0, 8);
+    assert_eq!((daemon.held(0), daemon.incident(0)), (0, None));
+}
+
+#[test]
+fn paused_is_found_again_and_ended_by_cont_only() {
+    let mut before = Daemon::start(None, HoldScope::Vm);
+    before.control.stop(&mut before.outbox).unwrap();
+    let mut daemon = before.restart(HoldScope::Vm);
+    assert_eq!(daemon.control.state(), RunState::Paused);
+    daemon.attach(0);
+    assert_eq!(daemon.control.state(), RunState::Paused);
+    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    assert_eq!(daemon.control.state(), RunState::Running);
+}
+
+#[test]
+fn a_fresh_client_ends_an_io_error_in_which_nothing_is_held() {
+    // Nothing restarted: the VM was killed, and its disk comes back new.
+    let mut daemon = Daemon::failed(HoldScope::Vm);
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    daemon.attach(0);
+    assert_eq!(daemon.outbox.events, [EventKind::Resume]);
+    assert_eq!(daemon.control.state(), RunState::Running);
+    for (local, upto) in [(1, 1), (2, 0)] {
+        let epoch = daemon.control.epoch();
+        let release = (LocalId(local), GateMessage::Release { epoch, upto });
+        assert!(daemon.outbox.posts.contains(&release), "{local}");
+    }
+
+    // The other disk still holds something.
+    let mut daemon = Daemon::failed(HoldScope::Vm);
+    daemon.attach(1);
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    assert!(daemon.outbox.events.is_empty());
+    // A device that goes is no client that comes.
+    daemon.control.detach(daemon.ids[0], &mut daemon.outbox);
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    daemon.attach(1);
+    assert_eq!(daemon.control.state(), RunState::Running);
+}
+
+#[test]
+fn what_a_former_daemon_held_counts_until_its_client_is_heard_of() {
+    let daemon = Daemon::failed(HoldScope::Vm);
+    let mut after = daemon.restart(HoldScope::Vm);
+    after.attach(1);
+    assert_eq!(
+        after.control.state(),
+        RunState::IoError,
+        "vda may come back"
+    );
+    after.attach(0);
+    assert_eq!(after.control.state(), RunState::Running, "it came back new");
+
+    let mut after = daemon.restart(HoldScope::Vm);
+    after.control.reattach(after.ids[0]);
+    after.attach(1);
+    assert_eq!(after.control.state(), RunState::IoError);
+    after.hand_back(0, 1);
+    after.attach(1);
+    assert_eq!(after.control.state(), RunState::IoError);
+    // The operator does not wait for it.
+    let mut after = daemon.restart(HoldScope::Vm);
+    after.control.cont(None, &mut after.outbox).unwrap();
+    assert_eq!((after.incident(0), after.held(0)), (None, 0));
+}
+
+#[test]
+fn an_export_that_was_frozen_alone_is_frozen_again() {
+    let daemon = Daemon::failed(HoldScope::Device);
+    assert_eq!(daemon.control.state(), RunState::Running);
+    let mut after = daemon.restart(HoldScope::Device);
+    let frozen = |after: &Daemon, local| {
+        after.outbox.posts.iter().any(|&(to, message)| {
+            to == LocalId(local) && matches!(message, GateMessage::FreezeBackend { .. })
+        })
+    };
+    assert!(frozen(&after, 1) && !frozen(&after, 2));
+    after.control.reattach(after.ids[0]);
+    after.hand_back(0, 1);
+    after
+        .control
+        .cont_backend("vda", None, &mut after.outbox)
+        .unwrap();
+    let epoch = after.control.epoch();
+    let release = GateMessage::ReleaseBackend { epoch, upto: 0 };
+    assert_eq!(after.outbox.posts.last(), Some(&(LocalId(1), release)));
+    after.resolve(0, 1);
+    assert_eq!(after.incident(0), None);
+}
+
+#[test]
+fn at_the_end_the_state_before_it_is_saved() {
+    for (stop, fails, expected) in [
+        (false, false, RunState::Running),
+        (true, false, RunState::Paused),
+        (true, true, RunState::Paused),
+        (false, true, RunState::IoError),
+    ] {
+        let mut daemon = Daemon::start(None, HoldScope::Vm);
+        daemon.attach(0);
+        if stop {
+            daemon.control.stop(&mut daemon.outbox).unwrap();
+        }
+        daemon.control.shutdown("host-signal", &mut daemon.outbox);
+        if fails {
+            // It was in flight.
+            daemon.fail(0, 1, libc::EIO);
+        }
+        let saved = daemon.control.save();
+        assert_eq!(saved.run_state, expected, "stop {stop}, fails {fails}");
+        assert_eq!(saved.backends[0].incident.is_some(), fails);
+        assert_eq!(daemon.control.state(), RunState::Shutdown);
+    }
+}
+
+#[test]
+fn state_belongs_to_an_export_on_its_node() {
+    let mut saved = Daemon::failed(HoldScope::Vm).control.save();
+    saved.backends[0].node = "other".to_owned();
+    let mut daemon = Daemon::start(Some(saved), HoldScope::Vm);
+    assert_eq!((daemon.incident(0), daemon.io_status(0)), (None, None));
+    assert_eq!(
+        daemon.control.save().backends.len(),
+        3,
+        "nothing is lost yet"
+    );
+    assert_eq!(daemon.control.forget_unclaimed(), ["vda"]);
+    assert_eq!(daemon.control.save().backends.len(), 2);
+    assert!(daemon.control.forget_unclaimed().is_empty());
+}
+
+#[test]
+fn the_revision_tells_what_is_to_be_saved() {
+    let mut daemon = Daemon::failed(HoldScope::Vm);
+    let mut last = daemon.control.revision();
+    let mut changed = |daemon: &Daemon| {
+        let revision = daemon.control.revision();
+        std::mem::replace(&mut last, revision) != revision
+    };
+    daemon.hand_back(0, 9);
+    assert!(!changed(&daemon), "clients remember that");
+    daemon.fail(0, 2, libc::EIO);
+    assert!(changed(&daemon), "another error");
+    daemon.resolve(0, 9);
+    daemon.resolve(0, 2);
+    assert!(!changed(&daemon), "the incident goes on");
+    daemon.resolve(0, 1);
+    assert!(changed(&daemon), "the incident ends");
+    daemon.control.stop(&mut daemon.outbox).unwrap();
+    assert!(!changed(&daemon), "stopped already");
+    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    assert!(changed(&daemon), "running");
+    daemon.control.reported(
+        &Reported {
+            backend: daemon.ids[0],
+            generation: daemon.generation(0),
+            request: request(3),
+            action: Action::Report,
+            cause: Cause::of_errno(libc::EIO),
+            at: AT,
+        },
+        &mut daemon.outbox,
+    );
+    assert!(changed(&daemon), "the last error");
+}
