@@ -6,6 +6,7 @@ use crate::run::{cargo, run};
 use crate::{demo, fuzz, lint, packages};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::{Command, ExitCode};
 
@@ -88,9 +89,11 @@ fn check() -> Result<()> {
 fn unit(tests: &[&Target], soak: bool) -> Result<()> {
     let mut command = cargo_test(soak);
     command.args(["--workspace", "--lib", "--bins"]);
-    for target in tests {
-        if !target.name.starts_with(E2E_PREFIX) && !target.name.starts_with(LOOM_PREFIX) {
-            command.args(["--test", &target.name]);
+    // A name stands for the targets of all packages that have it.
+    let names: BTreeSet<_> = tests.iter().map(|target| target.name.as_str()).collect();
+    for name in names {
+        if !name.starts_with(E2E_PREFIX) && !name.starts_with(LOOM_PREFIX) {
+            command.args(["--test", name]);
         }
     }
     let tests = run(&mut command);
