@@ -63,6 +63,8 @@ pub struct Step {
 pub struct CommandLine {
     /// `--pidfile`; given more than once, the last counts.
     pub pidfile: Option<PathBuf>,
+    /// `--state-dir`; given more than once, the last counts.
+    pub state_dir: Option<PathBuf>,
     /// All else, in order.
     pub steps: Vec<Step>,
 }
@@ -110,7 +112,8 @@ Environment:
 read if it is not set. Default: info and above.
 
 SIGTERM, SIGINT, SIGHUP and QMP's 'quit' end the daemon in order; requests that are held then are \
-neither completed nor failed.";
+neither completed nor failed. Started again with the same options, it serves them again: at once, or \
+with --state-dir in the run state it was in, after 'cont'.";
 
 fn ordered(opt: Opt, value: &'static str, help: &'static str) -> Arg {
     Arg::new(opt.name())
@@ -171,6 +174,18 @@ fn command() -> Command {
                 .allow_hyphen_values(true),
         )
         .arg(
+            Arg::new("state-dir")
+                .long("state-dir")
+                .value_name("DIR")
+                .help(
+                    "Keep run state, I/O status, errors and counters in this directory, for the \
+                     daemon that is started next with the same options",
+                )
+                .value_parser(clap::value_parser!(PathBuf))
+                .value_hint(ValueHint::DirPath)
+                .allow_hyphen_values(true),
+        )
+        .arg(
             Arg::new("help")
                 .long("help")
                 .short('h')
@@ -206,6 +221,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
     steps.sort_by_key(|(place, _)| *place);
     Ok(CommandLine {
         pidfile: matches.remove_one("pidfile"),
+        state_dir: matches.remove_one("state-dir"),
         steps: steps.into_iter().map(|(_, step)| step).collect(),
     })
 }
@@ -303,6 +319,9 @@ mod tests {
         assert_eq!(parsed.steps.len(), 1);
         assert_eq!(parsed.steps[0].arg, "--export");
         assert_eq!(parsed.pidfile, Some(PathBuf::from("/b")));
+        assert_eq!(parsed.state_dir, None);
+        let parsed = line(&["--state-dir", "/s", "--state-dir=/t"]).unwrap();
+        assert_eq!(parsed.state_dir, Some(PathBuf::from("/t")));
         // An '=' or a comma in the value is the value's.
         let parsed = line(&["--blockdev=driver=file,filename=a=b"]).unwrap();
         assert_eq!(parsed.steps[0].arg, "driver=file,filename=a=b");
@@ -331,7 +350,13 @@ mod tests {
             let Err(Exit::Print(text)) = line(&[args]) else {
                 panic!("{args} prints nothing");
             };
-            for word in ["--blockdev", "--export", "werror=stop", "Usage: standfastd"] {
+            for word in [
+                "--blockdev",
+                "--export",
+                "--state-dir",
+                "werror=stop",
+                "Usage: standfastd",
+            ] {
                 assert!(text.contains(word), "{word} is missing in\n{text}");
             }
         }

@@ -4,12 +4,15 @@ mod chardevs;
 mod cli;
 mod exports;
 mod iothreads;
+mod lock_wait;
 mod logging;
 mod nodes;
 mod pidfile;
+mod service;
 mod setup_error;
 mod shutdown;
 mod socket;
+mod state;
 mod terminal;
 
 pub use self::cli::PROGRAM;
@@ -21,7 +24,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use block::Registry;
+use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
 use qapi::options::{
@@ -97,6 +100,7 @@ struct Daemon {
     chardevs: Chardevs,
     iothreads: Iothreads,
     pidfile: Option<Pidfile>,
+    saver: Option<Saver>,
 }
 
 async fn run(line: CommandLine) -> ExitCode {
@@ -113,6 +117,7 @@ async fn run(line: CommandLine) -> ExitCode {
         chardevs: Chardevs::default(),
         iothreads: Iothreads::default(),
         pidfile: None,
+        saver: None,
     };
     let ended = tokio::select! {
         result = daemon.set_up(line) => result.map(|()| None),
@@ -144,6 +149,14 @@ fn version() -> VersionInfo {
 impl Daemon {
     /// The second pass.
     async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
+        let control = self.registry.control();
+        let state = match &line.state_dir {
+            None => None,
+            Some(dir) => {
+                let restored = state::restore(dir, control).await;
+                restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?
+            }
+        };
         // Without io_uring there is no point in anything else.
         if !line.steps.iter().any(|step| step.opt == Opt::Object) {
             self.iothreads.own().map_err(|error| error.desc)?;
@@ -156,6 +169,9 @@ impl Daemon {
                     let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
                     format!("--{name} {arg}: {desc}{hint}")
                 })?;
+        }
+        if let Some(file) = state {
+            self.saver = Some(state::keep(file, self.registry.control()).await?);
         }
         if let Some(path) = &line.pidfile {
             self.pidfile = Some(write_pidfile(path)?);
@@ -184,12 +200,14 @@ impl Daemon {
     ) -> &'static str {
         self.chardevs.serve(&self.monitor);
         tracing::info!("{PROGRAM} {} is ready", env!("CARGO_PKG_VERSION"));
+        service::ready(self.registry.control());
         shutdown::requested(signals, quit).await
     }
 
     /// Ends everything in order.
     async fn close(self, reason: &'static str) {
-        shutdown::close_all(&self.registry, reason).await;
+        service::stopping();
+        shutdown::close_all(&self.registry, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;
     }

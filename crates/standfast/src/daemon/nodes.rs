@@ -5,7 +5,6 @@
 //! (cache mode, read-only, discard...), as in QEMU.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
 use block::{Driver, GraphError, Node, Registry};
@@ -18,14 +17,9 @@ use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
     DiscardMode,
 };
-use tokio::time::Instant;
 
+use super::lock_wait::wait_for_lock;
 use super::setup_error::SetupError;
-
-/// How long another holder of an image's lock is waited for: the I/O of a daemon that has just died
-/// may outlive it, and its lock with it.
-const LOCK_WAIT: Duration = Duration::from_secs(3);
-const LOCK_RETRY: Duration = Duration::from_millis(50);
 
 /// Opens what `options` define and puts it into the graph.
 ///
@@ -179,20 +173,27 @@ async fn open_image(
         },
         force_share: base.force_share.unwrap_or(false),
     };
-    let begin = Instant::now();
-    loop {
-        let attempt = options.clone();
-        let opened = tokio::task::spawn_blocking(move || open(attempt)).await;
-        match opened.map_err(|error| SetupError::new(error.to_string()))? {
-            Ok(driver) => return Ok(Box::new(driver)),
-            Err(error) if error.is_locked() && begin.elapsed() < LOCK_WAIT => {
-                if begin.elapsed() < LOCK_RETRY {
-                    tracing::info!("{error}: waiting up to {} s", LOCK_WAIT.as_secs());
-                }
-                tokio::time::sleep(LOCK_RETRY).await;
-            }
-            Err(error) => return Err(error.into()),
-        }
+    // The lock is on the descriptor that does the I/O, so it says when a former daemon's has ended.
+    let attempt = move || open(options.clone()).map_err(ImageError::from);
+    match wait_for_lock(attempt, ImageError::is_locked).await {
+        Ok(driver) => Ok(Box::new(driver)),
+        Err(ImageError::Open(error)) => Err(error.into()),
+        Err(ImageError::System(error)) => Err(SetupError::new(error.to_string())),
+    }
+}
+
+/// What an attempt to open an image can end with.
+#[derive(Debug, thiserror::Error)]
+enum ImageError {
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    #[error(transparent)]
+    System(#[from] std::io::Error),
+}
+
+impl ImageError {
+    fn is_locked(&self) -> bool {
+        matches!(self, Self::Open(error) if error.is_locked())
     }
 }
 

@@ -3,8 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 
-use block::Registry;
-use block::run_control::RunControl;
+use block::{Drained, Export, Registry, Saver};
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -81,8 +80,9 @@ pub fn abandon(name: &str) -> ! {
     std::process::exit(1)
 }
 
-/// Ends exports and nodes. What is held stays as it is, and is told about.
-pub async fn close_all(registry: &Registry, reason: &'static str) {
+/// Ends exports and nodes: an orderly restart, if another daemon follows. What is held stays as it
+/// is, is saved, and is told about.
+pub async fn close_all(registry: &Registry, reason: &'static str, saver: Option<Saver>) {
     let control = registry.control();
     control
         .call(move |state, wiring| state.shutdown(reason, wiring))
@@ -90,24 +90,42 @@ pub async fn close_all(registry: &Registry, reason: &'static str) {
     // What is in flight may still fail and be held.
     let mut drained = Vec::new();
     for export in registry.exports() {
-        drained.push(export.backend().drain().await);
+        let drain = export.backend().drain().await;
+        drained.push((export, drain));
     }
-    control.call(|state, _| warn_of_held(state)).await;
+    // An answer means that run control has heard of all of it.
+    control.call(|_, _| ()).await;
+    for (export, drained) in &drained {
+        warn_of_held(&**export, drained);
+    }
+    if let Some(saver) = saver {
+        // Before the exports go: what becomes of them then is not the state that is to be saved.
+        // A panic there has told of itself.
+        let _ = tokio::task::spawn_blocking(move || drop(saver)).await;
+    }
     drop(drained);
     registry.close_exports().await;
 }
 
-fn warn_of_held(state: &RunControl) {
-    for (_, backend) in state.backends() {
-        let requests = match backend.held().len() {
-            0 => continue,
-            1 => "1 held request is".to_owned(),
-            held => format!("{held} held requests are"),
-        };
-        tracing::warn!(
-            "export '{}': {requests} neither completed nor failed; the client keeps them for the \
-             next daemon if it negotiated INFLIGHT_SHMFD",
-            backend.config().device
-        );
-    }
+fn warn_of_held(export: &dyn Export, drained: &Drained) {
+    let backend = export.backend();
+    let held = backend.control().read(|state| {
+        let state = state.backend(backend.id());
+        state.map_or(0, |state| state.held().len())
+    });
+    let requests = match held {
+        0 if drained.furthest().is_none() => return,
+        0 => "requests that wait are".to_owned(),
+        1 => "1 held request is".to_owned(),
+        _ => format!("{held} held requests are"),
+    };
+    let future = if backend.is_remembered() {
+        "the client remembers them for the next daemon"
+    } else {
+        "the client has no inflight region, so they are lost when the daemon is started again"
+    };
+    tracing::warn!(
+        "export '{}': {requests} neither completed nor failed; {future}",
+        export.id()
+    );
 }

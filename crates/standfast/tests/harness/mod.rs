@@ -30,15 +30,36 @@ pub fn soak(few: u64, many: u64) -> u64 {
 pub struct Server {
     pub qmp: Qmp,
     pub daemon: Daemon,
+    command: CommandLine,
     /// Sockets lie here; it goes last.
     dir: TempDir,
+}
+
+/// What a daemon is started with.
+#[derive(Default)]
+struct CommandLine {
+    args: Vec<String>,
+    env: Vec<(String, String)>,
+    sockets: Vec<PathBuf>,
+}
+
+impl CommandLine {
+    fn start(&self) -> Result<Daemon> {
+        let mut builder = Daemon::builder(env!("CARGO_BIN_EXE_standfastd")).args(&self.args);
+        for (name, value) in &self.env {
+            builder = builder.env(name, value);
+        }
+        for socket in &self.sockets {
+            builder = builder.socket(socket);
+        }
+        builder.timeout(PATIENCE).start()
+    }
 }
 
 /// The options of a daemon to be.
 pub struct Setup {
     dir: TempDir,
-    args: Vec<String>,
-    sockets: Vec<PathBuf>,
+    command: CommandLine,
 }
 
 impl Setup {
@@ -47,8 +68,7 @@ impl Setup {
             dir: tempfile::Builder::new()
                 .prefix("standfast-e2e-")
                 .tempdir()?,
-            args: Vec::new(),
-            sockets: Vec::new(),
+            command: CommandLine::default(),
         })
     }
 
@@ -56,11 +76,23 @@ impl Setup {
         self.dir.path().join(name)
     }
 
+    /// Any option with its argument.
     #[must_use]
-    pub fn blockdev(mut self, options: &Value) -> Self {
-        self.args
-            .extend(["--blockdev".to_owned(), options.to_string()]);
+    pub fn option(mut self, name: &str, argument: impl ToString) -> Self {
+        let words = [name.to_owned(), argument.to_string()];
+        self.command.args.extend(words);
         self
+    }
+
+    #[must_use]
+    pub fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.command.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    #[must_use]
+    pub fn blockdev(self, options: &Value) -> Self {
+        self.option("--blockdev", options)
     }
 
     /// A vhost-user-blk export; its socket is `ID.sock`.
@@ -74,10 +106,8 @@ impl Setup {
         if let (Value::Object(options), Value::Object(more)) = (&mut options, more) {
             options.extend(more);
         }
-        self.args
-            .extend(["--export".to_owned(), options.to_string()]);
-        self.sockets.push(socket);
-        self
+        self.command.sockets.push(socket);
+        self.option("--export", options)
     }
 
     /// A control export on a node of its own that never fails; it freezes alone.
@@ -93,28 +123,42 @@ impl Setup {
     pub fn start(mut self) -> Result<Server> {
         let qmp = self.path("qmp.sock");
         let chardev = format!("socket,id=qmp,path={},server=on,wait=off", qmp.display());
-        self.args.extend(["--chardev".to_owned(), chardev]);
-        self.args
-            .extend(["--monitor".to_owned(), "chardev=qmp".to_owned()]);
-        self.sockets.push(qmp.clone());
-        let mut builder = Daemon::builder(env!("CARGO_BIN_EXE_standfastd")).args(&self.args);
-        for socket in &self.sockets {
-            builder = builder.socket(socket);
-        }
-        let daemon = builder.timeout(PATIENCE).start()?;
-        let mut qmp = Qmp::connect(&qmp)?;
-        qmp.set_timeout(PATIENCE);
+        self = self
+            .option("--chardev", chardev)
+            .option("--monitor", "chardev=qmp");
+        self.command.sockets.push(qmp.clone());
+        let Self { dir, command } = self;
+        let daemon = command.start()?;
         Ok(Server {
-            qmp,
+            qmp: connect(&qmp)?,
             daemon,
-            dir: self.dir,
+            command,
+            dir,
         })
     }
 }
 
+fn connect(qmp: &Path) -> Result<Qmp> {
+    let mut qmp = Qmp::connect(qmp)?;
+    qmp.set_timeout(PATIENCE);
+    Ok(qmp)
+}
+
 impl Server {
+    /// Starts the daemon again, with the same command line, after it has ended.
+    pub fn start_again(&mut self) -> Result<()> {
+        self.check_order()?;
+        self.daemon = self.command.start()?;
+        self.qmp = connect(&self.path("qmp.sock"))?;
+        Ok(())
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
     pub fn socket(&self, id: &str) -> PathBuf {
-        self.dir.path().join(format!("{id}.sock"))
+        self.path(&format!("{id}.sock"))
     }
 
     pub fn disk(&self, id: &str) -> Result<Disk> {
@@ -253,12 +297,20 @@ impl Server {
         Ok(())
     }
 
+    /// G2 over everything this connection has seen.
+    fn check_order(&self) -> Result<()> {
+        let checked = self.qmp.log().check_order(true);
+        checked.map_err(anyhow::Error::msg)
+    }
+
     /// G2 over everything this connection has seen, and an end in order.
-    pub fn finish(mut self) -> Result<()> {
-        self.qmp
-            .log()
-            .check_order(true)
-            .map_err(anyhow::Error::msg)?;
+    pub fn finish(self) -> Result<()> {
+        self.check_order()?;
+        self.end()
+    }
+
+    /// An end in order.
+    pub fn end(mut self) -> Result<()> {
         let status = self.daemon.terminate(PATIENCE)?;
         ensure!(
             status.success(),

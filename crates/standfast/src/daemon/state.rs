@@ -1,0 +1,80 @@
+//! `--state-dir`: what the next daemon has to know about this one.
+
+use std::path::Path;
+
+use block::state_file::{Found, boot_id};
+use block::{Control, Saver, StateFile, StateFileError};
+
+use super::lock_wait::wait_for_lock;
+
+/// What an attempt to open the file can end with.
+#[derive(Debug, thiserror::Error)]
+enum OpenError {
+    #[error(transparent)]
+    File(#[from] StateFileError),
+    #[error("{0}")]
+    System(#[from] std::io::Error),
+}
+
+/// Opens the state in `dir` and lets run control go on from there. None, with a warning: nothing can
+/// be saved there, the daemon does without.
+///
+/// # Errors
+/// If another daemon uses the directory.
+pub async fn restore(dir: &Path, control: &Control) -> Result<Option<StateFile>, String> {
+    let opened = match boot_id() {
+        Ok(boot_id) => {
+            let dir = dir.to_owned();
+            let attempt = move || Ok(StateFile::open(&dir, &boot_id)?);
+            wait_for_lock(attempt, is_in_use).await
+        }
+        Err(error) => Err(error.into()),
+    };
+    let read = opened.and_then(|mut file| Ok((file.read()?, file)));
+    let (found, file) = match read {
+        Ok(read) => read,
+        Err(error) if is_in_use(&error) => return Err(error.to_string()),
+        Err(error) => {
+            tracing::warn!("{error}: no state is kept, a restart begins afresh");
+            return Ok(None);
+        }
+    };
+    let path = file.path().display();
+    match found {
+        Found::Nothing => {}
+        Found::OtherBoot => tracing::warn!(
+            "the state in '{path}' is from before this machine was started, and is ignored"
+        ),
+        Found::Corrupt(corrupt) => {
+            tracing::warn!("the state in '{path}' is ignored: {corrupt}; the daemon begins afresh")
+        }
+        Found::State(state) => {
+            tracing::info!(
+                "going on in state '{}', saved in '{path}'",
+                state.run_state.name()
+            );
+            control.call(|run, _| run.restore(state)).await;
+        }
+    }
+    Ok(Some(file))
+}
+
+/// Saves what changes from now on. All exports exist.
+///
+/// # Errors
+/// If the system refuses a thread.
+pub async fn keep(file: StateFile, control: &Control) -> Result<Saver, String> {
+    let unclaimed = control.call(|run, _| run.forget_unclaimed()).await;
+    for export in unclaimed.into_iter().flatten() {
+        tracing::warn!(
+            "the saved state of export '{export}' is dropped: there is no such export on the same \
+             node any more"
+        );
+    }
+    let started = Saver::start(file, control).await;
+    started.map_err(|error| format!("cannot start saving the state: {error}"))
+}
+
+fn is_in_use(error: &OpenError) -> bool {
+    matches!(error, OpenError::File(StateFileError::InUse(_)))
+}
