@@ -8,13 +8,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use iothread::mailbox::{self, Sender};
 
-use crate::control::{Control, LocalMessage};
+use crate::control::{Control, LocalMessage, Wiring};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
 use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::request::Request;
-use crate::run_control::{BackendConfig, BackendId, LocalId};
+use crate::run_control::{BackendConfig, BackendId, LocalId, RunControl};
 use crate::stats::{Accounting, BackendStats};
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
@@ -125,15 +125,29 @@ impl Backend {
         &self.accounting
     }
 
-    /// A client with a fresh life of the device: the I/O status is enabled and reset, what was held
-    /// is dropped, latched flush failures are void. When this returns, nothing of the former life
-    /// is in flight. Returns the new generation; none: the daemon ends.
+    /// A new client with a fresh life of the device: the I/O status is enabled and reset, what was
+    /// held is dropped, latched flush failures are void; `io-error` ends if nothing is held any
+    /// more. When this returns, nothing of the former life is in flight. Returns the new generation;
+    /// none: the daemon ends.
     pub async fn attach(self: &Arc<Self>) -> Option<u64> {
+        self.begin_life(RunControl::attach).await
+    }
+
+    /// As [`Self::attach`], for a client that stays and resets its device: the run state is left
+    /// alone.
+    pub async fn reset(self: &Arc<Self>) -> Option<u64> {
+        self.begin_life(RunControl::reset_device).await
+    }
+
+    async fn begin_life(
+        self: &Arc<Self>,
+        begin: fn(&mut RunControl, BackendId, &mut Wiring) -> Option<u64>,
+    ) -> Option<u64> {
         let id = self.id;
         self.set_remembered(false);
         let generation = self
             .control
-            .call(move |state, wiring| state.attach(id, wiring))
+            .call(move |state, wiring| begin(state, id, wiring))
             .await??;
         self.settle().await;
         for node in self.node.subtree() {

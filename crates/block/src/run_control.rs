@@ -549,6 +549,13 @@ impl RunControl {
         Some(generation)
     }
 
+    /// The client resets its device and stays: what was held is dropped, the status reset. The run
+    /// state is left alone: a guest that is reset while the VM is stopped stays stopped until
+    /// `cont`, as in QEMU. Returns the new generation.
+    pub fn reset_device(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
+        self.begin_life(backend, fx)
+    }
+
     /// The first client of this process hands its inflight region back: it goes on with the life of
     /// the device that a former daemon served. The status is enabled and what is known stays.
     pub fn reattach(&mut self, backend: BackendId) {

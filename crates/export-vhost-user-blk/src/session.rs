@@ -144,7 +144,13 @@ impl Session {
     /// A new life of the device: what was held is dropped, the I/O status reset.
     fn attach(&mut self) -> Result<()> {
         self.stop_all().map_err(closed)?;
-        block::block_on(self.backend.attach()).ok_or_else(|| closed(Closed))?;
+        // On the same connection it is a reset by a client that stays.
+        let begun = if self.begun {
+            block::block_on(self.backend.reset())
+        } else {
+            block::block_on(self.backend.attach())
+        };
+        begun.ok_or_else(|| closed(Closed))?;
         self.attached = true;
         self.begun = true;
         self.wce = !self.options.writethrough;

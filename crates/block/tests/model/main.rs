@@ -50,6 +50,7 @@ enum Step {
     Cont,
     ContBackend(usize),
     Attach(usize),
+    ResetDevice(usize),
     Detach(usize),
     SetPolicy(usize, Policy),
     Resize {
@@ -125,6 +126,7 @@ fn step() -> impl Strategy<Value = Step> {
         5 => Just(Step::Cont),
         3 => b.clone().prop_map(Step::ContBackend),
         3 => b.clone().prop_map(Step::Attach),
+        2 => b.clone().prop_map(Step::ResetDevice),
         1 => b.clone().prop_map(Step::Detach),
         1 => (b.clone(), policy()).prop_map(|(b, policy)| Step::SetPolicy(b, policy)),
         1 => (b.clone(), 8..world::LENGTH * 2, errno())
@@ -163,6 +165,10 @@ fn apply(world: &mut World, step: &Step) -> Check {
         }
         Step::Attach(b) => {
             world.attach(b);
+            Ok(())
+        }
+        Step::ResetDevice(b) => {
+            world.reset_device(b);
             Ok(())
         }
         Step::Detach(b) => {

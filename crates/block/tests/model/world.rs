@@ -105,6 +105,7 @@ enum Message {
     Cont,
     ContBackend(usize),
     Attach(usize),
+    ResetDevice(usize),
     Detach(usize),
     SetPolicy(usize, Policy),
 }
@@ -304,6 +305,12 @@ impl World {
     pub fn attach(&mut self, b: usize) {
         self.backends[b].attaching = true;
         self.inbox.push_back(Message::Attach(b));
+    }
+
+    /// The client stays and resets its device.
+    pub fn reset_device(&mut self, b: usize) {
+        self.backends[b].attaching = true;
+        self.inbox.push_back(Message::ResetDevice(b));
     }
 
     /// The device goes away; a later attach brings a client back.
@@ -604,6 +611,16 @@ impl World {
                 };
                 self.expect_transition(&outbox, expected)?;
             }
+            Message::ResetDevice(b) => {
+                let generation = self
+                    .control
+                    .reset_device(self.backends[b].id, &mut outbox)
+                    .ok_or("reset of a backend that is not there")?;
+                self.backends[b].generation = generation;
+                self.backends[b].status = Status::Ok;
+                self.backends[b].attached = true;
+                self.expect_transition(&outbox, self.state)?;
+            }
             Message::Detach(b) => {
                 self.control.detach(self.backends[b].id, &mut outbox);
                 let state = self
@@ -658,7 +675,7 @@ impl World {
             && !self
                 .inbox
                 .iter()
-                .any(|m| matches!(m, Message::Attach(of) | Message::Detach(of) if *of == b))
+                .any(|m| matches!(m, Message::Attach(of) | Message::ResetDevice(of) | Message::Detach(of) if *of == b))
         {
             backend.attaching = false;
         }
