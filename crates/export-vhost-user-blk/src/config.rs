@@ -1,7 +1,11 @@
 //! Feature bits and the configuration space.
+//!
+//! Not offered on purpose:
+//! - VHOST_F_LOG_ALL: a migration would lose what is held; without it QEMU refuses to migrate;
+//! - protocol feature STATUS: QEMU sends status 0, which means reset, whenever it stops the device,
+//!   and it does that whenever the VM is paused. What is held would be dropped at that moment.
 
 use block::Limits;
-use vhost::vhost_user::VhostUserProtocolFeatures;
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
 
 use crate::options::Options;
@@ -12,6 +16,7 @@ pub(crate) const F_CONFIG_WCE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
 pub(crate) const F_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
 pub(crate) const F_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 pub(crate) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+const F_SIZE_MAX: u64 = 1 << virtio_blk::VIRTIO_BLK_F_SIZE_MAX;
 const F_SEG_MAX: u64 = 1 << virtio_blk::VIRTIO_BLK_F_SEG_MAX;
 const F_RO: u64 = 1 << virtio_blk::VIRTIO_BLK_F_RO;
 const F_BLK_SIZE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_BLK_SIZE;
@@ -21,12 +26,23 @@ const F_DISCARD: u64 = 1 << virtio_blk::VIRTIO_BLK_F_DISCARD;
 const F_WRITE_ZEROES: u64 = 1 << virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES;
 const F_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
 
+const P_MQ: u64 = 1 << 0;
+const P_REPLY_ACK: u64 = 1 << 3;
+const P_BACKEND_REQ: u64 = 1 << 5;
+const P_CONFIG: u64 = 1 << 9;
+const P_INFLIGHT_SHMFD: u64 = 1 << 12;
+const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+const P_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+
 /// Offset of the byte that says whether there is a write cache.
 pub(crate) const WCE_OFFSET: u32 = 32;
 /// Size of the configuration space in bytes; what we know of it, and zeroes for newer drivers.
 const CONFIG_BYTES: usize = 256;
 /// Data segments of one request, as QEMU announces them.
 const SEGMENTS_MAX: u32 = 126;
+/// Largest data segment in bytes. Longer ones work; the guest is told a bound because some firmware
+/// does not do without.
+const SEGMENT_BYTES_MAX: u32 = 1 << 20;
 
 /// The virtio features that are offered.
 pub(crate) fn virtio_features(options: &Options) -> u64 {
@@ -34,6 +50,7 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
         | F_EVENT_IDX
         | F_INDIRECT_DESC
         | F_PROTOCOL_FEATURES
+        | F_SIZE_MAX
         | F_SEG_MAX
         | F_BLK_SIZE
         | F_TOPOLOGY
@@ -50,13 +67,15 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
     features
 }
 
-/// The protocol features that are offered.
-pub(crate) fn protocol_features() -> VhostUserProtocolFeatures {
-    VhostUserProtocolFeatures::REPLY_ACK
-        | VhostUserProtocolFeatures::MQ
-        | VhostUserProtocolFeatures::CONFIG
-        | VhostUserProtocolFeatures::INFLIGHT_SHMFD
-}
+/// The protocol features that are offered. GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD beside it:
+/// what is held when the ring's index is told stays marked in the region.
+pub(crate) const PROTOCOL_FEATURES: u64 = P_MQ
+    | P_REPLY_ACK
+    | P_BACKEND_REQ
+    | P_CONFIG
+    | P_INFLIGHT_SHMFD
+    | P_CONFIGURE_MEM_SLOTS
+    | P_GET_VRING_BASE_INFLIGHT;
 
 /// The configuration space of a disk of `length` bytes.
 pub(crate) fn space(
@@ -72,6 +91,7 @@ pub(crate) fn space(
     let mut put =
         |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
     put(0, &(length / SECTOR_BYTES).to_le_bytes());
+    put(8, &SEGMENT_BYTES_MAX.to_le_bytes());
     let segments = SEGMENTS_MAX
         .min(u32::from(options.queue_size_max) - 2)
         .max(1);
@@ -122,6 +142,7 @@ mod tests {
             (found.capacity, found.seg_max, found.blk_size),
             (80, 126, 1024)
         );
+        assert_eq!(found.size_max, 1 << 20);
         assert_eq!((found.physical_block_exp, found.alignment_offset), (2, 0));
         assert_eq!((found.min_io_size, found.opt_io_size, found.wce), (1, 1, 1));
         assert_eq!((found.num_queues, found.max_discard_seg), (3, 1));

@@ -9,6 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::device::{Closed, DeviceHandle};
 use crate::options::{OptionError, Options};
+use crate::protocol::back_channel::BackChannel;
 use crate::server::{Server, Stopper};
 use crate::session::Session;
 use crate::socket::Socket;
@@ -52,6 +53,7 @@ pub struct VhostUserBlkExport {
     backend: Arc<Backend>,
     trouble: Arc<Trouble>,
     device: DeviceHandle,
+    back_channel: Arc<BackChannel>,
     stopper: Arc<Stopper>,
     /// Yields none when the control thread has ended.
     ended: Mutex<Option<Receiver<()>>>,
@@ -79,13 +81,20 @@ impl VhostUserBlkExport {
         let Ok(device) = opened else {
             return Err(ExportError::Closed { id });
         };
+        let back_channel = Arc::new(BackChannel::default());
+        let session = Session::new(
+            options.clone(),
+            Arc::clone(&backend),
+            device.clone(),
+            Arc::clone(&back_channel),
+        );
         let (ending, ended) = mailbox::channel();
         let started = Stopper::new().and_then(|stopper| {
             let stopper = Arc::new(stopper);
             let server = Server {
                 id: id.clone(),
                 socket,
-                session: Session::new(options.clone(), Arc::clone(&backend), device.clone()),
+                session,
                 stopper: Arc::clone(&stopper),
                 trouble: Arc::clone(&trouble),
             };
@@ -99,6 +108,7 @@ impl VhostUserBlkExport {
                 backend,
                 trouble,
                 device,
+                back_channel,
                 stopper,
                 ended: Mutex::new(Some(ended)),
             })),
@@ -132,6 +142,11 @@ impl Export for VhostUserBlkExport {
 
     fn trouble(&self) -> Option<String> {
         self.trouble.text()
+    }
+
+    fn resized(&self) {
+        // Its new length is in the configuration space already.
+        self.back_channel.config_changed();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {

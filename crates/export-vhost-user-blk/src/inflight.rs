@@ -28,7 +28,7 @@ const ALIGN: usize = 64;
 
 /// What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct RegionSpec {
+pub struct RegionSpec {
     pub bytes: u64,
     pub offset: u64,
     pub queues: u16,

@@ -6,8 +6,9 @@
 //! - `chain`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
-//! - `session`, `server`: the protocol, on a thread of its own per export, because the protocol
-//!   library blocks; it tells the data plane what to do and waits only for what ends by itself;
+//! - [`protocol`]: vhost-user messages, as bytes and as what they mean;
+//! - `session`, `server`: what becomes of them, on a thread of its own per export, which blocks on
+//!   its client; it tells the data plane what to do and waits only for what ends by itself;
 //! - [`export`]: the whole.
 
 mod chain;
@@ -17,6 +18,7 @@ pub mod export;
 mod inflight;
 mod memory;
 mod options;
+pub mod protocol;
 mod queue;
 pub mod request;
 mod ring;

@@ -52,6 +52,14 @@ pub enum MemoryError {
         /// Where it begins in its file.
         file_offset: u64,
     },
+    /// A region to be removed that is not there.
+    #[error("memory region of {bytes} bytes at guest address {guest_address:#x}: there is none")]
+    NoRegion {
+        /// First guest physical address.
+        guest_address: u64,
+        /// Length in bytes.
+        bytes: u64,
+    },
     /// Two regions share guest addresses, or there is none.
     #[error("the memory table has no regions, or regions that overlap")]
     Overlap,
@@ -61,14 +69,53 @@ pub enum MemoryError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NotMapped;
 
+/// A region and where it is mapped.
+#[derive(Clone, Debug)]
+struct Part {
+    spec: RegionSpec,
+    mapping: Arc<Mapping>,
+}
+
+impl Part {
+    fn new(spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
+        if spec.guest_address.checked_add(spec.bytes).is_none()
+            || spec.user_address.checked_add(spec.bytes).is_none()
+        {
+            return Err(spec.range());
+        }
+        let mapping = Mapping::of_file(file.as_fd(), spec.file_offset, spec.bytes);
+        let mapping = mapping.map_err(|source| MemoryError::Map {
+            guest_address: spec.guest_address,
+            bytes: spec.bytes,
+            source,
+        })?;
+        Ok(Self { spec, mapping })
+    }
+}
+
+impl RegionSpec {
+    fn range(&self) -> MemoryError {
+        MemoryError::Range {
+            guest_address: self.guest_address,
+            bytes: self.bytes,
+            file_offset: self.file_offset,
+        }
+    }
+
+    /// Whether it is this region that is meant: where it begins in its file does not matter.
+    fn is_same(&self, other: &Self) -> bool {
+        let key = |spec: &Self| (spec.guest_address, spec.bytes, spec.user_address);
+        key(self) == key(other)
+    }
+}
+
 /// Guest memory as one memory table describes it. Mapped until the last user lets go of it, so
 /// requests in flight keep the table they were translated with.
 #[derive(Debug)]
 pub struct Memory {
     table: GuestMemoryMmap,
-    regions: Vec<RegionSpec>,
     /// What `table` points into.
-    _mappings: Vec<Arc<Mapping>>,
+    parts: Vec<Part>,
 }
 
 impl Memory {
@@ -77,31 +124,58 @@ impl Memory {
     /// # Errors
     /// [`MemoryError`] names the region and what is wrong with it.
     pub fn new(regions: impl IntoIterator<Item = (RegionSpec, File)>) -> Result<Self, MemoryError> {
-        let mut regions: Vec<_> = regions.into_iter().collect();
-        regions.sort_by_key(|(spec, _)| spec.guest_address);
-        let mut table = Vec::new();
-        let mut mappings = Vec::new();
-        for (spec, file) in &regions {
-            let range = || MemoryError::Range {
-                guest_address: spec.guest_address,
-                bytes: spec.bytes,
-                file_offset: spec.file_offset,
-            };
-            if spec.guest_address.checked_add(spec.bytes).is_none()
-                || spec.user_address.checked_add(spec.bytes).is_none()
-            {
-                return Err(range());
-            }
-            let mapping =
-                Mapping::of_file(file.as_fd(), spec.file_offset, spec.bytes).map_err(|source| {
-                    MemoryError::Map {
-                        guest_address: spec.guest_address,
-                        bytes: spec.bytes,
-                        source,
-                    }
-                })?;
-            // SAFETY: `_mappings` keeps the memory mapped as long as the table exists, and the
-            // table is not handed out by value.
+        let parts: Result<Vec<_>, _> = regions
+            .into_iter()
+            .map(|(spec, file)| Part::new(spec, &file))
+            .collect();
+        match parts? {
+            parts if parts.is_empty() => Err(MemoryError::Overlap),
+            parts => Self::of_parts(parts),
+        }
+    }
+
+    /// No memory at all, to which regions can be added.
+    pub fn empty() -> Self {
+        Self {
+            table: GuestMemoryMmap::new(),
+            parts: Vec::new(),
+        }
+    }
+
+    /// This memory and one region more.
+    ///
+    /// # Errors
+    /// [`MemoryError`] names the region and what is wrong with it.
+    pub fn with(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
+        let mut parts = self.parts.clone();
+        parts.push(Part::new(spec, file)?);
+        Self::of_parts(parts)
+    }
+
+    /// This memory without one of its regions. The file offset does not count.
+    ///
+    /// # Errors
+    /// [`MemoryError::NoRegion`] if it has no such region.
+    pub fn without(&self, spec: &RegionSpec) -> Result<Self, MemoryError> {
+        let mut parts = self.parts.clone();
+        let at = parts.iter().position(|part| part.spec.is_same(spec));
+        let at = at.ok_or(MemoryError::NoRegion {
+            guest_address: spec.guest_address,
+            bytes: spec.bytes,
+        })?;
+        parts.remove(at);
+        if parts.is_empty() {
+            return Ok(Self::empty());
+        }
+        Self::of_parts(parts)
+    }
+
+    fn of_parts(mut parts: Vec<Part>) -> Result<Self, MemoryError> {
+        parts.sort_by_key(|part| part.spec.guest_address);
+        let mut table = Vec::with_capacity(parts.len());
+        for Part { spec, mapping } in &parts {
+            // SAFETY: `parts` keeps the memory mapped as long as the table exists, and the table
+            // is not handed out by value.
             let builder = unsafe {
                 MmapRegionBuilder::new(mapping.len())
                     .with_raw_mmap_pointer(mapping.pointer().as_ptr())
@@ -110,16 +184,19 @@ impl Memory {
                 .with_mmap_prot(libc::PROT_READ | libc::PROT_WRITE)
                 .with_mmap_flags(libc::MAP_SHARED | libc::MAP_NORESERVE)
                 .build()
-                .map_err(|_| range())?;
+                .map_err(|_| spec.range())?;
             let region = GuestRegionMmap::new(region, GuestAddress(spec.guest_address));
-            table.push(region.ok_or_else(range)?);
-            mappings.push(mapping);
+            table.push(region.ok_or_else(|| spec.range())?);
         }
         Ok(Self {
             table: GuestMemoryMmap::from_regions(table).map_err(|_| MemoryError::Overlap)?,
-            regions: regions.into_iter().map(|(spec, _)| spec).collect(),
-            _mappings: mappings,
+            parts,
         })
+    }
+
+    /// Number of regions.
+    pub fn regions(&self) -> usize {
+        self.parts.len()
     }
 
     /// Checked access by guest address.
@@ -129,9 +206,9 @@ impl Memory {
 
     /// The guest address of what the client has mapped at `user_address`.
     pub fn guest_address(&self, user_address: u64) -> Option<u64> {
-        self.regions.iter().find_map(|region| {
-            let offset = user_address.checked_sub(region.user_address)?;
-            (offset < region.bytes).then(|| region.guest_address + offset)
+        self.parts.iter().find_map(|Part { spec, .. }| {
+            let offset = user_address.checked_sub(spec.user_address)?;
+            (offset < spec.bytes).then(|| spec.guest_address + offset)
         })
     }
 
@@ -226,6 +303,47 @@ mod tests {
         area.store_u64(0, 7, Ordering::Relaxed);
         drop(memory);
         assert_eq!(area.load_u64(0, Ordering::Relaxed), 7);
+    }
+
+    #[test]
+    fn regions_come_and_go() {
+        let low = spec(0x1000, 0x1000, 0x5000, 0);
+        let high = spec(0x2000, 0x1000, 0x9000, 0);
+        let memory = Memory::empty().with(high, &file(0x1000)).unwrap();
+        let both = memory.with(low, &file(0x1000)).unwrap();
+        assert_eq!(both.regions(), 2);
+        assert_eq!(both.guest_address(0x5010), Some(0x1010));
+        assert!(matches!(
+            both.with(spec(0x1800, 0x1000, 0, 0), &file(0x1000)),
+            Err(MemoryError::Overlap)
+        ));
+        for other in [
+            spec(0x1000, 0x800, 0x5000, 0),
+            spec(0x1000, 0x1000, 0x6000, 0),
+            spec(0x3000, 0x1000, 0x5000, 0),
+        ] {
+            assert!(matches!(
+                both.without(&other),
+                Err(MemoryError::NoRegion { .. })
+            ));
+        }
+        let moved = RegionSpec {
+            file_offset: 0x7000,
+            ..low
+        };
+        let one = both.without(&moved).unwrap();
+        assert_eq!(one.guest_address(0x5010), None);
+        // What has been translated before stays mapped.
+        let mut iov = Vec::new();
+        let buffer = Buffer {
+            address: 0x1000,
+            len: 1,
+        };
+        both.translate(buffer, &mut iov).unwrap();
+        assert_eq!(one.translate(buffer, &mut iov), Err(NotMapped));
+        let none = one.without(&high).unwrap();
+        assert_eq!(none.regions(), 0);
+        assert_eq!(none.translate(buffer, &mut iov), Err(NotMapped));
     }
 
     #[test]

@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use iothread::mailbox::Sender;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use vhost::vhost_user::{BackendReqHandler, Error};
 
+use crate::protocol::message::{self, MessageError};
+use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::Session;
 use crate::socket::Socket;
 use crate::trouble::Trouble;
@@ -96,11 +97,10 @@ impl Server {
         let Self {
             id,
             socket,
-            session,
+            mut session,
             stopper,
             trouble,
         } = self;
-        let session = Arc::new(Mutex::new(session));
         while !stopper.is_closing() {
             let accepted = wait(Some(&socket), &stopper, None).and_then(|()| socket.accept());
             let stream = match accepted {
@@ -118,12 +118,11 @@ impl Server {
             };
             trouble.set_client(None);
             tracing::debug!(export = id, "client connected");
-            if let Some(why) = serve(stream, &session, &stopper) {
+            if let Some(why) = serve(stream, &mut session, &stopper) {
                 tracing::error!(export = id, "client disconnected: {why}");
                 trouble.set_client(Some(format!("the client was disconnected: {why}")));
             }
-            let ended = session.lock().unwrap_or_else(PoisonError::into_inner).end();
-            if ended.is_err() {
+            if session.end().is_err() {
                 break;
             }
         }
@@ -142,24 +141,69 @@ fn wait(socket: Option<&Socket>, stopper: &Stopper, timeout: Option<Duration>) -
 }
 
 /// Serves one connection to its end. Returns why it was ended, if not by the client.
-fn serve(stream: UnixStream, session: &Arc<Mutex<Session>>, stopper: &Stopper) -> Option<String> {
+fn serve(stream: UnixStream, session: &mut Session, stopper: &Stopper) -> Option<String> {
     match stopper.register(&stream) {
         Ok(true) => {}
         Ok(false) => return None,
         Err(error) => return Some(error.to_string()),
     }
-    let mut handler = BackendReqHandler::from_stream(stream, Arc::clone(session));
+    let connection = Connection::new(stream);
     let why = loop {
-        match handler.handle_request() {
+        match serve_message(&connection, session) {
             Ok(()) => {}
-            // The client is gone; a message it did not finish says nothing more.
-            Err(Error::Disconnected | Error::PartialMessage | Error::SocketBroken(_)) => {
-                break None;
-            }
-            Err(Error::SocketRetry(_)) => {}
-            Err(error) => break Some(error.to_string()),
+            Err(End::Gone) => break None,
+            Err(End::Wrong(why)) => break Some(why),
         }
     };
     stopper.unregister();
     why.filter(|_| !stopper.is_closing())
+}
+
+/// Why a connection ends.
+enum End {
+    Gone,
+    Wrong(String),
+}
+
+impl From<ReceiveError> for End {
+    fn from(error: ReceiveError) -> Self {
+        match error {
+            ReceiveError::Gone => Self::Gone,
+            error => Self::Wrong(error.to_string()),
+        }
+    }
+}
+
+fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), End> {
+    let packet = connection.receive()?;
+    let header = packet.header;
+    // Whoever does not read its answers is gone, or as good as gone.
+    let send =
+        |bytes: &[u8], fd: Option<&OwnedFd>| connection.send(bytes, fd).map_err(|_| End::Gone);
+    let refused = match message::decode(header, &packet.payload, packet.fds) {
+        Ok(message) => match session.handle(message) {
+            Ok(answer) => {
+                return match answer.encode(header) {
+                    Some((bytes, fd)) => send(&bytes, fd.as_ref()),
+                    None => Ok(()),
+                };
+            }
+            Err(refused) => End::Wrong(refused.to_string()),
+        },
+        Err(error) => {
+            if let (MessageError::NotOffered { .. }, Some(refusal)) =
+                (error, message::refusal(header))
+            {
+                // It asks, and it is told: no reason to part.
+                tracing::debug!("refused: {error}");
+                return send(&refusal, None);
+            }
+            End::Wrong(error.to_string())
+        }
+    };
+    if let Some(refusal) = message::refusal(header) {
+        // It has been told, or it is gone: this is the end in either case.
+        let _ = send(&refusal, None);
+    }
+    Err(refused)
 }

@@ -9,25 +9,21 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use block::Backend;
-use vhost::VhostUserMemoryRegionBase;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserShMemConfig, VhostUserSharedMsg,
-    VhostUserSingleMemoryRegion, VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{
-    Error, GpuBackend, Result, VhostUserBackendReqHandlerMut, VhostUserProtocolFeatures,
-};
 
 use crate::config::{
     self, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, WCE_OFFSET,
 };
 use crate::device::{Closed, DeviceHandle};
-use crate::inflight::{self, Region};
-use crate::memory::{Memory, RegionSpec};
+use crate::inflight::Region;
+use crate::memory::{Memory, MemoryError, RegionSpec};
 use crate::options::Options;
+use crate::protocol::back_channel::BackChannel;
+use crate::protocol::message::{Answer, ConfigRange, Inflight, Message, VringAddr, VringState};
 use crate::queue::Setup;
 use crate::ring::Layout;
+
+/// Regions that a client can have mapped at once, if it adds them one by one: what KVM has.
+const MEM_SLOTS_MAX: usize = 509;
 
 /// Where the client has a ring, in its own addresses.
 #[derive(Clone, Copy, Debug)]
@@ -37,13 +33,41 @@ struct Addresses {
     used: u64,
 }
 
+/// Whether a ring is served.
+#[derive(Debug, Default)]
+enum Running {
+    #[default]
+    No,
+    /// With a duplicate of its kick descriptor.
+    Yes(OwnedFd),
+    /// The client has removed the memory it is in, and may be about to add it again: a region is
+    /// moved or resized in two messages. Until then the ring is stopped.
+    Displaced(OwnedFd),
+}
+
 /// What the client has said about a queue.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 struct Vring {
     size: u16,
     base: u16,
     addresses: Option<Addresses>,
-    running: bool,
+    running: Running,
+}
+
+impl Vring {
+    fn is_running(&self) -> bool {
+        matches!(self.running, Running::Yes(_))
+    }
+
+    /// Whether all of it begins in memory that is there.
+    fn is_mapped(&self, memory: &Memory) -> bool {
+        self.addresses
+            .is_some_and(|Addresses { table, avail, used }| {
+                [table, avail, used]
+                    .iter()
+                    .all(|&address| memory.guest_address(address).is_some())
+            })
+    }
 }
 
 /// See the [module](self). One object serves one connection after the other.
@@ -61,6 +85,9 @@ pub(crate) struct Session {
     begun: bool,
     /// The driver's wish for a write cache, if it may have one.
     wce: bool,
+    back_channel: Arc<BackChannel>,
+    /// The length of the disk that this client has read, in bytes.
+    told_length: Option<u64>,
 }
 
 impl fmt::Debug for Session {
@@ -73,18 +100,37 @@ impl fmt::Debug for Session {
     }
 }
 
-/// An error that names what is wrong.
-fn wrong(text: impl Into<String>) -> Error {
-    Error::ReqHandlerError(std::io::Error::other(text.into()))
+/// Why a message is refused, which ends the connection.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Refused(String);
+
+type Result<T> = std::result::Result<T, Refused>;
+
+fn wrong(text: impl Into<String>) -> Refused {
+    Refused(text.into())
 }
 
-fn closed(closed: Closed) -> Error {
-    wrong(closed.to_string())
+impl From<Closed> for Refused {
+    fn from(closed: Closed) -> Self {
+        wrong(closed.to_string())
+    }
+}
+
+impl From<MemoryError> for Refused {
+    fn from(error: MemoryError) -> Self {
+        wrong(error.to_string())
+    }
 }
 
 impl Session {
-    pub fn new(options: Options, backend: Arc<Backend>, device: DeviceHandle) -> Self {
-        let queues = usize::from(options.num_queues);
+    pub fn new(
+        options: Options,
+        backend: Arc<Backend>,
+        device: DeviceHandle,
+        back_channel: Arc<BackChannel>,
+    ) -> Self {
+        let queues = (0..options.num_queues).map(|_| Vring::default());
         Self {
             wce: !options.writethrough,
             options,
@@ -93,9 +139,11 @@ impl Session {
             features: 0,
             memory: None,
             region: None,
-            vrings: vec![Vring::default(); queues],
+            vrings: queues.collect(),
             attached: false,
             begun: false,
+            back_channel,
+            told_length: None,
         }
     }
 
@@ -112,15 +160,20 @@ impl Session {
         })?;
         self.features = 0;
         (self.memory, self.region) = (None, None);
-        self.vrings.fill(Vring::default());
+        self.vrings.fill_with(Vring::default);
         self.begun = false;
+        self.back_channel.clear();
+        self.told_length = None;
         Ok(())
     }
 
     fn stop_all(&mut self) -> std::result::Result<(), Closed> {
         for index in 0..self.options.num_queues {
-            if self.vrings[usize::from(index)].running {
+            let vring = &mut self.vrings[usize::from(index)];
+            if vring.is_running() {
                 self.stop(index)?;
+            } else {
+                vring.running = Running::No;
             }
         }
         Ok(())
@@ -135,7 +188,7 @@ impl Session {
             }
         })?;
         let vring = &mut self.vrings[usize::from(index)];
-        vring.running = false;
+        vring.running = Running::No;
         // A ring that could not be started is where it was.
         vring.base = next.unwrap_or(vring.base);
         Ok(vring.base)
@@ -143,24 +196,22 @@ impl Session {
 
     /// A new life of the device: what was held is dropped, the I/O status reset.
     fn attach(&mut self) -> Result<()> {
-        self.stop_all().map_err(closed)?;
+        self.stop_all()?;
         // On the same connection it is a reset by a client that stays.
         let begun = if self.begun {
             block::block_on(self.backend.reset())
         } else {
             block::block_on(self.backend.attach())
         };
-        begun.ok_or_else(|| closed(Closed))?;
+        begun.ok_or(Closed)?;
         self.attached = true;
         self.begun = true;
         self.wce = !self.options.writethrough;
-        self.device
-            .call(|device| async move {
-                for queue in device.queues() {
-                    queue.forget_all();
-                }
-            })
-            .map_err(closed)?;
+        self.device.call(|device| async move {
+            for queue in device.queues() {
+                queue.forget_all();
+            }
+        })?;
         self.set_writeback()
     }
 
@@ -176,8 +227,8 @@ impl Session {
     fn set_writeback(&self) -> Result<()> {
         let writeback = self.writeback();
         self.device
-            .call(move |device| async move { device.set_writeback(writeback) })
-            .map_err(closed)
+            .call(move |device| async move { device.set_writeback(writeback) })?;
+        Ok(())
     }
 
     fn index(&self, index: u32) -> Result<u16> {
@@ -194,14 +245,14 @@ impl Session {
     fn stopped(&mut self, index: u32, message: &str) -> Result<&mut Vring> {
         let index = self.index(index)?;
         let vring = &mut self.vrings[usize::from(index)];
-        if vring.running {
+        if !matches!(vring.running, Running::No) {
             return Err(wrong(format!("{message} for queue {index}, which runs")));
         }
         Ok(vring)
     }
 
     fn setup(&mut self, index: u16, kick: OwnedFd) -> Result<Setup> {
-        let vring = self.vrings[usize::from(index)];
+        let vring = &self.vrings[usize::from(index)];
         let (Some(memory), Some(addresses)) = (&self.memory, vring.addresses) else {
             return Err(wrong(format!(
                 "SET_VRING_KICK for queue {index} before SET_MEM_TABLE or SET_VRING_ADDR"
@@ -233,277 +284,292 @@ impl Session {
     }
 
     fn start(&mut self, index: u16, kick: OwnedFd) -> Result<()> {
+        let kept = duplicate(&kick)?;
         if !self.begun {
             // Neither a fresh region nor one that was handed back: nothing can go on.
             self.attach()?;
         }
         let setup = self.setup(index, kick)?;
         let always = self.features & F_PROTOCOL_FEATURES == 0;
-        self.device
-            .call(move |device| async move {
-                if let Some(queue) = device.queue(index) {
-                    if always {
-                        queue.set_enabled(true).await;
-                    }
-                    queue.start(setup);
+        self.device.call(move |device| async move {
+            if let Some(queue) = device.queue(index) {
+                if always {
+                    queue.set_enabled(true).await;
                 }
-            })
-            .map_err(closed)?;
-        self.vrings[usize::from(index)].running = true;
-        Ok(())
-    }
-}
-
-fn region_spec(inflight: &VhostUserInflight) -> inflight::RegionSpec {
-    inflight::RegionSpec {
-        bytes: inflight.mmap_size,
-        offset: inflight.mmap_offset,
-        queues: inflight.num_queues,
-        queue_size: inflight.queue_size,
-    }
-}
-
-impl VhostUserBackendReqHandlerMut for Session {
-    fn set_owner(&mut self) -> Result<()> {
+                queue.start(setup);
+            }
+        })?;
+        self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
     }
 
-    fn reset_owner(&mut self) -> Result<()> {
-        self.stop_all().map_err(closed)
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        Err(Error::InvalidOperation("RESET_DEVICE is not offered"))
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(config::virtio_features(&self.options))
+    /// Does what the client says.
+    ///
+    /// Nothing depends on whether the client has negotiated the protocol feature of a message on
+    /// this connection: QEMU 7.2, reconnecting while the VM is stopped, goes on as if it had.
+    pub fn handle(&mut self, message: Message<OwnedFd>) -> Result<Answer<OwnedFd>> {
+        let done = |()| Answer::Done;
+        match message {
+            Message::GetFeatures => Ok(Answer::Number(config::virtio_features(&self.options))),
+            Message::SetFeatures(features) => self.set_features(features).map(done),
+            Message::SetOwner => Ok(Answer::Done),
+            Message::ResetOwner => Ok(self.stop_all().map(done)?),
+            Message::SetMemTable(regions) => {
+                let files = |(spec, fd)| (spec, File::from(fd));
+                let memory = Memory::new(regions.into_iter().map(files))?;
+                self.set_memory(memory).map(done)
+            }
+            Message::SetVringNum(state) => self.set_vring_num(state).map(done),
+            Message::SetVringAddr(address) => self.set_vring_addr(address).map(done),
+            Message::SetVringBase(state) => self.set_vring_base(state).map(done),
+            Message::GetVringBase(index) => self.get_vring_base(index),
+            Message::SetVringKick(index, fd) => self.set_vring_kick(index, fd).map(done),
+            Message::SetVringCall(index, fd) => self.set_vring_call(index, fd).map(done),
+            Message::SetVringErr(index, fd) => self.set_vring_err(index, fd).map(done),
+            Message::GetProtocolFeatures => Ok(Answer::Number(config::PROTOCOL_FEATURES)),
+            Message::SetProtocolFeatures(features) => {
+                offered("SET_PROTOCOL_FEATURES", features, config::PROTOCOL_FEATURES).map(done)
+            }
+            Message::GetQueueNum => Ok(Answer::Number(self.options.num_queues.into())),
+            Message::SetVringEnable(index, enable) => {
+                self.set_vring_enable(index, enable).map(done)
+            }
+            Message::SetBackendReqFd(fd) => self.set_backend_req_fd(fd).map(done),
+            Message::GetConfig(range) => Ok(self.get_config(range)),
+            Message::SetConfig(range, bytes) => self.set_config(range, &bytes).map(done),
+            Message::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
+            Message::SetInflightFd(inflight, fd) => self.set_inflight_fd(inflight, fd).map(done),
+            Message::GetMaxMemSlots => Ok(Answer::Number(MEM_SLOTS_MAX as u64)),
+            Message::AddMemReg(spec, fd) => self.add_mem_reg(spec, fd).map(done),
+            Message::RemMemReg(spec) => self.rem_mem_reg(&spec).map(done),
+        }
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !config::virtio_features(&self.options);
-        if unknown != 0 {
-            return Err(wrong(format!(
-                "SET_FEATURES with {unknown:#x}, which is not offered"
-            )));
-        }
+        let possible = config::virtio_features(&self.options);
+        offered("SET_FEATURES", features, possible)?;
         self.features = features;
         self.set_writeback()
     }
 
-    fn set_mem_table(
-        &mut self,
-        ctx: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let specs = ctx.iter().map(|region| RegionSpec {
-            guest_address: region.guest_phys_addr,
-            bytes: region.memory_size,
-            user_address: region.user_addr,
-            file_offset: region.mmap_offset,
-        });
-        let memory = Memory::new(specs.zip(files)).map_err(|error| wrong(error.to_string()))?;
+    fn set_memory(&mut self, memory: Memory) -> Result<()> {
         let memory = Arc::new(memory);
         self.memory = Some(Arc::clone(&memory));
-        self.device
-            .call(move |device| async move {
-                for queue in device.queues() {
-                    queue.set_memory(&memory);
-                }
-            })
-            .map_err(closed)?;
-        Ok(None)
+        self.device.call(move |device| async move {
+            for queue in device.queues() {
+                queue.set_memory(&memory);
+            }
+        })?;
+        self.replace_displaced()
     }
 
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
+    fn add_mem_reg(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<()> {
+        let empty = Memory::empty();
+        let memory = self.memory.as_deref().unwrap_or(&empty);
+        if memory.regions() >= MEM_SLOTS_MAX {
+            return Err(wrong(format!(
+                "ADD_MEM_REG: there are {MEM_SLOTS_MAX} memory regions, no more are possible"
+            )));
+        }
+        let memory = memory.with(spec, &File::from(fd))?;
+        self.set_memory(memory)
+    }
+
+    fn rem_mem_reg(&mut self, spec: &RegionSpec) -> Result<()> {
+        let empty = Memory::empty();
+        let memory = self.memory.as_deref().unwrap_or(&empty);
+        let memory = memory.without(spec)?;
+        for index in 0..self.options.num_queues {
+            let vring = &mut self.vrings[usize::from(index)];
+            if vring.is_mapped(&memory) {
+                continue;
+            }
+            if let Running::Yes(kick) = std::mem::take(&mut vring.running) {
+                self.stop(index)?;
+                self.vrings[usize::from(index)].running = Running::Displaced(kick);
+            }
+        }
+        self.set_memory(memory)
+    }
+
+    /// Starts the rings again whose memory is back.
+    fn replace_displaced(&mut self) -> Result<()> {
+        let Some(memory) = self.memory.clone() else {
+            return Ok(());
+        };
+        for index in 0..self.options.num_queues {
+            let vring = &mut self.vrings[usize::from(index)];
+            let back = matches!(vring.running, Running::Displaced(_)) && vring.is_mapped(&memory);
+            if back && let Running::Displaced(kick) = std::mem::take(&mut vring.running) {
+                self.start(index, kick)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn set_vring_num(&mut self, VringState { index, value }: VringState) -> Result<()> {
         let max = self.options.queue_size_max;
-        let size = u16::try_from(num)
+        let size = u16::try_from(value)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max);
         let size = size.ok_or_else(|| {
             wrong(format!(
-                "SET_VRING_NUM {num} for queue {index}: it must be a power of two up to {max}"
+                "SET_VRING_NUM {value} for queue {index}: it must be a power of two up to {max}"
             ))
         })?;
         self.stopped(index, "SET_VRING_NUM")?.size = size;
         Ok(())
     }
 
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        _flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _log: u64,
-    ) -> Result<()> {
-        self.stopped(index, "SET_VRING_ADDR")?.addresses = Some(Addresses {
-            table: descriptor,
-            avail: available,
-            used,
+    fn set_vring_addr(&mut self, address: VringAddr) -> Result<()> {
+        self.stopped(address.index, "SET_VRING_ADDR")?.addresses = Some(Addresses {
+            table: address.table,
+            avail: address.avail,
+            used: address.used,
         });
         Ok(())
     }
 
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base).map_err(|_| {
+    fn set_vring_base(&mut self, VringState { index, value }: VringState) -> Result<()> {
+        let base = u16::try_from(value).map_err(|_| {
             wrong(format!(
-                "SET_VRING_BASE {base} for queue {index}: indexes have 16 bits"
+                "SET_VRING_BASE {value} for queue {index}: indexes have 16 bits"
             ))
         })?;
         self.stopped(index, "SET_VRING_BASE")?.base = base;
         Ok(())
     }
 
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
+    fn get_vring_base(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
         let queue = self.index(index)?;
-        let base = if self.vrings[usize::from(queue)].running {
-            self.stop(queue).map_err(closed)?
+        let vring = &mut self.vrings[usize::from(queue)];
+        let base = if vring.is_running() {
+            self.stop(queue)?
         } else {
-            self.vrings[usize::from(queue)].base
+            vring.running = Running::No;
+            vring.base
         };
-        Ok(VhostUserVringState::new(index, u32::from(base)))
+        Ok(Answer::VringBase(VringState {
+            index,
+            value: base.into(),
+        }))
     }
 
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let index = self.index(u32::from(index))?;
-        let Some(kick) = fd.map(OwnedFd::from) else {
-            return Err(wrong(format!(
+    fn set_vring_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
+        let index = self.index(index.into())?;
+        let kick = fd.ok_or_else(|| {
+            wrong(format!(
                 "SET_VRING_KICK for queue {index} without a descriptor: rings that are only polled \
                  are not supported"
-            )));
-        };
-        if !self.vrings[usize::from(index)].running {
-            return self.start(index, kick);
+            ))
+        })?;
+        match &mut self.vrings[usize::from(index)].running {
+            Running::No => return self.start(index, kick),
+            Running::Displaced(kept) => {
+                *kept = kick;
+                return Ok(());
+            }
+            Running::Yes(kept) => *kept = duplicate(&kick)?,
         }
-        self.device
-            .call(move |device| async move {
-                if let Some(queue) = device.queue(index) {
-                    queue.set_kick(kick);
-                }
-            })
-            .map_err(closed)
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let index = self.index(u32::from(index))?;
-        let call = fd.map(OwnedFd::from);
-        self.device
-            .call(move |device| async move {
-                if let Some(queue) = device.queue(index) {
-                    queue.set_call(call);
-                }
-            })
-            .map_err(closed)
-    }
-
-    fn set_vring_err(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let index = self.index(u32::from(index))?;
-        let error = fd.map(OwnedFd::from);
-        self.device
-            .call(move |device| async move {
-                if let Some(queue) = device.queue(index) {
-                    queue.set_error(error);
-                }
-            })
-            .map_err(closed)
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(config::protocol_features())
-    }
-
-    fn set_protocol_features(&mut self, features: u64) -> Result<()> {
-        let unknown = features & !config::protocol_features().bits();
-        if unknown != 0 {
-            return Err(wrong(format!(
-                "SET_PROTOCOL_FEATURES with {unknown:#x}, which is not offered"
-            )));
-        }
+        self.device.call(move |device| async move {
+            if let Some(queue) = device.queue(index) {
+                queue.set_kick(kick);
+            }
+        })?;
         Ok(())
     }
 
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(u64::from(self.options.num_queues))
+    fn set_vring_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
+        let index = self.index(index.into())?;
+        self.device.call(move |device| async move {
+            if let Some(queue) = device.queue(index) {
+                queue.set_call(call);
+            }
+        })?;
+        Ok(())
+    }
+
+    fn set_vring_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
+        let index = self.index(index.into())?;
+        self.device.call(move |device| async move {
+            if let Some(queue) = device.queue(index) {
+                queue.set_error(error);
+            }
+        })?;
+        Ok(())
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
-        self.device
-            .call(move |device| async move {
-                if let Some(queue) = device.queue(index) {
-                    queue.set_enabled(enable).await;
-                }
-            })
-            .map_err(closed)
+        self.device.call(move |device| async move {
+            if let Some(queue) = device.queue(index) {
+                queue.set_enabled(enable).await;
+            }
+        })?;
+        Ok(())
     }
 
-    fn get_config(
-        &mut self,
-        offset: u32,
-        size: u32,
-        _flags: VhostUserConfigFlags,
-    ) -> Result<Vec<u8>> {
-        let driver = self.backend.node().driver();
-        let space = config::space(&self.options, driver.length(), driver.limits(), self.wce);
-        config::part(&space, offset, size).ok_or_else(|| {
-            wrong(format!(
-                "GET_CONFIG of {size} bytes at {offset}: there are {}",
-                space.len()
-            ))
-        })
+    fn length(&self) -> u64 {
+        self.backend.node().driver().length()
     }
 
-    fn set_config(&mut self, offset: u32, buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        let (WCE_OFFSET, &[wce @ (0 | 1)]) = (offset, buf) else {
+    fn set_backend_req_fd(&mut self, fd: OwnedFd) -> Result<()> {
+        let set = self.back_channel.set(fd);
+        set.map_err(|error| wrong(error.to_string()))?;
+        let length = self.length();
+        if self.told_length.is_some_and(|told| told != length) {
+            // It was resized after the client had read it, and before it could be told.
+            self.back_channel.config_changed();
+        }
+        Ok(())
+    }
+
+    fn get_config(&mut self, range: ConfigRange) -> Answer<OwnedFd> {
+        let length = self.length();
+        let limits = self.backend.node().driver().limits();
+        let space = config::space(&self.options, length, limits, self.wce);
+        match config::part(&space, range.offset, range.len) {
+            Some(part) => {
+                self.told_length = Some(length);
+                Answer::Config(range, part)
+            }
+            None => Answer::NoConfig,
+        }
+    }
+
+    fn set_config(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<()> {
+        let (WCE_OFFSET, &[wce @ (0 | 1)]) = (range.offset, bytes) else {
             return Err(wrong(format!(
-                "SET_CONFIG of {} bytes at {offset}: only the write cache can be set, to 0 or 1",
-                buf.len()
+                "SET_CONFIG of {} bytes at {}: only the write cache can be set, to 0 or 1",
+                bytes.len(),
+                range.offset
             )));
         };
         self.wce = wce == 1;
         self.set_writeback()
     }
 
-    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
-        Err(Error::InvalidOperation("GPU_SET_SOCKET is not for disks"))
-    }
-
-    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(Error::InvalidOperation("SHARED_OBJECT is not offered"))
-    }
-
-    fn get_inflight_fd(
-        &mut self,
-        inflight: &VhostUserInflight,
-    ) -> Result<(VhostUserInflight, File)> {
-        let VhostUserInflight {
-            num_queues,
-            queue_size,
-            ..
-        } = *inflight;
-        if num_queues > self.options.num_queues || queue_size > self.options.queue_size_max {
+    fn get_inflight_fd(&mut self, inflight: Inflight) -> Result<Answer<OwnedFd>> {
+        let (queues, queue_size) = (inflight.spec.queues, inflight.spec.queue_size);
+        if queues > self.options.num_queues || queue_size > self.options.queue_size_max {
             return Err(wrong(format!(
-                "GET_INFLIGHT_FD for {num_queues} queues of {queue_size}: there are at most {} \
+                "GET_INFLIGHT_FD for {queues} queues of {queue_size}: there are at most {} \
                  queues of {}",
                 self.options.num_queues, self.options.queue_size_max
             )));
         }
         self.attach()?;
         let (spec, file) =
-            Region::create(num_queues, queue_size).map_err(|error| wrong(error.to_string()))?;
-        let answer = VhostUserInflight::new(spec.bytes, spec.offset, num_queues, queue_size);
-        Ok((answer, file))
+            Region::create(queues, queue_size).map_err(|error| wrong(error.to_string()))?;
+        Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
 
-    fn set_inflight_fd(&mut self, inflight: &VhostUserInflight, file: File) -> Result<()> {
-        let region = Region::open(&region_spec(inflight), &file);
+    fn set_inflight_fd(&mut self, inflight: Inflight, fd: OwnedFd) -> Result<()> {
+        let region = Region::open(&inflight.spec, &File::from(fd));
         let region = region.map_err(|error| wrong(error.to_string()))?;
         if !self.attached {
             // The first client of this process goes on with what a former one has left.
-            block::block_on(self.backend.reattach()).ok_or_else(|| closed(Closed))?;
+            block::block_on(self.backend.reattach()).ok_or(Closed)?;
             self.attached = true;
         }
         self.begun = true;
@@ -511,48 +577,18 @@ impl VhostUserBackendReqHandlerMut for Session {
         self.region = Some(Arc::new(region));
         Ok(())
     }
+}
 
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(Error::InvalidOperation(
-            "CONFIGURE_MEM_SLOTS is not offered",
-        ))
+fn offered(message: &str, features: u64, possible: u64) -> Result<()> {
+    match features & !possible {
+        0 => Ok(()),
+        unknown => Err(wrong(format!(
+            "{message} with {unknown:#x}, which is not offered"
+        ))),
     }
+}
 
-    fn add_mem_region(
-        &mut self,
-        _region: &VhostUserSingleMemoryRegion,
-        _fd: File,
-        _postcopy_listening: Option<bool>,
-    ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        Err(Error::InvalidOperation(
-            "CONFIGURE_MEM_SLOTS is not offered",
-        ))
-    }
-
-    fn remove_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(Error::InvalidOperation(
-            "CONFIGURE_MEM_SLOTS is not offered",
-        ))
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _fd: File,
-    ) -> Result<Option<File>> {
-        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(Error::InvalidOperation("DEVICE_STATE is not offered"))
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(Error::InvalidOperation("SHMEM is not offered"))
-    }
-
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("LOG_SHMFD is not offered"))
-    }
+fn duplicate(kick: &OwnedFd) -> Result<OwnedFd> {
+    kick.try_clone()
+        .map_err(|error| wrong(format!("cannot duplicate a kick descriptor: {error}")))
 }

@@ -94,8 +94,8 @@ fn messages_that_make_no_sense_end_the_connection() {
         (message::SET_VRING_BASE, state(0, 65536), "16 bits"),
         (message::GET_VRING_BASE, state(7, 0), "does not exist"),
         (message::SET_VRING_ENABLE, state(7, 1), "does not exist"),
-        (message::SET_VRING_ENABLE, state(0, 2), "invalid parameters"),
-        (message::SET_VRING_ADDR, address, "invalid message"),
+        (message::SET_VRING_ENABLE, state(0, 2), "SET_VRING_ENABLE with state 0x2"),
+        (message::SET_VRING_ADDR, address, "descriptor table 0x1"),
         (
             message::SET_VRING_KICK,
             0x100_u64.to_ne_bytes().to_vec(),
@@ -108,9 +108,9 @@ fn messages_that_make_no_sense_end_the_connection() {
         ),
         (message::GET_INFLIGHT_FD, inflight(2, 128), "at most 1"),
         (message::GET_INFLIGHT_FD, inflight(1, 512), "of 256"),
-        (message::GET_INFLIGHT_FD, inflight(0, 0), "invalid message"),
-        (message::SET_MEM_TABLE, vec![0; 8], "invalid message"),
-        (99, vec![], "invalid message"),
+        (message::GET_INFLIGHT_FD, inflight(0, 0), "number or size of queues"),
+        (message::SET_MEM_TABLE, vec![0; 8], "number of regions 0x0"),
+        (99, vec![], "message 99 is not offered"),
     ];
     let daemon = Daemon::new();
     for (code, payload, expected) in cases {

@@ -1,0 +1,92 @@
+//! What the device says unasked, on a socket of the client's choice.
+
+use std::os::fd::OwnedFd;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rustix::net::{SendFlags, sockopt};
+
+use super::message;
+
+/// SET_BACKEND_REQ_FD with something else than a socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("SET_BACKEND_REQ_FD with a descriptor that is not a socket")]
+pub(crate) struct NotASocket;
+
+/// The way to the client of the moment, if it has opened one.
+#[derive(Debug, Default)]
+pub(crate) struct BackChannel(Mutex<Option<OwnedFd>>);
+
+impl BackChannel {
+    fn socket(&self) -> MutexGuard<'_, Option<OwnedFd>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces the socket.
+    pub fn set(&self, socket: OwnedFd) -> Result<(), NotASocket> {
+        sockopt::socket_type(&socket).map_err(|_| NotASocket)?;
+        let former = self.socket().replace(socket);
+        drop(former);
+        Ok(())
+    }
+
+    /// The client is gone.
+    pub fn clear(&self) {
+        let former = self.socket().take();
+        drop(former);
+    }
+
+    /// Tells the client, if it listens, to read the configuration space again. Never blocks: in a
+    /// full socket there is such a message already that the client has not read yet. No reply is
+    /// asked for, so none has to be read.
+    pub fn config_changed(&self) {
+        let socket = self.socket();
+        let Some(socket) = &*socket else { return };
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        if let Err(errno) = rustix::net::send(socket, &message::config_change(), flags)
+            && errno != rustix::io::Errno::AGAIN
+        {
+            tracing::debug!("the client does not hear of a new configuration: {errno}");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    #[test]
+    fn a_client_that_does_not_read_blocks_nobody() {
+        let channel = BackChannel::default();
+        channel.config_changed();
+        let (mut client, device) = UnixStream::pair().unwrap();
+        channel.set(device.into()).unwrap();
+        for _ in 0..100_000 {
+            channel.config_changed();
+        }
+        let mut bytes = [0; message::HEADER_BYTES];
+        client.read_exact(&mut bytes).unwrap();
+        assert_eq!(bytes, message::config_change());
+        drop(client);
+        channel.config_changed();
+        channel.clear();
+        channel.config_changed();
+    }
+
+    #[test]
+    fn only_sockets() {
+        let channel = BackChannel::default();
+        let (client, device) = UnixStream::pair().unwrap();
+        channel.set(device.into()).unwrap();
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(channel.set(file.into()), Err(NotASocket));
+        channel.config_changed();
+        client.set_nonblocking(true).unwrap();
+        assert_eq!(
+            (&client).read(&mut [0; 12]).unwrap(),
+            12,
+            "the former one stays"
+        );
+    }
+}
