@@ -257,7 +257,7 @@ impl Gate {
             was_held: false,
         });
         let clear = self.may_pop(request.tag.queue) && !self.has_waiting();
-        if clear && !self.must_wait(&request, order, &elsewhere) {
+        if clear && !self.must_wait(&request, order, false, &elsewhere) {
             return Admission::Start(self.start(slot));
         }
         self.parked.insert(Waiting { order, slot });
@@ -528,16 +528,26 @@ impl Gate {
     }
 
     fn may_start(&self, waiting: Waiting, elsewhere: impl Fn(u64, &Request) -> bool) -> bool {
-        let request = &self.slot(waiting.slot).request;
-        !self.queue(request.tag.queue).stopped && !self.must_wait(request, waiting.order, elsewhere)
+        let Slot {
+            ref request,
+            was_held,
+            ..
+        } = *self.slot(waiting.slot);
+        !self.queue(request.tag.queue).stopped
+            && !self.must_wait(request, waiting.order, was_held, elsewhere)
     }
 
     /// Whether an older request that waits or is replayed overlaps this one. Were it overtaken, the
     /// replay would bring old data back over newer.
+    ///
+    /// One that has been held waits only for others that have been held, in the order that
+    /// [`crate::overlap`] has too; one that has not waits for those and for older ones of its kind.
+    /// So nobody waits in a circle.
     fn must_wait(
         &self,
         request: &Request,
         order: u64,
+        was_held: bool,
         elsewhere: impl Fn(u64, &Request) -> bool,
     ) -> bool {
         if !request.op.modifies() {
@@ -549,10 +559,11 @@ impl Gate {
         elsewhere(order, request)
             || self.held.iter().any(blocks)
             || self.released.iter().any(blocks)
-            || self
-                .parked
-                .iter()
-                .any(|w| blocks(w) && self.slot(w.slot).request.op.modifies())
+            || (!was_held
+                && self
+                    .parked
+                    .iter()
+                    .any(|w| blocks(w) && self.slot(w.slot).request.op.modifies()))
             || (self.replaying > 0
                 && self.slots.iter().any(|slot| {
                     slot.state == State::InFlight

@@ -1,9 +1,11 @@
 //! Requests that writes elsewhere have to wait behind: the overlap rule across iothreads.
 //!
-//! Within one iothread the gate compares arrival numbers. Between iothreads there is no common
-//! order of arrival, and none is needed: a request that has never been held waits behind whatever
-//! is held or replayed elsewhere, and among those that have been held the first hold decides. So
-//! nobody waits for somebody who waits for him.
+//! A request that has never been held waits behind whatever is held or replayed elsewhere. Among
+//! those that have been held one order decides, on all iothreads: the arrival number, then the
+//! iothread. Arrival numbers of different iothreads mean nothing to each other, but that does not
+//! matter; what matters is that the order is total and agrees with the one within each iothread.
+//! (By the time of the first hold, say, it would not: then A waits for B within one iothread, B for
+//! C elsewhere, and C for A.)
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -15,31 +17,31 @@ use crate::run_control::LocalId;
 struct Blocker {
     local: LocalId,
     order: u64,
-    turn: u64,
     request: Request,
+}
+
+impl Blocker {
+    fn turn(&self) -> (u64, LocalId) {
+        (self.order, self.local)
+    }
 }
 
 /// What is held or replayed of one backend. Pure.
 #[derive(Debug, Default)]
 pub struct Blockers {
     entries: Vec<Blocker>,
-    last_turn: u64,
 }
 
 impl Blockers {
-    /// The request with arrival number `order` of `local` is held. Known already: keeps its turn.
+    /// The request with arrival number `order` of `local` is held.
     pub fn insert(&mut self, local: LocalId, order: u64, request: Request) {
-        if request.bytes == 0 || self.turn(local, order).is_some() {
-            return;
+        if request.bytes > 0 && !self.contains(local, order) {
+            self.entries.push(Blocker {
+                local,
+                order,
+                request,
+            });
         }
-        self.last_turn += 1;
-        let turn = self.last_turn;
-        self.entries.push(Blocker {
-            local,
-            order,
-            turn,
-            request,
-        });
     }
 
     /// It has been completed or dropped. True if it was known.
@@ -53,9 +55,11 @@ impl Blockers {
     /// Whether the request with arrival number `order` of `local` has to wait for one of another
     /// part.
     pub fn blocks(&self, local: LocalId, order: u64, request: &Request) -> bool {
-        let turn = self.turn(local, order).unwrap_or(u64::MAX);
+        let held_before = self.contains(local, order);
         self.entries.iter().any(|entry| {
-            entry.local != local && entry.turn < turn && entry.request.overlaps(request)
+            entry.local != local
+                && (!held_before || entry.turn() < (order, local))
+                && entry.request.overlaps(request)
         })
     }
 
@@ -69,12 +73,11 @@ impl Blockers {
         self.entries.is_empty()
     }
 
-    fn turn(&self, local: LocalId, order: u64) -> Option<u64> {
-        let found = self
-            .entries
+    fn contains(&self, local: LocalId, order: u64) -> bool {
+        let known = (local, order);
+        self.entries
             .iter()
-            .find(|entry| (entry.local, entry.order) == (local, order));
-        found.map(|entry| entry.turn)
+            .any(|entry| (entry.local, entry.order) == known)
     }
 }
 
@@ -129,22 +132,24 @@ mod tests {
     }
 
     #[test]
-    fn first_hold_decides_and_nobody_waits_in_a_circle() {
+    fn one_order_decides_on_all_iothreads() {
         let (a, b) = (LocalId(1), LocalId(2));
         let mut blockers = Blockers::default();
-        blockers.insert(a, 5, request(0));
         blockers.insert(b, 1, request(5));
         blockers.insert(a, 5, request(0));
-        assert!(!blockers.blocks(a, 5, &request(0)), "held first");
-        assert!(blockers.blocks(b, 1, &request(5)));
+        blockers.insert(a, 5, request(0));
+        assert!(!blockers.blocks(b, 1, &request(5)), "arrived earlier");
+        assert!(blockers.blocks(a, 5, &request(0)));
         assert!(
-            blockers.blocks(b, 9, &request(5)),
-            "never held: waits behind both"
+            blockers.blocks(b, 0, &request(5)),
+            "never held: waits behind whatever is held elsewhere"
         );
         assert!(blockers.blocks(a, 9, &request(5)));
         assert!(!blockers.blocks(b, 9, &request(100)));
-        assert!(blockers.remove(a, 5));
-        assert!(!blockers.blocks(b, 1, &request(5)));
-        assert!(!blockers.remove(a, 5));
+        assert!(blockers.remove(b, 1));
+        assert!(!blockers.blocks(a, 5, &request(0)));
+        assert!(!blockers.remove(b, 1));
+        blockers.insert(b, 5, request(5));
+        assert!(blockers.blocks(b, 5, &request(5)) && !blockers.blocks(a, 5, &request(0)));
     }
 }

@@ -252,6 +252,40 @@ fn guarantees_hold_in_every_order() {
     );
 }
 
+/// Two writes on one iothread and a discard on another, each overlapping the next, all held. Which
+/// of two goes first was decided by arrival within an iothread and by the first hold between them:
+/// each waited for another, and the guest's requests never came back after `cont`.
+#[test]
+fn nobody_waits_in_a_circle() {
+    let stop = (Policy::new(OnError::Stop, OnError::Stop), HoldScope::Vm);
+    let submit = |l, op, offset, bytes| Step::Submit {
+        b: 1,
+        l,
+        queue: 0,
+        op,
+        offset,
+        bytes,
+    };
+    let steps = [
+        submit(0, Operation::Discard, 32, 9),
+        submit(1, Operation::Write, 26, 11),
+        submit(1, Operation::Write, 23, 10),
+        Step::End {
+            b: 1,
+            l: 1,
+            nth: 1,
+            errno: Some(libc::ENOSPC),
+        },
+        Step::Resize {
+            b: 1,
+            length: 8,
+            errno: Some(libc::ENOSPC),
+        },
+    ];
+    let world = run(Mutant::None, &[stop; 3], &steps).unwrap();
+    assert_eq!((world.holds, world.completions), (3, 3));
+}
+
 /// The model is worth something only if it finds mistakes.
 fn finds(mutant: Mutant) {
     let config = Config {
