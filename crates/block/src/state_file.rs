@@ -98,9 +98,7 @@ pub enum Found {
 /// # Errors
 /// If there is something, but no state.
 pub fn parse(content: &[u8]) -> Result<Option<Stored>, Corrupt> {
-    let slots = [0, SLOT_BYTES].map(|start| content.get(start..).unwrap_or_default());
-    let newest = slots.iter().filter_map(|slot| open_slot(slot)).max();
-    let Some((generation, payload)) = newest else {
+    let Some((generation, payload)) = newest(content) else {
         let written = content.iter().any(|&byte| byte != 0);
         return if written {
             Err(Corrupt::Slots)
@@ -114,6 +112,12 @@ pub fn parse(content: &[u8]) -> Result<Option<Stored>, Corrupt> {
         boot_id,
         state,
     }))
+}
+
+/// Generation and payload of the newer slot of those that are whole.
+fn newest(content: &[u8]) -> Option<(u64, &[u8])> {
+    let slots = [0, SLOT_BYTES].map(|start| content.get(start..).unwrap_or_default());
+    slots.into_iter().filter_map(open_slot).max()
 }
 
 /// Generation and payload of a slot that is whole.
@@ -171,12 +175,13 @@ pub struct StateFile {
 }
 
 impl StateFile {
-    /// Opens the file in `dir`, or makes it (mode 0600) and the directory (mode 0700), and locks it.
-    /// What is read must be, and what is written will be, of the boot `boot_id`.
+    /// Opens the file in `dir`, or makes it (mode 0600) and the directory (mode 0700), locks it, and
+    /// reads what a former daemon has left. Only a state of the boot `boot_id` counts, and what is
+    /// written will be one.
     ///
     /// # Errors
     /// [`StateFileError::InUse`] if another daemon has it, else what the system says.
-    pub fn open(dir: &Path, boot_id: &str) -> Result<Self, StateFileError> {
+    pub fn open(dir: &Path, boot_id: &str) -> Result<(Self, Found), StateFileError> {
         let unusable = |what, path: &Path| {
             let path = path.to_owned();
             move |source| StateFileError::Unusable { what, path, source }
@@ -216,12 +221,25 @@ impl StateFile {
                 return Err(unusable("allocate the state file", &path)(source));
             }
         }
-        Ok(Self {
+        let mut content = vec![0; FILE_BYTES];
+        let read = file.read_exact_at(&mut content, 0);
+        read.map_err(unusable("read the state file", &path))?;
+        // Also if its content is not understood: what is written must be newer.
+        let generation = newest(&content).map_or(0, |(generation, _)| generation);
+        let found = match parse(&content) {
+            Ok(None) => Found::Nothing,
+            Err(corrupt) => Found::Corrupt(corrupt),
+            Ok(Some(stored)) if stored.boot_id == boot_id => Found::State(stored.state),
+            Ok(Some(_)) => Found::OtherBoot,
+        };
+        let boot_id = boot_id.to_owned();
+        let file = Self {
             file,
             path,
-            boot_id: boot_id.to_owned(),
-            generation: 0,
-        })
+            boot_id,
+            generation,
+        };
+        Ok((file, found))
     }
 
     /// Its path.
@@ -229,33 +247,14 @@ impl StateFile {
         &self.path
     }
 
-    /// Reads what a former daemon has left. Called before the first write.
-    ///
-    /// # Errors
-    /// What the system says.
-    pub fn read(&mut self) -> io::Result<Found> {
-        let mut content = vec![0; FILE_BYTES];
-        self.file.read_exact_at(&mut content, 0)?;
-        Ok(match parse(&content) {
-            Ok(None) => Found::Nothing,
-            Err(corrupt) => Found::Corrupt(corrupt),
-            Ok(Some(stored)) => {
-                self.generation = stored.generation;
-                if stored.boot_id == self.boot_id {
-                    Found::State(stored.state)
-                } else {
-                    Found::OtherBoot
-                }
-            }
-        })
-    }
-
     /// Writes the state in place of the older of the two that are there.
     ///
     /// # Errors
     /// What the system says; the newer of the two is still there then.
     pub fn write(&mut self, state: &SavedState) -> io::Result<()> {
-        let generation = self.generation.wrapping_add(1);
+        let generation = self.generation.checked_add(1);
+        let exhausted = || io::Error::other("its generations are used up: remove the file");
+        let generation = generation.ok_or_else(exhausted)?;
         let slot = seal_slot(generation, &state.encode(&self.boot_id))?;
         let start = (generation % 2) * SLOT_BYTES as u64;
         self.file.write_all_at(&slot, start)?;
@@ -314,8 +313,8 @@ mod tests {
         }
     }
 
-    fn open(dir: &Path) -> StateFile {
-        StateFile::open(dir, "this boot").expect("a new directory")
+    fn open(dir: &Path) -> (StateFile, Found) {
+        StateFile::open(dir, "this boot").expect("nobody else has it")
     }
 
     fn content(dir: &Path) -> Vec<u8> {
@@ -340,13 +339,13 @@ mod tests {
     #[test]
     fn the_newest_whole_slot_wins() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut file = open(dir.path());
-        assert!(matches!(file.read(), Ok(Found::Nothing)));
+        let (mut file, found) = open(dir.path());
+        assert!(matches!(found, Found::Nothing));
         for run_state in [RunState::Running, RunState::IoError, RunState::Paused] {
             file.write(&state(run_state)).expect("preallocated");
         }
         drop(file);
-        let found = open(dir.path()).read().expect("readable");
+        let (_, found) = open(dir.path());
         assert!(matches!(found, Found::State(found) if found == state(RunState::Paused)));
 
         // Whatever part of the last write is missing: the state before it counts.
@@ -372,25 +371,41 @@ mod tests {
     #[test]
     fn a_state_is_good_for_one_boot() {
         let dir = tempfile::tempdir().expect("a directory");
-        open(dir.path())
-            .write(&state(RunState::IoError))
-            .expect("preallocated");
-        let mut other = StateFile::open(dir.path(), "another boot").expect("unlocked");
-        assert!(matches!(other.read(), Ok(Found::OtherBoot)));
+        let (mut file, _) = open(dir.path());
+        file.write(&state(RunState::IoError)).expect("preallocated");
+        drop(file);
+        let other = StateFile::open(dir.path(), "another boot");
+        let (mut other, found) = other.expect("unlocked");
+        assert!(matches!(found, Found::OtherBoot));
         other.write(&state(RunState::Paused)).expect("preallocated");
         drop(other);
-        assert!(matches!(open(dir.path()).read(), Ok(Found::OtherBoot)));
+        assert!(matches!(open(dir.path()).1, Found::OtherBoot));
     }
 
     #[test]
     fn after_a_corrupt_file_what_is_written_counts() {
         let dir = tempfile::tempdir().expect("a directory");
         std::fs::write(dir.path().join(FILE_NAME), vec![0x5a; 1000]).expect("a file");
-        let mut file = open(dir.path());
-        assert!(matches!(file.read(), Ok(Found::Corrupt(Corrupt::Slots))));
+        let (mut file, found) = open(dir.path());
+        assert!(matches!(found, Found::Corrupt(Corrupt::Slots)));
         file.write(&state(RunState::Paused)).expect("preallocated");
         drop(file);
-        let found = open(dir.path()).read().expect("readable");
+        let (_, found) = open(dir.path());
+        assert!(matches!(found, Found::State(found) if found == state(RunState::Paused)));
+    }
+
+    #[test]
+    fn what_another_version_has_written_is_replaced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (file, _) = open(dir.path());
+        let foreign = seal_slot(70, br#"{"version":2}"#).expect("it fits");
+        file.file.write_all_at(&foreign, 0).expect("preallocated");
+        drop(file);
+        let (mut file, found) = open(dir.path());
+        assert!(matches!(found, Found::Corrupt(Corrupt::Content(_))));
+        file.write(&state(RunState::Paused)).expect("preallocated");
+        drop(file);
+        let (_, found) = open(dir.path());
         assert!(matches!(found, Found::State(found) if found == state(RunState::Paused)));
     }
 
@@ -398,7 +413,7 @@ mod tests {
     fn the_file_has_one_owner_and_its_full_length() {
         let parent = tempfile::tempdir().expect("a directory");
         let dir = parent.path().join("state");
-        let file = open(&dir);
+        let (file, _) = open(&dir);
         let refused = StateFile::open(&dir, "this boot").expect_err("locked");
         assert!(
             refused.to_string().contains("in use by another daemon"),
@@ -429,7 +444,7 @@ mod tests {
     #[test]
     fn too_much_is_refused_and_changes_nothing() {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut file = open(dir.path());
+        let (mut file, _) = open(dir.path());
         file.write(&state(RunState::Paused)).expect("preallocated");
         let before = content(dir.path());
         let many = SavedState {

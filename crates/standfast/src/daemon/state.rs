@@ -30,9 +30,8 @@ pub async fn restore(dir: &Path, control: &Control) -> Result<Option<StateFile>,
         }
         Err(error) => Err(error.into()),
     };
-    let read = opened.and_then(|mut file| Ok((file.read()?, file)));
-    let (found, file) = match read {
-        Ok(read) => read,
+    let (file, found) = match opened {
+        Ok(opened) => opened,
         Err(error) if is_in_use(&error) => return Err(error.to_string()),
         Err(error) => {
             tracing::warn!("{error}: no state is kept, a restart begins afresh");

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use frontend::{Disk, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, Driver, Event, Qmp, Workload};
+use testkit::{Daemon, Driver, Event, LogEntry, Qmp, Workload};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -150,6 +150,16 @@ impl Server {
         self.check_order()?;
         self.daemon = self.command.start()?;
         self.qmp = connect(&self.path("qmp.sock"))?;
+        if self.run_state()? != "running" {
+            // Its STOP was an event of the daemon before.
+            let log = self.qmp.log_mut();
+            log.push(LogEntry::StopRequested);
+            log.push(LogEntry::Event(Event {
+                name: "STOP".to_owned(),
+                data: Value::Null,
+                message: Value::Null,
+            }));
+        }
         Ok(())
     }
 
