@@ -153,6 +153,7 @@ impl Backend {
         for node in self.node.subtree() {
             node.driver().client_reset();
         }
+        self.control.call(|state, _| state.touch()).await;
         Some(generation)
     }
 

@@ -399,7 +399,9 @@ impl Gate {
     /// they should have made durable may be lost.
     pub fn take_held_flushes(&mut self) -> Vec<Removed> {
         let removed = self.remove_waiting(|_, slot| {
-            slot.request.op == Operation::Flush && matches!(slot.state, State::Held { .. })
+            // Released ones too: those that a client has handed back wait there.
+            let waits = matches!(slot.state, State::Held { .. } | State::Released);
+            slot.request.op == Operation::Flush && waits
         });
         self.thaw_if_nothing_held();
         removed

@@ -45,7 +45,7 @@ pub use node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use registry::{Registry, RegistryError};
 pub use request::{Io, Operation, Request, Tag};
 pub use run_control::{BackendId, LocalId, Refusal, RunState};
-pub use saved::{SavedBackend, SavedState};
+pub use saved::{SavedBackend, SavedLoss, SavedState};
 pub use saver::Saver;
 pub use state_file::{StateFile, StateFileError};
 pub use stats::{BackendStats, ClassStats};

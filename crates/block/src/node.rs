@@ -103,6 +103,14 @@ pub trait Driver: Send + Sync + fmt::Debug {
         None
     }
 
+    /// The errno of a latched flush failure: data is lost, and the storage would not tell again.
+    fn latched(&self) -> Option<i32> {
+        None
+    }
+
+    /// A former daemon had latched this failure. Called before the first request.
+    fn latch(&self, _errno: i32) {}
+
     /// Clears a latched flush failure; false if there was none.
     fn accept_loss(&self) -> bool {
         false

@@ -11,6 +11,8 @@ use crate::event::{Event, EventKind};
 use crate::export::Export;
 use crate::graph::{Graph, GraphError};
 use crate::node::Node;
+use crate::run_control::RunControl;
+use crate::saved::{SavedLoss, SavedState};
 
 /// Why an operation on a node or an export is refused; nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +63,8 @@ pub struct Registry {
     control: Control,
     graph: Mutex<Graph>,
     exports: Mutex<Vec<Arc<dyn Export>>>,
+    /// What nodes that do not exist yet had lost when a former daemon ended.
+    losses: Mutex<Vec<SavedLoss>>,
     quit: Sender<&'static str>,
 }
 
@@ -76,6 +80,7 @@ impl Registry {
             control,
             graph: Mutex::default(),
             exports: Mutex::default(),
+            losses: Mutex::default(),
             quit,
         };
         (Arc::new(registry), heard)
@@ -95,6 +100,34 @@ impl Registry {
     /// The graph, locked: keep it shortly.
     pub fn graph(&self) -> MutexGuard<'_, Graph> {
         lock(&self.graph)
+    }
+
+    /// What the next daemon has to know. Called by threads that may wait shortly.
+    pub fn save(&self) -> SavedState {
+        let mut state = self.control.read(RunControl::save);
+        let lost = self.nodes().into_iter().filter_map(|node| {
+            let errno = node.driver().latched()?;
+            let node = node.name().to_string();
+            Some(SavedLoss { node, errno })
+        });
+        state.losses = lost.collect();
+        state
+    }
+
+    /// Goes on where a former daemon was. Called before the first node and the first export.
+    pub async fn restore(&self, mut state: SavedState) {
+        *lock(&self.losses) = std::mem::take(&mut state.losses);
+        self.control.call(|run, _| run.restore(state)).await;
+    }
+
+    /// A node is about to be added: it is told what it had lost when a former daemon ended.
+    pub fn recall_loss(&self, node: &Node) {
+        let lost = lock(&self.losses)
+            .extract_if(.., |loss| *loss.node == **node.name())
+            .last();
+        if let Some(loss) = lost {
+            node.driver().latch(loss.errno);
+        }
     }
 
     /// A node.
@@ -235,6 +268,7 @@ impl Registry {
                     state.fail_held_flushes(id, wiring);
                 }
                 node.driver().accept_loss();
+                state.touch();
                 Ok(())
             })
             .await

@@ -411,7 +411,12 @@ impl RunControl {
         self.revision
     }
 
-    /// What the next daemon has to know.
+    /// Something has changed that is to be saved, and that others know: what nodes have lost.
+    pub fn touch(&mut self) {
+        self.revision += 1;
+    }
+
+    /// What the next daemon has to know, of what run control knows.
     pub fn save(&self) -> SavedState {
         let backends = self.backends.values().map(BackendState::save);
         SavedState {
@@ -420,6 +425,7 @@ impl RunControl {
                 other => other,
             },
             backends: backends.chain(self.saved.iter().cloned()).collect(),
+            losses: Vec::new(),
         }
     }
 

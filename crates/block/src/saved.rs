@@ -40,6 +40,16 @@ pub struct SavedBackend {
     pub stats: BackendStats,
 }
 
+/// A flush of a node has failed, and the data that it was for is lost: nobody but the daemon
+/// remembers.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SavedLoss {
+    /// The node.
+    pub node: String,
+    /// Why.
+    pub errno: i32,
+}
+
 /// What is saved of a daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SavedState {
@@ -47,6 +57,8 @@ pub struct SavedState {
     pub run_state: RunState,
     /// Every backend.
     pub backends: Vec<SavedBackend>,
+    /// Nodes that have lost something.
+    pub losses: Vec<SavedLoss>,
 }
 
 /// Why bytes are no saved state.
@@ -71,6 +83,7 @@ impl SavedState {
             boot_id: boot_id.to_owned(),
             run_state: self.run_state.name().to_owned(),
             backends: self.backends.iter().map(JsonBackend::from).collect(),
+            losses: self.losses.clone(),
         };
         // Strings and numbers only: there is nothing that JSON could not say.
         serde_json::to_vec(&json).unwrap_or_default()
@@ -90,16 +103,25 @@ impl SavedState {
             boot_id,
             run_state,
             backends,
+            losses,
             ..
         } = serde_json::from_slice(json)?;
         let states = [RunState::Running, RunState::Paused, RunState::IoError];
+        if !losses.iter().all(|loss| is_errno(loss.errno)) {
+            return Err(DecodeError::Value("errno"));
+        }
         let backends = backends.into_iter().map(SavedBackend::try_from);
         let state = Self {
             run_state: named(&states, RunState::name, &run_state, "run-state")?,
             backends: backends.collect::<Result<_, _>>()?,
+            losses,
         };
         Ok((state, boot_id))
     }
+}
+
+fn is_errno(errno: i32) -> bool {
+    (1..=ERRNO_MAX).contains(&errno)
 }
 
 /// The value that has this name.
@@ -125,6 +147,7 @@ struct JsonState {
     boot_id: String,
     run_state: String,
     backends: Vec<JsonBackend>,
+    losses: Vec<SavedLoss>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -248,7 +271,7 @@ impl TryFrom<JsonError> for ErrorRecord {
     type Error = DecodeError;
 
     fn try_from(json: JsonError) -> Result<Self, DecodeError> {
-        if !(1..=ERRNO_MAX).contains(&json.errno) {
+        if !is_errno(json.errno) {
             return Err(DecodeError::Value("errno"));
         }
         let operations = [
@@ -440,9 +463,12 @@ pub(crate) mod tests {
             Just(RunState::IoError)
         ];
         let backends = proptest::collection::vec(backend(), 0..4);
-        (run_state, backends).prop_map(|(run_state, backends)| SavedState {
+        let loss = (".*", 1..=ERRNO_MAX).prop_map(|(node, errno)| SavedLoss { node, errno });
+        let losses = proptest::collection::vec(loss, 0..3);
+        (run_state, backends, losses).prop_map(|(run_state, backends, losses)| SavedState {
             run_state,
             backends,
+            losses,
         })
     }
 
@@ -458,6 +484,10 @@ pub(crate) mod tests {
     #[test]
     fn impossible_values_are_refused() {
         let mut state = SavedState::default();
+        state.losses.push(SavedLoss {
+            node: "disk0".to_owned(),
+            errno: 5,
+        });
         state.backends.push(SavedBackend {
             last_error: Some(ErrorRecord {
                 cause: Cause::of_errno(28),
@@ -482,6 +512,7 @@ pub(crate) mod tests {
             ),
             ("\"errno\":28", "\"errno\":0", "'errno'"),
             ("\"errno\":28", "\"errno\":4096", "'errno'"),
+            ("\"errno\":5", "\"errno\":-5", "'errno'"),
             ("\"write\"", "\"scribble\"", "'operation'"),
             ("\"at\":[0,0]", "\"at\":[0,1000000000]", "'time'"),
             ("\"at\":[0,0]", "\"at\":[18446744073709551615,0]", "'time'"),

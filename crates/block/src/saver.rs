@@ -8,8 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::control::Control;
-use crate::run_control::RunControl;
+use crate::registry::Registry;
 use crate::state_file::StateFile;
 
 /// How long to collect changes after a write, so that a storm of errors is no storm of writes.
@@ -80,18 +79,21 @@ impl Saver {
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub async fn start(file: StateFile, control: &Control) -> io::Result<Self> {
+    pub async fn start(file: StateFile, registry: &Arc<Registry>) -> io::Result<Self> {
         let shared = Arc::new(Shared::default());
         let thread = {
-            let (shared, control) = (Arc::clone(&shared), control.clone());
+            let (shared, registry) = (Arc::clone(&shared), Arc::clone(registry));
             std::thread::Builder::new()
                 .name("state".to_owned())
-                .spawn(move || save(&shared, file, &control))?
+                .spawn(move || save(&shared, file, &registry))?
         };
         let changes = Changes(Arc::clone(&shared));
         changes.changed();
         // A daemon that ends already has nothing more to tell.
-        control.call(move |_, wiring| wiring.save_by(changes)).await;
+        registry
+            .control()
+            .call(move |_, wiring| wiring.save_by(changes))
+            .await;
         Ok(Self {
             shared,
             thread: Some(thread),
@@ -109,11 +111,11 @@ impl Drop for Saver {
     }
 }
 
-fn save(shared: &Shared, mut file: StateFile, control: &Control) {
+fn save(shared: &Shared, mut file: StateFile, registry: &Registry) {
     let mut failing = false;
     loop {
         let ended = shared.wait();
-        let state = control.read(RunControl::save);
+        let state = registry.save();
         match file.write(&state) {
             Ok(()) if std::mem::take(&mut failing) => {
                 tracing::info!(

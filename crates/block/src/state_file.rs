@@ -310,6 +310,7 @@ mod tests {
                 device: "vda".to_owned(),
                 ..SavedBackend::default()
             }],
+            losses: Vec::new(),
         }
     }
 

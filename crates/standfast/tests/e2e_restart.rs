@@ -15,7 +15,7 @@ use frontend::{Disk, Options, Request};
 use harness::{MIB, PATIENCE, Server, Setup, sparse, writes};
 use rustix::process::Signal;
 use serde_json::{Value, json};
-use testkit::{Driver, Tmpfs};
+use testkit::{Driver, LoopDevice, Tmpfs};
 
 const IMAGE_BYTES: u64 = 24 * MIB;
 const BLOCKS: usize = 6144;
@@ -390,6 +390,58 @@ fn thousands_are_held_over_a_restart() -> Result<()> {
         let byte = u8::try_from(number % 251)? + 1;
         ensure!(block.iter().all(|&found| found == byte), "block {number}");
     }
+    drop(disk);
+    server.finish()
+}
+
+/// Once a flush of a buffered device has failed, a second one would succeed although the data is lost.
+/// The next daemon must know that.
+#[test]
+fn a_loss_is_not_forgotten() -> Result<()> {
+    let tmpfs = Tmpfs::new(8 * MIB)?;
+    let backing = tmpfs.path().join("thin");
+    sparse(&backing, IMAGE_BYTES)?;
+    let device = LoopDevice::new(&backing, true)?;
+    let setup = Setup::new()?
+        .blockdev(&json!({ "driver": "host_device", "node-name": "disk0",
+            "filename": device.path(), "cache": { "direct": false } }))
+        .export("vda", "disk0", json!({ "werror": "stop" }));
+    let dir = setup.path("state");
+    let mut server = setup.option("--state-dir", dir.display()).start()?;
+    let mut disk = server.disk("vda")?;
+    let data = vec![0xa5; 128 << 10];
+    for chunk in 0..(IMAGE_BYTES / (128 << 10)) {
+        let write = Request::Write {
+            sector: chunk * 256,
+            data: &data,
+        };
+        ensure!(disk.execute(0, write, PATIENCE)?.is_ok());
+    }
+    let flush = disk.submit(0, Request::Flush)?;
+    disk.kick(0)?;
+    server.qmp.wait_event("STOP", PATIENCE)?;
+    end_in_order(&mut server)?;
+    let state = disk.disconnect();
+    tmpfs.resize(40 * MIB)?;
+
+    server.start_again()?;
+    let mut disk = reconnect(&server, state)?;
+    eventually("the flush is held", || Ok(server.held("vda")?.len() == 1))?;
+    let refused = server.qmp.execute("cont", Value::Null);
+    let text = refused.expect_err("cont must be refused").to_string();
+    ensure!(text.contains("x-node-accept-loss"), "{text}");
+    ensure!(disk.wait(0, QUIET)?.is_none(), "the flush was completed");
+    let node = json!({ "node-name": "disk0" });
+    server.qmp.execute("x-node-accept-loss", node)?;
+    let completion = disk.wait(0, PATIENCE)?;
+    ensure!(completion.is_some_and(|c| c.token == flush && !c.is_ok()));
+    // That is known to the next one, too.
+    ensure!(server.daemon.terminate(PATIENCE)?.success());
+    let state = disk.disconnect();
+    server.start_again()?;
+    let mut disk = reconnect(&server, state)?;
+    server.qmp.execute("cont", Value::Null)?;
+    ensure!(disk.execute(0, Request::Flush, PATIENCE)?.is_ok());
     drop(disk);
     server.finish()
 }

@@ -39,6 +39,11 @@ impl Flusher {
         }
     }
 
+    /// Latches a failure.
+    pub fn latch(&self, errno: i32) {
+        self.latched.store(errno, Ordering::SeqCst);
+    }
+
     /// Forgets the latched failure; false if there was none.
     pub fn clear(&self) -> bool {
         self.latched.swap(0, Ordering::SeqCst) != 0
@@ -80,7 +85,7 @@ impl Flusher {
                 continue;
             }
             let error = BlockError::from(error);
-            self.latched.store(error.errno(), Ordering::SeqCst);
+            self.latch(error.errno());
             return Err(error);
         }
     }

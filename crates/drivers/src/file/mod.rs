@@ -368,6 +368,14 @@ impl Driver for FileDriver {
         ))
     }
 
+    fn latched(&self) -> Option<i32> {
+        self.flusher.latched()
+    }
+
+    fn latch(&self, errno: i32) {
+        self.flusher.latch(errno);
+    }
+
     fn accept_loss(&self) -> bool {
         self.flusher.clear()
     }

@@ -149,11 +149,10 @@ fn version() -> VersionInfo {
 impl Daemon {
     /// The second pass.
     async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
-        let control = self.registry.control();
         let state = match &line.state_dir {
             None => None,
             Some(dir) => {
-                let restored = state::restore(dir, control).await;
+                let restored = state::restore(dir, &self.registry).await;
                 restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?
             }
         };
@@ -171,7 +170,7 @@ impl Daemon {
                 })?;
         }
         if let Some(file) = state {
-            self.saver = Some(state::keep(file, self.registry.control()).await?);
+            self.saver = Some(state::keep(file, &self.registry).await?);
         }
         if let Some(path) = &line.pidfile {
             self.pidfile = Some(write_pidfile(path)?);

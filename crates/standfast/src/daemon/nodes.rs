@@ -29,7 +29,9 @@ pub async fn add(registry: &Registry, options: BlockdevOptions) -> Result<(), Se
     let (links, mut below) = unchain(registry, options)?;
     for Link { name, options } in links.into_iter().rev() {
         let driver = open(&name, options, below.take()).await?;
-        below = Some(Node::new(&name, driver));
+        let node = Node::new(&name, driver);
+        registry.recall_loss(&node);
+        below = Some(node);
     }
     if let Some(root) = below {
         registry.graph().add(&root)?;

@@ -1,9 +1,10 @@
 //! `--state-dir`: what the next daemon has to know about this one.
 
 use std::path::Path;
+use std::sync::Arc;
 
 use block::state_file::{Found, boot_id};
-use block::{Control, Saver, StateFile, StateFileError};
+use block::{Registry, Saver, StateFile, StateFileError};
 
 use super::lock_wait::wait_for_lock;
 
@@ -16,12 +17,12 @@ enum OpenError {
     System(#[from] std::io::Error),
 }
 
-/// Opens the state in `dir` and lets run control go on from there. None, with a warning: nothing can
+/// Opens the state in `dir` and lets the registry go on from there. None, with a warning: nothing can
 /// be saved there, the daemon does without.
 ///
 /// # Errors
 /// If another daemon uses the directory.
-pub async fn restore(dir: &Path, control: &Control) -> Result<Option<StateFile>, String> {
+pub async fn restore(dir: &Path, registry: &Registry) -> Result<Option<StateFile>, String> {
     let opened = match boot_id() {
         Ok(boot_id) => {
             let dir = dir.to_owned();
@@ -52,7 +53,7 @@ pub async fn restore(dir: &Path, control: &Control) -> Result<Option<StateFile>,
                 "going on in state '{}', saved in '{path}'",
                 state.run_state.name()
             );
-            control.call(|run, _| run.restore(state)).await;
+            registry.restore(state).await;
         }
     }
     Ok(Some(file))
@@ -62,15 +63,16 @@ pub async fn restore(dir: &Path, control: &Control) -> Result<Option<StateFile>,
 ///
 /// # Errors
 /// If the system refuses a thread.
-pub async fn keep(file: StateFile, control: &Control) -> Result<Saver, String> {
-    let unclaimed = control.call(|run, _| run.forget_unclaimed()).await;
+pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, String> {
+    let unclaimed = registry.control().call(|run, _| run.forget_unclaimed());
+    let unclaimed = unclaimed.await;
     for export in unclaimed.into_iter().flatten() {
         tracing::warn!(
             "the saved state of export '{export}' is dropped: there is no such export on the same \
              node any more"
         );
     }
-    let started = Saver::start(file, control).await;
+    let started = Saver::start(file, registry).await;
     started.map_err(|error| format!("cannot start saving the state: {error}"))
 }
 
