@@ -122,6 +122,11 @@ impl Driver {
         self.started >= self.workload.requests && self.next.is_none()
     }
 
+    /// Cuts the workload short: it is exhausted when what is planned already has been submitted.
+    pub fn plan_no_more(&mut self) {
+        self.workload.requests = self.started;
+    }
+
     /// The whole workload: all requests, all completions, all blocks read back.
     ///
     /// # Errors

@@ -168,9 +168,18 @@ impl Guest {
     /// If a disk is in use, or each of unmounting, reset and boot takes longer than `timeout`.
     pub fn reboot(&mut self, timeout: Duration) -> Result<Duration> {
         self.run_ok(UNMOUNT, timeout)?;
-        let _job = self.spawn("reboot -f")?;
-        self.wait_reset(timeout)?;
+        self.reboot_at_once(timeout)?;
         self.wait_boot(timeout)
+    }
+
+    /// Lets the guest reboot at once, whatever waits for its disks. [`Guest::wait_boot`] waits for
+    /// the boot.
+    ///
+    /// # Errors
+    /// If it takes longer than `timeout`.
+    pub fn reboot_at_once(&mut self, timeout: Duration) -> Result<()> {
+        let _job = self.spawn("reboot -f")?;
+        self.wait_reset(timeout)
     }
 
     /// Presses the reset button. What the guest has not written is lost. [`Guest::wait_boot`]
