@@ -3,11 +3,13 @@
 #![allow(dead_code, reason = "each test target uses its part")]
 #![allow(missing_docs, reason = "tests")]
 
+pub mod guest;
+
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use frontend::{Disk, Options};
+use frontend::{Disk, DiskState, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use testkit::{Daemon, Driver, Event, LogEntry, Qmp, Workload};
@@ -43,9 +45,14 @@ struct CommandLine {
     sockets: Vec<PathBuf>,
 }
 
+/// A daemon that is not waited for.
+pub fn standfastd<A: AsRef<std::ffi::OsStr>>(args: &[A]) -> testkit::daemon::Builder {
+    Daemon::builder(env!("CARGO_BIN_EXE_standfastd")).args(args)
+}
+
 impl CommandLine {
     fn start(&self) -> Result<Daemon> {
-        let mut builder = Daemon::builder(env!("CARGO_BIN_EXE_standfastd")).args(&self.args);
+        let mut builder = standfastd(&self.args);
         for (name, value) in &self.env {
             builder = builder.env(name, value);
         }
@@ -160,6 +167,32 @@ impl Server {
                 message: Value::Null,
             }));
         }
+        Ok(())
+    }
+
+    /// The daemon's command line.
+    pub fn args(&self) -> &[String] {
+        &self.command.args
+    }
+
+    /// Connects a disk that has lost its daemon.
+    pub fn reconnect(&self, id: &str, state: DiskState) -> Result<Disk> {
+        Disk::reconnect(state, self.socket(id))
+            .map_err(|(error, _)| error)
+            .with_context(|| format!("reconnect; stderr:\n{}", self.daemon.stderr()))
+    }
+
+    /// Lets requests of a blkdebug node fail. `rule` goes without the node's name.
+    pub fn inject(&mut self, node: &str, mut rule: Value) -> Result<()> {
+        rule["node-name"] = json!(node);
+        self.qmp.execute("x-blkdebug-inject", rule)?;
+        Ok(())
+    }
+
+    /// No request fails any more.
+    pub fn clear(&mut self, node: &str) -> Result<()> {
+        let node = json!({ "node-name": node });
+        self.qmp.execute("x-blkdebug-clear", node)?;
         Ok(())
     }
 
@@ -335,6 +368,12 @@ impl Server {
 pub fn sparse(path: &Path, bytes: u64) -> Result<()> {
     std::fs::File::create(path)?.set_len(bytes)?;
     Ok(())
+}
+
+/// Bytes that a file occupies.
+pub fn allocated(path: &Path) -> Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    Ok(std::fs::metadata(path)?.blocks() * 512)
 }
 
 /// Mostly writes, of up to `blocks_max` of the first `blocks` blocks of 4 KiB.
