@@ -3,6 +3,7 @@
 mod chardevs;
 mod cli;
 mod exports;
+mod incidents;
 mod iothreads;
 mod lock_wait;
 mod logging;
@@ -34,6 +35,7 @@ use qapi::types::{VersionInfo, VersionTriple};
 
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
+use self::incidents::IncidentLog;
 use self::iothreads::Iothreads;
 use self::pidfile::Pidfile;
 use self::setup_error::SetupError;
@@ -110,6 +112,7 @@ async fn run(line: CommandLine) -> ExitCode {
     };
     let (control, task) = block::control();
     tokio::spawn(task.run());
+    control.observe(Arc::new(IncidentLog::default())).await;
     let (registry, mut quit) = Registry::new(control);
     let mut daemon = Daemon {
         monitor: Monitor::new(Arc::clone(&registry), version()).await,
