@@ -8,10 +8,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
+use std::time::SystemTime;
 
 use iothread::mailbox::{self, Receiver, Sender};
 
-use crate::event::{Event, Observer};
+use crate::event::{Event, EventKind, Observer};
 use crate::node::Node;
 use crate::request::Request;
 use crate::run_control::{
@@ -269,6 +270,14 @@ impl Control {
     /// Sends `event` to every observer.
     pub async fn emit(&self, event: Event) {
         self.call(|_, wiring| wiring.event(event)).await;
+    }
+
+    /// An event for every observer, from wherever something happens: waits for nothing.
+    pub fn announce(&self, kind: EventKind) {
+        let at = SystemTime::now();
+        let command: Command = Box::new(move |_, wiring| wiring.event(Event { at, kind }));
+        // Nobody receives any more: the daemon ends.
+        let _ = self.sender.send(Message::Command(command));
     }
 
     /// Where iothreads post failures.

@@ -53,6 +53,16 @@ pub enum EventKind {
         /// The export.
         id: String,
     },
+    /// `X_BLOCK_EXPORT_QUEUE_BROKEN`: a queue is not served any more, until its client starts it
+    /// anew.
+    BlockExportQueueBroken {
+        /// The export.
+        id: String,
+        /// The queue.
+        queue: u16,
+        /// Why.
+        reason: String,
+    },
 }
 
 /// An event and when it happened.

@@ -422,7 +422,13 @@ impl LocalBackend {
                 }
                 Err(error) => {
                     tracing::debug!(device = %inner.backend.device(), %error, "request failed");
-                    Outcome::Error(error.cause())
+                    if error.errno() == libc::EFAULT && !iov.is_empty() {
+                        // The kernel could not access the buffers: the client has taken its memory
+                        // away. To hold that would be to hold it for ever.
+                        Outcome::GuestFault
+                    } else {
+                        Outcome::Error(error.cause())
+                    }
                 }
             }
         };

@@ -1,4 +1,5 @@
-//! The part of an export that lives on an iothread, and the way to it from other threads.
+//! The parts of an export that live on iothreads, one on each, and the way to them from other
+//! threads. Queue `i` is in part `i` modulo the number of parts, and never leaves it.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -11,20 +12,37 @@ use block::{Backend, Client, Fault, LocalBackend, Request, Unmapped};
 use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::options::Options;
-use crate::queue::{Context, Queue};
+use crate::queue::{Context, HangUp, Queue};
 use crate::request::{Rules, STATUS_IOERR, STATUS_OK};
 use crate::trouble::Trouble;
+
+/// Which queues a part has.
+#[derive(Clone, Copy, Debug)]
+struct Share {
+    /// Number of the part.
+    part: u16,
+    /// How many there are; 1 or more.
+    parts: u16,
+}
+
+impl Share {
+    /// The queues of this part, of `queues` in all.
+    fn queues(self, queues: u16) -> impl Iterator<Item = u16> {
+        (self.part..queues).step_by(usize::from(self.parts))
+    }
+}
 
 /// The queues of an export on one iothread.
 pub(crate) struct Device {
     context: Rc<Context>,
+    share: Share,
     queues: Vec<Rc<Queue>>,
 }
 
 impl fmt::Debug for Device {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
-            .field("device", &self.context.device)
+            .field("device", self.context.backend.device())
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
@@ -32,33 +50,39 @@ impl fmt::Debug for Device {
 
 impl Device {
     async fn open(
+        share: Share,
         options: &Options,
         backend: &Arc<Backend>,
         trouble: Arc<Trouble>,
+        hang_up: HangUp,
     ) -> Option<Rc<Self>> {
         let context = Rc::new(Context {
-            device: Arc::clone(backend.device()),
+            backend: Arc::clone(backend),
             rules: Rules {
                 writable: options.writable,
                 block_bytes: options.logical_block_size,
             },
             id_string: options.id_string(),
             trouble,
+            hang_up,
             writeback: Cell::new(!options.writethrough),
             local: RefCell::new(None),
         });
-        let queues = 0..options.num_queues;
         let size_max = options.queue_size_max;
+        let queues: Vec<_> = (share.queues(options.num_queues))
+            .map(|index| Queue::new(index, size_max, Rc::clone(&context)))
+            .collect();
+        let slots = queues.len() as u64 * u64::from(size_max);
         let device = Rc::new(Self {
-            queues: queues
-                .map(|index| Queue::new(index, size_max, Rc::clone(&context)))
-                .collect(),
             context,
+            share,
+            queues,
         });
         let client = Rc::clone(&device) as Rc<dyn Client>;
-        let slots = u32::from(options.num_queues) * u32::from(size_max);
+        // At most 64 queues of 1024.
+        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
         let local = LocalBackend::open(backend, client, options.num_queues, slots).await?;
-        for queue in 0..options.num_queues {
+        for queue in share.queues(options.num_queues) {
             // Started by their rings.
             local.stop_queue(queue).await;
         }
@@ -72,11 +96,15 @@ impl Device {
         }
     }
 
-    /// A queue; none if there is no such.
+    /// A queue of this part, by its number in the export; none if it is not here.
     pub fn queue(&self, index: u16) -> Option<&Rc<Queue>> {
-        self.queues.get(usize::from(index))
+        if index % self.share.parts != self.share.part {
+            return None;
+        }
+        self.queues.get(usize::from(index / self.share.parts))
     }
 
+    /// The queues of this part.
     pub fn queues(&self) -> &[Rc<Queue>] {
         &self.queues
     }
@@ -144,62 +172,121 @@ type Job = Box<dyn FnOnce(Rc<Device>) -> LocalFuture + Send>;
 #[error("the export is closed")]
 pub struct Closed;
 
-/// Reaches a [`Device`] from any thread. Jobs run one after the other.
+/// Reaches the parts of a device from any thread. The jobs of one part run one after the other.
 #[derive(Clone, Debug)]
 pub(crate) struct DeviceHandle {
-    jobs: Sender<Job>,
+    parts: Arc<[Sender<Job>]>,
 }
 
 impl DeviceHandle {
-    /// Makes the device on `iothread`.
+    /// Makes one part on each of `iothreads`, as far as there are queues for them. There is at
+    /// least one iothread.
     pub async fn open(
-        iothread: &iothread::Handle,
+        iothreads: &[iothread::Handle],
         options: &Options,
         backend: &Arc<Backend>,
-        trouble: Arc<Trouble>,
+        trouble: &Arc<Trouble>,
+        hang_up: &HangUp,
     ) -> Result<Self, Closed> {
-        let (options, backend) = (options.clone(), Arc::clone(backend));
-        let opened = iothread.run(move || async move {
-            let device = Device::open(&options, &backend, trouble).await?;
-            let (jobs, receiver) = mailbox::channel();
-            iothread::spawn_local(device.serve(receiver)).detach();
-            Some(jobs)
-        });
-        match opened.await {
-            Ok(Some(jobs)) => Ok(Self { jobs }),
-            Ok(None) | Err(iothread::Closed) => Err(Closed),
+        let parts = u16::try_from(iothreads.len()).unwrap_or(u16::MAX);
+        let parts = parts.min(options.num_queues);
+        let mut open = Vec::with_capacity(usize::from(parts));
+        for (part, iothread) in (0..parts).zip(iothreads) {
+            let share = Share { part, parts };
+            let (options, backend) = (options.clone(), Arc::clone(backend));
+            let (trouble, hang_up) = (Arc::clone(trouble), Arc::clone(hang_up));
+            let opened = iothread.run(move || async move {
+                let device = Device::open(share, &options, &backend, trouble, hang_up).await?;
+                let (jobs, receiver) = mailbox::channel();
+                iothread::spawn_local(device.serve(receiver)).detach();
+                Some(jobs)
+            });
+            // If it fails, the daemon ends, and with it the parts that are open.
+            open.push(opened.await.ok().flatten().ok_or(Closed)?);
         }
+        Ok(Self { parts: open.into() })
     }
 
-    /// Runs `f` on the iothread.
+    /// Runs `f` for every part, each on its own iothread and all at the same time, to the end.
+    ///
+    /// # Errors
+    /// [`Closed`] if a part did not run it, or not to its end.
+    pub async fn run_all<F, Fut>(&self, f: F) -> Result<(), Closed>
+    where
+        F: Fn(Rc<Device>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        let (reply, mut answers) = mailbox::channel();
+        for jobs in &*self.parts {
+            send(jobs, reply.clone(), f.clone())?;
+        }
+        drop(reply);
+        let mut left = self.parts.len();
+        while answers.recv().await.is_some() {
+            left -= 1;
+        }
+        if left == 0 { Ok(()) } else { Err(Closed) }
+    }
+
+    /// [`DeviceHandle::run_all`] for a plain thread. `f` may wait for what ends by itself only.
+    pub fn call_all<F, Fut>(&self, f: F) -> Result<(), Closed>
+    where
+        F: Fn(Rc<Device>) -> Fut + Clone + Send + 'static,
+        Fut: Future<Output = ()> + 'static,
+    {
+        block::block_on(self.run_all(f))
+    }
+
+    /// Runs `f` for one queue, which exists, on its iothread. Waits for it: `f` may wait for what
+    /// ends by itself only.
     ///
     /// # Errors
     /// [`Closed`] if it was not run, or not to its end.
-    pub async fn run<F, Fut, R>(&self, f: F) -> Result<R, Closed>
+    pub fn call_queue<F, Fut, R>(&self, index: u16, f: F) -> Result<R, Closed>
     where
-        F: FnOnce(Rc<Device>) -> Fut + Send + 'static,
+        F: FnOnce(Rc<Queue>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + 'static,
         R: Send + 'static,
     {
         let (reply, mut answer) = mailbox::channel();
-        let job: Job = Box::new(move |device| {
-            let result = f(device);
-            Box::pin(async move {
-                // Whoever has stopped waiting needs no answer.
-                let _ = reply.send(result.await);
-            })
-        });
-        self.jobs.send(job).map_err(|_| Closed)?;
-        answer.recv().await.ok_or(Closed)
+        let jobs = &self.parts[usize::from(index) % self.parts.len()];
+        send(jobs, reply, move |device| {
+            let done = device.queue(index).map(|queue| f(Rc::clone(queue)));
+            async move { Some(done?.await) }
+        })?;
+        block::block_on(answer.recv()).flatten().ok_or(Closed)
     }
+}
 
-    /// [`DeviceHandle::run`] for a plain thread. `f` may wait for what ends by itself only.
-    pub fn call<F, Fut, R>(&self, f: F) -> Result<R, Closed>
-    where
-        F: FnOnce(Rc<Device>) -> Fut + Send + 'static,
-        Fut: Future<Output = R> + 'static,
-        R: Send + 'static,
-    {
-        block::block_on(self.run(f))
+fn send<F, Fut, R>(jobs: &Sender<Job>, reply: Sender<R>, f: F) -> Result<(), Closed>
+where
+    F: FnOnce(Rc<Device>) -> Fut + Send + 'static,
+    Fut: Future<Output = R> + 'static,
+    R: Send + 'static,
+{
+    let job: Job = Box::new(move |device| {
+        let result = f(device);
+        Box::pin(async move {
+            // Whoever has stopped waiting needs no answer.
+            let _ = reply.send(result.await);
+        })
+    });
+    jobs.send(job).map_err(|_| Closed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_queue_is_in_one_part() {
+        for queues in 1..=9 {
+            for parts in 1..=queues {
+                let shares = (0..parts).map(|part| Share { part, parts });
+                let mut all: Vec<_> = shares.flat_map(|share| share.queues(queues)).collect();
+                all.sort_unstable();
+                assert_eq!(all, (0..queues).collect::<Vec<_>>());
+            }
+        }
     }
 }

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use crate::device::{Closed, DeviceHandle};
 use crate::options::{OptionError, Options};
 use crate::protocol::back_channel::BackChannel;
+use crate::queue::HangUp;
 use crate::server::{Server, Stopper};
 use crate::session::Session;
 use crate::socket::Socket;
@@ -28,6 +29,12 @@ pub enum ExportError {
         id: String,
         /// Its node.
         node: Arc<str>,
+    },
+    /// Nothing to run on.
+    #[error("export '{id}': it needs at least one iothread")]
+    NoIothread {
+        /// The export.
+        id: String,
     },
     /// The iothread or run control has ended.
     #[error("export '{id}': the daemon is shutting down")]
@@ -60,14 +67,15 @@ pub struct VhostUserBlkExport {
 }
 
 impl VhostUserBlkExport {
-    /// Serves `backend` at `socket`, with all queues on `iothread`.
+    /// Serves `backend` at `socket`, with queue `i` on the iothread `i` modulo their number. There
+    /// must be at least one; those beyond the number of queues are not used.
     ///
     /// # Errors
     /// [`ExportError`]; then the socket is gone, and the backend is the caller's to remove.
     pub async fn new(
         options: Options,
         backend: Arc<Backend>,
-        iothread: iothread::Handle,
+        iothreads: &[iothread::Handle],
         socket: Socket,
     ) -> Result<Arc<Self>, ExportError> {
         options.check()?;
@@ -76,8 +84,19 @@ impl VhostUserBlkExport {
             let node = Arc::clone(backend.node().name());
             return Err(ExportError::ReadOnlyNode { id, node });
         }
+        if iothreads.is_empty() {
+            return Err(ExportError::NoIothread { id });
+        }
         let trouble = Arc::new(Trouble::default());
-        let opened = DeviceHandle::open(&iothread, &options, &backend, Arc::clone(&trouble)).await;
+        let stopper = match Stopper::new() {
+            Ok(stopper) => Arc::new(stopper),
+            Err(source) => return Err(ExportError::Thread { id, source }),
+        };
+        let hang_up: HangUp = {
+            let stopper = Arc::clone(&stopper);
+            Arc::new(move || stopper.disconnect())
+        };
+        let opened = DeviceHandle::open(iothreads, &options, &backend, &trouble, &hang_up).await;
         let Ok(device) = opened else {
             return Err(ExportError::Closed { id });
         };
@@ -89,20 +108,15 @@ impl VhostUserBlkExport {
             Arc::clone(&back_channel),
         );
         let (ending, ended) = mailbox::channel();
-        let started = Stopper::new().and_then(|stopper| {
-            let stopper = Arc::new(stopper);
-            let server = Server {
-                id: id.clone(),
-                socket,
-                session,
-                stopper: Arc::clone(&stopper),
-                trouble: Arc::clone(&trouble),
-            };
-            server.spawn(ending)?;
-            Ok(stopper)
-        });
-        match started {
-            Ok(stopper) => Ok(Arc::new(Self {
+        let server = Server {
+            id: id.clone(),
+            socket,
+            session,
+            stopper: Arc::clone(&stopper),
+            trouble: Arc::clone(&trouble),
+        };
+        match server.spawn(ending) {
+            Ok(()) => Ok(Arc::new(Self {
                 id,
                 writable: options.writable,
                 backend,
@@ -114,13 +128,15 @@ impl VhostUserBlkExport {
             })),
             Err(source) => {
                 // Nothing has been in flight; a daemon that ends needs no tidying up.
-                let _: Result<(), Closed> = device
-                    .run(|device| async move { device.close().await })
-                    .await;
+                let _: Result<(), Closed> = close(&device).await;
                 Err(ExportError::Thread { id, source })
             }
         }
     }
+}
+
+async fn close(device: &DeviceHandle) -> Result<(), Closed> {
+    (device.run_all(|device| async move { device.close().await })).await
 }
 
 impl Export for VhostUserBlkExport {
@@ -161,10 +177,7 @@ impl Export for VhostUserBlkExport {
             self.stopper.stop();
             while ended.recv().await.is_some() {}
             // An error means that the iothread is gone, and with it all that was in flight.
-            let _: Result<(), Closed> = self
-                .device
-                .run(|device| async move { device.close().await })
-                .await;
+            let _: Result<(), Closed> = close(&self.device).await;
             self.backend.detach().await;
             self.backend.remove().await;
         })

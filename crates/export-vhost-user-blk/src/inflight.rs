@@ -115,6 +115,11 @@ impl Region {
         })
     }
 
+    /// Whether the client has taken memory of it away that was accessed here.
+    pub fn is_poisoned(&self) -> bool {
+        self.mapping.is_poisoned()
+    }
+
     /// The part of one queue, which has `size` descriptors.
     pub fn queue(&self, queue: u16, size: u16) -> Result<QueueRegion, InflightError> {
         let no_queue = InflightError::NoQueue {

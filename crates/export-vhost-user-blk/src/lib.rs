@@ -2,7 +2,7 @@
 //!
 //! Layers, lowest first:
 //!
-//! - `shared`, `memory`: memory shared with the client; the only modules with unsafe code;
+//! - `sigbus`, `shared`, `memory`: memory shared with the client; the only modules with unsafe code;
 //! - `chain`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
@@ -25,10 +25,15 @@ mod ring;
 mod server;
 mod session;
 mod shared;
+mod sigbus;
 mod socket;
 mod trouble;
 
+/// A queue whose guest writes what it likes, for the fuzz target `vring`.
+#[cfg(fuzzing)]
+pub use queue::hostile::run as fuzz_vring;
+
 pub use device::Closed;
 pub use export::{ExportError, VhostUserBlkExport};
-pub use options::{OptionError, Options};
+pub use options::{OptionError, Options, QUEUE_SIZE_MAX, QUEUES_MAX};
 pub use socket::{Socket, SocketError, bind_socket};

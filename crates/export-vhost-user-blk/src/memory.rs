@@ -12,6 +12,7 @@ use vm_memory::{
 
 use crate::request::Buffer;
 use crate::shared::{Area, MapError, Mapping};
+use crate::sigbus;
 
 /// One region as the client describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -202,6 +203,11 @@ impl Memory {
     /// Checked access by guest address.
     pub fn table(&self) -> &GuestMemoryMmap {
         &self.table
+    }
+
+    /// Whether the client has taken memory away that was accessed here.
+    pub fn is_poisoned(&self) -> bool {
+        sigbus::any_poisoned() && self.parts.iter().any(|part| part.mapping.is_poisoned())
     }
 
     /// The guest address of what the client has mapped at `user_address`.

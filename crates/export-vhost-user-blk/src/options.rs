@@ -1,7 +1,6 @@
 //! What the user decides about an export.
 
 use crate::request::ID_BYTES;
-use crate::ring;
 
 /// Options of a vhost-user-blk export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,14 +15,19 @@ pub struct Options {
     pub serial: String,
     /// Offsets and lengths of requests are multiples of it, in bytes; a power of two, 512 to 32768.
     pub logical_block_size: u32,
-    /// Largest queue a client may set up; a power of two, 2 to 32768.
+    /// Largest queue a client may set up; a power of two, 4 to [`QUEUE_SIZE_MAX`].
     pub queue_size_max: u16,
-    /// Number of queues, 1 or more.
+    /// Number of queues, 1 to [`QUEUES_MAX`].
     pub num_queues: u16,
 }
 
+/// Largest queue there can be, as in QEMU.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+/// Most queues there can be.
+pub const QUEUES_MAX: u16 = 64;
+
 impl Options {
-    /// The defaults: read-only, writeback, blocks of 512 bytes, one queue of at most 256.
+    /// The defaults: read-only, writeback, blocks of 512 bytes, one queue of at most 1024.
     pub fn new(id: &str) -> Self {
         Self {
             id: id.to_owned(),
@@ -31,7 +35,7 @@ impl Options {
             writethrough: false,
             serial: "vhost_user_blk".to_owned(),
             logical_block_size: 512,
-            queue_size_max: 256,
+            queue_size_max: QUEUE_SIZE_MAX,
             num_queues: 1,
         }
     }
@@ -49,11 +53,13 @@ impl Options {
             return Err(OptionError::BlockSize { size });
         }
         let size = self.queue_size_max;
-        if !size.is_power_of_two() || !(2..=ring::SIZE_MAX).contains(&size) {
+        if !size.is_power_of_two() || !(4..=QUEUE_SIZE_MAX).contains(&size) {
             return Err(OptionError::QueueSize { size });
         }
-        if self.num_queues == 0 {
-            return Err(OptionError::NoQueue);
+        if !(1..=QUEUES_MAX).contains(&self.num_queues) {
+            return Err(OptionError::Queues {
+                count: self.num_queues,
+            });
         }
         Ok(())
     }
@@ -83,17 +89,17 @@ pub enum OptionError {
         size: u32,
     },
     /// Not a queue size.
-    #[error(
-        "queue size {size} must be a power of two from 2 to {}",
-        ring::SIZE_MAX
-    )]
+    #[error("queue size {size} must be a power of two from 4 to {QUEUE_SIZE_MAX}")]
     QueueSize {
         /// The size.
         size: u16,
     },
-    /// No queue at all.
-    #[error("num-queues must be at least 1")]
-    NoQueue,
+    /// No queue at all, or too many.
+    #[error("num-queues {count} must be from 1 to {QUEUES_MAX}")]
+    Queues {
+        /// How many.
+        count: u16,
+    },
 }
 
 #[cfg(test)]
@@ -130,17 +136,19 @@ mod tests {
             };
             assert_eq!(options.check(), Err(OptionError::BlockSize { size }));
         }
-        for size in [0, 1, 100] {
+        for size in [0, 1, 2, 100, 2048] {
             let options = Options {
                 queue_size_max: size,
                 ..good.clone()
             };
             assert_eq!(options.check(), Err(OptionError::QueueSize { size }));
         }
-        let none = Options {
-            num_queues: 0,
-            ..good
-        };
-        assert_eq!(none.check(), Err(OptionError::NoQueue));
+        for count in [0, 65, u16::MAX] {
+            let options = Options {
+                num_queues: count,
+                ..good.clone()
+            };
+            assert_eq!(options.check(), Err(OptionError::Queues { count }));
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Every head that was taken is in one of its slots ([`State`]), whatever becomes of the ring: a held
 //! request keeps its slot while the ring is stopped, and over a reconnect.
 
+#[cfg(any(test, fuzzing))]
+pub(crate) mod hostile;
 mod state;
 
 use std::cell::{Cell, RefCell};
@@ -10,8 +12,9 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::rc::{Rc, Weak};
 use std::sync::Arc;
+use std::time::Instant;
 
-use block::{LocalBackend, Operation, Request, Tag, Unmapped};
+use block::{Backend, EventKind, LocalBackend, Operation, Request, Tag, Unmapped};
 use iothread::ring::{self as uring, Readiness};
 use iothread::{Deferred, LocalTask, Poller, PollerGuard};
 use vm_memory::{Bytes, GuestAddress};
@@ -23,12 +26,17 @@ use crate::ring::{Layout, Ring};
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
 
+/// Ends the connection of the client, from any thread.
+pub(crate) type HangUp = Arc<dyn Fn() + Send + Sync>;
+
 /// What the queues of one device have in common on one iothread.
 pub(crate) struct Context {
-    pub device: Arc<str>,
     pub rules: Rules,
     pub id_string: [u8; ID_BYTES],
+    pub backend: Arc<Backend>,
     pub trouble: Arc<Trouble>,
+    /// Ends the connection.
+    pub hang_up: HangUp,
     /// Whether a write may complete before it is durable.
     pub writeback: Cell<bool>,
     pub local: RefCell<Option<LocalBackend>>,
@@ -98,7 +106,18 @@ impl Queue {
                 }
             }
         }
+        self.check_memory();
         found
+    }
+
+    /// Gives the client up if it has truncated its memory. Asked after each batch.
+    fn check_memory(&self) {
+        if self.state.borrow().is_poisoned() {
+            self.set_broken(&Broken::Memory);
+            let text = format!("the client was disconnected: {}", Broken::Memory);
+            self.context.trouble.set_client(Some(text));
+            (self.context.hang_up)();
+        }
     }
 
     fn act(&self, local: &LocalBackend, head: u16, action: Action) {
@@ -214,6 +233,7 @@ impl Queue {
         }
         state.done.clear();
         state.left = None;
+        self.context.trouble.clear_queue(self.index);
     }
 
     fn queue_publish(&self) {
@@ -230,23 +250,38 @@ impl Queue {
         if let Err(broken) = gone {
             self.set_broken(&broken);
         }
+        self.check_memory();
     }
 
+    /// The queue is not served any more, until it is started anew. Others are.
     fn set_broken(&self, broken: &Broken) {
-        let state = &mut *self.state.borrow_mut();
-        if let Some(live) = &mut state.live {
-            live.broken = true;
+        let error = {
+            let state = &mut *self.state.borrow_mut();
+            if let Some(live) = &mut state.live
+                && std::mem::replace(&mut live.broken, true)
+            {
+                return;
+            }
+            state.error.clone()
+        };
+        let (id, queue) = (self.context.backend.device(), self.index);
+        let reason = match self.state.borrow().is_poisoned() {
+            true => Broken::Memory.to_string(),
+            false => broken.to_string(),
+        };
+        // Whoever hears of it and asks sees it.
+        let now = Instant::now();
+        if (self.context.trouble).set_queue(queue, reason.clone(), now) {
+            tracing::error!(export = %id, queue, "the queue is broken and not served any more: {reason}");
+            let id = id.to_string();
+            (self.context.backend.control()).announce(EventKind::BlockExportQueueBroken {
+                id,
+                queue,
+                reason,
+            });
         }
-        tracing::error!(
-            export = %self.context.device,
-            queue = self.index,
-            "the queue is broken and not served any more: {broken}"
-        );
-        self.context
-            .trouble
-            .set_queue(self.index, broken.to_string());
-        if let Some(error) = &state.error {
-            uring::notify(Rc::clone(error));
+        if let Some(error) = error {
+            uring::notify(error);
         }
     }
 
@@ -283,7 +318,7 @@ impl Queue {
         let left_out = self.state.borrow_mut().drop_unmarked(&marked);
         if left_out > 0 && marked.is_none() {
             tracing::warn!(
-                export = %self.context.device,
+                export = %self.context.backend.device(),
                 queue = self.index,
                 "the ring is not the one that was left; {left_out} waiting requests are dropped"
             );

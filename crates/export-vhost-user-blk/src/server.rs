@@ -53,6 +53,14 @@ impl Stopper {
         let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
     }
 
+    /// The client is disconnected; others may come.
+    pub fn disconnect(&self) {
+        if let Some(connection) = &self.state().connection {
+            // It may be gone already.
+            let _ = connection.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Makes `stop` reach the connection; false if it has been called already.
     fn register(&self, connection: &UnixStream) -> io::Result<bool> {
         let mut state = self.state();

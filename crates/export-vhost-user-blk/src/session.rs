@@ -151,7 +151,7 @@ impl Session {
     /// comes back with its region.
     pub fn end(&mut self) -> std::result::Result<(), Closed> {
         self.stop_all()?;
-        self.device.call(|device| async move {
+        self.device.call_all(|device| async move {
             for queue in device.queues() {
                 queue.set_enabled(false).await;
                 queue.set_call(None);
@@ -181,12 +181,7 @@ impl Session {
 
     /// Returns the next available index.
     fn stop(&mut self, index: u16) -> std::result::Result<u16, Closed> {
-        let next = self.device.call(move |device| async move {
-            match device.queue(index) {
-                Some(queue) => queue.stop().await,
-                None => None,
-            }
-        })?;
+        let next = (self.device).call_queue(index, |queue| async move { queue.stop().await })?;
         let vring = &mut self.vrings[usize::from(index)];
         vring.running = Running::No;
         // A ring that could not be started is where it was.
@@ -207,7 +202,7 @@ impl Session {
         self.attached = true;
         self.begun = true;
         self.wce = !self.options.writethrough;
-        self.device.call(|device| async move {
+        self.device.call_all(|device| async move {
             for queue in device.queues() {
                 queue.forget_all();
             }
@@ -227,7 +222,7 @@ impl Session {
     fn set_writeback(&self) -> Result<()> {
         let writeback = self.writeback();
         self.device
-            .call(move |device| async move { device.set_writeback(writeback) })?;
+            .call_all(move |device| async move { device.set_writeback(writeback) })?;
         Ok(())
     }
 
@@ -291,13 +286,11 @@ impl Session {
         }
         let setup = self.setup(index, kick)?;
         let always = self.features & F_PROTOCOL_FEATURES == 0;
-        self.device.call(move |device| async move {
-            if let Some(queue) = device.queue(index) {
-                if always {
-                    queue.set_enabled(true).await;
-                }
-                queue.start(setup);
+        self.device.call_queue(index, move |queue| async move {
+            if always {
+                queue.set_enabled(true).await;
             }
+            queue.start(setup);
         })?;
         self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
@@ -355,9 +348,12 @@ impl Session {
     fn set_memory(&mut self, memory: Memory) -> Result<()> {
         let memory = Arc::new(memory);
         self.memory = Some(Arc::clone(&memory));
-        self.device.call(move |device| async move {
-            for queue in device.queues() {
-                queue.set_memory(&memory);
+        self.device.call_all(move |device| {
+            let memory = Arc::clone(&memory);
+            async move {
+                for queue in device.queues() {
+                    queue.set_memory(&memory);
+                }
             }
         })?;
         self.replace_displaced()
@@ -471,40 +467,29 @@ impl Session {
             }
             Running::Yes(kept) => *kept = duplicate(&kick)?,
         }
-        self.device.call(move |device| async move {
-            if let Some(queue) = device.queue(index) {
-                queue.set_kick(kick);
-            }
-        })?;
+        self.device
+            .call_queue(index, move |queue| async move { queue.set_kick(kick) })?;
         Ok(())
     }
 
     fn set_vring_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
-        self.device.call(move |device| async move {
-            if let Some(queue) = device.queue(index) {
-                queue.set_call(call);
-            }
-        })?;
+        self.device
+            .call_queue(index, move |queue| async move { queue.set_call(call) })?;
         Ok(())
     }
 
     fn set_vring_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
-        self.device.call(move |device| async move {
-            if let Some(queue) = device.queue(index) {
-                queue.set_error(error);
-            }
-        })?;
+        self.device
+            .call_queue(index, move |queue| async move { queue.set_error(error) })?;
         Ok(())
     }
 
     fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
-        self.device.call(move |device| async move {
-            if let Some(queue) = device.queue(index) {
-                queue.set_enabled(enable).await;
-            }
+        self.device.call_queue(index, move |queue| async move {
+            queue.set_enabled(enable).await
         })?;
         Ok(())
     }

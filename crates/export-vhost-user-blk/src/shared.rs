@@ -12,6 +12,8 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
 
+use crate::sigbus::Guarded;
+
 /// Offsets of mappings are aligned down to this at least: every page size divides it.
 const ALIGN_MIN: u64 = 64 << 10;
 
@@ -53,6 +55,8 @@ pub(crate) struct Mapping {
     /// Where the requested range begins in the mapping.
     skipped: usize,
     len: usize,
+    /// None only while it is being dropped.
+    guard: Option<Guarded>,
 }
 
 // SAFETY: a mapping is plain memory, valid on every thread until it is unmapped by drop.
@@ -103,12 +107,32 @@ impl Mapping {
         }
         .map_err(system)?;
         let base = NonNull::new(base).ok_or_else(range)?;
-        Ok(Arc::new(Self {
+        let mut mapping = Self {
             base,
             mapped,
             skipped,
             len,
-        }))
+            guard: None,
+        };
+        let start = base.as_ptr().expose_provenance();
+        let guard = Guarded::new(start..start + mapped);
+        mapping.guard = Some(guard.map_err(|source| MapError::System {
+            offset,
+            len: mapped as u64,
+            source,
+        })?);
+        Ok(Arc::new(mapping))
+    }
+
+    /// Whether the client has taken pages away that were accessed here. What it contains now is
+    /// nobody's.
+    pub fn is_poisoned(&self) -> bool {
+        self.guard.as_ref().is_some_and(Guarded::is_poisoned)
+    }
+
+    #[cfg(test)]
+    pub fn guard(&self) -> &Guarded {
+        self.guard.as_ref().expect("it is not being dropped")
     }
 
     /// The first byte of the requested range.
@@ -135,6 +159,8 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
+        // First, or the handler could take what is mapped here next for ours.
+        self.guard = None;
         // SAFETY: made by mmap with this length; whoever holds a pointer into it holds the mapping.
         let result = unsafe { rustix::mm::munmap(self.base.as_ptr(), self.mapped) };
         debug_assert!(result.is_ok(), "munmap: {result:?}");

@@ -2,11 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+/// A guest can break a queue and start it anew as often as it likes; events of one queue are at
+/// least this far apart.
+const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct State {
     client: Option<String>,
     queues: BTreeMap<u16, String>,
+    /// When events told of queues.
+    told: BTreeMap<u16, Instant>,
 }
 
 /// The latest trouble of the client and of each queue. Touched only when something goes wrong, or
@@ -23,8 +30,16 @@ impl Trouble {
         self.state().client = text;
     }
 
-    pub fn set_queue(&self, queue: u16, text: String) {
-        self.state().queues.insert(queue, text);
+    /// A queue is broken. True if an event is to tell of it.
+    pub fn set_queue(&self, queue: u16, text: String, now: Instant) -> bool {
+        let state = &mut *self.state();
+        state.queues.insert(queue, text);
+        let last = state.told.get(&queue);
+        let due = last.is_none_or(|&last| now.saturating_duration_since(last) >= EVENT_INTERVAL);
+        if due {
+            state.told.insert(queue, now);
+        }
+        due
     }
 
     pub fn clear_queue(&self, queue: u16) {
@@ -39,5 +54,25 @@ impl Trouble {
             .chain(queues.map(|(queue, text)| format!("queue {queue} is broken: {text}")))
             .collect();
         (!lines.is_empty()).then(|| lines.join("; "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_that_breaks_again_and_again_floods_nobody() {
+        let trouble = Trouble::default();
+        let begin = Instant::now();
+        let at = |ms| begin + Duration::from_millis(ms);
+        assert!(trouble.set_queue(1, "a".to_owned(), at(0)));
+        for ms in [0, 1, 500, 999] {
+            trouble.clear_queue(1);
+            assert!(!trouble.set_queue(1, "b".to_owned(), at(ms)), "{ms}");
+        }
+        assert_eq!(trouble.text().as_deref(), Some("queue 1 is broken: b"));
+        assert!(trouble.set_queue(0, "c".to_owned(), at(2)), "another queue");
+        assert!(trouble.set_queue(1, "d".to_owned(), at(1000)));
     }
 }

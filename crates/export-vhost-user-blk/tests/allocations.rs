@@ -1,9 +1,14 @@
 //! In the steady state a request costs the iothread no allocation.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as tests do")]
+
 mod common;
 
+use block::HoldScope;
 use common::*;
 use frontend::Request;
+use iothread::IoThread;
+use standfast_export_vhost_user_blk::Options;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
@@ -34,12 +39,27 @@ static ALLOCATOR: Counting = Counting;
 #[test]
 fn requests_allocate_nothing() {
     let daemon = Daemon::new();
+    measure(&daemon, &daemon.iothread, 0);
+}
+
+#[test]
+fn nor_do_those_of_a_queue_among_several_on_another_iothread() {
+    let options = Options {
+        num_queues: 4,
+        ..writable()
+    };
+    let daemon = Daemon::on(2, HoldScope::Vm, options, Faults::new()).unwrap();
+    measure(&daemon, &daemon.others[0], 3);
+}
+
+fn measure(daemon: &Daemon, iothread: &IoThread, queue: u16) {
     let options = frontend::Options {
+        queues: queue + 1,
         segments: 5,
         ..frontend::Options::default()
     };
     let mut disk = daemon.connect_with(options);
-    let iothread = daemon.iothread.handle();
+    let iothread = iothread.handle();
     let count = || {
         iothread
             .run_blocking(|| async { ALLOCATIONS.get() })
@@ -52,14 +72,14 @@ fn requests_allocate_nothing() {
                     sector: (round + n) * 8,
                     len: 4096,
                 };
-                disk.submit(0, request).unwrap();
+                disk.submit(queue, request).unwrap();
             }
-            disk.submit(0, Request::Flush).unwrap();
-            disk.kick(0).unwrap();
+            disk.submit(queue, Request::Flush).unwrap();
+            disk.kick(queue).unwrap();
             let mut left = 9;
             while left > 0 {
                 assert!(
-                    disk.wait(0, SECONDS)
+                    disk.wait(queue, SECONDS)
                         .unwrap()
                         .expect("a completion")
                         .is_ok()

@@ -78,8 +78,8 @@ fn messages_that_make_no_sense_end_the_connection() {
         (message::SET_VRING_NUM, state(0, 3), "power of two"),
         (
             message::SET_VRING_NUM,
-            state(0, 512),
-            "power of two up to 256",
+            state(0, 2048),
+            "power of two up to 1024",
         ),
         (
             message::SET_VRING_NUM,
@@ -94,7 +94,11 @@ fn messages_that_make_no_sense_end_the_connection() {
         (message::SET_VRING_BASE, state(0, 65536), "16 bits"),
         (message::GET_VRING_BASE, state(7, 0), "does not exist"),
         (message::SET_VRING_ENABLE, state(7, 1), "does not exist"),
-        (message::SET_VRING_ENABLE, state(0, 2), "SET_VRING_ENABLE with state 0x2"),
+        (
+            message::SET_VRING_ENABLE,
+            state(0, 2),
+            "SET_VRING_ENABLE with state 0x2",
+        ),
         (message::SET_VRING_ADDR, address, "descriptor table 0x1"),
         (
             message::SET_VRING_KICK,
@@ -107,8 +111,12 @@ fn messages_that_make_no_sense_end_the_connection() {
             "does not exist",
         ),
         (message::GET_INFLIGHT_FD, inflight(2, 128), "at most 1"),
-        (message::GET_INFLIGHT_FD, inflight(1, 512), "of 256"),
-        (message::GET_INFLIGHT_FD, inflight(0, 0), "number or size of queues"),
+        (message::GET_INFLIGHT_FD, inflight(1, 2048), "of 1024"),
+        (
+            message::GET_INFLIGHT_FD,
+            inflight(0, 0),
+            "number or size of queues",
+        ),
         (message::SET_MEM_TABLE, vec![0; 8], "number of regions 0x0"),
         (99, vec![], "message 99 is not offered"),
     ];

@@ -7,8 +7,8 @@ use block::event::EventKind;
 use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
 use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status};
 use qapi::event::{
-    BlockErrorAction, BlockExportDeleted, BlockIoError, Event as WireEvent, IoOperationType,
-    Shutdown, ShutdownCause,
+    BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
+    IoOperationType, Shutdown, ShutdownCause,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
@@ -61,6 +61,13 @@ pub(crate) fn event(event: &Event) -> EventMessage {
         }),
         EventKind::BlockExportDeleted { id } => {
             WireEvent::BlockExportDeleted(BlockExportDeleted { id: id.clone() })
+        }
+        EventKind::BlockExportQueueBroken { id, queue, reason } => {
+            WireEvent::BlockExportQueueBroken(BlockExportQueueBroken {
+                id: id.clone(),
+                queue: *queue,
+                reason: reason.clone(),
+            })
         }
     };
     EventMessage {

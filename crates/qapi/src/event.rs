@@ -21,16 +21,20 @@ pub enum Event {
     /// An export is gone; its id may be used again.
     #[serde(rename = "BLOCK_EXPORT_DELETED")]
     BlockExportDeleted(BlockExportDeleted),
+    /// A queue of an export is not served any more.
+    #[serde(rename = "X_BLOCK_EXPORT_QUEUE_BROKEN")]
+    BlockExportQueueBroken(BlockExportQueueBroken),
 }
 
 impl Event {
     /// The names of all events.
-    pub const NAMES: [&'static str; 5] = [
+    pub const NAMES: [&'static str; 6] = [
         "BLOCK_IO_ERROR",
         "STOP",
         "RESUME",
         "SHUTDOWN",
         "BLOCK_EXPORT_DELETED",
+        "X_BLOCK_EXPORT_QUEUE_BROKEN",
     ];
 }
 
@@ -124,4 +128,16 @@ pub struct Shutdown {
 pub struct BlockExportDeleted {
     /// The id of the export.
     pub id: String,
+}
+
+/// Data of `X_BLOCK_EXPORT_QUEUE_BROKEN`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockExportQueueBroken {
+    /// The id of the export.
+    pub id: String,
+    /// The number of the queue.
+    pub queue: u16,
+    /// What its client or guest did, for people.
+    pub reason: String,
 }

@@ -157,6 +157,16 @@ const TABLE: &[(&[&str], &str)] = &[
     (
         &[
             NULL,
+            "--object=iothread,id=i",
+            "--export=vhost-user-blk,id=e,node-name=n,iothread.0=i,iothread.1=j,addr.type=unix,\
+             addr.path=@/e",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,iothread.0=i,iothread.1=j,addr.type=unix,\
+         addr.path=@/e: iothread \"j\" not found",
+    ),
+    (
+        &[
+            NULL,
             "--export=vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e",
         ],
         "--export vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e: \

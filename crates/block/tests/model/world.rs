@@ -998,7 +998,9 @@ impl World {
                 EventKind::Resume => {
                     ensure!(self.state != RunState::Running, "RESUME while running");
                 }
-                EventKind::Shutdown { .. } | EventKind::BlockExportDeleted { .. } => {}
+                EventKind::Shutdown { .. }
+                | EventKind::BlockExportDeleted { .. }
+                | EventKind::BlockExportQueueBroken { .. } => {}
             }
         }
         if let Some((b, true)) = cause {

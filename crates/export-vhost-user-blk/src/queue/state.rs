@@ -46,6 +46,8 @@ pub(super) struct Slot {
 pub(super) struct Live {
     pub(super) ring: Ring,
     pub(super) region: Option<QueueRegion>,
+    /// What `region` is a part of.
+    pub(super) whole: Option<Arc<Region>>,
     pub(super) features: u64,
     /// Cleared while the ring is being started or stopped.
     pub(super) popping: bool,
@@ -86,6 +88,8 @@ pub(super) enum Broken {
     Kick(std::io::Error),
     #[error("request at descriptor {head}: its status byte is not in guest memory any more")]
     StatusGone { head: u16 },
+    #[error("the client has truncated memory that it shares with this device")]
+    Memory,
 }
 
 impl State {
@@ -142,7 +146,7 @@ impl State {
         let places = usize::from(size).max(self.slots.len());
         self.slots.resize_with(places, Slot::default);
         let (mut next, mut marked, mut part) = (None, None, None);
-        if let Some(region) = region {
+        if let Some(region) = &region {
             let mut region = region.queue(index, size)?;
             let fresh = region.is_fresh();
             let found = region.recover(used)?;
@@ -181,6 +185,7 @@ impl State {
         self.live = Some(Live {
             ring,
             region: part,
+            whole: region,
             features,
             popping: false,
             broken: false,
@@ -271,6 +276,18 @@ impl State {
             uring::notify(Rc::clone(call));
         }
         gone
+    }
+
+    /// Whether the client has taken memory away that was accessed here: nothing that has been read
+    /// since then means anything.
+    pub(super) fn is_poisoned(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| {
+            live.ring.memory().is_poisoned()
+                || live
+                    .whole
+                    .as_ref()
+                    .is_some_and(|region| region.is_poisoned())
+        })
     }
 
     /// Gives the ring back; returns the next available index.

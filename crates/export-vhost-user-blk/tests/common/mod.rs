@@ -154,6 +154,8 @@ pub struct Daemon {
     pub export: Arc<dyn Export>,
     pub socket: PathBuf,
     pub iothread: IoThread,
+    /// Further iothreads of the export.
+    pub others: Vec<IoThread>,
     task: JoinHandle<()>,
     dir: tempfile::TempDir,
 }
@@ -180,6 +182,16 @@ impl Daemon {
 
     /// A daemon that serves a disk which another one has served before.
     pub fn over(options: Options, faults: Arc<Faults>) -> Result<Self, ExportError> {
+        Self::on(1, HoldScope::Vm, options, faults)
+    }
+
+    /// A daemon whose export is spread over `iothreads` iothreads.
+    pub fn on(
+        iothreads: usize,
+        scope: HoldScope,
+        options: Options,
+        faults: Arc<Faults>,
+    ) -> Result<Self, ExportError> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
         let (control, task) = block::control();
@@ -187,13 +199,18 @@ impl Daemon {
         let disk = RamDisk {
             faults: Arc::clone(&faults),
         };
-        let iothread = IoThread::spawn(Config::default()).unwrap();
+        let spawn = || IoThread::spawn(Config::default()).unwrap();
+        let iothread = spawn();
+        let others: Vec<_> = (1..iothreads).map(|_| spawn()).collect();
+        let handles: Vec<_> = (std::iter::once(&iothread).chain(&others))
+            .map(IoThread::handle)
+            .collect();
         let export = block::block_on(async {
             let node = Node::new("node0", Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
-            let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
+            let backend = Backend::new(&control, &options.id, node, policy, scope).await;
             let bound = bind_socket(&socket).unwrap();
-            VhostUserBlkExport::new(options, backend.unwrap(), iothread.handle(), bound).await
+            VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
         })?;
         Ok(Self {
             control,
@@ -201,9 +218,33 @@ impl Daemon {
             export,
             socket,
             iothread,
+            others,
             task,
             dir,
         })
+    }
+
+    /// One more export on the same iothreads. To be closed before the daemon.
+    pub fn add_export(&self, id: &str) -> (Arc<dyn Export>, PathBuf) {
+        let socket = self.dir.path().join(id);
+        let disk = RamDisk {
+            faults: Faults::new(),
+        };
+        let options = Options {
+            writable: true,
+            ..Options::new(id)
+        };
+        let handles: Vec<_> = (std::iter::once(&self.iothread).chain(&self.others))
+            .map(IoThread::handle)
+            .collect();
+        let export = block::block_on(async {
+            let node = Node::new(id, Box::new(disk));
+            let policy = Policy::new(OnError::Enospc, OnError::Report);
+            let backend = Backend::new(&self.control, id, node, policy, HoldScope::Vm).await;
+            let bound = bind_socket(&socket).unwrap();
+            VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
+        });
+        (export.unwrap(), socket)
     }
 
     pub fn connect(&self) -> Disk {
@@ -256,13 +297,14 @@ impl Daemon {
             control,
             export,
             iothread,
+            others,
             task,
             dir,
             ..
         } = self;
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
         assert_eq!(control.read(|state| state.backends().count()), 0);
-        drop((export, iothread, control));
+        drop((export, iothread, others, control));
         task.join().unwrap();
     }
 }

@@ -11,7 +11,7 @@
 //!   discriminator, with the members [`TAG`] (an enum), [`BASE`] (a struct) and [`VARIANT`] (an
 //!   enum of newtype variants). All three are read from the one object.
 //!   The macro `flat_union` writes them.
-//! * An *alternate* is an enum with variants named after JSON types, `@string` and `@object`.
+//! * An *alternate* is an enum with variants named after JSON types: `@string`, `@object`, `@array`.
 
 mod value;
 

@@ -31,6 +31,7 @@ pub(super) struct Node<'de, 'a> {
 /// An enum access that names an alternate's variant by the kind of the value.
 const ALTERNATE_STRING: &str = "@string";
 const ALTERNATE_OBJECT: &str = "@object";
+const ALTERNATE_ARRAY: &str = "@array";
 
 impl<'de, 'a> Node<'de, 'a> {
     pub(super) fn root(input: Input<'de>, mode: Mode) -> Self {
@@ -333,12 +334,13 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
     ) -> Result<V::Value, DeError> {
         if variants
             .iter()
-            .any(|v| *v == ALTERNATE_STRING || *v == ALTERNATE_OBJECT)
+            .any(|v| [ALTERNATE_STRING, ALTERNATE_OBJECT, ALTERNATE_ARRAY].contains(v))
         {
             let variant = match self.input {
                 Input::Missing => return Err(self.missing()),
                 Input::Value(Value::String(_)) => ALTERNATE_STRING,
                 Input::Value(Value::Object(_)) | Input::Object(_) => ALTERNATE_OBJECT,
+                Input::Value(Value::Array(_)) => ALTERNATE_ARRAY,
                 Input::Value(_) => return Err(self.wrong_type(name)),
             };
             if !variants.contains(&variant) {

@@ -28,9 +28,9 @@ pub struct ExportBase {
     /// same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fixed_iothread: Option<bool>,
-    /// The iothread object that does the work. Default: the daemon's own.
+    /// The iothread objects that do the work. Default: the daemon's own iothread.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub iothread: Option<String>,
+    pub iothread: Option<BlockExportIothreads>,
     /// The node.
     pub node_name: String,
     /// Whether clients may write. Default: off.
@@ -49,6 +49,52 @@ pub struct ExportBase {
     /// What stands still while a request is held. Default: vm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_scope: Option<HoldScope>,
+}
+
+/// The iothreads of an export: the name of one, or a list over which its queues are spread.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub enum BlockExportIothreads {
+    /// All queues on one.
+    #[serde(rename = "@string")]
+    Single(String),
+    /// Queue `i` on the iothread `i` modulo the length of the list.
+    #[serde(rename = "@array")]
+    Multi(Vec<String>),
+}
+
+impl BlockExportIothreads {
+    /// Their names.
+    pub fn names(&self) -> &[String] {
+        match self {
+            Self::Single(name) => std::slice::from_ref(name),
+            Self::Multi(names) => names,
+        }
+    }
+
+    fn check(&self) -> Result<(), QmpError> {
+        let names = self.names();
+        if names.is_empty() {
+            return Err(QmpError::generic(
+                "'iothread' must name at least one iothread",
+            ));
+        }
+        match (1..names.len()).find(|&at| names[..at].contains(&names[at])) {
+            Some(at) => Err(QmpError::generic(format!(
+                "iothread \"{}\" is named more than once",
+                names[at]
+            ))),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Serialize for BlockExportIothreads {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Single(name) => name.serialize(serializer),
+            Self::Multi(names) => names.serialize(serializer),
+        }
+    }
 }
 
 /// What to do when a request fails.
@@ -122,9 +168,12 @@ pub struct VhostUserBlkOptions {
     /// Block size in bytes, a power of two from 512 to 2 MiB. Default: 512.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logical_block_size: Option<Size>,
-    /// Number of request queues, at least 1. Default: 1.
+    /// Number of request queues, 1 to 64. Default: 1.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
+    /// Most descriptors a client may give a queue, a power of two from 4 to 1024. Default: 1024.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub queue_size: Option<u16>,
     /// What the guest reads as the disk's serial number, at most 20 bytes. Default: the id of the
     /// export, cut to that length.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -170,6 +219,11 @@ pub struct FdAddress {
 /// Longest serial number virtio-blk has room for, in bytes.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
+/// Most request queues of an export.
+pub const QUEUES_MAX: u16 = 64;
+/// Most descriptors of a queue, as in QEMU.
+pub const QUEUE_SIZE_MAX: u16 = 1024;
+
 const LOGICAL_BLOCK_SIZE_MIN: u64 = 512;
 const LOGICAL_BLOCK_SIZE_MAX: u64 = 2 << 20;
 
@@ -184,6 +238,9 @@ impl ExportOptions {
     /// Checks what does not depend on anything else.
     pub fn check(&self) -> Result<(), QmpError> {
         id::check_export_id(&self.base.id)?;
+        if let Some(iothreads) = &self.base.iothread {
+            iothreads.check()?;
+        }
         match &self.variant {
             ExportVariant::VhostUserBlk(options) => options.check(&self.base.id),
         }
@@ -202,6 +259,11 @@ impl VhostUserBlkOptions {
         self.num_queues.unwrap_or(1)
     }
 
+    /// The most descriptors of a queue.
+    pub fn queue_size(&self) -> u16 {
+        self.queue_size.unwrap_or(QUEUE_SIZE_MAX)
+    }
+
     fn check(&self, export_id: &str) -> Result<(), QmpError> {
         let size = self.logical_block_size();
         if !(LOGICAL_BLOCK_SIZE_MIN..=LOGICAL_BLOCK_SIZE_MAX).contains(&size) {
@@ -218,6 +280,24 @@ impl VhostUserBlkOptions {
         }
         if self.num_queues() == 0 {
             return Err(QmpError::generic("num-queues must be greater than 0"));
+        }
+        if self.num_queues() > QUEUES_MAX {
+            return Err(QmpError::generic(format!(
+                "Property {export_id}.num-queues doesn't take value {} \
+                 (minimum: 1, maximum: {QUEUES_MAX})",
+                self.num_queues()
+            )));
+        }
+        let size = self.queue_size();
+        if size <= 2 {
+            return Err(QmpError::generic(format!(
+                "invalid queue-size property ({size}), must be > 2"
+            )));
+        }
+        if !size.is_power_of_two() || size > QUEUE_SIZE_MAX {
+            return Err(QmpError::generic(format!(
+                "invalid queue-size property ({size}), must be a power of 2 (max {QUEUE_SIZE_MAX})"
+            )));
         }
         match &self.serial {
             Some(serial) if serial.len() > SERIAL_BYTES_MAX => Err(QmpError::generic(format!(

@@ -24,9 +24,9 @@ pub use blockdev::{
 };
 pub use chardev::{ChardevBackend, ChardevOptions, ChardevSocketAddress};
 pub use export::{
-    ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress, HoldScope, OnError,
-    SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant, UnixAddress,
-    VhostUserBlkOptions,
+    BlockExportIothreads, ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress,
+    HoldScope, OnError, SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant,
+    UnixAddress, VhostUserBlkOptions,
 };
 pub use monitor::{MonitorMode, MonitorOptions};
 pub use object::{IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant};

@@ -380,6 +380,34 @@ fn export_error_texts() {
             "num-queues must be greater than 0",
         ),
         (
+            format!("{e},{a},num-queues=65"),
+            "Property e.num-queues doesn't take value 65 (minimum: 1, maximum: 64)",
+        ),
+        (
+            format!("{e},{a},queue-size=2"),
+            "invalid queue-size property (2), must be > 2",
+        ),
+        (
+            format!("{e},{a},queue-size=100"),
+            "invalid queue-size property (100), must be a power of 2 (max 1024)",
+        ),
+        (
+            format!("{e},{a},queue-size=2048"),
+            "invalid queue-size property (2048), must be a power of 2 (max 1024)",
+        ),
+        (
+            format!("{e},{a},iothread.0=a,iothread.2=b"),
+            "Parameter 'iothread.1' missing",
+        ),
+        (
+            format!("{e},{a},iothread.0=a,iothread.1=b,iothread.2=a"),
+            "iothread \"a\" is named more than once",
+        ),
+        (
+            format!("{e},{a},iothread.a=b"),
+            "Invalid parameter type for 'iothread', expected: BlockExportIothreads",
+        ),
+        (
             format!("{e},{a},logical-block-size=1Z"),
             "Parameter 'logical-block-size' expects size",
         ),
@@ -418,6 +446,48 @@ fn export_error_texts() {
         ),
         "Parameter 'num-queues' expects uint16_t"
     );
+}
+
+#[test]
+fn export_iothreads() {
+    let tail = "addr.type=unix,addr.path=s";
+    let names = |text: &str| {
+        let export = ExportOptions::parse(text).unwrap();
+        let json = serde_json::to_string(&export).unwrap();
+        assert_eq!(ExportOptions::parse(&json).unwrap(), export, "{json}");
+        export.base.iothread.map(|i| i.names().to_vec())
+    };
+    let json = |iothread: &str| {
+        format!(
+            r#"{{"type":"vhost-user-blk","id":"e","node-name":"n",
+                "addr":{{"type":"unix","path":"s"}},"iothread":{iothread}}}"#
+        )
+    };
+    let e = format!("vhost-user-blk,id=e,node-name=n,{tail}");
+    let (one, two) = (["a".to_owned()], ["a".to_owned(), "b".to_owned()]);
+    assert_eq!(names(&e), None);
+    assert_eq!(names(&format!("{e},iothread=a")).unwrap(), one);
+    assert_eq!(names(&format!("{e},iothread.0=a")).unwrap(), one);
+    assert_eq!(
+        names(&format!("{e},iothread.0=a,iothread.1=b")).unwrap(),
+        two
+    );
+    assert_eq!(names(&json(r#"["a","b"]"#)).unwrap(), two);
+    assert_eq!(names(&json(r#""a""#)).unwrap(), one);
+    for (iothread, expected) in [
+        ("[]", "'iothread' must name at least one iothread"),
+        (
+            "7",
+            "Invalid parameter type for 'iothread', expected: BlockExportIothreads",
+        ),
+        (
+            "[7]",
+            "Invalid parameter type for 'iothread[0]', expected: string",
+        ),
+    ] {
+        let error = ExportOptions::parse(&json(iothread)).unwrap_err();
+        assert_eq!(error.desc, expected);
+    }
 }
 
 #[test]

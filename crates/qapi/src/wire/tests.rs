@@ -1,5 +1,8 @@
 use super::*;
-use crate::event::{BlockErrorAction, BlockIoError, IoOperationType, Shutdown, ShutdownCause};
+use crate::event::{
+    BlockErrorAction, BlockExportQueueBroken, BlockIoError, IoOperationType, Shutdown,
+    ShutdownCause,
+};
 use crate::types::{RunState, StatusInfo, VersionTriple};
 use crate::{ErrorClass, json};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -139,7 +142,12 @@ fn events() {
         guest: false,
         reason: ShutdownCause::HostQmpQuit,
     });
-    for event in [Event::Resume, shutdown, error.event] {
+    let broken = Event::BlockExportQueueBroken(BlockExportQueueBroken {
+        id: "e".to_owned(),
+        queue: 3,
+        reason: "why".to_owned(),
+    });
+    for event in [Event::Resume, shutdown, error.event, broken] {
         let message = EventMessage {
             timestamp: at,
             event,

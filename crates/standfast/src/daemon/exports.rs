@@ -33,7 +33,7 @@ pub async fn add(
     if node.read_only() && base.writable == Some(true) {
         return Err(SetupError::new("Cannot export read-only node as writable"));
     }
-    let iothread = iothreads.get(base.iothread.as_deref())?;
+    let iothreads = iothreads.get(base.iothread.as_ref())?;
     let ExportVariant::VhostUserBlk(options) = variant;
     let SocketAddressVariant::Unix(address) = &options.addr.variant else {
         return Err(SetupError::new(
@@ -54,7 +54,7 @@ pub async fn add(
     )
     .await;
     let backend = backend.ok_or_else(SetupError::shutting_down)?;
-    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), iothread, socket).await;
+    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &iothreads, socket).await;
     let export: Arc<dyn Export> = match made {
         Ok(export) => export,
         Err(error) => {
@@ -89,6 +89,7 @@ fn vhost_user_blk_options(
         serial: serial.to_owned(),
         logical_block_size: u32::try_from(size).map_err(too_large)?,
         num_queues: options.num_queues(),
+        queue_size_max: options.queue_size(),
         ..vhost_user_blk::Options::new(&base.id)
     };
     made.check().map_err(ExportError::from)?;

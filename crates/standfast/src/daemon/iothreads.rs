@@ -1,7 +1,7 @@
 //! Iothreads: those of `--object iothread`, and the daemon's own for exports that name none.
 
 use iothread::{Config, Handle, IoThread};
-use qapi::options::{IothreadOptions, ObjectOptions, ObjectVariant};
+use qapi::options::{BlockExportIothreads, IothreadOptions, ObjectOptions, ObjectVariant};
 
 use super::setup_error::SetupError;
 
@@ -31,19 +31,26 @@ impl Iothreads {
         Ok(())
     }
 
-    /// The iothread of an export.
+    /// The iothreads of an export, at least one.
     ///
     /// # Errors
-    /// If there is none of that name, or the daemon's own cannot be started.
-    pub fn get(&mut self, name: Option<&str>) -> Result<Handle, SetupError> {
-        if let Some(name) = name {
-            let found = self.named.iter().find(|(id, _)| id == name);
-            return match found {
-                Some((_, thread)) => Ok(thread.handle()),
-                None => Err(SetupError::new(format!("iothread \"{name}\" not found"))),
-            };
+    /// If there is none of such a name, or the daemon's own cannot be started.
+    pub fn get(
+        &mut self,
+        wanted: Option<&BlockExportIothreads>,
+    ) -> Result<Vec<Handle>, SetupError> {
+        let Some(wanted) = wanted else {
+            return Ok(vec![self.own()?]);
+        };
+        let names = wanted.names().iter();
+        names.map(|name| self.named(name)).collect()
+    }
+
+    fn named(&self, name: &str) -> Result<Handle, SetupError> {
+        match self.named.iter().find(|(id, _)| id == name) {
+            Some((_, thread)) => Ok(thread.handle()),
+            None => Err(SetupError::new(format!("iothread \"{name}\" not found"))),
         }
-        self.own()
     }
 
     /// The daemon's own iothread, which is started if it is not running.

@@ -1,0 +1,233 @@
+//! A queue whose driver writes what it likes to memory, rings and inflight region, without any I/O:
+//! the body of the fuzz target `vring`.
+//!
+//! The input is [`PREFIX_BYTES`]: bit 0: event index, bit 1: indirect descriptors, bit 2: inflight
+//! region, bit 3: writable; the queue size as a power of two; the base, little endian; the number
+//! of steps. Then the steps, [`STEP_BYTES`] each, then the content of guest memory from address 0.
+
+use std::fs::File;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::state::{SlotState, State};
+use crate::inflight::Region;
+use crate::memory::{Memory, RegionSpec};
+use crate::request::Rules;
+use crate::ring::{Layout, Ring};
+use crate::shared::{Area, Mapping, sealed_memfd};
+
+const PREFIX_BYTES: usize = 5;
+const STEP_BYTES: usize = 4;
+/// Largest queue, as an exponent.
+const SIZE_EXPONENT_MAX: u8 = 4;
+const TABLE: u64 = 0;
+const AVAIL: u64 = 0x100;
+/// Where the guest's index is in memory.
+const AVAIL_INDEX: usize = 0x102;
+const USED: u64 = 0x140;
+const MEMORY_BYTES: usize = 0x1000;
+
+/// The queue, and what its guest can reach.
+struct Bench {
+    state: State,
+    memory: Arc<Memory>,
+    guest: Area,
+    region: Option<(Arc<Region>, Area)>,
+    layout: Layout,
+    rules: Rules,
+    /// Heads taken and not completed, in the order they were taken.
+    taken: Vec<u16>,
+}
+
+/// Runs one input. Panics if the queue does what it must never do.
+pub fn run(input: &[u8]) {
+    let Some((&[flags, exponent, base0, base1, steps], rest)) =
+        input.split_first_chunk::<PREFIX_BYTES>()
+    else {
+        return;
+    };
+    let (steps, content) = rest.split_at(rest.len().min(usize::from(steps) * STEP_BYTES));
+    let mut bench = Bench::new(flags, exponent, content);
+    bench.start(u16::from_le_bytes([base0, base1]));
+    for &step in steps.as_chunks::<STEP_BYTES>().0 {
+        bench.step(step);
+        bench.check();
+    }
+}
+
+impl Bench {
+    fn new(flags: u8, exponent: u8, content: &[u8]) -> Self {
+        let bytes = MEMORY_BYTES as u64;
+        let file = sealed_memfd("vring", bytes).expect("a memfd");
+        let spec = RegionSpec {
+            guest_address: 0,
+            bytes,
+            user_address: 0,
+            file_offset: 0,
+        };
+        let memory = Memory::new([(spec, File::from(file))]).expect("memory");
+        let memory = Arc::new(memory);
+        let guest = memory.area(0, MEMORY_BYTES).expect("all of it");
+        for (at, &byte) in content.iter().take(MEMORY_BYTES).enumerate() {
+            guest.store_u8(at, byte, Ordering::Relaxed);
+        }
+        let size = 1 << (exponent % (SIZE_EXPONENT_MAX + 1));
+        let region = (flags & 4 != 0).then(|| {
+            let (spec, file) = Region::create(1, size).expect("a region");
+            let mapping = Mapping::of_file(file.as_fd(), 0, spec.bytes).expect("a mapping");
+            let area = mapping.area(0, mapping.len()).expect("all of it");
+            (Arc::new(Region::open(&spec, &file).expect("ours")), area)
+        });
+        Self {
+            state: State::new(size),
+            memory,
+            guest,
+            region,
+            layout: Layout {
+                table: TABLE,
+                avail: AVAIL,
+                used: USED,
+                size,
+                event_idx: flags & 1 != 0,
+                indirect: flags & 2 != 0,
+            },
+            rules: Rules {
+                writable: flags & 8 != 0,
+                block_bytes: 512,
+            },
+            taken: Vec::new(),
+        }
+    }
+
+    /// As `Queue::start`.
+    fn start(&mut self, base: u16) {
+        let ring = Ring::new(Arc::clone(&self.memory), self.layout).expect("it is mapped");
+        let region = self.region.as_ref().map(|(region, _)| Arc::clone(region));
+        self.state.enabled = true;
+        let Ok(marked) = self.state.prepare(0, ring, region, 0, base) else {
+            return;
+        };
+        let state = &mut self.state;
+        self.taken.retain(|&head| {
+            let kept = state.is_kept(head, &marked);
+            if !kept {
+                state.slots[usize::from(head)].state = SlotState::Free;
+            }
+            kept
+        });
+        state.drop_unmarked(&marked);
+        let marked = marked.unwrap_or_default();
+        assert!(marked.len() <= usize::from(self.layout.size));
+        for marked in marked {
+            match state.resume(marked, self.rules) {
+                Ok(Some(_)) => self.taken.push(marked.head),
+                Ok(None) => {}
+                Err(_) => {
+                    self.break_it();
+                    break;
+                }
+            }
+        }
+        if let Some(live) = &mut self.state.live {
+            live.popping = true;
+        }
+    }
+
+    fn break_it(&mut self) {
+        if let Some(live) = &mut self.state.live {
+            live.broken = true;
+        }
+    }
+
+    fn step(&mut self, [what, a, b, c]: [u8; STEP_BYTES]) {
+        let at = usize::from(u16::from_le_bytes([a, b]));
+        match what % 8 {
+            0 => (0..=a).for_each(|_| self.pop()),
+            1 => self.complete(usize::from(a), c),
+            2 => self.publish(),
+            3 => self.guest.store_u8(at % MEMORY_BYTES, c, Ordering::Relaxed),
+            4 => {
+                self.publish();
+                self.state.leave();
+                self.start(u16::from_le_bytes([b, c]));
+            }
+            5 => {
+                if let Some((_, area)) = &self.region {
+                    area.store_u8(at % 64, c, Ordering::Relaxed);
+                }
+            }
+            6 => {
+                // What a driver does that behaves.
+                let index = self.guest.load_u16(AVAIL_INDEX, Ordering::Relaxed);
+                let next = index.wrapping_add(a.into());
+                self.guest.store_u16(AVAIL_INDEX, next, Ordering::Relaxed);
+            }
+            _ => {
+                if let Some(live) = &self.state.live {
+                    live.ring.disable_kicks();
+                    live.ring.enable_kicks();
+                }
+            }
+        }
+    }
+
+    fn pop(&mut self) {
+        match self.state.pop(self.rules) {
+            Ok(Some((head, _))) => {
+                assert!(head < self.layout.size, "{head}");
+                assert!(!self.taken.contains(&head), "{head} was taken twice");
+                self.taken.push(head);
+            }
+            Ok(None) => {}
+            Err(_) => self.break_it(),
+        }
+    }
+
+    /// As `Queue::complete`.
+    fn complete(&mut self, which: usize, status: u8) {
+        if self.taken.is_empty() {
+            return;
+        }
+        let head = self.taken.remove(which % self.taken.len());
+        self.state.slots[usize::from(head)].state = SlotState::Done { status };
+        self.state.done.push(head);
+    }
+
+    fn publish(&mut self) {
+        let index = |state: &State| state.live.as_ref().map(|live| live.ring.used_index());
+        let (before, done) = (index(&self.state), self.state.done.len());
+        let published = self.state.publish();
+        // What was completed while there was no ring can have its status byte anywhere; it is
+        // guest memory all the same, which has not changed.
+        assert!(published.is_ok(), "{published:?}");
+        if let (Some(before), Some(after)) = (before, index(&self.state)) {
+            assert_eq!(usize::from(after.wrapping_sub(before)), done);
+            assert!(self.state.done.is_empty());
+        }
+    }
+
+    fn check(&self) {
+        assert!(self.taken.len() + self.state.done.len() <= usize::from(self.layout.size));
+        for &head in &self.taken {
+            assert_eq!(
+                self.state.slots[usize::from(head)].state,
+                SlotState::Taken,
+                "{head}"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn whatever_the_guest_writes(input in proptest::collection::vec(any::<u8>(), 0..1500)) {
+            run(&input);
+        }
+    }
+}
