@@ -3,7 +3,11 @@
 //! Not offered on purpose:
 //! - VHOST_F_LOG_ALL: a migration would lose what is held; without it QEMU refuses to migrate;
 //! - protocol feature STATUS: QEMU sends status 0, which means reset, whenever it stops the device,
-//!   and it does that whenever the VM is paused. What is held would be dropped at that moment.
+//!   and it does that whenever the VM is paused. What is held would be dropped at that moment;
+//! - protocol feature CONFIGURE_MEM_SLOTS, although its messages are served: QEMU (7.2 was looked
+//!   at) tells only what has changed in its memory, and when the daemon was replaced while the VM
+//!   was stopped, it believes that the new one knows what the former one knew. Without the feature
+//!   it sends the whole table whenever it starts the device.
 
 use block::Limits;
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
@@ -31,7 +35,6 @@ const P_REPLY_ACK: u64 = 1 << 3;
 const P_BACKEND_REQ: u64 = 1 << 5;
 const P_CONFIG: u64 = 1 << 9;
 const P_INFLIGHT_SHMFD: u64 = 1 << 12;
-const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 const P_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
 /// Offset of the byte that says whether there is a write cache.
@@ -69,13 +72,8 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
 
 /// The protocol features that are offered. GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD beside it:
 /// what is held when the ring's index is told stays marked in the region.
-pub(crate) const PROTOCOL_FEATURES: u64 = P_MQ
-    | P_REPLY_ACK
-    | P_BACKEND_REQ
-    | P_CONFIG
-    | P_INFLIGHT_SHMFD
-    | P_CONFIGURE_MEM_SLOTS
-    | P_GET_VRING_BASE_INFLIGHT;
+pub(crate) const PROTOCOL_FEATURES: u64 =
+    P_MQ | P_REPLY_ACK | P_BACKEND_REQ | P_CONFIG | P_INFLIGHT_SHMFD | P_GET_VRING_BASE_INFLIGHT;
 
 /// The configuration space of a disk of `length` bytes.
 pub(crate) fn space(

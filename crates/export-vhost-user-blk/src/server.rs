@@ -10,9 +10,9 @@ use std::time::Duration;
 use iothread::mailbox::Sender;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
-use crate::protocol::message::{self, MessageError};
+use crate::protocol::message::{self, Answer, Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
-use crate::session::Session;
+use crate::session::{Refused, Session};
 use crate::socket::Socket;
 use crate::trouble::Trouble;
 
@@ -182,6 +182,11 @@ impl From<ReceiveError> for End {
     }
 }
 
+fn handle(session: &mut Session, message: Message<OwnedFd>) -> Result<Answer<OwnedFd>, Refused> {
+    tracing::trace!("{message:x?}");
+    session.handle(message)
+}
+
 fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), End> {
     let packet = connection.receive()?;
     let header = packet.header;
@@ -189,7 +194,7 @@ fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), E
     let send =
         |bytes: &[u8], fd: Option<&OwnedFd>| connection.send(bytes, fd).map_err(|_| End::Gone);
     let refused = match message::decode(header, &packet.payload, packet.fds) {
-        Ok(message) => match session.handle(message) {
+        Ok(message) => match handle(session, message) {
             Ok(answer) => {
                 return match answer.encode(header) {
                     Some((bytes, fd)) => send(&bytes, fd.as_ref()),

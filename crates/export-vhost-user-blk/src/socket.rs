@@ -1,14 +1,17 @@
-//! The listening socket: private from the start, and ours alone as long as it exists.
+//! The listening socket: private from the start, and ours alone as long as it exists; or one that
+//! somebody else has made, and keeps.
 
+use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use rustix::fs::{FlockOperation, Mode};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 /// Clients that may wait for their turn.
 const BACKLOG: i32 = 16;
@@ -30,6 +33,15 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
+    /// Not a unix stream socket that listens.
+    #[error("the file descriptor is not a listening unix stream socket")]
+    Kind,
+    /// Clients would reach either export, as it happens.
+    #[error("the socket is in use by another export")]
+    Claimed,
+    /// The system refuses a change of an inherited socket.
+    #[error("the inherited socket cannot be made non-blocking: {0}")]
+    Inherited(io::Error),
     /// The system refuses.
     #[error("socket {}: cannot {what}: {source}", path.display())]
     System {
@@ -42,13 +54,35 @@ pub enum SocketError {
     },
 }
 
-/// A listening socket with its lock. Dropping it removes both files.
+/// A listening socket. Dropping it removes what was made for it.
 #[derive(Debug)]
 pub struct Socket {
     listener: UnixListener,
+    _made: Made,
+}
+
+/// What lasts as long as a socket.
+#[derive(Debug)]
+enum Made {
+    Files(#[expect(dead_code, reason = "held for its drop")] Files),
+    Claim(#[expect(dead_code, reason = "held for its drop")] Claim),
+}
+
+/// The files of a socket with a path. Dropping it removes them.
+#[derive(Debug)]
+struct Files {
     path: PathBuf,
     lock_path: PathBuf,
     _lock: File,
+}
+
+impl Drop for Files {
+    fn drop(&mut self) {
+        // Under the lock, so nobody else's socket can be meant. Whoever removed a file before us
+        // has done our work.
+        let _ = std::fs::remove_file(&self.path);
+        let _ = std::fs::remove_file(&self.lock_path);
+    }
 }
 
 /// Makes the listening socket `path` with mode 0600, and takes the lock `PATH.lock`, so that no
@@ -66,9 +100,11 @@ pub fn bind_socket(path: &Path) -> Result<Socket, SocketError> {
     match bound {
         Ok(listener) => Ok(Socket {
             listener,
-            path: path.to_owned(),
-            lock_path,
-            _lock: lock,
+            _made: Made::Files(Files {
+                path: path.to_owned(),
+                lock_path,
+                _lock: lock,
+            }),
         }),
         Err(error) => {
             // Nobody misses a lock file that nobody holds.
@@ -149,10 +185,53 @@ fn listen(path: &Path) -> Result<UnixListener, SocketError> {
     Ok(UnixListener::from(fd))
 }
 
+/// Inodes of the inherited sockets that are in use.
+static CLAIMED: Mutex<BTreeSet<u64>> = Mutex::new(BTreeSet::new());
+
+/// The right to use an inherited socket, by whatever number it was given.
+#[derive(Debug)]
+struct Claim(u64);
+
+impl Claim {
+    fn new(inode: u64) -> Option<Self> {
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.insert(inode).then(|| Self(inode))
+    }
+}
+
+impl Drop for Claim {
+    fn drop(&mut self) {
+        let mut claimed = CLAIMED.lock().unwrap_or_else(PoisonError::into_inner);
+        claimed.remove(&self.0);
+    }
+}
+
 impl Socket {
-    /// The socket's path.
-    pub fn path(&self) -> &Path {
-        &self.path
+    /// Uses a unix stream socket that listens already, and was passed to this process. Nothing is
+    /// locked and nothing removed: the path belongs to whoever passed it.
+    ///
+    /// # Errors
+    /// [`SocketError`]: it is something else, or in use already.
+    pub fn inherited(socket: OwnedFd) -> Result<Self, SocketError> {
+        let is = (
+            sockopt::socket_type(&socket),
+            sockopt::socket_domain(&socket),
+            sockopt::socket_acceptconn(&socket),
+        );
+        if is != (Ok(SocketType::STREAM), Ok(AddressFamily::UNIX), Ok(true)) {
+            return Err(SocketError::Kind);
+        }
+        let stat = rustix::fs::fstat(&socket);
+        let stat = stat.map_err(|errno| SocketError::Inherited(errno.into()))?;
+        let claim = Claim::new(stat.st_ino).ok_or(SocketError::Claimed)?;
+        let listener = UnixListener::from(socket);
+        listener
+            .set_nonblocking(true)
+            .map_err(SocketError::Inherited)?;
+        Ok(Self {
+            listener,
+            _made: Made::Claim(claim),
+        })
     }
 
     /// Accepts a connection, if one waits.
@@ -175,15 +254,6 @@ impl Socket {
 impl AsFd for Socket {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.listener.as_fd()
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        // Under the lock, so nobody else's socket can be meant. Whoever removed a file before us
-        // has done our work.
-        let _ = std::fs::remove_file(&self.path);
-        let _ = std::fs::remove_file(&self.lock_path);
     }
 }
 
@@ -242,5 +312,40 @@ mod tests {
             bind_socket(&nowhere),
             Err(SocketError::System { .. })
         ));
+    }
+
+    #[test]
+    fn inherited_sockets() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let theirs = UnixListener::bind(&path).unwrap();
+        let again = || Socket::inherited(theirs.try_clone().unwrap().into());
+        let socket = again().unwrap();
+        assert!(matches!(again(), Err(SocketError::Claimed)));
+        assert!(socket.accept().unwrap().is_none());
+        let _client = UnixStream::connect(&path).unwrap();
+        assert!(socket.accept().unwrap().is_some());
+        drop(socket);
+        assert!(path.exists(), "it is not ours to remove");
+        drop(again().unwrap());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn what_cannot_be_inherited() {
+        let bound = rustix::net::socket(AddressFamily::UNIX, SocketType::STREAM, None).unwrap();
+        let datagram = std::os::unix::net::UnixDatagram::unbound().unwrap();
+        let inet = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let (connected, _other) = UnixStream::pair().unwrap();
+        let wrong: [OwnedFd; 5] = [
+            bound,
+            datagram.into(),
+            inet.into(),
+            connected.into(),
+            tempfile::tempfile().unwrap().into(),
+        ];
+        for fd in wrong {
+            assert!(matches!(Socket::inherited(fd), Err(SocketError::Kind)));
+        }
     }
 }

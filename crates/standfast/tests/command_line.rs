@@ -133,6 +133,14 @@ const TABLE: &[(&[&str], &str)] = &[
     (
         &[
             NULL,
+            "--export=vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=99",
+        ],
+        "--export vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=99: File descriptor '99' is \
+         not a socket",
+    ),
+    (
+        &[
+            NULL,
             "--export=vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e",
         ],
         "--export vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e: Invalid block \

@@ -43,6 +43,8 @@ pub struct Faults {
     pub fua: AtomicU64,
     pub writes: AtomicU64,
     pub discards: AtomicU64,
+    /// What the disk says about its length, in bytes.
+    pub length: AtomicU64,
     /// Offsets of writes in the order they were submitted.
     pub order: Mutex<Vec<u64>>,
 }
@@ -59,14 +61,15 @@ impl Faults {
             fua: AtomicU64::default(),
             writes: AtomicU64::default(),
             discards: AtomicU64::default(),
+            length: AtomicU64::new(DISK_BYTES as u64),
             order: Mutex::default(),
         })
     }
 }
 
 #[derive(Debug)]
-struct RamDisk {
-    faults: Arc<Faults>,
+pub struct RamDisk {
+    pub faults: Arc<Faults>,
 }
 
 impl RamDisk {
@@ -123,7 +126,7 @@ impl Driver for RamDisk {
     }
 
     fn length(&self) -> u64 {
-        DISK_BYTES as u64
+        self.faults.length.load(Ordering::SeqCst)
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {

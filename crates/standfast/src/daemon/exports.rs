@@ -4,7 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
-use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport, bind_socket};
+use export_vhost_user_blk::{
+    self as vhost_user_blk, ExportError, Socket, VhostUserBlkExport, bind_socket,
+};
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,
@@ -12,6 +14,7 @@ use qapi::options::{
 
 use super::iothreads::Iothreads;
 use super::setup_error::SetupError;
+use super::socket::inherited_socket;
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -35,12 +38,12 @@ pub async fn add(
     }
     let iothreads = iothreads.get(base.iothread.as_ref())?;
     let ExportVariant::VhostUserBlk(options) = variant;
-    let SocketAddressVariant::Unix(address) = &options.addr.variant else {
-        return Err(SetupError::new(
-            "Only socket address type 'unix' is supported",
-        ));
+    let socket = match &options.addr.variant {
+        SocketAddressVariant::Unix(address) => bind_socket(Path::new(&address.path))?,
+        SocketAddressVariant::Fd(address) => {
+            Socket::inherited(inherited_socket(&address.str, true)?)?
+        }
     };
-    let socket = bind_socket(Path::new(&address.path))?;
     let options = vhost_user_blk_options(&base, &options)?;
 
     let policy = policy(&base);

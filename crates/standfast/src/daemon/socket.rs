@@ -45,6 +45,9 @@ impl From<SocketError> for SetupError {
                 let in_use = io::Error::from_raw_os_error(libc::EADDRINUSE);
                 bind_error(path, &in_use).desc
             }
+            SocketError::Kind | SocketError::Claimed | SocketError::Inherited(_) => {
+                return Self::new(error.to_string());
+            }
         };
         Self { desc, hint }
     }
