@@ -1,0 +1,192 @@
+//! What a vhost-user client says, with any descriptors.
+//!
+//! The input is a row of messages: a byte with the number of descriptors, a header, and as much
+//! payload as the header promises and the input has. Each is decoded; then all of them are said to
+//! an export that lives as long as the fuzzer, and which must come to the end of every client.
+#![no_main]
+
+use std::fs::File;
+use std::io::{IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::net::Shutdown;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError, Policy};
+use export_vhost_user_blk::protocol::message::{
+    self, Answer, FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
+};
+use export_vhost_user_blk::{Options, VhostUserBlkExport, bind_socket};
+use iothread::IoThread;
+use libfuzzer_sys::fuzz_target;
+use rustix::event::EventfdFlags;
+use rustix::fs::MemfdFlags;
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+
+/// Messages of one client.
+const MESSAGES_MAX: usize = 32;
+/// Size of the memory behind each descriptor in bytes.
+const FILE_BYTES: u64 = 1 << 16;
+/// How long the end of a client may take.
+const END_TIME_MAX: Duration = Duration::from_secs(20);
+
+fuzz_target!(|bytes: &[u8]| {
+    let mut left = bytes;
+    let mut client = None;
+    for _ in 0..MESSAGES_MAX {
+        let Some((&fds, rest)) = left.split_first() else {
+            break;
+        };
+        let fds = usize::from(fds) % (FDS_MAX + 2);
+        let Some((&header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else {
+            break;
+        };
+        let size = check(header, rest, fds);
+        let (payload, rest) = rest.split_at(size.min(rest.len()));
+        left = rest;
+        let client = client.get_or_insert_with(|| Server::get().connect());
+        if !send(client, &[&header[..], payload].concat(), fds) {
+            break;
+        }
+    }
+    if let Some(client) = client {
+        end(client);
+    }
+});
+
+/// Decodes a message. Returns how long its payload is.
+fn check(header: [u8; HEADER_BYTES], rest: &[u8], fds: usize) -> usize {
+    let header = match Header::parse(header) {
+        Ok(header) => header,
+        Err(error) => {
+            assert!(!error.to_string().is_empty());
+            return 0;
+        }
+    };
+    assert!(header.size <= PAYLOAD_BYTES_MAX);
+    let Some(payload) = rest.get(..header.size) else {
+        return header.size;
+    };
+    match message::decode(header, payload, (0..fds).collect()) {
+        Ok(Message::SetMemTable(regions)) => assert_eq!(regions.len(), fds),
+        Ok(Message::SetConfig(range, bytes)) => {
+            assert_eq!(Ok(range.len), u32::try_from(bytes.len()));
+        }
+        Ok(_) => {}
+        Err(error) => assert!(!error.to_string().is_empty()),
+    }
+    let done = Answer::<usize>::Done.encode(header);
+    assert_eq!(done.is_some(), header.need_reply);
+    assert!(message::refusal(header).is_none() || header.need_reply);
+    header.size
+}
+
+/// A disk that does nothing.
+#[derive(Debug)]
+struct Null;
+
+impl Driver for Null {
+    fn name(&self) -> &'static str {
+        "null"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo::default()
+    }
+
+    fn length(&self) -> u64 {
+        1 << 20
+    }
+
+    fn submit<'a>(&'a self, _io: Io<'a>) -> IoFuture<'a> {
+        IoFuture::new(async { Ok(()) })
+    }
+}
+
+/// The export and all that it needs.
+struct Server {
+    socket: PathBuf,
+    _export: Arc<dyn Export>,
+    _iothread: IoThread,
+}
+
+impl Server {
+    fn get() -> &'static Self {
+        static SERVER: OnceLock<Server> = OnceLock::new();
+        SERVER.get_or_init(Self::start)
+    }
+
+    fn start() -> Self {
+        let name = format!("standfast-fuzz-{}.sock", std::process::id());
+        let socket = std::env::temp_dir().join(name);
+        let (control, task) = block::control();
+        std::thread::spawn(move || block::block_on(task.run()));
+        let iothread = IoThread::spawn(iothread::Config::default()).expect("an iothread");
+        let options = Options {
+            writable: true,
+            num_queues: 2,
+            ..Options::new("disk0")
+        };
+        let export = block::block_on(async {
+            let node = Node::new("node0", Box::new(Null));
+            let policy = Policy::new(OnError::Stop, OnError::Stop);
+            let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
+            let backend = backend.expect("run control runs");
+            let bound = bind_socket(&socket).expect("the socket can be bound");
+            VhostUserBlkExport::new(options, backend, iothread.handle(), bound).await
+        });
+        Self {
+            socket,
+            _export: export.expect("an export"),
+            _iothread: iothread,
+        }
+    }
+
+    fn connect(&self) -> UnixStream {
+        let client = UnixStream::connect(&self.socket).expect("the export listens");
+        // Nobody reads the answers before the end: the socket must not fill up.
+        client.set_nonblocking(true).expect("a socket");
+        client
+    }
+}
+
+/// False if the export has ended the connection, or reads no more.
+fn send(client: &UnixStream, bytes: &[u8], count: usize) -> bool {
+    let owned: Vec<OwnedFd> = (0..count).map(|_| descriptor(bytes)).collect();
+    let fds: Vec<BorrowedFd<'_>> = owned.iter().map(AsFd::as_fd).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(16))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    assert!(fds.is_empty() || control.push(SendAncillaryMessage::ScmRights(&fds)));
+    let slices = [IoSlice::new(bytes)];
+    rustix::net::sendmsg(client, &slices, &mut control, SendFlags::NOSIGNAL).is_ok()
+}
+
+/// An event descriptor for messages about one, a file in memory for all others.
+fn descriptor(message: &[u8]) -> OwnedFd {
+    if matches!(message.first(), Some(12..=14)) {
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        rustix::event::eventfd(1, flags).expect("an event descriptor")
+    } else {
+        let fd = rustix::fs::memfd_create("fuzz", MemfdFlags::CLOEXEC).expect("a memfd");
+        let file = File::from(fd);
+        file.set_len(FILE_BYTES).expect("room");
+        file.into()
+    }
+}
+
+/// The export must answer what it has to, and close.
+fn end(mut client: UnixStream) {
+    client.set_nonblocking(false).expect("a socket");
+    client
+        .set_read_timeout(Some(END_TIME_MAX))
+        .expect("a socket");
+    // It may have been faster.
+    let _ = client.shutdown(Shutdown::Write);
+    let mut answers = Vec::new();
+    if let Err(error) = client.read_to_end(&mut answers) {
+        assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "{error}");
+    }
+}
