@@ -136,7 +136,7 @@ impl Server {
             let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
             let backend = backend.expect("run control runs");
             let bound = bind_socket(&socket).expect("the socket can be bound");
-            VhostUserBlkExport::new(options, backend, iothread.handle(), bound).await
+            VhostUserBlkExport::new(options, backend, &[iothread.handle()], bound).await
         });
         Self {
             socket,

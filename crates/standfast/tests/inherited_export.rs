@@ -5,7 +5,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Options, Request};
 use testkit::Daemon;
 
@@ -22,7 +22,7 @@ fn clients_outlive_daemons_on_a_socket_of_somebody_else() -> Result<()> {
     };
     let start = |exports: &[&str]| {
         let mut builder = Daemon::builder(env!("CARGO_BIN_EXE_standfastd"))
-            .args(["--blockdev", "null-co,node-name=n,size=1M"]);
+            .args(["--blockdev", "null-co,node-name=n,size=1048576"]);
         for id in exports {
             builder = builder.args(["--export", &export(id)]);
         }
@@ -33,7 +33,7 @@ fn clients_outlive_daemons_on_a_socket_of_somebody_else() -> Result<()> {
         // A client that comes too early waits in the socket.
         let mut daemon = start(&["e"])?;
         let mut disk = match state.take() {
-            None => Disk::connect(&path, Options::default())?,
+            None => Disk::connect(&path, Options::default()).with_context(|| daemon.stderr())?,
             Some(state) => Disk::reconnect(state, &path).map_err(|(error, _)| error)?,
         };
         let flush = disk.execute(0, Request::Flush, Duration::from_secs(20))?;
