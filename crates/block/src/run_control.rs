@@ -5,8 +5,10 @@
 //! imagined iothreads.
 //!
 //! The order within a failure is what management software relies on: latch, event, then the run
-//! state and `STOP`. Queries read this very state, between messages. Whoever saw the event and asks, sees the status; `STOP` never precedes
-//! its cause.
+//! state and `STOP`. Queries read this very state, between messages. Whoever saw the event and asks,
+//! sees the status; `STOP` never precedes its cause.
+
+mod message;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,153 +23,9 @@ use crate::request::Request;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 
-/// Identifies a backend; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackendId(pub u64);
-
-/// Identifies a backend's part on one iothread; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LocalId(pub u64);
-
-/// The run state (QEMU's `RunState`, as far as a daemon has it).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum RunState {
-    /// Requests are executed.
-    #[default]
-    Running,
-    /// Stopped by `stop`.
-    Paused,
-    /// Stopped by an error of a backend whose hold scope is `vm`.
-    IoError,
-    /// The daemon ends.
-    Shutdown,
-}
-
-impl RunState {
-    /// QEMU's word for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::IoError => "io-error",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
-
-/// A request failed under action *stop* and is held.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Failed {
-    /// Whose.
-    pub backend: BackendId,
-    /// Where.
-    pub local: LocalId,
-    /// The generation of the device it belongs to.
-    pub generation: u64,
-    /// Number of the failure within backend and iothread, from 1, without gaps.
-    pub seq: u64,
-    /// Arrival number of the request within backend and iothread.
-    pub order: u64,
-    /// The request.
-    pub request: Request,
-    /// Why.
-    pub cause: Cause,
-    /// When.
-    pub at: SystemTime,
-}
-
-/// A request failed and policy reported or ignored it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reported {
-    /// Whose.
-    pub backend: BackendId,
-    /// The generation of the device it belongs to.
-    pub generation: u64,
-    /// The request.
-    pub request: Request,
-    /// What was done: report or ignore.
-    pub action: Action,
-    /// Why.
-    pub cause: Cause,
-    /// When.
-    pub at: SystemTime,
-}
-
-/// A client has handed back a request that was in flight or held when a former daemon ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Restored {
-    /// Whose.
-    pub backend: BackendId,
-    /// Where.
-    pub local: LocalId,
-    /// The generation of the device it belongs to.
-    pub generation: u64,
-    /// Its arrival number.
-    pub order: u64,
-    /// The request.
-    pub request: Request,
-    /// When it was handed back.
-    pub at: SystemTime,
-}
-
-/// A request that was held has been completed or dropped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resolved {
-    /// Whose.
-    pub backend: BackendId,
-    /// Where.
-    pub local: LocalId,
-    /// The generation of the device it belongs to.
-    pub generation: u64,
-    /// Its arrival number.
-    pub order: u64,
-}
-
-/// What run control tells a backend's part on an iothread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum GateMessage {
-    /// All backends freeze.
-    Freeze {
-        /// Its number.
-        epoch: u64,
-    },
-    /// This backend freezes: it failed on another iothread.
-    FreezeBackend {
-        /// Its number.
-        epoch: u64,
-    },
-    /// All backends go on; failures up to `upto` are retried.
-    Release {
-        /// Its number.
-        epoch: u64,
-        /// The last failure that run control has processed.
-        upto: u64,
-    },
-    /// This backend goes on.
-    ReleaseBackend {
-        /// Its number.
-        epoch: u64,
-        /// The last failure that run control has processed.
-        upto: u64,
-    },
-    /// The device was reset.
-    Reset {
-        /// The new generation.
-        generation: u64,
-    },
-    /// A new error policy.
-    SetPolicy(Policy),
-    /// Complete held flushes with an error.
-    FailHeldFlushes,
-}
-
-/// What run control causes outside itself, in the order it is called.
-pub trait Effects {
-    /// An event for every observer.
-    fn event(&mut self, event: Event);
-    /// A message for one backend's part on one iothread; FIFO.
-    fn post(&mut self, local: LocalId, message: GateMessage);
-}
+pub use self::message::{
+    BackendId, Effects, Failed, GateMessage, LocalId, Reported, Resolved, Restored, RunState,
+};
 
 /// The first or last error of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
