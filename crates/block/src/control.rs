@@ -20,6 +20,7 @@ use crate::run_control::{
     RunControl,
 };
 use crate::saver::Changes;
+use crate::vm_link::{VmLink, VmOrder, VmPause};
 
 /// A command: it runs as one message of run control.
 pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
@@ -73,9 +74,15 @@ pub struct Wiring {
     nodes: HashMap<BackendId, Arc<Node>>,
     observers: Vec<Arc<dyn Observer>>,
     saver: Option<Changes>,
+    link: Option<Arc<dyn VmLink>>,
 }
 
 impl Wiring {
+    /// From now on `link` is told what becomes of the VM; none: nobody is.
+    pub fn set_link(&mut self, link: Option<Arc<dyn VmLink>>) {
+        self.link = link;
+    }
+
     /// From now on `saver` is told of every change that it is to save.
     pub fn save_by(&mut self, saver: Changes) {
         self.saver = Some(saver);
@@ -135,6 +142,12 @@ impl Effects for Wiring {
         if let Some(sender) = self.locals.get(&local) {
             // An error means that the part has just ended: it holds nothing any more.
             let _ = sender.send(LocalMessage::Gate(message));
+        }
+    }
+
+    fn vm(&mut self, order: VmOrder) {
+        if let Some(link) = &self.link {
+            link.order(order);
         }
     }
 }
@@ -234,14 +247,14 @@ impl Control {
             .unwrap_or(Err(Refusal::ShuttingDown))
     }
 
-    /// `cont`.
+    /// `cont`. `force`: the VM is resumed even if somebody else has paused it.
     ///
     /// # Errors
     /// If a node refuses (nothing has changed then), or if the daemon ends.
-    pub async fn cont(&self) -> Result<(), Refusal> {
-        self.call(|state, wiring| {
+    pub async fn cont(&self, force: bool) -> Result<(), Refusal> {
+        self.call(move |state, wiring| {
             let blocker = wiring.cont_blocker(None);
-            state.cont(blocker, wiring)
+            state.cont(blocker, force, wiring)
         })
         .await
         .unwrap_or(Err(Refusal::ShuttingDown))
@@ -270,6 +283,14 @@ impl Control {
     /// Sends `event` to every observer.
     pub async fn emit(&self, event: Event) {
         self.call(|_, wiring| wiring.event(event)).await;
+    }
+
+    /// The link to the VMM has found out who has paused it: saved for the next daemon. Waits for
+    /// nothing.
+    pub fn note_vm_pause(&self, by: VmPause) {
+        let command: Command = Box::new(move |state, _| state.note_vm_pause(by));
+        // Nobody receives any more: the daemon ends.
+        let _ = self.sender.send(Message::Command(command));
     }
 
     /// An event for every observer, from wherever something happens: waits for nothing.

@@ -6,6 +6,7 @@ use crate::error::Cause;
 use crate::error_policy::{Action, Direction};
 use crate::io_status::Status;
 use crate::request::Operation;
+use crate::vm_link::LinkStatus;
 
 /// `BLOCK_IO_ERROR`: a request failed and policy decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +63,13 @@ pub enum EventKind {
         queue: u16,
         /// Why.
         reason: String,
+    },
+    /// `X_VMM_LINK`: the link to the VMM was lost or found, or what it shall do has failed.
+    VmLink {
+        /// The object.
+        id: String,
+        /// How it is now.
+        status: Box<LinkStatus>,
     },
 }
 

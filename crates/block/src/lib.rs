@@ -28,6 +28,7 @@ pub mod saved;
 pub mod saver;
 pub mod state_file;
 pub mod stats;
+pub mod vm_link;
 
 pub use backend::{Backend, Drained};
 pub use control::{Control, ControlTask, block_on, control};
@@ -49,3 +50,4 @@ pub use saved::{SavedBackend, SavedLoss, SavedState};
 pub use saver::Saver;
 pub use state_file::{StateFile, StateFileError};
 pub use stats::{BackendStats, ClassStats};
+pub use vm_link::{LinkState, LinkStatus, VmLink, VmOrder, VmPause, VmPending, VmState};

@@ -11,8 +11,9 @@ use crate::event::{Event, EventKind};
 use crate::export::Export;
 use crate::graph::{Graph, GraphError};
 use crate::node::Node;
-use crate::run_control::RunControl;
+use crate::run_control::{RunControl, RunState};
 use crate::saved::{SavedLoss, SavedState};
+use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
 
 /// Why an operation on a node or an export is refused; nothing has changed then.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +47,22 @@ pub enum RegistryError {
         /// Its length in bytes.
         bytes: u64,
     },
+    /// There is a link already.
+    #[error(
+        "Object '{id}' cannot be added: the daemon has a link to a VMM already, object '{existing}'; \
+         one daemon serves one VM"
+    )]
+    SecondLink {
+        /// The new one.
+        id: String,
+        /// The one there is.
+        existing: String,
+    },
+    /// The VM is paused by its link, and nobody else would resume it.
+    #[error(
+        "Object '{0}' is in use: it has paused the VM, which nobody would resume; use 'cont' first"
+    )]
+    LinkInUse(String),
     /// There is no latched failure to accept.
     #[error("Node '{0}' has no failed flush: there is no loss to accept")]
     NoLoss(String),
@@ -65,6 +82,7 @@ pub struct Registry {
     exports: Mutex<Vec<Arc<dyn Export>>>,
     /// What nodes that do not exist yet had lost when a former daemon ended.
     losses: Mutex<Vec<SavedLoss>>,
+    link: Mutex<Option<Arc<dyn VmLink>>>,
     quit: Sender<&'static str>,
 }
 
@@ -81,6 +99,7 @@ impl Registry {
             graph: Mutex::default(),
             exports: Mutex::default(),
             losses: Mutex::default(),
+            link: Mutex::default(),
             quit,
         };
         (Arc::new(registry), heard)
@@ -187,6 +206,73 @@ impl Registry {
         }
     }
 
+    /// The link to the VMM.
+    pub fn link(&self) -> Option<Arc<dyn VmLink>> {
+        lock(&self.link).clone()
+    }
+
+    /// Takes the link to the VMM in. If run control is stopped, its first order is to pause.
+    ///
+    /// # Errors
+    /// If there is one already.
+    pub async fn add_link(&self, link: Arc<dyn VmLink>) -> Result<(), RegistryError> {
+        {
+            let mut place = lock(&self.link);
+            if let Some(existing) = &*place {
+                return Err(RegistryError::SecondLink {
+                    id: link.id().to_owned(),
+                    existing: existing.id().to_owned(),
+                });
+            }
+            *place = Some(Arc::clone(&link));
+        }
+        self.control
+            .call(move |state, wiring| {
+                if matches!(state.state(), RunState::Paused | RunState::IoError) {
+                    link.order(VmOrder::Pause);
+                }
+                wiring.set_link(Some(link));
+            })
+            .await
+            .ok_or(RegistryError::ShuttingDown)
+    }
+
+    /// Takes the link to the VMM out and ends it; the VM stays as it is. False: there is none of this
+    /// id.
+    ///
+    /// # Errors
+    /// If it has paused the VM and could resume it: it is connected.
+    pub async fn remove_link(&self, id: &str) -> Result<bool, RegistryError> {
+        let link = {
+            let mut place = lock(&self.link);
+            let Some(link) = place.take_if(|link| link.id() == id) else {
+                return Ok(false);
+            };
+            if is_needed(&*link) {
+                *place = Some(link);
+                return Err(RegistryError::LinkInUse(id.to_owned()));
+            }
+            link
+        };
+        self.control
+            .call(|state, wiring| {
+                wiring.set_link(None);
+                state.note_vm_pause(VmPause::Nobody);
+            })
+            .await;
+        link.close().await;
+        Ok(true)
+    }
+
+    /// Ends the link to the VMM because the daemon ends: what is saved of it stays.
+    pub async fn close_link(&self) {
+        let link = lock(&self.link).take();
+        if let Some(link) = link {
+            self.control.call(|_, wiring| wiring.set_link(None)).await;
+            link.close().await;
+        }
+    }
+
     /// The backends whose requests reach `node`.
     pub fn backends_above(&self, node: &Arc<Node>) -> Vec<Arc<Backend>> {
         let reaches = |export: &&Arc<dyn Export>| {
@@ -274,6 +360,13 @@ impl Registry {
             .await
             .unwrap_or(Err(RegistryError::ShuttingDown))
     }
+}
+
+/// Whether nobody else would resume the VM, and the link can.
+fn is_needed(link: &dyn VmLink) -> bool {
+    let status = link.status();
+    status.state == LinkState::Connected
+        && (status.paused_by == VmPause::Link || status.pending.is_some())
 }
 
 /// Runs `f`, which may block shortly, beside the control plane.

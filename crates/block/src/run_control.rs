@@ -22,6 +22,7 @@ use crate::io_status::{IoStatus, Status};
 use crate::request::Request;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
+use crate::vm_link::{VmOrder, VmPause};
 
 pub use self::message::{
     BackendId, Effects, Failed, GateMessage, LocalId, Reported, Resolved, Restored, RunState,
@@ -245,6 +246,7 @@ pub struct RunControl {
     ended_in: RunState,
     /// Saved by a former daemon, for exports that do not exist yet.
     saved: Vec<SavedBackend>,
+    vm_pause: VmPause,
     revision: u64,
 }
 
@@ -274,6 +276,19 @@ impl RunControl {
         self.revision += 1;
     }
 
+    /// Who has paused the VM, as its link noted, or the link of a former daemon.
+    pub fn vm_pause(&self) -> VmPause {
+        self.vm_pause
+    }
+
+    /// The link has found out who has paused the VM.
+    pub fn note_vm_pause(&mut self, by: VmPause) {
+        if self.vm_pause != by {
+            self.vm_pause = by;
+            self.revision += 1;
+        }
+    }
+
     /// What the next daemon has to know, of what run control knows.
     pub fn save(&self) -> SavedState {
         let backends = self.backends.values().map(BackendState::save);
@@ -284,6 +299,7 @@ impl RunControl {
             },
             backends: backends.chain(self.saved.iter().cloned()).collect(),
             losses: Vec::new(),
+            vm_pause: self.vm_pause,
         }
     }
 
@@ -292,6 +308,7 @@ impl RunControl {
     pub fn restore(&mut self, saved: SavedState) {
         self.state = saved.run_state;
         self.saved = saved.backends;
+        self.vm_pause = saved.vm_pause;
     }
 
     /// All exports are there: what is saved of any other is forgotten. Returns their ids.
@@ -409,6 +426,7 @@ impl RunControl {
         if self.state == RunState::IoError && !self.backends.values().any(BackendState::holds) {
             self.resume(fx);
             self.release_all(fx);
+            fx.vm(VmOrder::Resume { force: false });
         }
         Some(generation)
     }
@@ -616,8 +634,13 @@ impl RunControl {
 
     /// `cont`: resets every status, goes back to running and releases every failure processed so
     /// far, whether or not the run state changes. `blocker` is why a node refuses, if one does:
-    /// then nothing changes.
-    pub fn cont(&mut self, blocker: Option<String>, fx: &mut impl Effects) -> Result<(), Refusal> {
+    /// then nothing changes. `force`: the VM is resumed even if somebody else has paused it.
+    pub fn cont(
+        &mut self,
+        blocker: Option<String>,
+        force: bool,
+        fx: &mut impl Effects,
+    ) -> Result<(), Refusal> {
         if self.state == RunState::Shutdown {
             return Err(Refusal::ShuttingDown);
         }
@@ -632,6 +655,7 @@ impl RunControl {
             self.resume(fx);
         }
         self.release_all(fx);
+        fx.vm(VmOrder::Resume { force });
         self.revision += 1;
         Ok(())
     }
@@ -716,6 +740,7 @@ impl RunControl {
             kind: EventKind::Stop,
         });
         self.freeze_all(fx);
+        fx.vm(VmOrder::Pause);
     }
 
     fn freeze_all(&mut self, fx: &mut impl Effects) {

@@ -12,6 +12,7 @@ use crate::io_status::{IoStatus, Status};
 use crate::request::{Operation, Request, Tag};
 use crate::run_control::{ErrorRecord, Incident, RunState};
 use crate::stats::{BackendStats, ClassStats};
+use crate::vm_link::VmPause;
 
 /// Of the JSON form. A daemon ignores what another version has written.
 const VERSION: u32 = 1;
@@ -59,6 +60,8 @@ pub struct SavedState {
     pub backends: Vec<SavedBackend>,
     /// Nodes that have lost something.
     pub losses: Vec<SavedLoss>,
+    /// Who has paused the VM.
+    pub vm_pause: VmPause,
 }
 
 /// Why bytes are no saved state.
@@ -84,6 +87,7 @@ impl SavedState {
             run_state: self.run_state.name().to_owned(),
             backends: self.backends.iter().map(JsonBackend::from).collect(),
             losses: self.losses.clone(),
+            vm_pause: self.vm_pause.name().to_owned(),
         };
         // Strings and numbers only: there is nothing that JSON could not say.
         serde_json::to_vec(&json).unwrap_or_default()
@@ -104,8 +108,10 @@ impl SavedState {
             run_state,
             backends,
             losses,
+            vm_pause,
             ..
         } = serde_json::from_slice(json)?;
+        let pauses = [VmPause::Nobody, VmPause::Link, VmPause::Other];
         let states = [RunState::Running, RunState::Paused, RunState::IoError];
         if !losses.iter().all(|loss| is_errno(loss.errno)) {
             return Err(DecodeError::Value("errno"));
@@ -115,6 +121,7 @@ impl SavedState {
             run_state: named(&states, RunState::name, &run_state, "run-state")?,
             backends: backends.collect::<Result<_, _>>()?,
             losses,
+            vm_pause: named(&pauses, VmPause::name, &vm_pause, "vm-pause")?,
         };
         Ok((state, boot_id))
     }
@@ -148,6 +155,13 @@ struct JsonState {
     run_state: String,
     backends: Vec<JsonBackend>,
     losses: Vec<SavedLoss>,
+    /// Daemons before there were links wrote none.
+    #[serde(default = "nobody")]
+    vm_pause: String,
+}
+
+fn nobody() -> String {
+    VmPause::Nobody.name().to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -465,11 +479,19 @@ pub(crate) mod tests {
         let backends = proptest::collection::vec(backend(), 0..4);
         let loss = (".*", 1..=ERRNO_MAX).prop_map(|(node, errno)| SavedLoss { node, errno });
         let losses = proptest::collection::vec(loss, 0..3);
-        (run_state, backends, losses).prop_map(|(run_state, backends, losses)| SavedState {
-            run_state,
-            backends,
-            losses,
-        })
+        let vm_pause = prop_oneof![
+            Just(VmPause::Nobody),
+            Just(VmPause::Link),
+            Just(VmPause::Other)
+        ];
+        (run_state, backends, losses, vm_pause).prop_map(
+            |(run_state, backends, losses, vm_pause)| SavedState {
+                run_state,
+                backends,
+                losses,
+                vm_pause,
+            },
+        )
     }
 
     proptest! {
@@ -505,6 +527,7 @@ pub(crate) mod tests {
         for (old, new, error) in [
             ("\"version\":1", "\"version\":2", "version 2"),
             ("\"running\"", "\"shutdown\"", "'run-state'"),
+            ("\"nobody\"", "\"me\"", "'vm-pause'"),
             (
                 "\"io-status\":\"ok\"",
                 "\"io-status\":\"no\"",

@@ -300,6 +300,7 @@ mod tests {
     use super::*;
     use crate::run_control::RunState;
     use crate::saved::SavedBackend;
+    use crate::vm_link::VmPause;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 
@@ -311,6 +312,7 @@ mod tests {
                 ..SavedBackend::default()
             }],
             losses: Vec::new(),
+            vm_pause: VmPause::Nobody,
         }
     }
 

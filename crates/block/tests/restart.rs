@@ -13,7 +13,7 @@ use standfast_block::run_control::{
 };
 use standfast_block::{
     Action, BackendId, Cause, Event, EventKind, HoldScope, LocalId, OnError, Operation, Policy,
-    Request, RunState, SavedState, Status, Tag,
+    Request, RunState, SavedState, Status, Tag, VmOrder, VmPause,
 };
 
 const AT: SystemTime = SystemTime::UNIX_EPOCH;
@@ -22,6 +22,7 @@ const AT: SystemTime = SystemTime::UNIX_EPOCH;
 struct Outbox {
     events: Vec<EventKind>,
     posts: Vec<(LocalId, GateMessage)>,
+    orders: Vec<VmOrder>,
 }
 
 impl Effects for Outbox {
@@ -30,6 +31,9 @@ impl Effects for Outbox {
     }
     fn post(&mut self, local: LocalId, message: GateMessage) {
         self.posts.push((local, message));
+    }
+    fn vm(&mut self, order: VmOrder) {
+        self.orders.push(order);
     }
 }
 
@@ -173,7 +177,10 @@ fn io_error_status_incident_and_errors_are_found_again() {
     daemon.hand_back(0, 7);
     daemon.hand_back(0, 8);
     assert_eq!((daemon.held(0), daemon.incident(0)), (2, Some(1)));
-    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    daemon
+        .control
+        .cont(None, false, &mut daemon.outbox)
+        .unwrap();
     assert_eq!(daemon.outbox.events, [EventKind::Resume]);
     assert_eq!(daemon.io_status(0), Some(Status::Ok));
     daemon.resolve(0, 7);
@@ -184,7 +191,10 @@ fn io_error_status_incident_and_errors_are_found_again() {
     let held: Vec<_> = state.held().collect();
     assert_eq!((held.len(), held[0].attempts, held[0].since), (1, 1, AT));
     assert_eq!((daemon.incident(0), state.incidents()), (Some(1), 1));
-    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    daemon
+        .control
+        .cont(None, false, &mut daemon.outbox)
+        .unwrap();
     daemon.resolve(0, 8);
     assert_eq!((daemon.held(0), daemon.incident(0)), (0, None));
 }
@@ -193,11 +203,15 @@ fn io_error_status_incident_and_errors_are_found_again() {
 fn paused_is_found_again_and_ended_by_cont_only() {
     let mut before = Daemon::start(None, HoldScope::Vm);
     before.control.stop(&mut before.outbox).unwrap();
+    assert_eq!(before.outbox.orders, [VmOrder::Pause]);
+    before.control.note_vm_pause(VmPause::Link);
     let mut daemon = before.restart(HoldScope::Vm);
     assert_eq!(daemon.control.state(), RunState::Paused);
+    assert_eq!(daemon.control.vm_pause(), VmPause::Link);
     daemon.attach(0);
     assert_eq!(daemon.control.state(), RunState::Paused);
-    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    daemon.control.cont(None, true, &mut daemon.outbox).unwrap();
+    assert_eq!(daemon.outbox.orders, [VmOrder::Resume { force: true }]);
     assert_eq!(daemon.control.state(), RunState::Running);
 }
 
@@ -249,7 +263,7 @@ fn what_a_former_daemon_held_counts_until_its_client_is_heard_of() {
     assert_eq!(after.control.state(), RunState::IoError);
     // The operator does not wait for it.
     let mut after = daemon.restart(HoldScope::Vm);
-    after.control.cont(None, &mut after.outbox).unwrap();
+    after.control.cont(None, false, &mut after.outbox).unwrap();
     assert_eq!((after.incident(0), after.held(0)), (None, 0));
 }
 
@@ -337,7 +351,10 @@ fn the_revision_tells_what_is_to_be_saved() {
     assert!(changed(&daemon), "the incident ends");
     daemon.control.stop(&mut daemon.outbox).unwrap();
     assert!(!changed(&daemon), "stopped already");
-    daemon.control.cont(None, &mut daemon.outbox).unwrap();
+    daemon
+        .control
+        .cont(None, false, &mut daemon.outbox)
+        .unwrap();
     assert!(changed(&daemon), "running");
     daemon.control.reported(
         &Reported {

@@ -8,7 +8,7 @@ use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
 use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status};
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
-    IoOperationType, Shutdown, ShutdownCause,
+    IoOperationType, Shutdown, ShutdownCause, VmmLink,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
@@ -69,6 +69,14 @@ pub(crate) fn event(event: &Event) -> EventMessage {
                 reason: reason.clone(),
             })
         }
+        EventKind::VmLink { id, status } => WireEvent::VmmLink(VmmLink {
+            id: id.clone(),
+            state: status.state.name().to_owned(),
+            vm: status.vm.name().to_owned(),
+            pending: status.pending.map(|pending| pending.name().to_owned()),
+            paused_by: status.paused_by.name().to_owned(),
+            error: status.error.clone(),
+        }),
     };
     EventMessage {
         timestamp: event.at.into(),

@@ -24,17 +24,21 @@ pub enum Event {
     /// A queue of an export is not served any more.
     #[serde(rename = "X_BLOCK_EXPORT_QUEUE_BROKEN")]
     BlockExportQueueBroken(BlockExportQueueBroken),
+    /// The link to the VMM was lost or found, or what it shall do has failed.
+    #[serde(rename = "X_VMM_LINK")]
+    VmmLink(VmmLink),
 }
 
 impl Event {
     /// The names of all events.
-    pub const NAMES: [&'static str; 6] = [
+    pub const NAMES: [&'static str; 7] = [
         "BLOCK_IO_ERROR",
         "STOP",
         "RESUME",
         "SHUTDOWN",
         "BLOCK_EXPORT_DELETED",
         "X_BLOCK_EXPORT_QUEUE_BROKEN",
+        "X_VMM_LINK",
     ];
 }
 
@@ -140,4 +144,24 @@ pub struct BlockExportQueueBroken {
     pub queue: u16,
     /// What its client or guest did, for people.
     pub reason: String,
+}
+
+/// Data of `X_VMM_LINK`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmmLink {
+    /// The id of the object.
+    pub id: String,
+    /// Whether the VMM is reached: connecting, connected, down.
+    pub state: String,
+    /// The VM's state, as the VMM said last: unknown, running, paused, absent.
+    pub vm: String,
+    /// What has not been done yet: pause, resume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
+    /// Who has paused the VM: nobody, link, other.
+    pub paused_by: String,
+    /// What is wrong, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }

@@ -6,6 +6,7 @@ use crate::error::Cause;
 use crate::error_policy::{Action, Policy};
 use crate::event::Event;
 use crate::request::Request;
+use crate::vm_link::VmOrder;
 
 /// Identifies a backend; never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -153,4 +154,6 @@ pub trait Effects {
     fn event(&mut self, event: Event);
     /// A message for one backend's part on one iothread; FIFO.
     fn post(&mut self, local: LocalId, message: GateMessage);
+    /// An order to the link to the VMM, if there is one; FIFO.
+    fn vm(&mut self, order: VmOrder);
 }

@@ -14,7 +14,7 @@ use standfast_block::run_control::{
 };
 use standfast_block::{
     Action, BackendId, Cause, Event, EventKind, Fault, HoldScope, LocalId, Operation, Policy,
-    Request, RunState, Status, Tag,
+    Request, RunState, Status, Tag, VmOrder,
 };
 
 /// A mistake that is put in on purpose, to see that the model finds it.
@@ -114,6 +114,7 @@ enum Message {
 struct Outbox {
     events: Vec<Event>,
     posts: Vec<(LocalId, GateMessage)>,
+    orders: Vec<VmOrder>,
 }
 
 impl Effects for Outbox {
@@ -122,6 +123,9 @@ impl Effects for Outbox {
     }
     fn post(&mut self, local: LocalId, message: GateMessage) {
         self.posts.push((local, message));
+    }
+    fn vm(&mut self, order: VmOrder) {
+        self.orders.push(order);
     }
 }
 
@@ -517,6 +521,7 @@ impl World {
             .collect();
         let mut outbox = Outbox::default();
         let mut cause: Option<(usize, bool)> = None;
+        let is_cont = matches!(message, Message::Cont);
         match message {
             Message::Failed(failed) => {
                 let b = self.index(failed.backend);
@@ -551,7 +556,7 @@ impl World {
             }
             Message::Cont => {
                 self.control
-                    .cont(None, &mut outbox)
+                    .cont(None, false, &mut outbox)
                     .map_err(|e| e.to_string())?;
                 self.expect_transition(&outbox, RunState::Running)?;
                 for (backend, &before) in self.backends.iter_mut().zip(&before) {
@@ -642,6 +647,7 @@ impl World {
             }
         }
         self.check_events(&outbox, cause, &before)?;
+        self.check_orders(&outbox, is_cont)?;
         self.state = self.control.state();
         // G3: first error wins, until a reset.
         for backend in &self.backends {
@@ -956,6 +962,22 @@ impl World {
         Ok(())
     }
 
+    /// The link to the VMM is told of every change of the run state, and of every `cont`.
+    fn check_orders(&self, outbox: &Outbox, is_cont: bool) -> Check {
+        let expected: &[VmOrder] = match (self.state, self.control.state()) {
+            _ if is_cont => &[VmOrder::Resume { force: false }],
+            (a, b) if a == b => &[],
+            (_, RunState::Running) => &[VmOrder::Resume { force: false }],
+            _ => &[VmOrder::Pause],
+        };
+        let orders = &outbox.orders;
+        ensure!(
+            orders == expected,
+            "orders {orders:?}, must be {expected:?}"
+        );
+        Ok(())
+    }
+
     /// G2: the order of the events of one message, and what a query sees after them.
     fn check_events(
         &self,
@@ -1000,7 +1022,8 @@ impl World {
                 }
                 EventKind::Shutdown { .. }
                 | EventKind::BlockExportDeleted { .. }
-                | EventKind::BlockExportQueueBroken { .. } => {}
+                | EventKind::BlockExportQueueBroken { .. }
+                | EventKind::VmLink { .. } => {}
             }
         }
         if let Some((b, true)) = cause {

@@ -265,7 +265,7 @@ impl Daemon {
     }
 
     pub fn cont(&self) {
-        block::block_on(self.control.cont()).unwrap();
+        block::block_on(self.control.cont(false)).unwrap();
     }
 
     pub fn run_state(&self) -> RunState {

@@ -22,7 +22,12 @@ pub(crate) async fn stop(context: &Context, _: NoArguments) -> Result<Empty, Qmp
 }
 
 pub(crate) async fn cont(context: &Context, _: NoArguments) -> Result<Empty, QmpError> {
-    context.registry.control().cont().await.map_err(refused)?;
+    context
+        .registry
+        .control()
+        .cont(false)
+        .await
+        .map_err(refused)?;
     Ok(Empty {})
 }
 

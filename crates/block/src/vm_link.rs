@@ -1,0 +1,153 @@
+//! The link to the VMM, as run control, monitors and the saved state see it.
+//!
+//! One daemon serves one VM, so there is at most one link. Run control says by [`VmOrder`] what
+//! becomes of the VM and waits for nothing; what came of it is asked by [`VmLink::status`]. How a
+//! VMM is paused is the business of the implementations.
+
+use std::fmt;
+
+use crate::export::BoxFuture;
+
+/// What run control wants of the VM. Orders come in the order of run control's changes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmOrder {
+    /// The run state left `running`.
+    Pause,
+    /// `cont` was applied, whether or not the run state changed.
+    Resume {
+        /// Resume a VM that somebody else had paused, too.
+        force: bool,
+    },
+}
+
+/// Who has paused the VM, as far as the link knows. Saved, so that the next daemon's `cont` resumes
+/// what this daemon's link has paused, and nothing else.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmPause {
+    /// Nobody, or the link has not found out yet.
+    #[default]
+    Nobody,
+    /// The link.
+    Link,
+    /// Somebody else, before the link could: an administrator.
+    Other,
+}
+
+impl VmPause {
+    /// Its name in queries and in the saved state.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Nobody => "nobody",
+            Self::Link => "link",
+            Self::Other => "other",
+        }
+    }
+}
+
+/// Whether the link reaches the VMM.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LinkState {
+    /// It has not reached it yet.
+    #[default]
+    Connecting,
+    /// The last attempt succeeded.
+    Connected,
+    /// The last attempt failed; it tries again.
+    Down,
+}
+
+impl LinkState {
+    /// Its name in queries and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Connected => "connected",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// The VM's own state, as the VMM said last.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum VmState {
+    /// Not asked yet, or the VMM cannot be asked.
+    #[default]
+    Unknown,
+    /// Its virtual CPUs run.
+    Running,
+    /// They do not.
+    Paused,
+    /// There is none: not booted yet, or shut down.
+    Absent,
+}
+
+impl VmState {
+    /// Its name in queries and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Absent => "absent",
+        }
+    }
+}
+
+/// What the link still has to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VmPending {
+    /// The VM is to be paused.
+    Pause,
+    /// The VM is to be resumed.
+    Resume,
+}
+
+impl VmPending {
+    /// Its name in queries and events.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pause => "pause",
+            Self::Resume => "resume",
+        }
+    }
+}
+
+/// What is known of a link and its VM.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LinkStatus {
+    /// Whether the VMM is reached.
+    pub state: LinkState,
+    /// The VM's state.
+    pub vm: VmState,
+    /// What has not been done yet.
+    pub pending: Option<VmPending>,
+    /// Who has paused the VM.
+    pub paused_by: VmPause,
+    /// What went wrong last, while it is wrong: names the peer and the remedy.
+    pub error: Option<String>,
+}
+
+/// A link to the VMM.
+pub trait VmLink: Send + Sync + fmt::Debug {
+    /// The object's id.
+    fn id(&self) -> &str;
+
+    /// The type of the object: `vmm-qemu`.
+    fn type_name(&self) -> &'static str;
+
+    /// Takes an order of run control. Called by the run control task: it must not wait and must ask
+    /// run control nothing meanwhile.
+    fn order(&self, order: VmOrder);
+
+    /// What is known now; never waits.
+    fn status(&self) -> LinkStatus;
+
+    /// Resets the VM, as a reset button does.
+    ///
+    /// # Errors
+    /// Why it was not done: the link is down, the VMM refused, or it has no such thing.
+    fn reset(&self) -> BoxFuture<'_, Result<(), String>>;
+
+    /// Ends the link; the VM stays as it is.
+    fn close(&self) -> BoxFuture<'_, ()>;
+}
