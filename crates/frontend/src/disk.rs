@@ -473,6 +473,12 @@ impl Disk {
         Ok(&mut self.queue_mut(queue)?.ring)
     }
 
+    /// The connection, to be watched for its end.
+    #[must_use]
+    pub fn connection(&self) -> &Connection {
+        &self.connection
+    }
+
     /// The connection, for tests that send messages of their own.
     pub fn connection_mut(&mut self) -> &mut Connection {
         &mut self.connection
@@ -557,7 +563,12 @@ impl DiskState {
 }
 
 fn ring_bell(queue: &Queue) -> Result<(), FrontendError> {
-    match rustix::io::write(&queue.kick, &1_u64.to_ne_bytes()) {
+    signal(&queue.kick)
+}
+
+/// Signals a kick descriptor.
+pub(crate) fn signal(kick: &impl AsFd) -> Result<(), FrontendError> {
+    match rustix::io::write(kick, &1_u64.to_ne_bytes()) {
         // A full counter means that the device has not looked for a very long time; it will see it.
         Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
         Err(errno) => Err(FrontendError::io("kick")(errno)),

@@ -18,13 +18,15 @@
 //! - [`request`]: requests and how they become descriptors;
 //! - `queue`: what is outstanding on a ring;
 //! - `session`: negotiation, by `options`;
-//! - [`disk`]: the device as a whole, and `wait`, its waiting for completions.
+//! - [`disk`]: the device as a whole, and `wait`, its waiting for completions;
+//! - [`lane`]: a queue without the watching, for load.
 
 pub mod connection;
 pub mod disk;
 mod error;
 mod heap;
 pub mod inflight;
+pub mod lane;
 pub mod memory;
 mod options;
 pub mod protocol;
@@ -38,6 +40,7 @@ pub use connection::Connection;
 pub use disk::{Disk, DiskState};
 pub use error::{FrontendError, SubmitError, Violation};
 pub use inflight::{InflightRegion, Marked};
+pub use lane::{Lane, LaneOptions};
 pub use memory::GuestMemory;
 pub use options::Options;
 pub use protocol::BlkConfig;

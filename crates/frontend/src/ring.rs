@@ -18,8 +18,8 @@ pub const DESC_F_NEXT: u16 = 1;
 pub const DESC_F_WRITE: u16 = 2;
 /// Descriptor flag: the buffer is a table of descriptors.
 pub const DESC_F_INDIRECT: u16 = 4;
-const AVAIL_F_NO_INTERRUPT: u16 = 1;
-const USED_F_NO_NOTIFY: u16 = 1;
+pub(crate) const AVAIL_F_NO_INTERRUPT: u16 = 1;
+pub(crate) const USED_F_NO_NOTIFY: u16 = 1;
 
 /// Bytes of one descriptor.
 pub const DESC_BYTES: usize = 16;
@@ -137,6 +137,11 @@ impl Ring {
     /// Addresses in this process of the descriptor table, the available and the used ring.
     pub(crate) fn addresses(&self) -> [u64; 3] {
         [self.table, self.avail, self.used].map(|offset| self.mapping.address() + offset as u64)
+    }
+
+    /// The mapping it is in, and in that the offsets of the available and the used ring.
+    pub(crate) fn places(&self) -> (&Arc<Mapping>, usize, usize) {
+        (&self.mapping, self.avail, self.used)
     }
 
     /// Whether `used_event` and `avail_event` are in use.
