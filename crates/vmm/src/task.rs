@@ -1,0 +1,272 @@
+//! Runs the machine of a link: one task, which speaks to the VMM and to run control.
+
+use std::fmt;
+use std::pin::{Pin, pin};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use block::export::BoxFuture;
+use block::run_control::RunControl;
+use block::{Control, EventKind, LinkStatus, Refusal, RunState, VmLink, VmOrder};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::machine::{Action, Answer, Failure, Machine, Output};
+use crate::vmm::Vmm;
+use crate::{LinkConfig, StartError};
+
+/// What a VMM says.
+#[derive(Debug)]
+pub(crate) enum Report {
+    /// By an event: how the VM is.
+    Event(block::VmState),
+    /// By an event: something happened that may have changed it.
+    Changed,
+    /// The connection went while nothing was asked.
+    Lost(String),
+    /// What came of the request.
+    Done(Result<Answer, Failure>),
+}
+
+/// A link to a VMM.
+pub struct Link {
+    config: LinkConfig,
+    shared: Arc<Shared>,
+    task: Mutex<Option<JoinHandle<()>>>,
+}
+
+/// What the task shares with whoever holds the link. No lock is held across a wait.
+#[derive(Debug)]
+struct Shared {
+    machine: Mutex<Machine>,
+    /// Who waits for the reset button to be pressed.
+    resets: Mutex<Vec<oneshot::Sender<Result<(), String>>>>,
+    /// The machine has got something new.
+    wake: Notify,
+    stop: Notify,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Link {
+    /// Starts a link, with a task on the current tokio runtime. It does nothing to the VM against
+    /// the run state that run control has until its first order comes. `inherited`: run control's
+    /// stopped state comes from a former daemon, so that a VM found paused was paused by that
+    /// daemon's link, unless it has noted somebody else.
+    ///
+    /// # Errors
+    /// If the configuration can lead to nothing, or outside a runtime.
+    pub fn start(
+        config: LinkConfig,
+        control: Control,
+        inherited: bool,
+    ) -> Result<Arc<Self>, StartError> {
+        config.check()?;
+        let runtime =
+            Handle::try_current().map_err(|_| StartError::NoRuntime(config.id.clone()))?;
+        let vmm = Vmm::new(&config.peer)
+            .ok_or_else(|| StartError::Unsupported(config.id.clone(), config.peer.type_name()))?;
+        let saved = control.read(RunControl::vm_pause);
+        let shared = Arc::new(Shared {
+            machine: Mutex::new(Machine::new(vmm.traits(), saved, inherited)),
+            resets: Mutex::default(),
+            wake: Notify::new(),
+            stop: Notify::new(),
+        });
+        let task = Task {
+            id: config.id.clone(),
+            shared: Arc::clone(&shared),
+            control,
+            epoch: Instant::now(),
+        };
+        let task = runtime.spawn(task.run(vmm));
+        Ok(Arc::new(Self {
+            config,
+            shared,
+            task: Mutex::new(Some(task)),
+        }))
+    }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("config", &self.config)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Drop for Link {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.task).take() {
+            task.abort();
+        }
+    }
+}
+
+impl VmLink for Link {
+    fn id(&self) -> &str {
+        &self.config.id
+    }
+
+    fn type_name(&self) -> &'static str {
+        self.config.peer.type_name()
+    }
+
+    fn order(&self, order: VmOrder) {
+        lock(&self.shared.machine).order(order);
+        self.shared.wake.notify_one();
+    }
+
+    fn status(&self) -> LinkStatus {
+        lock(&self.shared.machine).status()
+    }
+
+    fn reset(&self) -> BoxFuture<'_, Result<(), String>> {
+        let (answer, result) = oneshot::channel();
+        lock(&self.shared.resets).push(answer);
+        lock(&self.shared.machine).reset();
+        self.shared.wake.notify_one();
+        Box::pin(async move {
+            result.await.unwrap_or_else(|_| {
+                Err(format!(
+                    "Object '{}' is being removed: the VM was not reset",
+                    self.config.id
+                ))
+            })
+        })
+    }
+
+    fn close(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            self.shared.stop.notify_one();
+            let task = lock(&self.task).take();
+            if let Some(task) = task {
+                // An error means that it has panicked or was aborted: it has ended.
+                let _ = task.await;
+            }
+        })
+    }
+}
+
+type Cont = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
+
+struct Task {
+    id: String,
+    shared: Arc<Shared>,
+    control: Control,
+    epoch: Instant,
+}
+
+impl Task {
+    async fn run(self, vmm: Vmm) {
+        let (actions, todo) = mpsc::channel(1);
+        let (said, mut reports) = mpsc::channel(64);
+        let mut served = pin!(vmm.serve(todo, said));
+        let mut cont: Option<Cont> = None;
+        loop {
+            let (action, wake_at) = self.step(&mut cont);
+            if let Some(action) = action {
+                // There is room: the former one was answered.
+                let _ = actions.try_send(action);
+            }
+            let alarm = async {
+                match wake_at {
+                    Some(at) => sleep_until(self.epoch + at).await,
+                    None => std::future::pending().await,
+                }
+            };
+            let conted = async {
+                match &mut cont {
+                    Some(cont) => cont.await,
+                    None => std::future::pending().await,
+                }
+            };
+            tokio::select! {
+                () = self.shared.stop.notified() => break,
+                () = &mut served => break,
+                Some(report) = reports.recv() => self.report(report),
+                result = conted => {
+                    cont = None;
+                    self.conted(result);
+                }
+                () = self.shared.wake.notified() => {}
+                () = alarm => {}
+            }
+        }
+        // Whoever waits for a reset is told that there is none.
+        lock(&self.shared.resets).clear();
+    }
+
+    fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// Lets the machine decide and tells others what it says.
+    fn step(&self, cont: &mut Option<Cont>) -> (Option<Action>, Option<Duration>) {
+        // Before the lock: orders come while run control's own is held.
+        let state: RunState = self.control.read(RunControl::state);
+        let (action, wake_at, outputs) = {
+            let mut machine = lock(&self.shared.machine);
+            machine.assume(state);
+            let action = machine.next(self.now());
+            (action, machine.wake_at(), machine.outputs())
+        };
+        for output in outputs {
+            match output {
+                Output::Cont => {
+                    tracing::info!(link = %self.id, "VM was resumed by somebody else: cont");
+                    let control = self.control.clone();
+                    *cont = Some(Box::pin(async move { control.cont(false).await }));
+                }
+                Output::Note(by) => self.control.note_vm_pause(by),
+                Output::Announce(status) => self.announce(status),
+                Output::Reset(result) => {
+                    for waiting in lock(&self.shared.resets).drain(..) {
+                        // Whoever has stopped waiting needs no answer.
+                        let _ = waiting.send(result.clone());
+                    }
+                }
+            }
+        }
+        (action, wake_at)
+    }
+
+    fn announce(&self, status: LinkStatus) {
+        match (&status.error, status.state) {
+            (Some(error), _) => tracing::warn!(link = %self.id, "{error}"),
+            (None, state) => {
+                tracing::info!(link = %self.id, vm = status.vm.name(), "link to the VMM is {}", state.name());
+            }
+        }
+        self.control.announce(EventKind::VmLink {
+            id: self.id.clone(),
+            status: Box::new(status),
+        });
+    }
+
+    fn report(&self, report: Report) {
+        let now = self.now();
+        let mut machine = lock(&self.shared.machine);
+        match report {
+            Report::Event(vm) => machine.event(vm),
+            Report::Changed => machine.changed(),
+            Report::Lost(text) => machine.lost(text, now),
+            Report::Done(result) => machine.done(result, now),
+        }
+    }
+
+    fn conted(&self, result: Result<(), Refusal>) {
+        if let Err(refusal) = result {
+            tracing::warn!(
+                link = %self.id,
+                "VM was resumed by somebody else, but its storage cannot go on; it is paused again: {refusal}"
+            );
+        }
+        lock(&self.shared.machine).cont_done();
+    }
+}
