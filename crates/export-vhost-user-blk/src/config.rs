@@ -2,12 +2,10 @@
 //!
 //! Not offered on purpose:
 //! - VHOST_F_LOG_ALL: a migration would lose what is held; without it QEMU refuses to migrate;
-//! - protocol feature STATUS: QEMU sends status 0, which means reset, whenever it stops the device,
-//!   and it does that whenever the VM is paused. What is held would be dropped at that moment;
-//! - protocol feature CONFIGURE_MEM_SLOTS, although its messages are served: QEMU (7.2 was looked
-//!   at) tells only what has changed in its memory, and when the daemon was replaced while the VM
-//!   was stopped, it believes that the new one knows what the former one knew. Without the feature
-//!   it sends the whole table whenever it starts the device.
+//! - protocol feature CONFIGURE_MEM_SLOTS, unless the user wants it: QEMU (7.2 was looked at) tells
+//!   only what has changed in its memory, and when the daemon was replaced while the VM was stopped,
+//!   it believes that the new one knows what the former one knew. Without the feature it sends the
+//!   whole table whenever it starts the device. The messages are served in any case.
 
 use block::Limits;
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
@@ -35,7 +33,12 @@ const P_REPLY_ACK: u64 = 1 << 3;
 const P_BACKEND_REQ: u64 = 1 << 5;
 const P_CONFIG: u64 = 1 << 9;
 const P_INFLIGHT_SHMFD: u64 = 1 << 12;
+const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+const P_STATUS: u64 = 1 << 16;
 const P_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+
+/// Device status bit: a queue is broken, only a reset helps.
+pub(crate) const NEEDS_RESET: u8 = 0x40;
 
 /// Offset of the byte that says whether there is a write cache.
 pub(crate) const WCE_OFFSET: u32 = 32;
@@ -72,8 +75,19 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
 
 /// The protocol features that are offered. GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD beside it:
 /// what is held when the ring's index is told stays marked in the region.
-pub(crate) const PROTOCOL_FEATURES: u64 =
-    P_MQ | P_REPLY_ACK | P_BACKEND_REQ | P_CONFIG | P_INFLIGHT_SHMFD | P_GET_VRING_BASE_INFLIGHT;
+pub(crate) fn protocol_features(options: &Options) -> u64 {
+    let mut features = P_MQ
+        | P_REPLY_ACK
+        | P_BACKEND_REQ
+        | P_CONFIG
+        | P_INFLIGHT_SHMFD
+        | P_STATUS
+        | P_GET_VRING_BASE_INFLIGHT;
+    if options.configure_mem_slots {
+        features |= P_CONFIGURE_MEM_SLOTS;
+    }
+    features
+}
 
 /// The configuration space of a disk of `length` bytes.
 pub(crate) fn space(

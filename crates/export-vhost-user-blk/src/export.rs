@@ -87,7 +87,8 @@ impl VhostUserBlkExport {
         if iothreads.is_empty() {
             return Err(ExportError::NoIothread { id });
         }
-        let trouble = Arc::new(Trouble::default());
+        let back_channel = Arc::new(BackChannel::default());
+        let trouble = Arc::new(Trouble::new(Arc::clone(&back_channel)));
         let stopper = match Stopper::new() {
             Ok(stopper) => Arc::new(stopper),
             Err(source) => return Err(ExportError::Thread { id, source }),
@@ -100,12 +101,12 @@ impl VhostUserBlkExport {
         let Ok(device) = opened else {
             return Err(ExportError::Closed { id });
         };
-        let back_channel = Arc::new(BackChannel::default());
         let session = Session::new(
             options.clone(),
             Arc::clone(&backend),
             device.clone(),
             Arc::clone(&back_channel),
+            Arc::clone(&trouble),
         );
         let (ending, ended) = mailbox::channel();
         let server = Server {

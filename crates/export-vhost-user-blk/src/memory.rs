@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use vm_memory::mmap::MmapRegionBuilder;
 use vm_memory::{
@@ -117,6 +118,8 @@ pub struct Memory {
     table: GuestMemoryMmap,
     /// What `table` points into.
     parts: Vec<Part>,
+    /// Whether a table that this one has replaced was poisoned when its last user let go of it.
+    lost: Arc<AtomicBool>,
 }
 
 impl Memory {
@@ -131,7 +134,7 @@ impl Memory {
             .collect();
         match parts? {
             parts if parts.is_empty() => Err(MemoryError::Overlap),
-            parts => Self::of_parts(parts),
+            parts => Self::of_parts(parts, Arc::default()),
         }
     }
 
@@ -140,6 +143,7 @@ impl Memory {
         Self {
             table: GuestMemoryMmap::new(),
             parts: Vec::new(),
+            lost: Arc::default(),
         }
     }
 
@@ -150,7 +154,7 @@ impl Memory {
     pub fn with(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
         let mut parts = self.parts.clone();
         parts.push(Part::new(spec, file)?);
-        Self::of_parts(parts)
+        Self::of_parts(parts, Arc::clone(&self.lost))
     }
 
     /// This memory without one of its regions. The file offset does not count.
@@ -166,12 +170,19 @@ impl Memory {
         })?;
         parts.remove(at);
         if parts.is_empty() {
-            return Ok(Self::empty());
+            return Ok(Self::empty().replacing(self));
         }
-        Self::of_parts(parts)
+        Self::of_parts(parts, Arc::clone(&self.lost))
     }
 
-    fn of_parts(mut parts: Vec<Part>) -> Result<Self, MemoryError> {
+    /// This memory in place of the client's former one, which requests in flight still use.
+    #[must_use]
+    pub fn replacing(mut self, former: &Self) -> Self {
+        self.lost = Arc::clone(&former.lost);
+        self
+    }
+
+    fn of_parts(mut parts: Vec<Part>, lost: Arc<AtomicBool>) -> Result<Self, MemoryError> {
         parts.sort_by_key(|part| part.spec.guest_address);
         let mut table = Vec::with_capacity(parts.len());
         for Part { spec, mapping } in &parts {
@@ -192,6 +203,7 @@ impl Memory {
         Ok(Self {
             table: GuestMemoryMmap::from_regions(table).map_err(|_| MemoryError::Overlap)?,
             parts,
+            lost,
         })
     }
 
@@ -205,9 +217,12 @@ impl Memory {
         &self.table
     }
 
-    /// Whether the client has taken memory away that was accessed here.
+    /// Whether the client has taken memory away that was accessed here, or in a table that this one
+    /// has replaced and that nobody uses any more.
     pub fn is_poisoned(&self) -> bool {
-        sigbus::any_poisoned() && self.parts.iter().any(|part| part.mapping.is_poisoned())
+        sigbus::any_poisoned()
+            && (self.parts.iter().any(|part| part.mapping.is_poisoned())
+                || self.lost.load(Ordering::Acquire))
     }
 
     /// The guest address of what the client has mapped at `user_address`.
@@ -260,6 +275,14 @@ impl Memory {
         }
         // SAFETY: the offset lies inside the region's mapping.
         NonNull::new(unsafe { region.as_ptr().add(offset) })
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.is_poisoned() {
+            self.lost.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -350,6 +373,40 @@ mod tests {
         let none = one.without(&high).unwrap();
         assert_eq!(none.regions(), 0);
         assert_eq!(none.translate(buffer, &mut iov), Err(NotMapped));
+    }
+
+    /// Requests in flight go on in the table they began with; what they find there counts.
+    #[test]
+    fn a_poisoned_table_tells_those_that_replace_it() {
+        let truncated = |file: &File| rustix::fs::ftruncate(file, 0).unwrap();
+        let shared = |bytes| {
+            let flags = rustix::fs::MemfdFlags::CLOEXEC;
+            let file = File::from(rustix::fs::memfd_create("test", flags).unwrap());
+            file.set_len(bytes).unwrap();
+            file
+        };
+        for by_slot in [false, true] {
+            let lost = shared(0x1000);
+            let former = Memory::new([(spec(0, 0x1000, 0, 0), lost.try_clone().unwrap())]).unwrap();
+            let former = Arc::new(former);
+            let area = former.area(0, 0x1000).unwrap();
+            let current = if by_slot {
+                former.without(&spec(0, 0x1000, 0, 0)).unwrap()
+            } else {
+                let kept = spec(0x1_0000, 0x1000, 0, 0);
+                (Memory::new([(kept, shared(0x1000))]).unwrap()).replacing(&former)
+            };
+            let next = current
+                .with(spec(0x2_0000, 0x1000, 0x2_0000, 0), &shared(0x1000))
+                .unwrap();
+            truncated(&lost);
+            area.store_u8(0, 1, Ordering::Relaxed);
+            assert!(former.is_poisoned() && !current.is_poisoned() && !next.is_poisoned());
+            drop((area, former));
+            assert!(current.is_poisoned() && next.is_poisoned());
+        }
+        let stranger = Memory::new([(spec(0, 0x1000, 0, 0), shared(0x1000))]).unwrap();
+        assert!(!stranger.is_poisoned());
     }
 
     #[test]

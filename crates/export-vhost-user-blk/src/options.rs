@@ -19,6 +19,9 @@ pub struct Options {
     pub queue_size_max: u16,
     /// Number of queues, 1 to [`QUEUES_MAX`].
     pub num_queues: u16,
+    /// Whether the client may tell changes of its memory instead of all of it. A daemon that replaces
+    /// another one while the VM is stopped then does not hear of the rest from QEMU.
+    pub configure_mem_slots: bool,
 }
 
 /// Largest queue there can be, as in QEMU.
@@ -37,6 +40,7 @@ impl Options {
             logical_block_size: 512,
             queue_size_max: QUEUE_SIZE_MAX,
             num_queues: 1,
+            configure_mem_slots: false,
         }
     }
 

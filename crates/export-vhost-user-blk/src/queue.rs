@@ -26,6 +26,9 @@ use crate::ring::{Layout, Ring};
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
 
+/// Reported by a pipe or a socket whose other end is closed.
+const HANGUP: u32 = (libc::POLLHUP | libc::POLLERR).cast_unsigned() as u32;
+
 /// Ends the connection of the client, from any thread.
 pub(crate) type HangUp = Arc<dyn Fn() + Send + Sync>;
 
@@ -367,8 +370,12 @@ impl Queue {
                 let kicked = kicks.ready().await;
                 let Some(queue) = this.upgrade() else { return };
                 match kicked {
-                    Ok(_) => {
+                    Ok(events) => {
                         queue.process();
+                        if events & HANGUP != 0 {
+                            // Nobody is left who could kick.
+                            return;
+                        }
                     }
                     Err(error) => return queue.set_broken(&Broken::Kick(error)),
                 }

@@ -5,13 +5,16 @@
 
 use std::fmt;
 use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::sync::Arc;
 
 use block::Backend;
+use rustix::fs::FileType;
 
 use crate::config::{
-    self, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, WCE_OFFSET,
+    self, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, NEEDS_RESET,
+    WCE_OFFSET,
 };
 use crate::device::{Closed, DeviceHandle};
 use crate::inflight::Region;
@@ -21,6 +24,7 @@ use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{Answer, ConfigRange, Inflight, Message, VringAddr, VringState};
 use crate::queue::Setup;
 use crate::ring::Layout;
+use crate::trouble::Trouble;
 
 /// Regions that a client can have mapped at once, if it adds them one by one: what KVM has.
 const MEM_SLOTS_MAX: usize = 509;
@@ -86,6 +90,9 @@ pub(crate) struct Session {
     /// The driver's wish for a write cache, if it may have one.
     wce: bool,
     back_channel: Arc<BackChannel>,
+    trouble: Arc<Trouble>,
+    /// The device status that this client has set.
+    status: u8,
     /// The length of the disk that this client has read, in bytes.
     told_length: Option<u64>,
 }
@@ -129,6 +136,7 @@ impl Session {
         backend: Arc<Backend>,
         device: DeviceHandle,
         back_channel: Arc<BackChannel>,
+        trouble: Arc<Trouble>,
     ) -> Self {
         let queues = (0..options.num_queues).map(|_| Vring::default());
         Self {
@@ -143,6 +151,8 @@ impl Session {
             attached: false,
             begun: false,
             back_channel,
+            trouble,
+            status: 0,
             told_length: None,
         }
     }
@@ -163,6 +173,7 @@ impl Session {
         self.vrings.fill_with(Vring::default);
         self.begun = false;
         self.back_channel.clear();
+        self.status = 0;
         self.told_length = None;
         Ok(())
     }
@@ -248,15 +259,16 @@ impl Session {
 
     fn setup(&mut self, index: u16, kick: OwnedFd) -> Result<Setup> {
         let vring = &self.vrings[usize::from(index)];
+        let remedy = self.memory_remedy();
         let (Some(memory), Some(addresses)) = (&self.memory, vring.addresses) else {
             return Err(wrong(format!(
-                "SET_VRING_KICK for queue {index} before SET_MEM_TABLE or SET_VRING_ADDR"
+                "SET_VRING_KICK for queue {index} before SET_MEM_TABLE or SET_VRING_ADDR{remedy}"
             )));
         };
         let guest = |part: &str, address: u64| {
             memory.guest_address(address).ok_or_else(|| {
                 wrong(format!(
-                    "the {part} of queue {index} at {address:#x} is not in the memory table"
+                    "the {part} of queue {index} at {address:#x} is not in the memory table{remedy}"
                 ))
             })
         };
@@ -276,6 +288,17 @@ impl Session {
             region: self.region.clone(),
             kick,
         })
+    }
+
+    /// What to do about a ring that is in no memory.
+    fn memory_remedy(&self) -> &'static str {
+        match self.options.configure_mem_slots {
+            true => {
+                "; if the daemon was replaced while the VM was stopped, the VMM has told it only what \
+                 has changed since: end the VM and start it again, with configure-mem-slots=off"
+            }
+            false => "",
+        }
     }
 
     fn start(&mut self, index: u16, kick: OwnedFd) -> Result<()> {
@@ -319,9 +342,12 @@ impl Session {
             Message::SetVringKick(index, fd) => self.set_vring_kick(index, fd).map(done),
             Message::SetVringCall(index, fd) => self.set_vring_call(index, fd).map(done),
             Message::SetVringErr(index, fd) => self.set_vring_err(index, fd).map(done),
-            Message::GetProtocolFeatures => Ok(Answer::Number(config::PROTOCOL_FEATURES)),
+            Message::GetProtocolFeatures => {
+                Ok(Answer::Number(config::protocol_features(&self.options)))
+            }
             Message::SetProtocolFeatures(features) => {
-                offered("SET_PROTOCOL_FEATURES", features, config::PROTOCOL_FEATURES).map(done)
+                let possible = config::protocol_features(&self.options);
+                offered("SET_PROTOCOL_FEATURES", features, possible).map(done)
             }
             Message::GetQueueNum => Ok(Answer::Number(self.options.num_queues.into())),
             Message::SetVringEnable(index, enable) => {
@@ -335,6 +361,11 @@ impl Session {
             Message::GetMaxMemSlots => Ok(Answer::Number(MEM_SLOTS_MAX as u64)),
             Message::AddMemReg(spec, fd) => self.add_mem_reg(spec, fd).map(done),
             Message::RemMemReg(spec) => self.rem_mem_reg(&spec).map(done),
+            Message::SetStatus(status) => {
+                self.set_status(status);
+                Ok(Answer::Done)
+            }
+            Message::GetStatus => Ok(Answer::Number(self.status().into())),
         }
     }
 
@@ -345,7 +376,10 @@ impl Session {
         self.set_writeback()
     }
 
-    fn set_memory(&mut self, memory: Memory) -> Result<()> {
+    fn set_memory(&mut self, mut memory: Memory) -> Result<()> {
+        if let Some(former) = &self.memory {
+            memory = memory.replacing(former);
+        }
         let memory = Arc::new(memory);
         self.memory = Some(Arc::clone(&memory));
         self.device.call_all(move |device| {
@@ -459,6 +493,12 @@ impl Session {
                  are not supported"
             ))
         })?;
+        if !can_kick(&kick) {
+            return Err(wrong(format!(
+                "SET_VRING_KICK for queue {index} with a descriptor that is no eventfd, pipe or \
+                 socket"
+            )));
+        }
         match &mut self.vrings[usize::from(index)].running {
             Running::No => return self.start(index, kick),
             Running::Displaced(kept) => {
@@ -492,6 +532,22 @@ impl Session {
             queue.set_enabled(enable).await
         })?;
         Ok(())
+    }
+
+    /// The status is remembered, and that is all. Status 0 is not a reset here, although virtio calls
+    /// it one: QEMU sends it whenever it stops the device, so at every pause of the VM, and what is
+    /// held must survive that. What tells a reset is the inflight region: a device that was reset
+    /// comes back with a fresh one, a device that was stopped with the one it had.
+    fn set_status(&mut self, status: u8) {
+        // Not the driver's to set: it may hand back what it has read.
+        self.status = status & !NEEDS_RESET;
+    }
+
+    fn status(&self) -> u8 {
+        match self.trouble.has_broken_queue() {
+            true => self.status | NEEDS_RESET,
+            false => self.status,
+        }
     }
 
     fn length(&self) -> u64 {
@@ -570,6 +626,23 @@ fn offered(message: &str, features: u64, possible: u64) -> Result<()> {
         unknown => Err(wrong(format!(
             "{message} with {unknown:#x}, which is not offered"
         ))),
+    }
+}
+
+/// Whether a descriptor becomes ready by being written to, and only then. Files are ready always,
+/// whoever waits for one is never done.
+fn can_kick(kick: &OwnedFd) -> bool {
+    let Ok(stat) = rustix::fs::fstat(kick) else {
+        return false;
+    };
+    match FileType::from_raw_mode(stat.st_mode) {
+        FileType::Fifo | FileType::Socket => true,
+        FileType::Unknown => {
+            let link = format!("/proc/self/fd/{}", kick.as_raw_fd());
+            // Where there is no /proc to ask, anything without a file type may be one.
+            std::fs::read_link(link).map_or(true, |name| name == Path::new("anon_inode:[eventfd]"))
+        }
+        _ => false,
     }
 }
 

@@ -1,8 +1,10 @@
 //! What is wrong with an export, for whoever looks at it.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::protocol::back_channel::BackChannel;
 
 /// A guest can break a queue and start it anew as often as it likes; events of one queue are at
 /// least this far apart.
@@ -19,11 +21,22 @@ struct State {
 /// The latest trouble of the client and of each queue. Touched only when something goes wrong, or
 /// right again.
 #[derive(Debug, Default)]
-pub(crate) struct Trouble(Mutex<State>);
+pub(crate) struct Trouble {
+    state: Mutex<State>,
+    back_channel: Arc<BackChannel>,
+}
 
 impl Trouble {
+    /// A client that listens on `back_channel` hears of broken queues.
+    pub fn new(back_channel: Arc<BackChannel>) -> Self {
+        Self {
+            state: Mutex::default(),
+            back_channel,
+        }
+    }
+
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub fn set_client(&self, text: Option<String>) {
@@ -32,14 +45,25 @@ impl Trouble {
 
     /// A queue is broken. True if an event is to tell of it.
     pub fn set_queue(&self, queue: u16, text: String, now: Instant) -> bool {
-        let state = &mut *self.state();
-        state.queues.insert(queue, text);
-        let last = state.told.get(&queue);
-        let due = last.is_none_or(|&last| now.saturating_duration_since(last) >= EVENT_INTERVAL);
-        if due {
-            state.told.insert(queue, now);
-        }
+        let due = {
+            let state = &mut *self.state();
+            state.queues.insert(queue, text);
+            let last = state.told.get(&queue);
+            let due =
+                last.is_none_or(|&last| now.saturating_duration_since(last) >= EVENT_INTERVAL);
+            if due {
+                state.told.insert(queue, now);
+            }
+            due
+        };
+        // virtio 1.2, 2.1.2: a device that needs a reset says that its configuration has changed.
+        self.back_channel.config_changed();
         due
+    }
+
+    /// Whether only a reset, or another start of its rings, mends the device.
+    pub fn has_broken_queue(&self) -> bool {
+        !self.state().queues.is_empty()
     }
 
     pub fn clear_queue(&self, queue: u16) {

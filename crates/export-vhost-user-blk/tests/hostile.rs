@@ -9,9 +9,13 @@ use frontend::protocol::{STATUS_IOERR, STATUS_OK, message};
 use frontend::{Connection, Disk, FrontendError, RawChain, RawDescriptor, Request};
 use standfast_export_vhost_user_blk::Options;
 use std::io::Write;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
+
+/// Device status: what a driver sets in the end, and what the device adds.
+const DRIVER_OK: u8 = 0x0f;
+const NEEDS_RESET: u8 = 0x40;
 
 fn wait_trouble(daemon: &Daemon, expected: &str) {
     let trouble = || daemon.export.trouble();
@@ -143,8 +147,9 @@ fn messages_that_make_no_sense_end_the_connection() {
 fn a_kick_before_anything_else() {
     let daemon = Daemon::new();
     let mut rude = Connection::connect(&daemon.socket, SECONDS).unwrap();
-    let file = tempfile::tempfile().unwrap();
-    rude.set(message::SET_VRING_KICK, &[0; 8], &[file.as_fd()])
+    let flags = rustix::event::EventfdFlags::CLOEXEC;
+    let kick = rustix::event::eventfd(0, flags).unwrap();
+    rude.set(message::SET_VRING_KICK, &[0; 8], &[kick.as_fd()])
         .unwrap();
     wait_until("the end", || daemon.export.trouble().is_some());
     let trouble = daemon.export.trouble().unwrap();
@@ -179,6 +184,64 @@ fn memory_shorter_than_its_description() {
     );
     drop(disk);
     expect_service(&daemon);
+}
+
+/// Files are always ready: a queue that waits for one would never do anything else.
+#[test]
+fn kicks_that_are_always_ready() {
+    let daemon = Daemon::new();
+    let zero = std::fs::File::open("/dev/zero").unwrap();
+    let files = [
+        OwnedFd::from(tempfile::tempfile().unwrap()),
+        zero.into(),
+        rustix::fs::memfd_create("kick", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
+        rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap(),
+    ];
+    for file in files {
+        let mut disk = daemon.connect();
+        let refused = disk
+            .connection_mut()
+            .set(message::SET_VRING_KICK, &[0; 8], &[file.as_fd()]);
+        assert!(
+            matches!(refused, Err(FrontendError::Refused { .. })),
+            "{refused:?}"
+        );
+        wait_trouble(&daemon, "no eventfd, pipe or socket");
+        drop(disk);
+        expect_service(&daemon);
+    }
+}
+
+/// Both work, and neither is waited for once nobody can write to it any more.
+#[test]
+fn kicks_by_pipes_and_sockets() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (ours, theirs) = UnixStream::pair().unwrap();
+    for (kick, bell) in [
+        (OwnedFd::from(reader), OwnedFd::from(writer)),
+        (theirs.into(), ours.into()),
+    ] {
+        let daemon = Daemon::new();
+        let mut disk = daemon.connect();
+        disk.connection_mut()
+            .set(message::SET_VRING_KICK, &[0; 8], &[kick.as_fd()])
+            .unwrap();
+        drop(kick);
+        for sector in 0..3 {
+            // Long enough for the queue not to be polled any more.
+            std::thread::sleep(A_WHILE);
+            let token = post(&mut disk, sector * 8, 1);
+            rustix::io::write(&bell, &[1; 8]).unwrap();
+            expect(&mut disk, &[token]);
+        }
+        drop(bell);
+        std::thread::sleep(A_WHILE);
+        assert_eq!(daemon.export.trouble(), None);
+        disk.stop().unwrap();
+        disk.start().unwrap();
+        assert_eq!(write(&mut disk, 0, 2, 512), STATUS_OK);
+        expect_clean(&disk);
+    }
 }
 
 fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> RawDescriptor {
@@ -292,14 +355,26 @@ fn a_broken_queue_breaks_no_other() {
         ..frontend::Options::default()
     };
     let mut disk = daemon.connect_with(two);
+    assert_eq!(disk.status().unwrap(), DRIVER_OK);
     make_available(&mut disk, 999);
     disk.kick_always(0).unwrap();
     wait_trouble(&daemon, "queue 0 is broken");
+    wait_until("the change of configuration", || {
+        disk.take_config_changes().unwrap() == 1
+    });
+    assert_eq!(disk.status().unwrap(), DRIVER_OK | NEEDS_RESET);
+    // The driver cannot make it so, nor undo it.
+    disk.set_status(DRIVER_OK).unwrap();
+    assert_eq!(disk.status().unwrap(), DRIVER_OK | NEEDS_RESET);
     let request = Request::Write {
         sector: 0,
         data: &[5; 512],
     };
     assert!(disk.execute(1, request, SECONDS).unwrap().is_ok());
+    disk.reset().unwrap();
+    disk.set_status(DRIVER_OK | NEEDS_RESET).unwrap();
+    assert_eq!(disk.status().unwrap(), DRIVER_OK);
+    assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
     expect_clean(&disk);
 }
 

@@ -9,6 +9,7 @@ use common::*;
 use frontend::protocol::{FLAG_NEED_REPLY, STATUS_IOERR, STATUS_OK, message, protocol_feature};
 use frontend::{Connection, Disk, FrontendError, RawChain, RawDescriptor, Request, Token};
 use rustix::fs::MemfdFlags;
+use standfast_export_vhost_user_blk::Options;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
@@ -16,9 +17,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::atomic::Ordering;
 
 const GET_MAX_MEM_SLOTS: u32 = 36;
-const ADD_MEM_REG: u32 = 37;
-const REM_MEM_REG: u32 = 38;
-const SET_STATUS: u32 = 39;
+const RESET_DEVICE: u32 = 34;
 
 const ENOSPC: i32 = 28;
 
@@ -33,8 +32,12 @@ fn what_is_offered() {
     let mut client = Connection::connect(&daemon.socket, SECONDS).unwrap();
     let offered = client.get_u64(message::GET_PROTOCOL_FEATURES).unwrap();
     let bits: Vec<_> = (0..64).filter(|bit| offered >> bit & 1 == 1).collect();
-    assert_eq!(bits, [0, 3, 5, 9, 12, 20]);
+    assert_eq!(bits, [0, 3, 5, 9, 12, 16, 20]);
     assert_eq!(client.get_u64(GET_MAX_MEM_SLOTS).unwrap(), 509);
+    let slots = with_slots();
+    let mut other = Connection::connect(&slots.socket, SECONDS).unwrap();
+    let also = other.get_u64(message::GET_PROTOCOL_FEATURES).unwrap();
+    assert_eq!(also, offered | protocol_feature::CONFIGURE_MEM_SLOTS);
     let features = client.get_u64(message::GET_FEATURES).unwrap();
     assert_eq!(
         features >> 26 & 1,
@@ -106,7 +109,7 @@ fn what_is_not_offered_is_refused_to_those_who_ask() {
     let daemon = Daemon::new();
     let mut client = Connection::connect(&daemon.socket, SECONDS).unwrap();
     client.set_reply_ack(true);
-    for code in [6, 7, 19, 22, 33, 34, 35, SET_STATUS, 45, 99] {
+    for code in [6, 7, 19, 22, 33, RESET_DEVICE, 35, 45, 99] {
         let refused = client.set(code, &[0; 8], &[]);
         assert!(
             matches!(refused, Err(FrontendError::Refused { code: 1, .. })),
@@ -116,10 +119,10 @@ fn what_is_not_offered_is_refused_to_those_who_ask() {
     client.get_u64(message::GET_FEATURES).unwrap();
     assert_eq!(daemon.export.trouble(), None);
     // Who does not ask would never learn of it.
-    client.send(SET_STATUS, 0, &[0; 8], &[]).unwrap();
+    client.send(RESET_DEVICE, 0, &[], &[]).unwrap();
     wait_until("the end", || daemon.export.trouble().is_some());
     let trouble = daemon.export.trouble().unwrap();
-    assert!(trouble.contains("SET_STATUS is not offered"), "{trouble}");
+    assert!(trouble.contains("RESET_DEVICE is not offered"), "{trouble}");
 }
 
 /// A message that makes no sense is refused before the connection ends.
@@ -144,6 +147,50 @@ fn a_refusal_comes_before_the_end() {
         matches!(answer, Err(FrontendError::Closed { .. })),
         "{answer:?}"
     );
+}
+
+/// QEMU sets status 0 whenever it stops the device: nothing that is held may go by it.
+#[test]
+fn the_status_is_remembered_and_resets_nothing() {
+    let daemon = Daemon::new();
+    let mut disk = daemon.connect();
+    // What this client sets when it starts its rings.
+    assert_eq!(disk.status().unwrap(), 0x0f);
+    daemon.fail_writes(ENOSPC);
+    let held = post(&mut disk, 0, 1);
+    daemon.wait_held(1);
+    assert_eq!(disk.stop().unwrap(), [1]);
+    assert_eq!((disk.status().unwrap(), daemon.held()), (0, 1));
+    disk.start().unwrap();
+    assert_eq!((disk.status().unwrap(), daemon.held()), (0x0f, 1));
+    daemon.fail_writes(0);
+    daemon.cont();
+    expect(&mut disk, &[held]);
+    assert_eq!(disk.take_config_changes().unwrap(), 0);
+    expect_clean(&disk);
+    // Another client has a status of its own.
+    drop(disk);
+    let mut client = Connection::connect(&daemon.socket, SECONDS).unwrap();
+    assert_eq!(client.get_u64(message::GET_STATUS).unwrap(), 0);
+}
+
+fn with_slots() -> Daemon {
+    Daemon::with(Options {
+        configure_mem_slots: true,
+        ..writable()
+    })
+}
+
+/// A client that tells each of its regions once.
+fn connect_slots(daemon: &Daemon, memory_regions: u16) -> Disk {
+    let disk = daemon.connect_with(frontend::Options {
+        memory_regions,
+        mem_slots: true,
+        ..frontend::Options::default()
+    });
+    let slots = protocol_feature::CONFIGURE_MEM_SLOTS;
+    assert_eq!(disk.protocol_features() & slots, slots);
+    disk
 }
 
 /// Guest memory of a test's own, added and removed by hand.
@@ -180,11 +227,12 @@ impl Slot {
     fn add(&self, disk: &mut Disk) -> Result<(), FrontendError> {
         let fds = [self.file.as_fd()];
         disk.connection_mut()
-            .set(ADD_MEM_REG, &self.payload(), &fds)
+            .set(message::ADD_MEM_REG, &self.payload(), &fds)
     }
 
     fn remove(&self, disk: &mut Disk) -> Result<(), FrontendError> {
-        disk.connection_mut().set(REM_MEM_REG, &self.payload(), &[])
+        disk.connection_mut()
+            .set(message::REM_MEM_REG, &self.payload(), &[])
     }
 }
 
@@ -245,8 +293,8 @@ fn hold_two<R>(daemon: &Daemon, post: impl FnOnce() -> R) -> R {
 
 #[test]
 fn memory_comes_and_goes_while_requests_are_held() {
-    let daemon = Daemon::new();
-    let mut disk = daemon.connect();
+    let daemon = with_slots();
+    let mut disk = connect_slots(&daemon, 2);
     let slot = Slot::new(SLOT, 1 << 20);
     slot.file.write_at(&[7; 4096], 8192).unwrap();
     slot.add(&mut disk).unwrap();
@@ -271,8 +319,8 @@ fn memory_comes_and_goes_while_requests_are_held() {
 /// The client has taken away what its own request needs: that is the request's end, and only that.
 #[test]
 fn memory_that_a_held_request_needs_is_removed() {
-    let daemon = Daemon::new();
-    let mut disk = daemon.connect();
+    let daemon = with_slots();
+    let mut disk = connect_slots(&daemon, 2);
     let slot = Slot::new(SLOT, 1 << 20);
     slot.add(&mut disk).unwrap();
     let (lost, kept) = hold_two(&daemon, || {
@@ -296,8 +344,8 @@ fn memory_that_a_held_request_needs_is_removed() {
 /// What has been submitted keeps its memory, whatever the table says.
 #[test]
 fn memory_that_a_request_in_flight_uses_is_removed() {
-    let daemon = Daemon::new();
-    let mut disk = daemon.connect();
+    let daemon = with_slots();
+    let mut disk = connect_slots(&daemon, 2);
     let slot = Slot::new(SLOT, 1 << 20);
     slot.file.write_at(&[3; 4096], 0).unwrap();
     slot.add(&mut disk).unwrap();
@@ -327,14 +375,14 @@ fn the_memory_of_a_ring_is_replaced_while_requests_are_held() {
         let held = hold_two(&daemon, || [post(&mut disk, 8, 2), post(&mut disk, 16, 3)]);
         let (region, fd) = Slot::of(&disk, 0);
         disk.connection_mut()
-            .set(REM_MEM_REG, &region, &[])
+            .set(message::REM_MEM_REG, &region, &[])
             .unwrap();
         // Nobody looks at the ring now.
         let later = post(&mut disk, 24, 4);
         expect_nothing(&mut disk);
         daemon.fail_writes(0);
         disk.connection_mut()
-            .set(ADD_MEM_REG, &region, &[fd.as_fd()])
+            .set(message::ADD_MEM_REG, &region, &[fd.as_fd()])
             .unwrap();
         daemon.cont();
         expect(&mut disk, &[held[0], held[1], later]);
@@ -347,26 +395,26 @@ fn the_memory_of_a_ring_is_replaced_while_requests_are_held() {
 /// A client that stops its rings, or leaves, while their memory is gone.
 #[test]
 fn rings_without_memory_can_be_stopped() {
-    let daemon = Daemon::new();
-    let mut disk = daemon.connect_with(frontend::Options {
-        memory_regions: 1,
-        ..frontend::Options::default()
-    });
+    let daemon = with_slots();
+    let mut disk = connect_slots(&daemon, 1);
     assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
     daemon.fail_writes(ENOSPC);
     let held = post(&mut disk, 8, 2);
     daemon.wait_held(1);
-    let (region, _fd) = Slot::of(&disk, 0);
+    let (region, fd) = Slot::of(&disk, 0);
     disk.connection_mut()
-        .set(REM_MEM_REG, &region, &[])
+        .set(message::REM_MEM_REG, &region, &[])
         .unwrap();
     assert_eq!(disk.stop().unwrap(), [2]);
     daemon.fail_writes(0);
     daemon.cont();
+    disk.connection_mut()
+        .set(message::ADD_MEM_REG, &region, &[fd.as_fd()])
+        .unwrap();
     disk.start().unwrap();
     expect(&mut disk, &[held]);
     disk.connection_mut()
-        .set(REM_MEM_REG, &region, &[])
+        .set(message::REM_MEM_REG, &region, &[])
         .unwrap();
     let state = disk.disconnect();
     daemon.wait_disconnected();
@@ -375,10 +423,41 @@ fn rings_without_memory_can_be_stopped() {
     expect_clean(&disk);
 }
 
+/// What QEMU does after the daemon was replaced while the VM was stopped: it starts the rings and
+/// takes for granted that their memory is known.
+#[test]
+fn rings_in_memory_that_nobody_has_told() {
+    for remove in [0, 1] {
+        let daemon = with_slots();
+        let mut disk = connect_slots(&daemon, 2);
+        disk.stop().unwrap();
+        let (region, _fd) = Slot::of(&disk, remove);
+        disk.connection_mut()
+            .set(message::REM_MEM_REG, &region, &[])
+            .unwrap();
+        let started = disk.start();
+        let in_use = remove == 0;
+        assert_eq!(
+            matches!(started, Err(FrontendError::Refused { .. })),
+            in_use,
+            "{started:?}"
+        );
+        if in_use {
+            wait_until("the end", || daemon.export.trouble().is_some());
+            let trouble = daemon.export.trouble().unwrap();
+            assert!(trouble.contains("is not in the memory table; if the daemon was replaced"));
+            assert!(trouble.ends_with("start it again, with configure-mem-slots=off"));
+        }
+        drop(disk);
+        let mut disk = connect_slots(&daemon, 2);
+        assert_eq!(write(&mut disk, 0, 6, 512), STATUS_OK);
+    }
+}
+
 #[test]
 fn slots_end_at_the_number_that_was_told() {
-    let daemon = Daemon::new();
-    let mut disk = daemon.connect();
+    let daemon = with_slots();
+    let mut disk = connect_slots(&daemon, 2);
     let slot = |index: u64| Slot::new(SLOT + (index << 20), 4096);
     let slots: Vec<_> = (2..509).map(slot).collect();
     for slot in &slots {
@@ -402,15 +481,19 @@ fn slots_end_at_the_number_that_was_told() {
 #[test]
 fn regions_that_cannot_be_added_or_removed() {
     let cases: [(u32, Slot, &str); 3] = [
-        (ADD_MEM_REG, Slot::new(0x10_0000, 4096), "overlap"),
-        (ADD_MEM_REG, Slot::new(u64::MAX - 10, 4096), "wraps around"),
-        (REM_MEM_REG, Slot::new(SLOT, 4096), "there is none"),
+        (message::ADD_MEM_REG, Slot::new(0x10_0000, 4096), "overlap"),
+        (
+            message::ADD_MEM_REG,
+            Slot::new(u64::MAX - 10, 4096),
+            "wraps around",
+        ),
+        (message::REM_MEM_REG, Slot::new(SLOT, 4096), "there is none"),
     ];
     for (code, slot, expected) in cases {
         let daemon = Daemon::new();
         let mut disk = daemon.connect();
         let refused = match code {
-            ADD_MEM_REG => slot.add(&mut disk),
+            message::ADD_MEM_REG => slot.add(&mut disk),
             _ => slot.remove(&mut disk),
         };
         assert!(

@@ -7,9 +7,10 @@ mod common;
 
 use block::{Event, EventKind, HoldScope, Observer};
 use common::*;
-use frontend::protocol::STATUS_OK;
-use frontend::{Disk, Request};
+use frontend::protocol::{STATUS_OK, message};
+use frontend::{Disk, RawChain, RawDescriptor, Request};
 use standfast_export_vhost_user_blk::Options;
+use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 #[derive(Default)]
@@ -115,6 +116,57 @@ fn in_flight() {
         drop(disk);
         daemon.close();
     }
+}
+
+/// The table was replaced while the request was in flight, and only what it replaced is lost.
+#[test]
+fn in_flight_in_a_former_table() {
+    let daemon = daemon(1);
+    let log = observe(&daemon);
+    let mut disk = daemon.connect_with(frontend::Options {
+        memory_regions: 1,
+        ..frontend::Options::default()
+    });
+    let lost = rustix::fs::memfd_create("lost", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+    rustix::fs::ftruncate(&lost, 4096).unwrap();
+    let slot = [0, 0x40_0000_0000, 4096, 0x40_0000_0000, 0];
+    let slot = slot.map(u64::to_ne_bytes).concat();
+    let connection = disk.connection_mut();
+    connection
+        .set(message::ADD_MEM_REG, &slot, &[lost.as_fd()])
+        .unwrap();
+    daemon.stall(true);
+    let block = disk.memory_mut().allocate(64).unwrap();
+    let (header, status) = (block.address(), block.address() + 32);
+    disk.memory().write(header, &[0; 16]).unwrap();
+    disk.memory().write(header, &1_u32.to_le_bytes()).unwrap();
+    let descriptor = |address, len, flags, next| RawDescriptor {
+        address,
+        len,
+        flags,
+        next,
+    };
+    let chain = RawChain {
+        descriptors: vec![
+            descriptor(header, 16, 1, 1),
+            descriptor(0x40_0000_0000, 4096, 1, 2),
+            descriptor(status, 1, 2, 0),
+        ],
+        status: Some(status),
+    };
+    disk.submit(0, Request::Raw(&chain)).unwrap();
+    disk.kick(0).unwrap();
+    wait_until("the write", || {
+        !daemon.faults.order.lock().unwrap().is_empty()
+    });
+    disk.connection_mut()
+        .set(message::REM_MEM_REG, &slot, &[])
+        .unwrap();
+    rustix::fs::ftruncate(&lost, 0).unwrap();
+    daemon.stall(false);
+    expect_given_up(&daemon, &log);
+    drop(disk);
+    daemon.close();
 }
 
 #[test]

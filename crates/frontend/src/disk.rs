@@ -8,11 +8,11 @@ use crate::error::{FrontendError, SubmitError, Violation};
 use crate::inflight::InflightRegion;
 use crate::memory::GuestMemory;
 use crate::options::Options;
-use crate::protocol::{BlkConfig, feature, message, protocol_feature};
+use crate::protocol::{BlkConfig, device_status, feature, message, protocol_feature};
 use crate::queue::{Dropped, Queue};
 use crate::request::{Completion, Request, Shape, Token};
 use crate::ring::Ring;
-use crate::session::{Session, get_config, vring_state};
+use crate::session::{Session, add_status, get_config, get_status, set_status, vring_state};
 
 /// Offset of `wce` in the configuration space.
 const CONFIG_WCE_OFFSET: u32 = 32;
@@ -38,6 +38,8 @@ pub struct Disk {
     pub(crate) connection: Connection,
     channel: Option<BackendChannel>,
     running: bool,
+    /// Whether this connection knows the memory regions, under CONFIGURE_MEM_SLOTS.
+    slots_told: bool,
     pub(crate) state: DiskState,
 }
 
@@ -57,6 +59,7 @@ impl Disk {
             connection: session.connection,
             channel: session.channel,
             running: false,
+            slots_told: false,
             state: DiskState {
                 options,
                 memory,
@@ -97,6 +100,7 @@ impl Disk {
             connection,
             channel,
             running: false,
+            slots_told: false,
             state,
         };
         disk.state.config = session.config;
@@ -126,14 +130,26 @@ impl Disk {
     pub fn start(&mut self) -> Result<(), FrontendError> {
         self.check_state("start", false)?;
         let Self {
-            connection, state, ..
+            connection,
+            state,
+            slots_told,
+            ..
         } = self;
         for queue in &mut state.queues {
             queue.check_stopped(&state.memory, &mut state.violations);
         }
         connection.set(message::SET_FEATURES, &state.features.to_ne_bytes(), &[])?;
+        let status = state.protocol & protocol_feature::STATUS != 0;
+        if status {
+            add_status(connection, device_status::FEATURES_OK)?;
+        }
         state.hand_over_inflight(connection)?;
-        state.set_mem_table(connection)?;
+        if state.protocol & protocol_feature::CONFIGURE_MEM_SLOTS == 0 {
+            state.set_mem_table(connection)?;
+        } else if !*slots_told {
+            state.add_mem_regions(connection)?;
+            *slots_told = true;
+        }
         for queue in &state.queues {
             let index = queue.index;
             let size = u32::from(queue.ring.size());
@@ -156,6 +172,11 @@ impl Disk {
         for index in 0..self.state.options.queues {
             self.set_enabled(index, true)?;
         }
+        if status {
+            let ready =
+                device_status::ACKNOWLEDGE | device_status::DRIVER | device_status::DRIVER_OK;
+            add_status(&mut self.connection, ready)?;
+        }
         if self.state.options.kick_on_start {
             let queues = &self.state.queues;
             queues
@@ -173,6 +194,9 @@ impl Disk {
     /// [`FrontendError::State`] if it is not running; errors of the connection.
     pub fn stop(&mut self) -> Result<Vec<u16>, FrontendError> {
         self.check_state("stop", true)?;
+        if self.state.protocol & protocol_feature::STATUS != 0 {
+            self.set_status(0)?;
+        }
         for index in 0..self.state.options.queues {
             self.set_enabled(index, false)?;
         }
@@ -209,6 +233,22 @@ impl Disk {
         }
         self.running = false;
         Ok(bases)
+    }
+
+    /// The device status, [`device_status`] masks, as the device knows it.
+    ///
+    /// # Errors
+    /// Errors of the connection.
+    pub fn status(&mut self) -> Result<u8, FrontendError> {
+        get_status(&mut self.connection)
+    }
+
+    /// Sets the device status.
+    ///
+    /// # Errors
+    /// Errors of the connection.
+    pub fn set_status(&mut self, status: u8) -> Result<(), FrontendError> {
+        set_status(&mut self.connection, status)
     }
 
     /// Resets the device as QEMU does: stop, forget the inflight region, rings zeroed, start afresh.
@@ -545,6 +585,22 @@ impl DiskState {
         };
         let region = self.inflight.insert(region);
         connection.set(message::SET_INFLIGHT_FD, &region.payload(), &[region.fd()])
+    }
+
+    fn add_mem_regions(&self, connection: &mut Connection) -> Result<(), FrontendError> {
+        for region in self.memory.regions() {
+            let mapping = region.mapping();
+            let words = [
+                0,
+                region.guest_address(),
+                region.len(),
+                mapping.address(),
+                0,
+            ];
+            let payload = words.map(u64::to_ne_bytes).concat();
+            connection.set(message::ADD_MEM_REG, &payload, &[mapping.fd()])?;
+        }
+        Ok(())
     }
 
     fn set_mem_table(&self, connection: &mut Connection) -> Result<(), FrontendError> {

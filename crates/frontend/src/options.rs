@@ -20,6 +20,11 @@ pub struct Options {
     pub reply_ack: bool,
     /// Negotiate BACKEND_REQ, to hear of configuration changes.
     pub backend_channel: bool,
+    /// Negotiate STATUS, and set the device status as QEMU does: 0 before every stop.
+    pub device_status: bool,
+    /// Negotiate CONFIGURE_MEM_SLOTS, and tell the back end of each region once per connection
+    /// instead of all of them at every start.
+    pub mem_slots: bool,
     /// Guest memory, rings included.
     pub memory_bytes: u64,
     /// Number of regions the guest memory is divided into, 1 to 8.
@@ -49,6 +54,8 @@ impl Default for Options {
             inflight: true,
             reply_ack: true,
             backend_channel: true,
+            device_status: true,
+            mem_slots: false,
             memory_bytes: 64 << 20,
             memory_regions: 2,
             segments: 1,

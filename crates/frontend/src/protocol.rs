@@ -44,6 +44,14 @@ pub mod message {
     pub const GET_INFLIGHT_FD: u32 = 31;
     /// Hands the inflight region back.
     pub const SET_INFLIGHT_FD: u32 = 32;
+    /// Adds a memory region.
+    pub const ADD_MEM_REG: u32 = 37;
+    /// Removes a memory region.
+    pub const REM_MEM_REG: u32 = 38;
+    /// Sets the device status.
+    pub const SET_STATUS: u32 = 39;
+    /// Reads the device status.
+    pub const GET_STATUS: u32 = 40;
 
     /// Request code, from the back end: the configuration space changed.
     pub const BACKEND_CONFIG_CHANGE: u32 = 2;
@@ -72,6 +80,10 @@ pub mod message {
             SET_CONFIG => "SET_CONFIG",
             GET_INFLIGHT_FD => "GET_INFLIGHT_FD",
             SET_INFLIGHT_FD => "SET_INFLIGHT_FD",
+            ADD_MEM_REG => "ADD_MEM_REG",
+            REM_MEM_REG => "REM_MEM_REG",
+            SET_STATUS => "SET_STATUS",
+            GET_STATUS => "GET_STATUS",
             _ => "an unknown message",
         }
     }
@@ -100,6 +112,24 @@ pub mod protocol_feature {
     pub const CONFIG: u64 = 1 << 9;
     /// Inflight region.
     pub const INFLIGHT_SHMFD: u64 = 1 << 12;
+    /// ADD_MEM_REG and REM_MEM_REG.
+    pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
+    /// SET_STATUS and GET_STATUS.
+    pub const STATUS: u64 = 1 << 16;
+}
+
+/// Device status bits.
+pub mod device_status {
+    /// The driver has found the device.
+    pub const ACKNOWLEDGE: u8 = 0x01;
+    /// It knows how to drive it.
+    pub const DRIVER: u8 = 0x02;
+    /// It is ready.
+    pub const DRIVER_OK: u8 = 0x04;
+    /// The features are agreed upon.
+    pub const FEATURES_OK: u8 = 0x08;
+    /// The device cannot go on.
+    pub const NEEDS_RESET: u8 = 0x40;
 }
 
 /// Virtio feature bits, as masks.

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::connection::{BackendChannel, Connection};
 use crate::error::FrontendError;
 use crate::options::Options;
-use crate::protocol::{BlkConfig, CONFIG_BYTES, feature, message, protocol_feature};
+use crate::protocol::{BlkConfig, CONFIG_BYTES, device_status, feature, message, protocol_feature};
 
 /// Virtio features the front end takes if they are offered and not masked.
 const FEATURES: u64 = feature::SIZE_MAX
@@ -85,6 +85,16 @@ impl Session {
         } else {
             0
         };
+        protocol |= if options.device_status {
+            protocol_feature::STATUS
+        } else {
+            0
+        };
+        protocol |= if options.mem_slots {
+            protocol_feature::CONFIGURE_MEM_SLOTS
+        } else {
+            0
+        };
         protocol &= protocol_offered;
 
         let (features, protocol) = match in_use {
@@ -153,6 +163,34 @@ pub(crate) fn get_config(connection: &mut Connection) -> Result<BlkConfig, Front
                 question.len()
             ),
         }),
+    }
+}
+
+pub(crate) fn get_status(connection: &mut Connection) -> Result<u8, FrontendError> {
+    let status = connection.get_u64(message::GET_STATUS)?;
+    u8::try_from(status).map_err(|_| FrontendError::Malformed {
+        during: message::name(message::GET_STATUS),
+        detail: format!("status {status:#x}"),
+    })
+}
+
+pub(crate) fn set_status(connection: &mut Connection, status: u8) -> Result<(), FrontendError> {
+    let payload = u64::from(status).to_ne_bytes();
+    connection.set(message::SET_STATUS, &payload, &[])
+}
+
+/// Adds bits to what the device has, and looks whether they are there: QEMU's way.
+pub(crate) fn add_status(connection: &mut Connection, bits: u8) -> Result<(), FrontendError> {
+    let former = get_status(connection)?;
+    set_status(connection, former | bits)?;
+    let now = get_status(connection)?;
+    if now & !device_status::NEEDS_RESET == (former | bits) & !device_status::NEEDS_RESET {
+        Ok(())
+    } else {
+        Err(FrontendError::Malformed {
+            during: message::name(message::GET_STATUS),
+            detail: format!("status {now:#x} after {former:#x} and {bits:#x}"),
+        })
     }
 }
 

@@ -359,3 +359,23 @@ fn help_and_version() {
         format!("standfast {version}\n")
     );
 }
+
+/// The control plane has no error for that, so the daemon asks before it makes it.
+#[test]
+fn too_few_file_descriptors() {
+    for limit in [6, 20] {
+        let script =
+            format!("ulimit -n {limit} && exec \"$0\" --blockdev driver=null-co,node-name=n");
+        let output = std::process::Command::new("sh")
+            .args(["-c", &script, env!("CARGO_BIN_EXE_standfastd")])
+            .output()
+            .unwrap();
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(1), "{limit}: {said}");
+        assert!(
+            said.contains("Too many open files; raise the limit"),
+            "{limit}: {said}"
+        );
+        assert_eq!(said.lines().count(), 1, "{limit}: {said}");
+    }
+}

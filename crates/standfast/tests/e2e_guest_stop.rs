@@ -128,7 +128,8 @@ fn a_guest_is_stopped_while_much_is_held() -> Result<()> {
             .export(
                 &id,
                 &node,
-                json!({ "werror": "stop", "rerror": "stop", "hold-scope": scope }),
+                json!({ "werror": "stop", "rerror": "stop", "hold-scope": scope,
+                    "configure-mem-slots": scope == "request" }),
             );
         disks.push((id, raw));
     }

@@ -56,6 +56,8 @@ mod code {
     pub const GET_MAX_MEM_SLOTS: u32 = 36;
     pub const ADD_MEM_REG: u32 = 37;
     pub const REM_MEM_REG: u32 = 38;
+    pub const SET_STATUS: u32 = 39;
+    pub const GET_STATUS: u32 = 40;
 }
 
 /// Request code of the back end: the configuration space has changed.
@@ -203,6 +205,7 @@ impl Header {
                 | code::GET_CONFIG
                 | code::GET_INFLIGHT_FD
                 | code::GET_MAX_MEM_SLOTS
+                | code::GET_STATUS
         )
     }
 }
@@ -277,6 +280,8 @@ pub enum Message<F> {
     GetMaxMemSlots,
     AddMemReg(RegionSpec, F),
     RemMemReg(RegionSpec),
+    SetStatus(u8),
+    GetStatus,
 }
 
 /// Descriptors of a message, in their order.
@@ -356,6 +361,12 @@ impl<F> Body<'_, F> {
                 drop(self.fds.next());
                 Message::RemMemReg(region)
             }
+            code::SET_STATUS => {
+                let status = self.u64()?;
+                let byte = u8::try_from(status).map_err(|_| self.value("status", status))?;
+                Message::SetStatus(byte)
+            }
+            code::GET_STATUS => Message::GetStatus,
             _ => return Err(MessageError::NotOffered { code: self.code }),
         })
     }

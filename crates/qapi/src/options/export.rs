@@ -178,6 +178,10 @@ pub struct VhostUserBlkOptions {
     /// export, cut to that length.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
+    /// Whether to offer CONFIGURE_MEM_SLOTS, with which a client tells changes of its memory instead
+    /// of all of it. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub configure_mem_slots: Option<bool>,
 }
 
 flat_union! {

@@ -93,6 +93,7 @@ fn vhost_user_blk_options(
         logical_block_size: u32::try_from(size).map_err(too_large)?,
         num_queues: options.num_queues(),
         queue_size_max: options.queue_size(),
+        configure_mem_slots: options.configure_mem_slots.unwrap_or(false),
         ..vhost_user_blk::Options::new(&base.id)
     };
     made.check().map_err(ExportError::from)?;

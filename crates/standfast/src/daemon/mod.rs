@@ -32,6 +32,7 @@ use qapi::options::{
     BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,
 };
 use qapi::types::{VersionInfo, VersionTriple};
+use rustix::event::EventfdFlags;
 
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
@@ -47,6 +48,9 @@ const QEMU_VERSION: VersionTriple = VersionTriple {
     minor: 2,
     micro: 0,
 };
+
+/// File descriptors that a daemon without any disk may come to need.
+const DESCRIPTORS_MIN: u32 = 32;
 
 /// Runs the daemon; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -64,6 +68,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return fail(&text);
     }
     shutdown::ignore_write_signals();
+    if let Err(text) = check_descriptors() {
+        return fail(&text);
+    }
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build();
@@ -75,6 +82,20 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A read from standard input cannot be taken back.
     runtime.shutdown_background();
     code
+}
+
+/// The control plane cannot be made without descriptors, and has no error for that.
+fn check_descriptors() -> Result<(), String> {
+    let probe = |_| rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
+    let probes: rustix::io::Result<Vec<_>> = (0..DESCRIPTORS_MIN).map(probe).collect();
+    let text = |errno: rustix::io::Errno| {
+        format!(
+            "cannot open {DESCRIPTORS_MIN} file descriptors: {}; raise the limit (ulimit -n, \
+             LimitNOFILE=)",
+            strerror(&errno.into())
+        )
+    };
+    probes.map(drop).map_err(text)
 }
 
 /// The text of a system error, as strerror(3) gives it.

@@ -112,6 +112,8 @@ fn messages() -> Vec<(u32, Vec<u8>, usize, Message<u32>)> {
         (36, vec![], 0, Message::GetMaxMemSlots),
         (37, padded.clone(), 1, Message::AddMemReg(region(10), 0)),
         (38, padded, 0, Message::RemMemReg(region(10))),
+        (39, longs(&[0xff]), 0, Message::SetStatus(0xff)),
+        (40, vec![], 0, Message::GetStatus),
     ]
 }
 
@@ -295,7 +297,7 @@ fn refusals() {
         let parsed = |flags| Header::parse(header(code, flags, 0)).unwrap();
         assert_eq!(refusal(parsed(1)), None);
         let expected = [words(&[code, 5, 8]), longs(&[1])].concat();
-        let asks = [1, 11, 15, 17, 24, 31, 36].contains(&code);
+        let asks = [1, 11, 15, 17, 24, 31, 36, 40].contains(&code);
         assert_eq!(refusal(parsed(9)), (!asks).then_some(expected), "{code}");
     }
 }
