@@ -1,8 +1,12 @@
 //! Links to VMMs: the VM is paused while its storage fails, and resumed afterwards.
 //!
 //! [`Link`] is one link. [`machine`] decides what it does next and is pure; the rest speaks to the
-//! VMM: to QEMU by QMP ([`qmp`]).
+//! VMM: to QEMU by QMP ([`qmp`]), to Cloud Hypervisor and Firecracker by HTTP, to others by commands.
 
+mod cloud_hypervisor;
+mod command;
+mod firecracker;
+mod http;
 pub mod machine;
 mod qemu;
 pub mod qmp;
@@ -87,9 +91,6 @@ pub enum StartError {
         /// Its length in bytes.
         length: usize,
     },
-    /// A kind of VMM that this version has no link to.
-    #[error("Object '{0}': this version has no '{1}'")]
-    Unsupported(String, &'static str),
     /// It was called outside a tokio runtime.
     #[error("Object '{0}': links need a tokio runtime")]
     NoRuntime(String),

@@ -68,8 +68,7 @@ impl Link {
         config.check()?;
         let runtime =
             Handle::try_current().map_err(|_| StartError::NoRuntime(config.id.clone()))?;
-        let vmm = Vmm::new(&config.peer)
-            .ok_or_else(|| StartError::Unsupported(config.id.clone(), config.peer.type_name()))?;
+        let vmm = Vmm::new(&config.peer);
         let saved = control.read(RunControl::vm_pause);
         let shared = Arc::new(Shared {
             machine: Mutex::new(Machine::new(vmm.traits(), saved, inherited)),

@@ -3,9 +3,13 @@
 use std::time::Duration;
 
 use tokio::sync::mpsc;
+use tokio::time::timeout;
 
 use crate::Peer;
-use crate::machine::{Action, Traits};
+use crate::cloud_hypervisor::CloudHypervisor;
+use crate::command::Commands;
+use crate::firecracker::Firecracker;
+use crate::machine::{Action, Answer, Failure, Traits};
 use crate::qemu::Qemu;
 use crate::task::Report;
 
@@ -15,21 +19,51 @@ pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(5);
 /// A VMM.
 #[derive(Debug)]
 pub(crate) enum Vmm {
+    /// It tells by itself what becomes of the VM.
     Qemu(Qemu),
+    /// It only answers.
+    Mute(Mute),
+}
+
+/// VMMs that only answer.
+#[derive(Debug)]
+pub(crate) enum Mute {
+    CloudHypervisor(CloudHypervisor),
+    Firecracker(Firecracker),
+    Command(Commands),
 }
 
 impl Vmm {
-    /// None: links to VMMs of this kind cannot be made yet.
-    pub(crate) fn new(peer: &Peer) -> Option<Self> {
-        match peer {
-            Peer::Qemu { path } => Some(Self::Qemu(Qemu::new(path.clone()))),
-            Peer::CloudHypervisor { .. } | Peer::Firecracker { .. } | Peer::Command { .. } => None,
-        }
+    pub(crate) fn new(peer: &Peer) -> Self {
+        Self::Mute(match peer {
+            Peer::Qemu { path } => return Self::Qemu(Qemu::new(path.clone())),
+            Peer::CloudHypervisor { path } => {
+                Mute::CloudHypervisor(CloudHypervisor::new(path.clone()))
+            }
+            Peer::Firecracker { path } => Mute::Firecracker(Firecracker::new(path.clone())),
+            Peer::Command {
+                pause,
+                resume,
+                state,
+            } => Mute::Command(Commands {
+                pause: pause.clone(),
+                resume: resume.clone(),
+                state: state.clone(),
+            }),
+        })
     }
 
     pub(crate) fn traits(&self) -> Traits {
         match self {
             Self::Qemu(_) => Traits::default(),
+            Self::Mute(Mute::Command(Commands { state: None, .. })) => Traits {
+                blind: true,
+                polled: false,
+            },
+            Self::Mute(_) => Traits {
+                blind: false,
+                polled: true,
+            },
         }
     }
 
@@ -37,11 +71,34 @@ impl Vmm {
     /// actions do.
     pub(crate) async fn serve(
         self,
-        actions: mpsc::Receiver<Action>,
+        mut actions: mpsc::Receiver<Action>,
         reports: mpsc::Sender<Report>,
     ) {
+        let mut mute = match self {
+            Self::Qemu(qemu) => return qemu.serve(actions, reports).await,
+            Self::Mute(mute) => mute,
+        };
+        while let Some(action) = actions.recv().await {
+            let result = mute.perform(action).await;
+            if reports.send(Report::Done(result)).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+impl Mute {
+    async fn perform(&mut self, action: Action) -> Result<Answer, Failure> {
+        let seconds = TIME_LIMIT.as_secs();
         match self {
-            Self::Qemu(qemu) => qemu.serve(actions, reports).await,
+            Self::CloudHypervisor(vmm) => timeout(TIME_LIMIT, vmm.perform(action))
+                .await
+                .unwrap_or_else(|_| Err(Failure::Lost(vmm.too_slow(action, seconds)))),
+            Self::Firecracker(vmm) => timeout(TIME_LIMIT, vmm.perform(action))
+                .await
+                .unwrap_or_else(|_| Err(Failure::Lost(vmm.too_slow(action, seconds)))),
+            // It has the limit itself: what is killed is reaped, too.
+            Self::Command(commands) => commands.perform(action).await,
         }
     }
 }
