@@ -60,7 +60,8 @@ pub enum RegistryError {
     },
     /// The VM is paused by its link, and nobody else would resume it.
     #[error(
-        "Object '{0}' is in use: it has paused the VM, which nobody would resume; use 'cont' first"
+        "object '{0}' is in use, can not be deleted: it has paused the VM, which nobody would \
+         resume; use 'cont' first"
     )]
     LinkInUse(String),
     /// There is no latched failure to accept.
@@ -226,41 +227,43 @@ impl Registry {
             }
             *place = Some(Arc::clone(&link));
         }
-        self.control
-            .call(move |state, wiring| {
-                if matches!(state.state(), RunState::Paused | RunState::IoError) {
-                    link.order(VmOrder::Pause);
-                }
-                wiring.set_link(Some(link));
-            })
-            .await
-            .ok_or(RegistryError::ShuttingDown)
+        let told = self.control.call(move |state, wiring| {
+            if matches!(state.state(), RunState::Paused | RunState::IoError) {
+                link.order(VmOrder::Pause);
+            }
+            wiring.set_link(Some(link));
+        });
+        let told = told.await;
+        if told.is_none() {
+            lock(&self.link).take();
+        }
+        told.ok_or(RegistryError::ShuttingDown)
     }
 
     /// Takes the link to the VMM out and ends it; the VM stays as it is. False: there is none of this
     /// id.
     ///
     /// # Errors
-    /// If it has paused the VM and could resume it: it is connected.
+    /// If it has paused the VM and could resume it: it is connected. If the daemon ends.
     pub async fn remove_link(&self, id: &str) -> Result<bool, RegistryError> {
-        let link = {
-            let mut place = lock(&self.link);
-            let Some(link) = place.take_if(|link| link.id() == id) else {
-                return Ok(false);
-            };
-            if is_needed(&*link) {
-                *place = Some(link);
-                return Err(RegistryError::LinkInUse(id.to_owned()));
-            }
-            link
+        let Some(link) = self.link().filter(|link| link.id() == id) else {
+            return Ok(false);
         };
-        self.control
-            .call(|state, wiring| {
-                wiring.set_link(None);
-                state.note_vm_pause(VmPause::Nobody);
-            })
-            .await;
+        // Asked by run control, so that no order comes between the answer and the end.
+        let asked = Arc::clone(&link);
+        let left = self.control.call(move |_, wiring| {
+            if is_needed(&*asked) {
+                return Err(RegistryError::LinkInUse(asked.id().to_owned()));
+            }
+            wiring.set_link(None);
+            Ok(())
+        });
+        left.await.unwrap_or(Err(RegistryError::ShuttingDown))?;
+        lock(&self.link).take_if(|known| Arc::ptr_eq(known, &link));
         link.close().await;
+        self.control
+            .call(|state, _| state.note_vm_pause(VmPause::Nobody))
+            .await;
         Ok(true)
     }
 

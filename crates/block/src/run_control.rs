@@ -247,6 +247,8 @@ pub struct RunControl {
     /// Saved by a former daemon, for exports that do not exist yet.
     saved: Vec<SavedBackend>,
     vm_pause: VmPause,
+    /// The state has been other than running since a former daemon's time.
+    inherited: bool,
     revision: u64,
 }
 
@@ -281,6 +283,12 @@ impl RunControl {
         self.vm_pause
     }
 
+    /// Whether a former daemon has left `running`, and nobody has come back to it since: if the VM
+    /// is paused then, that daemon's link may have done it.
+    pub fn is_inherited(&self) -> bool {
+        self.inherited
+    }
+
     /// The link has found out who has paused the VM.
     pub fn note_vm_pause(&mut self, by: VmPause) {
         if self.vm_pause != by {
@@ -307,6 +315,7 @@ impl RunControl {
     /// find their state by export id and node name.
     pub fn restore(&mut self, saved: SavedState) {
         self.state = saved.run_state;
+        self.inherited = saved.run_state != RunState::Running;
         self.saved = saved.backends;
         self.vm_pause = saved.vm_pause;
     }
@@ -662,6 +671,7 @@ impl RunControl {
 
     fn resume(&mut self, fx: &mut impl Effects) {
         self.state = RunState::Running;
+        self.inherited = false;
         self.revision += 1;
         fx.event(Event {
             at: SystemTime::now(),

@@ -139,7 +139,8 @@ pub trait VmLink: Send + Sync + fmt::Debug {
     /// run control nothing meanwhile.
     fn order(&self, order: VmOrder);
 
-    /// What is known now; never waits.
+    /// What is known now, with all orders so far. Called by run control, too: it must not wait and
+    /// must ask run control nothing meanwhile.
     fn status(&self) -> LinkStatus;
 
     /// Resets the VM, as a reset button does.

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 
 use block::event::EventKind;
 use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
-use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status};
+use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status, VmLink};
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
     IoOperationType, Shutdown, ShutdownCause, VmmLink,
@@ -14,7 +14,7 @@ use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockErrorInfo, BlockExportInfo,
     BlockInfo, BlockStats, BlockStatsSpecificFile, BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
-    RunState as WireRunState, StatusInfo,
+    RunState as WireRunState, StatusInfo, VmmInfo,
 };
 use qapi::wire::EventMessage;
 
@@ -85,7 +85,7 @@ pub(crate) fn event(event: &Event) -> EventMessage {
 }
 
 /// `query-status`.
-pub(crate) fn status(state: RunState) -> StatusInfo {
+pub(crate) fn status(state: RunState, link: Option<&dyn VmLink>) -> StatusInfo {
     let status = match state {
         RunState::Running => WireRunState::Running,
         RunState::Paused => WireRunState::Paused,
@@ -96,6 +96,20 @@ pub(crate) fn status(state: RunState) -> StatusInfo {
         running: status == WireRunState::Running,
         status,
         singlestep: false,
+        x_vmm: link.map(vmm),
+    }
+}
+
+fn vmm(link: &dyn VmLink) -> VmmInfo {
+    let status = link.status();
+    VmmInfo {
+        id: link.id().to_owned(),
+        r#type: link.type_name().to_owned(),
+        state: status.state.name().to_owned(),
+        vm: status.vm.name().to_owned(),
+        pending: status.pending.map(|pending| pending.name().to_owned()),
+        paused_by: status.paused_by.name().to_owned(),
+        error: status.error,
     }
 }
 

@@ -18,11 +18,13 @@ mod convert;
 mod framing;
 mod hmp;
 mod hub;
+mod objects;
 mod outbox;
 mod server;
 mod session;
 
 pub use framing::{Framing, requests};
+pub use objects::Objects;
 pub use outbox::OUTPUT_BYTES_MAX;
 pub use server::{Monitor, SESSIONS_MAX};
 

@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::commands::Context;
 use crate::hub::Hub;
+use crate::objects::Objects;
 use crate::outbox::Outbox;
 use crate::session;
 
@@ -32,16 +33,24 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor over `registry` that introduces itself as `version`. Its sessions will get the
-    /// events from now on.
-    pub async fn new(registry: Arc<Registry>, version: VersionInfo) -> Self {
+    /// A monitor over `registry` and `objects` that introduces itself as `version`. Its sessions
+    /// will get the events from now on.
+    pub async fn new(
+        registry: Arc<Registry>,
+        objects: Arc<dyn Objects>,
+        version: VersionInfo,
+    ) -> Self {
         let hub = Arc::new(Hub::new());
         registry
             .control()
             .observe(Arc::clone(&hub) as Arc<dyn Observer>)
             .await;
         Monitor {
-            context: Arc::new(Context { registry, version }),
+            context: Arc::new(Context {
+                registry,
+                objects,
+                version,
+            }),
             hub,
         }
     }

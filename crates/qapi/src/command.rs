@@ -33,6 +33,22 @@ pub struct BlockResize {
     pub size: i64,
 }
 
+/// Arguments of `cont`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Cont {
+    /// Resume the VM even if somebody else has paused it. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_force: Option<bool>,
+}
+
+/// Arguments of `object-del`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectDel {
+    /// The object.
+    pub id: String,
+}
+
 /// Arguments of `query-blockstats`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -3,7 +3,8 @@
 mod block;
 mod debug;
 mod misc;
-mod run;
+pub(crate) mod object;
+pub(crate) mod run;
 
 use std::future::Future;
 use std::pin::Pin;
@@ -15,11 +16,13 @@ use qapi::types::VersionInfo;
 use qapi::{Object, QmpError, Value};
 
 use crate::framing::value_of;
+use crate::objects::Objects;
 
 /// What commands work on.
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) registry: Arc<Registry>,
+    pub(crate) objects: Arc<dyn Objects>,
     pub(crate) version: VersionInfo,
 }
 
@@ -56,10 +59,13 @@ commands! {
     "query-status" => run::query_status,
     "stop" => run::stop,
     "cont" => run::cont,
+    "system_reset" => run::system_reset,
     "query-block" => block::query_block,
     "query-blockstats" => block::query_blockstats,
     "query-named-block-nodes" => block::query_named_block_nodes,
     "query-block-exports" => block::query_block_exports,
+    "object-add" => object::add,
+    "object-del" => object::delete,
     "block_resize" => block::block_resize,
     "x-block-export-cont" => run::block_export_cont,
     "x-node-accept-loss" => run::node_accept_loss,
@@ -98,4 +104,3 @@ fn failed(error: RegistryError) -> QmpError {
 }
 
 pub(crate) use self::block::{backends, nodes, query_blockstats as blockstats};
-pub(crate) use self::run::{cont as run_cont, stop as run_stop};

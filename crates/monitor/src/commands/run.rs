@@ -1,19 +1,19 @@
 //! Run control.
 
 use qapi::QmpError;
-use qapi::command::{BlockExportCont, NoArguments, NodeAcceptLoss};
+use qapi::command::{BlockExportCont, Cont, NoArguments, NodeAcceptLoss};
 use qapi::types::{Empty, StatusInfo};
 
 use super::{Context, failed, refused};
 use crate::convert;
 
-pub(super) async fn query_status(
+pub(crate) async fn query_status(
     context: &Context,
     _: NoArguments,
 ) -> Result<StatusInfo, QmpError> {
-    Ok(convert::status(
-        context.registry.control().read(|state| state.state()),
-    ))
+    let link = context.registry.link();
+    let state = context.registry.control().read(|state| state.state());
+    Ok(convert::status(state, link.as_deref()))
 }
 
 pub(crate) async fn stop(context: &Context, _: NoArguments) -> Result<Empty, QmpError> {
@@ -21,13 +21,24 @@ pub(crate) async fn stop(context: &Context, _: NoArguments) -> Result<Empty, Qmp
     Ok(Empty {})
 }
 
-pub(crate) async fn cont(context: &Context, _: NoArguments) -> Result<Empty, QmpError> {
-    context
-        .registry
-        .control()
-        .cont(false)
-        .await
-        .map_err(refused)?;
+pub(crate) async fn cont(context: &Context, arguments: Cont) -> Result<Empty, QmpError> {
+    let force = arguments.x_force.unwrap_or(false);
+    let done = context.registry.control().cont(force).await;
+    done.map_err(refused)?;
+    Ok(Empty {})
+}
+
+/// What is held stays held until the reset of the device is seen: the VMM may refuse, or take its
+/// time.
+pub(crate) async fn system_reset(context: &Context, _: NoArguments) -> Result<Empty, QmpError> {
+    let link = context.registry.link().ok_or_else(|| {
+        QmpError::generic(
+            "There is no link to a VMM that could reset the VM: add one with object-add \
+             (vmm-qemu, vmm-cloud-hypervisor, vmm-firecracker, vmm-command), or use the VMM's own \
+             monitor",
+        )
+    })?;
+    link.reset().await.map_err(QmpError::generic)?;
     Ok(Empty {})
 }
 

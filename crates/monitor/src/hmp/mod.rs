@@ -4,20 +4,26 @@
 mod text;
 
 use qapi::QmpError;
-use qapi::command::{NoArguments, QueryBlockstats};
+use qapi::command::{Cont, NoArguments, ObjectDel, QueryBlockstats};
+use qapi::options::ObjectOptions;
 
-use crate::commands::{self, Context};
-use crate::convert;
+use crate::commands::{self, Context, object, run as run_control};
 
 /// What can be typed, and its help.
-const COMMANDS: [(&str, &str); 4] = [
+const COMMANDS: [(&str, &str); 7] = [
     ("cont|c", " -- resume emulation"),
     (
         "info [subcommand]",
         " -- show various information about the system state",
     ),
+    (
+        "object_add [qom-type=]type,id=str[,prop=value][,...]",
+        " -- create QOM object",
+    ),
+    ("object_del id", " -- destroy QOM object"),
     ("quit|q", " -- quit the emulator"),
     ("stop|s", " -- stop emulation"),
+    ("system_reset", " -- reset the system"),
 ];
 
 const INFO: [(&str, &str); 3] = [
@@ -43,6 +49,16 @@ pub(crate) async fn execute(context: &Context, line: &str) -> String {
 }
 
 async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
+    // Its argument is the rest of the line, as it stands.
+    if let Some(options) = argument(line, "object_add") {
+        return match options {
+            "" => Ok(missing("object_add")),
+            _ => {
+                object::add(context, ObjectOptions::parse(options)?).await?;
+                Ok(String::new())
+            }
+        };
+    }
     let words = match words(line) {
         Ok(words) => words,
         Err(text) => return Ok(text),
@@ -51,11 +67,21 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
     Ok(match words.as_slice() {
         [] => String::new(),
         ["stop" | "s"] => {
-            commands::run_stop(context, NoArguments {}).await?;
+            run_control::stop(context, NoArguments {}).await?;
             String::new()
         }
         ["cont" | "c"] => {
-            commands::run_cont(context, NoArguments {}).await?;
+            run_control::cont(context, Cont::default()).await?;
+            String::new()
+        }
+        ["system_reset"] => {
+            run_control::system_reset(context, NoArguments {}).await?;
+            String::new()
+        }
+        ["object_del"] => missing("object_del"),
+        ["object_del", id] => {
+            let id = (*id).to_owned();
+            object::delete(context, ObjectDel { id }).await?;
             String::new()
         }
         ["quit" | "q"] => {
@@ -64,9 +90,9 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
         }
         ["info"] | ["help" | "?", "info"] => help(&INFO),
         ["help" | "?"] => help(&COMMANDS),
-        ["info", "status"] => text::status(&convert::status(
-            context.registry.control().read(|s| s.state()),
-        )),
+        ["info", "status"] => {
+            text::status(&run_control::query_status(context, NoArguments {}).await?)
+        }
         ["info", "blockstats"] => {
             text::blockstats(&commands::blockstats(context, QueryBlockstats::default()).await?)
         }
@@ -75,6 +101,7 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
         ["stop" | "s", ..] => extraneous("stop|s", "stop"),
         ["cont" | "c", ..] => extraneous("cont|c", "cont"),
         ["quit" | "q", ..] => extraneous("quit|q", "quit"),
+        [name @ ("system_reset" | "object_del"), ..] => extraneous(name, name),
         ["info", name, ..] => format!("unknown command: 'info {name}'\n"),
         [name, ..] => format!("unknown command: '{name}'\n"),
     })
@@ -92,6 +119,16 @@ fn extraneous(name: &str, topic: &str) -> String {
         "{name}: extraneous characters at the end of line\n\
          Try \"help {topic}\" for more information\n"
     )
+}
+
+fn missing(name: &str) -> String {
+    format!("{name}: string expected\nTry \"help {name}\" for more information\n")
+}
+
+/// The rest of the line, if its first word is `command`.
+fn argument<'a>(line: &'a str, command: &str) -> Option<&'a str> {
+    let rest = line.trim_start().strip_prefix(command)?;
+    (rest.is_empty() || rest.starts_with(char::is_whitespace)).then(|| rest.trim())
 }
 
 async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpError> {
@@ -173,7 +210,16 @@ fn words(line: &str) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::words;
+    use super::{argument, words};
+
+    #[test]
+    fn an_argument_is_the_rest_of_the_line() {
+        let of = |line| argument(line, "object_add");
+        assert_eq!(of(" object_add  a,b=\"c d\" "), Some("a,b=\"c d\""));
+        assert_eq!(of("object_add"), Some(""));
+        assert_eq!(of("object_addx a"), None);
+        assert_eq!(of("info object_add"), None);
+    }
 
     #[test]
     fn words_and_quotes() {

@@ -15,10 +15,27 @@ macro_rules! print {
 /// `info status`.
 pub(super) fn status(info: &StatusInfo) -> String {
     let word = if info.running { "running" } else { "paused" };
-    match info.status {
+    let mut out = match info.status {
         RunState::Running | RunState::Paused => format!("VM status: {word}\n"),
         other => format!("VM status: {word} ({})\n", other.name()),
+    };
+    if let Some(vmm) = &info.x_vmm {
+        print!(
+            out,
+            "VMM link: {} ({}): {}, VM {}", vmm.id, vmm.r#type, vmm.state, vmm.vm
+        );
+        if vmm.paused_by != "nobody" {
+            print!(out, ", paused by {}", vmm.paused_by);
+        }
+        if let Some(pending) = &vmm.pending {
+            print!(out, ", pending: {pending}");
+        }
+        out.push('\n');
+        if let Some(error) = &vmm.error {
+            print!(out, "    {error}\n");
+        }
     }
+    out
 }
 
 /// `info block`. Every entry but the first of the list, shown or not, begins with an empty line.

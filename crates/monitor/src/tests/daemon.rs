@@ -15,7 +15,8 @@ use qapi::wire::Layout;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use crate::Monitor;
+use super::link::{FakeLink, FakeObjects};
+use crate::{Monitor, Objects};
 
 /// A gate that a thread waits at.
 #[derive(Debug, Default)]
@@ -183,6 +184,7 @@ impl Export for FakeExport {
 pub struct Daemon {
     pub registry: Arc<Registry>,
     pub monitor: Monitor,
+    objects: Arc<FakeObjects>,
     pub quit: iothread::mailbox::Receiver<&'static str>,
     seq: u64,
 }
@@ -201,10 +203,16 @@ impl Daemon {
             qemu,
             package: "standfast 0.1".to_owned(),
         };
-        let monitor = Monitor::new(Arc::clone(&registry), version).await;
+        let objects = Arc::new(FakeObjects {
+            registry: Arc::clone(&registry),
+            vm0: FakeLink::new("vm0"),
+        });
+        let shared: Arc<dyn Objects> = Arc::<FakeObjects>::clone(&objects);
+        let monitor = Monitor::new(Arc::clone(&registry), shared, version).await;
         Daemon {
             registry,
             monitor,
+            objects,
             quit,
             seq: 0,
         }
@@ -212,6 +220,11 @@ impl Daemon {
 
     pub fn control(&self) -> &Control {
         self.registry.control()
+    }
+
+    /// What `object-add` of a `vm0` adds.
+    pub fn vm0(&self) -> Arc<FakeLink> {
+        Arc::clone(&self.objects.vm0)
     }
 
     pub fn node(&self, name: &str, driver: Fake) {

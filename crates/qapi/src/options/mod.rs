@@ -16,6 +16,7 @@ mod chardev;
 mod export;
 mod monitor;
 mod object;
+mod vmm;
 
 pub use blockdev::{
     AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
@@ -30,6 +31,7 @@ pub use export::{
 };
 pub use monitor::{MonitorMode, MonitorOptions};
 pub use object::{IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant};
+pub use vmm::{VmmArgv, VmmCommandOptions, VmmSocketOptions};
 
 #[cfg(test)]
 mod tests;

@@ -1,5 +1,6 @@
 //! Objects: `--object`, `object-add`.
 
+use super::vmm::{VmmCommandOptions, VmmSocketOptions};
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, id};
 use serde::{Deserialize, Serialize};
@@ -15,6 +16,14 @@ flat_union! {
     pub enum ObjectVariant {
         /// A thread that does I/O.
         Iothread("iothread", IothreadOptions),
+        /// A link to QEMU by its monitor.
+        VmmQemu("vmm-qemu", VmmSocketOptions),
+        /// A link to Cloud Hypervisor by its API.
+        VmmCloudHypervisor("vmm-cloud-hypervisor", VmmSocketOptions),
+        /// A link to Firecracker by its API.
+        VmmFirecracker("vmm-firecracker", VmmSocketOptions),
+        /// A link to any VMM by commands.
+        VmmCommand("vmm-command", VmmCommandOptions),
     }
 }
 
@@ -65,13 +74,22 @@ impl IothreadOptions {
 }
 
 impl ObjectOptions {
-    /// Parses the argument of `--object`.
+    /// Parses the argument of `--object` and checks it as far as that goes without other objects.
     pub fn parse(text: &str) -> Result<Self, QmpError> {
         let options: Self = from_argument(text, Some("qom-type"))?;
-        id::check_id(&options.base.id)?;
-        match &options.variant {
-            ObjectVariant::Iothread(iothread) => iothread.check()?,
-        }
+        options.check()?;
         Ok(options)
+    }
+
+    /// Checks what does not depend on anything else.
+    pub fn check(&self) -> Result<(), QmpError> {
+        id::check_id(&self.base.id)?;
+        match &self.variant {
+            ObjectVariant::Iothread(iothread) => iothread.check(),
+            ObjectVariant::VmmQemu(socket)
+            | ObjectVariant::VmmCloudHypervisor(socket)
+            | ObjectVariant::VmmFirecracker(socket) => socket.check(),
+            ObjectVariant::VmmCommand(command) => command.check(),
+        }
     }
 }

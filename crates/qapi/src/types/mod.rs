@@ -47,6 +47,31 @@ pub struct StatusInfo {
     pub status: RunState,
     /// Whether a guest is single-stepped; never. QEMU 9.0 has dropped it.
     pub singlestep: bool,
+    /// The link to the VMM, if there is one.
+    #[serde(rename = "x-vmm", skip_serializing_if = "Option::is_none")]
+    pub x_vmm: Option<VmmInfo>,
+}
+
+/// The link to the VMM, in the result of `query-status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VmmInfo {
+    /// The id of the object.
+    pub id: String,
+    /// Its type.
+    pub r#type: String,
+    /// Whether the VMM is reached: connecting, connected, down.
+    pub state: String,
+    /// The VM's own state, as the VMM said last: unknown, running, paused, absent.
+    pub vm: String,
+    /// What the link still has to do: pause, resume.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
+    /// Who has paused the VM: nobody, link, other.
+    pub paused_by: String,
+    /// What is wrong, for people.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// A version number.

@@ -72,6 +72,7 @@ fn greeting_and_responses() {
         running: false,
         status: RunState::IoError,
         singlestep: false,
+        x_vmm: None,
     };
     let status = serde_json::to_value(status).unwrap();
     assert_eq!(

@@ -102,6 +102,11 @@ file.filename=/srv/vm/disk0.img,file.cache.direct=on \\
       --export vhost-user-blk,id=vda,node-name=disk0,writable=on,iothread=io1,num-queues=2,\\
 addr.type=unix,addr.path=/run/vm/vda.sock
 
+  The first with QEMU truly paused while its disk is full, and resumed by 'cont' (QEMU has '-qmp \
+unix:/run/vm/qemu-link.sock,server=on,wait=off' for the link alone):
+
+    standfastd --object vmm-qemu,id=vm0,path=/run/vm/qemu-link.sock ...
+
   Then, with the operator's tool:
 
     standfast status /run/vm/qmp.sock
@@ -161,8 +166,11 @@ fn command() -> Command {
         ))
         .arg(ordered(
             Opt::Object,
-            "iothread,id=ID[,poll-max-ns=NS]",
-            "Add an iothread that exports can be put on",
+            "TYPE,id=ID[,...]",
+            "Add an object: 'iothread[,poll-max-ns=NS]' for exports to be put on; a link to the VMM, \
+             which pauses the VM while requests are held: 'vmm-qemu,path=QMP.sock', \
+             'vmm-cloud-hypervisor,path=API.sock', 'vmm-firecracker,path=API.sock', or \
+             'vmm-command,pause=ARGV,resume=ARGV[,state=ARGV]', where ARGV is a JSON list",
         ))
         .arg(
             Arg::new("pidfile")

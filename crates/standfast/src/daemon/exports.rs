@@ -36,7 +36,7 @@ pub async fn add(
     if node.read_only() && base.writable == Some(true) {
         return Err(SetupError::new("Cannot export read-only node as writable"));
     }
-    let iothreads = iothreads.get(base.iothread.as_ref())?;
+    let threads = iothreads.get(base.iothread.as_ref())?;
     let ExportVariant::VhostUserBlk(options) = variant;
     let socket = match &options.addr.variant {
         SocketAddressVariant::Unix(address) => bind_socket(Path::new(&address.path))?,
@@ -57,7 +57,7 @@ pub async fn add(
     )
     .await;
     let backend = backend.ok_or_else(SetupError::shutting_down)?;
-    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &iothreads, socket).await;
+    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &threads, socket).await;
     let export: Arc<dyn Export> = match made {
         Ok(export) => export,
         Err(error) => {
@@ -69,6 +69,7 @@ pub async fn add(
         export.close().await;
         return Err(error.into());
     }
+    iothreads.use_by(base.iothread.as_ref(), &export);
     Ok(())
 }
 

@@ -1,34 +1,74 @@
-//! Iothreads: those of `--object iothread`, and the daemon's own for exports that name none.
+//! Iothreads: objects, and the daemon's own for exports that name none.
 
+use std::sync::{Arc, Weak};
+
+use block::Export;
 use iothread::{Config, Handle, IoThread};
-use qapi::options::{BlockExportIothreads, IothreadOptions, ObjectOptions, ObjectVariant};
+use qapi::options::{BlockExportIothreads, IothreadOptions};
 
 use super::setup_error::SetupError;
 
 /// The name of the daemon's own iothread; no object can have it.
 const OWN: &str = "#iothread";
 
+#[derive(Debug)]
+struct Named {
+    id: String,
+    thread: IoThread,
+    /// The exports that were put on it; those that are gone do not count.
+    users: Vec<Weak<dyn Export>>,
+}
+
 /// All iothreads of the daemon; they end when this is dropped.
 #[derive(Debug, Default)]
 pub struct Iothreads {
     own: Option<IoThread>,
-    named: Vec<(String, IoThread)>,
+    named: Vec<Named>,
 }
 
 impl Iothreads {
-    /// Executes `--object`.
+    /// Whether there is one of that name.
+    pub fn contains(&self, id: &str) -> bool {
+        self.named.iter().any(|named| named.id == id)
+    }
+
+    /// Starts one, whose name is not taken.
     ///
     /// # Errors
-    /// If the id is taken, or the kernel has no io_uring for us.
-    pub fn add(&mut self, options: &ObjectOptions) -> Result<(), SetupError> {
-        let id = &options.base.id;
-        if self.named.iter().any(|(known, _)| known == id) {
-            return Err(SetupError::duplicate_object(id));
-        }
-        let ObjectVariant::Iothread(iothread) = &options.variant;
-        let thread = spawn(config(id, iothread))?;
-        self.named.push((id.clone(), thread));
+    /// If the kernel has no io_uring for us.
+    pub fn add(&mut self, id: &str, options: &IothreadOptions) -> Result<(), SetupError> {
+        let thread = spawn(config(id, options))?;
+        self.named.push(Named {
+            id: id.to_owned(),
+            thread,
+            users: Vec::new(),
+        });
         Ok(())
+    }
+
+    /// Takes one out that no export uses.
+    ///
+    /// # Errors
+    /// If there is none of such a name, or an export uses it.
+    pub fn remove(&mut self, id: &str) -> Result<IoThread, SetupError> {
+        let at = self.named.iter().position(|named| named.id == id);
+        let at = at.ok_or_else(|| SetupError::no_object(id))?;
+        let mut users = self.named[at].users.iter();
+        if users.any(|user| user.strong_count() > 0) {
+            return Err(SetupError::object_in_use(id));
+        }
+        Ok(self.named.swap_remove(at).thread)
+    }
+
+    /// `export` was put on the iothreads that it `wanted`.
+    pub fn use_by(&mut self, wanted: Option<&BlockExportIothreads>, export: &Arc<dyn Export>) {
+        let wanted = wanted.map_or(&[][..], BlockExportIothreads::names);
+        for named in &mut self.named {
+            if wanted.contains(&named.id) {
+                named.users.retain(|user| user.strong_count() > 0);
+                named.users.push(Arc::downgrade(export));
+            }
+        }
     }
 
     /// The iothreads of an export, at least one.
@@ -47,8 +87,8 @@ impl Iothreads {
     }
 
     fn named(&self, name: &str) -> Result<Handle, SetupError> {
-        match self.named.iter().find(|(id, _)| id == name) {
-            Some((_, thread)) => Ok(thread.handle()),
+        match self.named.iter().find(|named| named.id == name) {
+            Some(named) => Ok(named.thread.handle()),
             None => Err(SetupError::new(format!("iothread \"{name}\" not found"))),
         }
     }

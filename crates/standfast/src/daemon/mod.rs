@@ -5,9 +5,11 @@ mod cli;
 mod exports;
 mod incidents;
 mod iothreads;
+mod links;
 mod lock_wait;
 mod logging;
 mod nodes;
+mod objects;
 mod pidfile;
 mod service;
 mod setup_error;
@@ -37,7 +39,7 @@ use rustix::event::EventfdFlags;
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
 use self::incidents::IncidentLog;
-use self::iothreads::Iothreads;
+use self::objects::Objects;
 use self::pidfile::Pidfile;
 use self::setup_error::SetupError;
 use self::shutdown::Signals;
@@ -121,7 +123,7 @@ struct Daemon {
     registry: Arc<Registry>,
     monitor: Monitor,
     chardevs: Chardevs,
-    iothreads: Iothreads,
+    objects: Arc<Objects>,
     pidfile: Option<Pidfile>,
     saver: Option<Saver>,
 }
@@ -135,11 +137,13 @@ async fn run(line: CommandLine) -> ExitCode {
     tokio::spawn(task.run());
     control.observe(Arc::new(IncidentLog::default())).await;
     let (registry, mut quit) = Registry::new(control);
+    let objects = Arc::new(Objects::new(Arc::clone(&registry)));
+    let shared: Arc<dyn monitor::Objects> = Arc::<Objects>::clone(&objects);
     let mut daemon = Daemon {
-        monitor: Monitor::new(Arc::clone(&registry), version()).await,
+        monitor: Monitor::new(Arc::clone(&registry), shared, version()).await,
         registry,
         chardevs: Chardevs::default(),
-        iothreads: Iothreads::default(),
+        objects,
         pidfile: None,
         saver: None,
     };
@@ -182,7 +186,8 @@ impl Daemon {
         };
         // Without io_uring there is no point in anything else.
         if !line.steps.iter().any(|step| step.opt == Opt::Object) {
-            self.iothreads.own().map_err(|error| error.desc)?;
+            let own = self.objects.iothreads().await.own();
+            own.map_err(|error| error.desc)?;
         }
         for step in line.steps {
             let (name, arg) = (step.opt.name(), step.arg.clone());
@@ -204,11 +209,12 @@ impl Daemon {
 
     async fn execute(&mut self, Step { opt, arg }: Step) -> Result<(), SetupError> {
         match opt {
-            Opt::Object => self.iothreads.add(&ObjectOptions::parse(&arg)?),
+            Opt::Object => self.objects.add(ObjectOptions::parse(&arg)?).await,
             Opt::Blockdev => nodes::add(&self.registry, BlockdevOptions::parse(&arg)?).await,
             Opt::Export => {
                 let options = ExportOptions::parse(&arg)?;
-                exports::add(&self.registry, &mut self.iothreads, options).await
+                let mut iothreads = self.objects.iothreads().await;
+                exports::add(&self.registry, &mut iothreads, options).await
             }
             Opt::Chardev => self.chardevs.add(ChardevOptions::parse(&arg)?).await,
             Opt::Monitor => self.chardevs.attach(&MonitorOptions::parse(&arg)?),

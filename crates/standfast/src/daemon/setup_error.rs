@@ -30,6 +30,16 @@ impl SetupError {
         ))
     }
 
+    /// There is no object of that name.
+    pub fn no_object(id: &str) -> Self {
+        Self::new(format!("object '{id}' not found"))
+    }
+
+    /// Something that exists needs it.
+    pub fn object_in_use(id: &str) -> Self {
+        Self::new(format!("object '{id}' is in use, can not be deleted"))
+    }
+
     /// The daemon is told to end while it starts.
     pub fn shutting_down() -> Self {
         RegistryError::ShuttingDown.into()
@@ -39,6 +49,12 @@ impl SetupError {
 impl From<QmpError> for SetupError {
     fn from(error: QmpError) -> Self {
         Self::new(error.desc)
+    }
+}
+
+impl From<SetupError> for QmpError {
+    fn from(error: SetupError) -> Self {
+        Self::generic(error.desc)
     }
 }
 

@@ -87,6 +87,8 @@ pub async fn close_all(registry: &Registry, reason: &'static str, saver: Option<
     control
         .call(move |state, wiring| state.shutdown(reason, wiring))
         .await;
+    // The VM stays as it is: it runs on, or waits for the next daemon.
+    registry.close_link().await;
     // What is in flight may still fail and be held.
     let mut drained = Vec::new();
     for export in registry.exports() {

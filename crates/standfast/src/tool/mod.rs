@@ -54,10 +54,14 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
-    /// Go on: reset every I/O status and retry what is held
+    /// Go on: reset every I/O status, retry what is held, resume the VM that the daemon's link has
+    /// paused
     Cont {
         /// The daemon's QMP socket
         socket: PathBuf,
+        /// Resume the VM even if somebody else has paused it
+        #[arg(long)]
+        force: bool,
     },
     /// Stop: no request is started any more
     Stop {
@@ -131,8 +135,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Command::Demo(options) => return crate::demo::main(options),
         Command::DemoDaemon { arguments } => return crate::demo::daemon_main(arguments),
         Command::Status { socket, json } => status::show(&socket, json),
-        Command::Cont { socket } => plain(&socket, "cont"),
-        Command::Stop { socket } => plain(&socket, "stop"),
+        Command::Cont { socket, force } => {
+            let force = force.then(|| ("x-force".to_owned(), true.into()));
+            plain(&socket, "cont", force.into_iter().collect())
+        }
+        Command::Stop { socket } => plain(&socket, "stop", Object::new()),
         Command::Events { socket, json } => events::follow(&socket, json),
         Command::Qmp {
             socket,
@@ -150,8 +157,8 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     }
 }
 
-fn plain(socket: &Path, command: &str) -> Result<(), Failure> {
-    Client::connect(socket)?.execute(command, Object::new())?;
+fn plain(socket: &Path, command: &str, arguments: Object) -> Result<(), Failure> {
+    Client::connect(socket)?.execute(command, arguments)?;
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 use std::io::{self, Write};
 use std::path::Path;
 
-use qapi::types::{BlockErrorInfo, BlockInfo, RunState, StatusInfo};
+use qapi::types::{BlockErrorInfo, BlockInfo, RunState, StatusInfo, VmmInfo};
 use serde_json::json;
 
 use super::Failure;
@@ -39,6 +39,9 @@ fn render(status: &StatusInfo, disks: &[BlockInfo]) -> String {
         RunState::Shutdown => "the daemon ends",
     };
     let mut text = format!("Run state: {} ({meaning})\n", status.status.name());
+    if let Some(vmm) = &status.x_vmm {
+        text.push_str(&link(vmm));
+    }
     if disks.is_empty() {
         text.push_str("No disks are exported.\n");
         return text;
@@ -63,6 +66,31 @@ fn render(status: &StatusInfo, disks: &[BlockInfo]) -> String {
         text.push('\n');
     }
     text
+}
+
+/// The line of the link to the VMM, and one of what is wrong.
+fn link(vmm: &VmmInfo) -> String {
+    let paused_by = match vmm.paused_by.as_str() {
+        "nobody" => "",
+        "link" => ", paused by the link",
+        _ => ", paused by somebody else: 'cont --force' resumes it, too",
+    };
+    let pending = match vmm.pending.as_deref() {
+        None => String::new(),
+        Some(pending) => format!(", still to do: {pending}"),
+    };
+    let error = match &vmm.error {
+        None => String::new(),
+        Some(error) => format!("  {error}\n"),
+    };
+    let VmmInfo {
+        id,
+        r#type,
+        state,
+        vm,
+        ..
+    } = vmm;
+    format!("VM: {vm}{paused_by} (link '{id}', {type}: {state}{pending})\n{error}")
 }
 
 fn row(disk: &BlockInfo) -> [String; 7] {
@@ -199,6 +227,38 @@ vda: No space left on device: write of 512 bytes at offset 4096, first at \
 vda: 32 MiB of 32 MiB allocated
 vda: warning: the node is buffered
 "
+        );
+    }
+
+    #[test]
+    fn the_link_is_shown() {
+        let mut status = status("io-error");
+        status.x_vmm = serde_json::from_value(json!({
+            "id": "vm0", "type": "vmm-qemu", "state": "connected", "vm": "paused",
+            "paused-by": "link",
+        }))
+        .unwrap();
+        let line = |status: &StatusInfo| {
+            let text = render(status, &[]);
+            text.split_once('\n').unwrap().1.to_owned()
+        };
+        let rest = "No disks are exported.\n";
+        assert_eq!(
+            line(&status),
+            format!("VM: paused, paused by the link (link 'vm0', vmm-qemu: connected)\n{rest}")
+        );
+        let vmm = status.x_vmm.as_mut().unwrap();
+        vmm.state = "down".to_owned();
+        vmm.vm = "running".to_owned();
+        vmm.pending = Some("pause".to_owned());
+        vmm.paused_by = "nobody".to_owned();
+        vmm.error = Some("cannot connect".to_owned());
+        assert_eq!(
+            line(&status),
+            format!(
+                "VM: running (link 'vm0', vmm-qemu: down, still to do: pause)\n  cannot connect\n\
+                 {rest}"
+            )
         );
     }
 

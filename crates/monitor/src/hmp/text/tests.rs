@@ -1,5 +1,5 @@
 use super::*;
-use qapi::types::{BlockDeviceStats, BlockdevCacheInfo};
+use qapi::types::{BlockDeviceStats, BlockdevCacheInfo, VmmInfo};
 
 fn image(name: &str) -> ImageInfo {
     ImageInfo {
@@ -80,7 +80,43 @@ fn status_text(state: RunState) -> String {
         running,
         status: state,
         singlestep: false,
+        x_vmm: None,
     })
+}
+
+#[test]
+fn info_status_shows_the_link() {
+    let mut vmm = VmmInfo {
+        id: "vm0".to_owned(),
+        r#type: "vmm-qemu".to_owned(),
+        state: "connected".to_owned(),
+        vm: "running".to_owned(),
+        pending: None,
+        paused_by: "nobody".to_owned(),
+        error: None,
+    };
+    let text = |vmm: &VmmInfo| {
+        status(&StatusInfo {
+            running: false,
+            status: RunState::Paused,
+            singlestep: false,
+            x_vmm: Some(vmm.clone()),
+        })
+    };
+    assert_eq!(
+        text(&vmm),
+        "VM status: paused\nVMM link: vm0 (vmm-qemu): connected, VM running\n"
+    );
+    vmm.vm = "paused".to_owned();
+    vmm.paused_by = "link".to_owned();
+    vmm.pending = Some("resume".to_owned());
+    vmm.state = "down".to_owned();
+    vmm.error = Some("gone".to_owned());
+    assert_eq!(
+        text(&vmm),
+        "VM status: paused\nVMM link: vm0 (vmm-qemu): down, VM paused, paused by link, \
+         pending: resume\n    gone\n"
+    );
 }
 
 #[test]
