@@ -7,6 +7,7 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use block::{RunState, SavedBackend, SavedState};
 use frontend::{Disk, Options};
 use harness::guest::{BOOT, GUEST_PATIENCE, reach};
 use harness::{MIB, PATIENCE, Server, Setup, soak, sparse, standfastd};
@@ -16,9 +17,51 @@ use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload};
 
 const BLOCKS: usize = 4096;
 
-/// A disk on blkdebug over a file, served on so many queues.
-fn server(queues: u16, scope: &str) -> Result<Server> {
-    let setup = Setup::new()?;
+/// What is killed.
+#[derive(Debug, Clone, Copy)]
+struct Shape {
+    queues: u16,
+    scope: &'static str,
+    /// Of the export; 0 for the daemon's own one.
+    iothreads: usize,
+    /// With `--state-dir`.
+    state: bool,
+}
+
+impl Shape {
+    fn new(queues: u16, scope: &'static str) -> Self {
+        Self {
+            queues,
+            scope,
+            iothreads: 0,
+            state: false,
+        }
+    }
+
+    fn on(self, iothreads: usize) -> Self {
+        Self { iothreads, ..self }
+    }
+
+    fn with_state(self) -> Self {
+        Self {
+            state: true,
+            ..self
+        }
+    }
+}
+
+/// A disk on blkdebug over a file.
+fn server(shape: Shape) -> Result<Server> {
+    let Shape {
+        queues,
+        scope,
+        iothreads,
+        state,
+    } = shape;
+    let mut setup = Setup::new()?.iothreads(iothreads);
+    if state {
+        setup = setup.with_state();
+    }
     let image = setup.path("disk0.img");
     sparse(&image, BLOCKS as u64 * 4096)?;
     setup
@@ -29,7 +72,7 @@ fn server(queues: u16, scope: &str) -> Result<Server> {
             "vda",
             "disk0",
             json!({ "werror": "stop", "rerror": "stop", "hold-scope": scope,
-                "num-queues": queues }),
+                "num-queues": queues, "iothread": harness::iothreads(iothreads) }),
         )
         .start()
 }
@@ -69,91 +112,242 @@ fn reap_rest(driver: &mut Driver, disk: &mut Disk) -> Result<()> {
     }
 }
 
-/// Rounds of load, `kill -9`, restart and reconnect under one workload, verified all the time.
-fn killed_over_and_over(queues: u16, scope: &str, seed: u64, rounds: u64) -> Result<()> {
-    let mut server = server(queues, scope)?;
-    let options = Options {
-        queues,
-        ..Options::default()
+/// What a daemon has left of its export.
+fn saved_export(saved: &SavedState) -> Option<&SavedBackend> {
+    saved
+        .backends
+        .iter()
+        .find(|backend| backend.device == "vda")
+}
+
+/// Whether what comes back is held until `cont`.
+fn stands_still(shape: Shape, saved: &SavedState) -> bool {
+    match shape.scope {
+        "vm" => saved.run_state != RunState::Running,
+        "device" => saved_export(saved).is_some_and(|export| export.incident.is_some()),
+        // What of it was held nobody knows, so it is tried.
+        _ => false,
+    }
+}
+
+/// The state is written beside the events, not before them.
+fn wait_saved(server: &Server, shape: Shape) -> Result<()> {
+    reach("the state is saved", PATIENCE, || {
+        let saved = server.saved()?;
+        Ok(saved.is_some_and(|saved| {
+            let incident = saved_export(&saved).is_some_and(|export| export.incident.is_some());
+            incident && (shape.scope != "vm" || saved.run_state == RunState::IoError)
+        }))
+    })
+}
+
+/// The new daemon is where the dead one has left its state, before any client is there.
+fn check_restored(server: &mut Server, saved: &SavedState) -> Result<()> {
+    let state = server.run_state()?;
+    ensure!(state == saved.run_state.name(), "{state}, {saved:?}");
+    let Some(export) = saved_export(saved) else {
+        return Ok(());
     };
-    let mut disk = server.disk_with("vda", options)?;
-    let mut rng = Rng::new(seed);
-    let mut driver = Driver::new(Workload {
-        seed,
-        requests: u64::MAX,
-        depth: 64,
-        blocks: BLOCKS,
-        timeout: PATIENCE,
-        ..Workload::default()
-    });
-    let write_fails = json!({ "event": "none", "iotype": "write", "errno": 28 });
-    let (mut taken_over, mut held) = (0, 0);
-    let begin = Instant::now();
-    for round in 0..rounds {
-        let moment = match rng.below(3) {
-            0 => Moment::Running,
-            1 => Moment::Held,
-            _ => Moment::HeldAgain,
-        };
-        let what = || format!("{queues} queues, {scope}, seed {seed}, round {round}: {moment:?}");
+    let (block, stats) = (server.block("vda")?, server.stats("vda")?);
+    let status = match export.io_status.has_device() {
+        true => json!(export.io_status.get().name()),
+        false => Value::Null,
+    };
+    ensure!(block["io-status"] == status, "{block}, {saved:?}");
+    ensure!(
+        block["x-incidents"] == export.incidents,
+        "{block}, {saved:?}"
+    );
+    let incident = export.incident.as_ref().map(|incident| incident.number);
+    ensure!(block["x-incident"] == json!(incident), "{block}, {saved:?}");
+    for (name, value) in [
+        ("wr_operations", export.stats.wr.operations),
+        ("failed_wr_operations", export.stats.wr.failed),
+        ("x-holds", export.stats.holds),
+    ] {
+        ensure!(stats[name] == value, "{stats}, {saved:?}");
+    }
+    Ok(())
+}
+
+/// Everything that was handed back is held, and nothing moves.
+fn check_still(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
+    reach("all is held that is marked", PATIENCE, || {
+        let region = disk.inflight().context("a region was negotiated")?;
+        let marked: usize = (0..disk.queues())
+            .map(|queue| region.marked(queue).len())
+            .sum();
+        Ok(server.held("vda")?.len() == marked)
+    })?;
+    let moved = driver.reap_within(disk, Duration::from_millis(20))?;
+    ensure!(moved == 0, "{moved} requests done before cont");
+    let events = server.qmp.take_events(Duration::ZERO)?;
+    ensure!(events.is_empty(), "a restart is no event: {events:?}");
+    Ok(())
+}
+
+/// How often what has happened.
+#[derive(Debug, Default)]
+struct Count {
+    taken_over: usize,
+    held: usize,
+    /// Restarts that stood still until `cont`.
+    still: u64,
+}
+
+/// Daemon, workload and disk; the disk is replaced with each daemon.
+struct Rounds {
+    shape: Shape,
+    server: Server,
+    driver: Driver,
+    rng: Rng,
+    count: Count,
+}
+
+impl Rounds {
+    fn new(shape: Shape, seed: u64) -> Result<Self> {
+        Ok(Self {
+            shape,
+            server: server(shape)?,
+            driver: Driver::new(Workload {
+                seed,
+                requests: u64::MAX,
+                depth: 64,
+                blocks: BLOCKS,
+                timeout: PATIENCE,
+                ..Workload::default()
+            }),
+            rng: Rng::new(seed),
+            count: Count::default(),
+        })
+    }
+
+    /// Load, `kill -9`, restart, reconnect. Returns the disk on the new daemon.
+    fn round(&mut self, moment: Moment, mut disk: Disk) -> Result<Disk> {
+        let Self {
+            shape,
+            server,
+            driver,
+            rng,
+            count,
+        } = self;
+        let write_fails = json!({ "event": "none", "iotype": "write", "errno": 28 });
         if moment != Moment::Running {
+            go_on(server, driver, &mut disk)?;
             // What former rounds have left to be read.
             server.qmp.take_events(Duration::ZERO)?;
             server.inject("disk0", write_fails.clone())?;
-            server
-                .run_until_held(&mut driver, &mut disk, "vda")
-                .with_context(what)?;
+            server.run_until_held(driver, &mut disk, "vda")?;
         }
         // Also at once, in the middle of things.
-        let time = Duration::from_micros(rng.below(40_000));
-        load(&mut driver, &mut disk, time).with_context(what)?;
+        load(driver, &mut disk, Duration::from_micros(rng.below(40_000)))?;
+        let mut settled = false;
         if moment != Moment::Running {
-            held += server.held("vda")?.len();
+            count.held += server.held("vda")?.len();
+            settled = shape.state && rng.below(2) == 0;
+            if settled {
+                wait_saved(server, *shape)?;
+            }
         }
         server.daemon.kill()?;
-        reap_rest(&mut driver, &mut disk).with_context(what)?;
+        reap_rest(driver, &mut disk)?;
         let outstanding = disk.outstanding_tokens().len();
-        ensure!(outstanding == driver.outstanding(), "{}", what());
-        taken_over += outstanding;
-        server.start_again().with_context(what)?;
-        if moment == Moment::HeldAgain {
-            server.inject("disk0", write_fails.clone())?;
+        ensure!(outstanding == driver.outstanding());
+        count.taken_over += outstanding;
+        let saved = match shape.state {
+            true => server.saved()?.unwrap_or_default(),
+            false => SavedState::default(),
+        };
+        let still = shape.state && stands_still(*shape, &saved);
+        ensure!(still || !settled || shape.scope == "request", "{saved:?}");
+        server.start_again()?;
+        if shape.state {
+            check_restored(server, &saved)?;
+        } else {
+            ensure!(server.run_state()? == "running");
         }
-        disk = server
-            .reconnect("vda", disk.disconnect())
-            .with_context(what)?;
         if moment == Moment::HeldAgain {
-            server
-                .run_until_held(&mut driver, &mut disk, "vda")
-                .with_context(what)?;
+            server.inject("disk0", write_fails)?;
+        }
+        let mut disk = server.reconnect("vda", disk.disconnect())?;
+        if still {
+            count.still += 1;
+            check_still(server, driver, &mut disk)?;
+        }
+        if moment == Moment::HeldAgain {
+            if still {
+                server.qmp.execute("cont", Value::Null)?;
+            }
+            server.run_until_held(driver, &mut disk, "vda")?;
             server.clear("disk0")?;
         }
         server.qmp.execute("cont", Value::Null)?;
         if rng.below(3) == 0 {
-            drain(&mut server, &mut driver, &mut disk).with_context(what)?;
+            drain(server, driver, &mut disk)?;
         }
+        Ok(disk)
     }
+}
+
+/// Rounds under one workload, verified all the time.
+fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
+    let mut all = Rounds::new(shape, seed)?;
+    let options = Options {
+        queues: shape.queues,
+        ..Options::default()
+    };
+    let mut disk = all.server.disk_with("vda", options)?;
+    let begin = Instant::now();
+    for round in 0..rounds {
+        let moment = match all.rng.below(3) {
+            0 => Moment::Running,
+            1 => Moment::Held,
+            _ => Moment::HeldAgain,
+        };
+        let done = all.round(moment, disk);
+        disk =
+            done.with_context(|| format!("{shape:?}, seed {seed}, round {round}: {moment:?}"))?;
+    }
+    let Rounds {
+        mut server,
+        mut driver,
+        count,
+        ..
+    } = all;
     drain(&mut server, &mut driver, &mut disk)?;
     driver.plan_no_more();
     server.run_to_end(&mut driver, &mut disk, |_| Ok(()))?;
     driver.read_back(&mut disk)?;
     let summary = driver.finish(&mut disk)?;
     println!(
-        "{queues} queues, {scope}: {rounds} rounds in {:.1?}, {taken_over} requests taken over, \
-         {held} of them held, {summary:?}",
+        "{shape:?}: {rounds} rounds in {:.1?}, {count:?}, {summary:?}",
         begin.elapsed()
     );
-    ensure!(taken_over > 0 && held > 0, "nothing was at stake");
+    ensure!(
+        count.taken_over > 0 && count.held > 0,
+        "nothing was at stake"
+    );
+    ensure!(count.still > 0 || !shape.state || shape.scope == "request");
     drop(disk);
     server.finish()
+}
+
+/// Nothing is held any more. What another iothread had in flight when the faults ended may have
+/// failed after the `cont`, which does not cover it then.
+fn go_on(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
+    reach("nothing is held", PATIENCE, || {
+        server.qmp.execute("cont", Value::Null)?;
+        load(driver, disk, Duration::from_millis(5))?;
+        Ok(server.held("vda")?.is_empty())
+    })
 }
 
 /// Everything that is outstanding is done.
 fn drain(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
     server.clear("disk0")?;
-    server.qmp.execute("cont", Value::Null)?;
     let deadline = Instant::now() + PATIENCE;
     while driver.outstanding() > 0 {
+        server.qmp.execute("cont", Value::Null)?;
         driver.reap_within(disk, Duration::from_millis(100))?;
         if Instant::now() > deadline {
             bail!(
@@ -170,39 +364,52 @@ fn drain(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()
 
 #[test]
 fn killed_with_one_queue() -> Result<()> {
-    killed_over_and_over(1, "vm", 11, soak(8, 100))?;
-    killed_over_and_over(1, "request", 12, soak(4, 100))
+    killed_over_and_over(Shape::new(1, "vm"), 11, soak(8, 100))?;
+    killed_over_and_over(Shape::new(1, "request"), 12, soak(4, 100))?;
+    killed_over_and_over(Shape::new(1, "vm").with_state(), 15, soak(6, 100))
 }
 
 #[test]
 fn killed_with_four_queues() -> Result<()> {
-    killed_over_and_over(4, "device", 13, soak(8, 100))
+    killed_over_and_over(Shape::new(4, "device").on(2), 13, soak(6, 100))?;
+    killed_over_and_over(Shape::new(4, "device").on(3).with_state(), 16, soak(8, 100))?;
+    killed_over_and_over(
+        Shape::new(4, "request").on(2).with_state(),
+        18,
+        soak(4, 100),
+    )
 }
 
 #[test]
 fn killed_with_eight_queues() -> Result<()> {
-    killed_over_and_over(8, "vm", 14, soak(8, 100))
+    killed_over_and_over(Shape::new(8, "vm").on(4), 14, soak(6, 100))?;
+    killed_over_and_over(Shape::new(8, "vm").on(4).with_state(), 17, soak(8, 100))
 }
 
 /// QEMU reconnects, and its guest does not notice: killed while it writes, and while it is held.
-#[test]
-fn killed_under_a_guest() -> Result<()> {
+fn killed_under_a_guest(state: bool, seed: u64) -> Result<()> {
     let tmpfs = Tmpfs::new(256 * MIB)?;
     let image = tmpfs.path().join("disk0.img");
     make_ext4_image(&image, 96 * MIB)?;
-    let mut server = Setup::new()?
+    let mut setup = Setup::new()?.iothreads(2);
+    if state {
+        setup = setup.with_state();
+    }
+    let mut server = setup
         .blockdev(&json!({ "driver": "file", "node-name": "disk0", "filename": image }))
         .export(
             "vda",
             "disk0",
-            json!({ "werror": "stop", "rerror": "stop" }),
+            json!({ "werror": "stop", "rerror": "stop", "num-queues": 2,
+                "iothread": harness::iothreads(2) }),
         )
         .start()?;
+    let shape = Shape::new(2, "vm").on(2);
     let disk = VhostUserBlk::new(server.socket("vda")).reconnect(Duration::from_secs(1));
     let mut guest = Guest::builder().disk(disk).start()?;
     guest.wait_boot(BOOT)?;
     guest.mount("vda", "/mnt", GUEST_PATIENCE)?;
-    let mut rng = Rng::new(21);
+    let mut rng = Rng::new(seed);
     let rounds = soak(2, 10);
     let mut sets = Vec::new();
     for round in 0..rounds {
@@ -225,12 +432,22 @@ fn killed_under_a_guest() -> Result<()> {
             writing.wait_line("synced 0", GUEST_PATIENCE)?;
         }
         sleep(Duration::from_millis(rng.below(500)));
+        if held && state {
+            wait_saved(&server, shape)?;
+        }
         server.daemon.kill()?;
         server.start_again()?;
+        if state {
+            ensure!(server.run_state()? == if held { "io-error" } else { "running" });
+        }
         if held {
             // The next one is no better off: it holds the same again.
             reach("the requests are held again", PATIENCE, || {
                 Ok(!server.held("vda")?.is_empty())
+            })?;
+            ensure!(server.io_status("vda")? == "nospace");
+            reach("it stands still", PATIENCE, || {
+                Ok(server.run_state()? == "io-error")
             })?;
             ensure!(!writing.has_ended());
             tmpfs.resize(256 * MIB)?;
@@ -250,14 +467,24 @@ fn killed_under_a_guest() -> Result<()> {
     }
     guest.check_no_io_errors()?;
     ensure!(guest.power_off(GUEST_PATIENCE)?.success());
-    println!("{rounds} rounds with a guest");
+    println!("{rounds} rounds with a guest, state: {state}");
     server.finish()
+}
+
+#[test]
+fn killed_under_a_guest_without_state() -> Result<()> {
+    killed_under_a_guest(false, 21)
+}
+
+#[test]
+fn killed_under_a_guest_with_state() -> Result<()> {
+    killed_under_a_guest(true, 22)
 }
 
 /// A second daemon is refused and told why; the first one goes on.
 #[test]
 fn the_second_of_two_daemons_is_refused() -> Result<()> {
-    let mut server = server(1, "vm")?;
+    let mut server = server(Shape::new(1, "vm"))?;
     let mut disk = server.disk("vda")?;
     let mut driver = harness::writes(5, 2000, BLOCKS, 16);
     let image = server.path("disk0.img").display().to_string();
@@ -310,7 +537,7 @@ fn the_second_of_two_daemons_is_refused() -> Result<()> {
 #[test]
 fn of_daemons_that_race_one_serves() -> Result<()> {
     for round in 0..soak(3, 30) {
-        let mut server = server(1, "vm")?;
+        let mut server = server(Shape::new(1, "vm"))?;
         server.daemon.kill()?;
         let args = server.args().to_vec();
         let mut racers = (0..3)

@@ -66,8 +66,8 @@ struct Load {
 }
 
 impl Load {
-    fn new(scope: &str, seed: u64) -> Result<Self> {
-        let setup = Setup::new()?;
+    fn new(scope: &str, iothreads: usize, seed: u64) -> Result<Self> {
+        let setup = Setup::new()?.iothreads(iothreads);
         let image = setup.path("disk0.img");
         sparse(&image, BLOCKS as u64 * 4096)?;
         let mut server = setup
@@ -78,7 +78,7 @@ impl Load {
                 "vda",
                 "disk0",
                 json!({ "werror": "stop", "rerror": "stop", "hold-scope": scope,
-                    "num-queues": QUEUES }),
+                    "num-queues": QUEUES, "iothread": harness::iothreads(iothreads) }),
             )
             .start()?;
         for errno in [28, 5] {
@@ -188,9 +188,9 @@ impl Load {
     }
 }
 
-fn under_load(scope: &str, seed: u64) -> Result<()> {
-    let time = Duration::from_secs(soak(5, 300));
-    let mut load = Load::new(scope, seed)?;
+fn under_load(scope: &str, iothreads: usize, seed: u64) -> Result<()> {
+    let time = Duration::from_secs(soak(3, 300));
+    let mut load = Load::new(scope, iothreads, seed)?;
     // What is allocated once and kept is not what is looked for.
     load.run(time / 2)?;
     load.drain()?;
@@ -221,7 +221,9 @@ fn under_load(scope: &str, seed: u64) -> Result<()> {
     server.run_to_end(&mut driver, &mut disk, |_| Ok(()))?;
     driver.read_back(&mut disk)?;
     let summary = driver.finish(&mut disk)?;
-    println!("{scope} seed {seed}: {count:?}, {summary:?}, {before:?}, {after:?}");
+    println!(
+        "{scope}, {iothreads} iothreads, seed {seed}: {count:?}, {summary:?}, {before:?}, {after:?}"
+    );
     ensure!(count.holds > 100, "{count:?}");
     ensure!(server.held("vda")?.is_empty());
     drop(disk);
@@ -230,10 +232,20 @@ fn under_load(scope: &str, seed: u64) -> Result<()> {
 
 #[test]
 fn scope_vm() -> Result<()> {
-    under_load("vm", 31)
+    under_load("vm", 0, 31)
 }
 
 #[test]
 fn scope_request() -> Result<()> {
-    under_load("request", 32)
+    under_load("request", 0, 32)
+}
+
+#[test]
+fn scope_vm_on_four_iothreads() -> Result<()> {
+    under_load("vm", 4, 33)
+}
+
+#[test]
+fn scope_request_on_three_iothreads() -> Result<()> {
+    under_load("request", 3, 34)
 }

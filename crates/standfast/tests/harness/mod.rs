@@ -9,6 +9,8 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
+use block::SavedState;
+use block::state_file;
 use frontend::{Disk, DiskState, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -97,6 +99,22 @@ impl Setup {
         self
     }
 
+    /// Iothreads `io0`, `io1`... for the exports that follow; [`iothreads`] names them.
+    #[must_use]
+    pub fn iothreads(mut self, count: usize) -> Self {
+        for index in 0..count {
+            self = self.option("--object", format!("iothread,id=io{index}"));
+        }
+        self
+    }
+
+    /// The daemon keeps its state in the directory `state`.
+    #[must_use]
+    pub fn with_state(self) -> Self {
+        let dir = self.path("state");
+        self.option("--state-dir", dir.display())
+    }
+
     #[must_use]
     pub fn blockdev(self, options: &Value) -> Self {
         self.option("--blockdev", options)
@@ -111,7 +129,7 @@ impl Setup {
             "addr": { "type": "unix", "path": socket },
         });
         if let (Value::Object(options), Value::Object(more)) = (&mut options, more) {
-            options.extend(more);
+            options.extend(more.into_iter().filter(|(_, value)| !value.is_null()));
         }
         self.command.sockets.push(socket);
         self.option("--export", options)
@@ -145,6 +163,15 @@ impl Setup {
     }
 }
 
+/// The value of the option `iothread` for an export on so many of them; the default if there are none.
+pub fn iothreads(count: usize) -> Value {
+    match count {
+        0 => Value::Null,
+        1 => json!("io0"),
+        _ => (0..count).map(|index| format!("io{index}")).collect(),
+    }
+}
+
 fn connect(qmp: &Path) -> Result<Qmp> {
     let mut qmp = Qmp::connect(qmp)?;
     qmp.set_timeout(PATIENCE);
@@ -168,6 +195,12 @@ impl Server {
             }));
         }
         Ok(())
+    }
+
+    /// What the daemon's state file has; none before anything has been written.
+    pub fn saved(&self) -> Result<Option<SavedState>> {
+        let content = std::fs::read(self.path("state").join(state_file::FILE_NAME))?;
+        Ok(state_file::parse(&content)?.map(|stored| stored.state))
     }
 
     /// The daemon's command line.
@@ -289,11 +322,14 @@ impl Server {
                 !driver.is_exhausted() || driver.outstanding() > 0,
                 "the workload ended unheld"
             );
-            ensure!(
-                Instant::now() < deadline,
-                "nothing was held; {} outstanding",
-                driver.outstanding()
-            );
+            if Instant::now() > deadline {
+                bail!(
+                    "no event; {} outstanding; {}, held: {:?}",
+                    driver.outstanding(),
+                    self.block(id)?,
+                    self.held(id)?
+                );
+            }
         }
     }
 
