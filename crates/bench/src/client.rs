@@ -22,6 +22,23 @@ pub enum Operation {
     Write,
 }
 
+impl Operation {
+    /// fio's name of it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Randread => "randread",
+            Self::Randwrite => "randwrite",
+            Self::Read => "read",
+            Self::Write => "write",
+        }
+    }
+
+    /// Reads, or else writes.
+    pub fn reads(self) -> bool {
+        matches!(self, Self::Randread | Self::Read)
+    }
+}
+
 /// Arguments of `standfast-bench client`.
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -138,7 +155,7 @@ impl Args {
     fn load(&self) -> Load {
         Load {
             pattern: Pattern {
-                read: matches!(self.op, Operation::Randread | Operation::Read),
+                read: self.op.reads(),
                 random: matches!(self.op, Operation::Randread | Operation::Randwrite),
                 bytes: self.bs,
             },

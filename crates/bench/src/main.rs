@@ -1,13 +1,26 @@
 //! Load for vhost-user-blk devices, and what comes of it.
 //!
-//! * `standfast-bench client`: one load against one device; its figures.
+//! * `standfast-bench client`: one load against one device; its figures;
+//! * `standfast-bench gate`: instructions per request against the baseline;
+//! * `standfast-bench run`: all loads on all servers, and the report.
 //!
 //! `cargo xtask bench` and `cargo xtask test bench-gate` run it; it is no part of the product.
 
 mod client;
+mod error_path;
+mod fio;
+mod gate;
+mod html;
+mod instructions;
 mod load;
+mod loads;
 mod process;
+mod report;
+mod run;
+mod server;
 mod size;
+mod statistics;
+mod targets;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -24,11 +37,17 @@ struct Cli {
 enum Command {
     /// Put a load on a device and print its figures
     Client(client::Args),
+    /// Compare the instructions per request with the baseline
+    Gate(gate::Args),
+    /// Measure everything and write the report
+    Run(run::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Client(args) => client::main(&args),
+        Command::Gate(args) => gate::main(&args),
+        Command::Run(args) => run::main(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

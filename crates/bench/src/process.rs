@@ -20,6 +20,22 @@ pub fn pin(cpu: usize) -> Result<()> {
     })
 }
 
+/// The CPUs the calling thread may run on.
+///
+/// # Errors
+/// If the system does not tell.
+pub fn allowed_cpus() -> Result<CpuSet> {
+    rustix::thread::sched_getaffinity(None).context("sched_getaffinity")
+}
+
+/// Lets the calling thread run on these CPUs.
+///
+/// # Errors
+/// If none of them is ours to use.
+pub fn allow_cpus(cpus: &CpuSet) -> Result<()> {
+    rustix::thread::sched_setaffinity(None, cpus).context("sched_setaffinity")
+}
+
 /// CPU time that a process has used so far in all its threads, those that have ended included.
 ///
 /// # Errors

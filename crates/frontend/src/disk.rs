@@ -524,6 +524,15 @@ impl Disk {
         &mut self.connection
     }
 
+    pub(crate) fn memory_and_queue(
+        &mut self,
+        queue: u16,
+    ) -> Result<(&mut GuestMemory, &mut Queue), FrontendError> {
+        self.queue_mut(queue)?;
+        let state = &mut self.state;
+        Ok((&mut state.memory, &mut state.queues[usize::from(queue)]))
+    }
+
     pub(crate) fn queue_mut(&mut self, queue: u16) -> Result<&mut Queue, FrontendError> {
         let queues = self.state.options.queues;
         self.state

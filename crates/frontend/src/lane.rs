@@ -11,10 +11,10 @@ use std::sync::atomic::{Ordering, fence};
 
 use crate::disk::{Disk, take_event};
 use crate::error::FrontendError;
-use crate::memory::Mapping;
+use crate::memory::{GuestMemory, Mapping};
 use crate::protocol::feature;
 use crate::ring::{
-    AVAIL_F_NO_INTERRUPT, DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor,
+    AVAIL_F_NO_INTERRUPT, DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, Ring,
     USED_F_NO_NOTIFY,
 };
 
@@ -72,64 +72,12 @@ impl Disk {
     /// [`FrontendError::Options`] if there is no such queue, if it has been used, or if `depth`
     /// requests do not fit into it; [`FrontendError::MemoryFull`]; [`FrontendError::Io`].
     pub fn lane(&mut self, queue: u16, options: LaneOptions) -> Result<Lane, FrontendError> {
-        let LaneOptions {
-            depth, bytes, read, ..
-        } = options;
         let indirect = options.indirect && self.features() & feature::INDIRECT_DESC != 0;
-        let stride = if indirect { 1 } else { DESCRIPTORS };
-        let ring = &self.queue_mut(queue)?.ring;
-        let (size, fresh) = (ring.size(), ring.avail_index() == 0);
-        if depth == 0 || u32::from(depth) * u32::from(stride) > u32::from(size) || !fresh {
-            return Err(FrontendError::Options(format!(
-                "{depth} requests of {stride} descriptors at a time on queue {queue}, which has {size} \
-                 entries and is {}",
-                if fresh { "fresh" } else { "in use already" }
-            )));
-        }
-        let mut allocate = |what, len: u64| {
-            let block = self.memory_mut().allocate(len);
-            block.ok_or(FrontendError::MemoryFull { what, len })
+        let options = LaneOptions {
+            indirect,
+            ..options
         };
-        let len = u64::from(depth) * PLACE_BYTES as u64;
-        let places = allocate("headers, status bytes and tables", len)?.address();
-        let mut buffers = Vec::with_capacity(usize::from(depth));
-        for _ in 0..depth {
-            buffers.push(allocate("buffers", u64::from(bytes))?.address());
-        }
-        for &address in &buffers {
-            // Every page is there before the first request, and what is written is not all zeroes.
-            self.memory().fill(address, u64::from(bytes), 0x5a)?;
-        }
-        let (mapping, first) = self.memory().find(places, len)?;
-        let mapping = Arc::clone(mapping);
-
-        let ring = &self.queue_mut(queue)?.ring;
-        for (slot, &buffer) in (0..depth).zip(&buffers) {
-            let place = places + u64::from(slot) * PLACE_BYTES as u64;
-            let data = if read { DESC_F_WRITE } else { 0 };
-            let next = |position: u16| if indirect { 0 } else { slot * stride } + position;
-            let chain = [
-                descriptor(place, 16, DESC_F_NEXT, next(1)),
-                descriptor(buffer, bytes, data | DESC_F_NEXT, next(2)),
-                descriptor(place + STATUS_OFFSET as u64, 1, DESC_F_WRITE, 0),
-            ];
-            if indirect {
-                let at = first + usize::from(slot) * PLACE_BYTES + TABLE_OFFSET;
-                for (position, entry) in chain.iter().enumerate() {
-                    mapping.write(at + position * DESC_BYTES, &entry.to_bytes());
-                }
-                let table = place + TABLE_OFFSET as u64;
-                let len = u32::from(DESCRIPTORS) * 16;
-                ring.write_descriptor(slot, descriptor(table, len, DESC_F_INDIRECT, 0));
-            } else {
-                for (position, entry) in (0..).zip(chain) {
-                    ring.write_descriptor(slot * stride + position, entry);
-                }
-            }
-        }
-        let (shared, avail, used) = ring.places();
-        let (ring, event_idx) = (Arc::clone(shared), ring.event_idx());
-        let queue = self.queue_mut(queue)?;
+        let (memory, queue) = self.memory_and_queue(queue)?;
         let clone = |fd: &OwnedFd| {
             let failed = |source| FrontendError::Io {
                 what: "duplicating an event descriptor",
@@ -137,13 +85,56 @@ impl Disk {
             };
             fd.try_clone().map_err(failed)
         };
-        let mut lane = Lane {
-            ring,
+        let events = [clone(&queue.kick)?, clone(&queue.call)?];
+        Lane::new(memory, &queue.ring, events, options)
+    }
+}
+
+impl Lane {
+    fn new(
+        memory: &mut GuestMemory,
+        ring: &Ring,
+        [kick, call]: [OwnedFd; 2],
+        options: LaneOptions,
+    ) -> Result<Self, FrontendError> {
+        let LaneOptions {
+            depth,
+            bytes,
+            read,
+            indirect,
+        } = options;
+        let stride = if indirect { 1 } else { DESCRIPTORS };
+        let (size, fresh) = (ring.size(), ring.avail_index() == 0);
+        if depth == 0 || u32::from(depth) * u32::from(stride) > u32::from(size) || !fresh {
+            return Err(FrontendError::Options(format!(
+                "{depth} requests of {stride} descriptors at a time on a queue that has {size} entries and \
+                 is {}",
+                if fresh { "fresh" } else { "in use already" }
+            )));
+        }
+        let mut allocate = |what, len: u64| {
+            let block = memory.allocate(len);
+            block.ok_or(FrontendError::MemoryFull { what, len })
+        };
+        let len = u64::from(depth) * PLACE_BYTES as u64;
+        let place = allocate("headers, status bytes and tables", len)?.address();
+        let mut buffers = Vec::with_capacity(usize::from(depth));
+        for _ in 0..depth {
+            buffers.push(allocate("buffers", u64::from(bytes))?.address());
+        }
+        for &address in &buffers {
+            // Every page is there before the first request, and what is written is not all zeroes.
+            memory.fill(address, u64::from(bytes), 0x5a)?;
+        }
+        let (places, first) = memory.find(place, len)?;
+        let (shared, avail, used) = ring.places();
+        let mut lane = Self {
+            ring: Arc::clone(shared),
             avail,
             used,
             size,
-            event_idx,
-            places: mapping,
+            event_idx: ring.event_idx(),
+            places: Arc::clone(places),
             first,
             kind: u32::from(!read),
             stride,
@@ -151,15 +142,42 @@ impl Disk {
             avail_index: 0,
             kicked_index: 0,
             used_index: 0,
-            kick: clone(&queue.kick)?,
-            call: clone(&queue.call)?,
+            kick,
+            call,
         };
+        for (slot, &buffer) in (0..depth).zip(&buffers) {
+            let place = place + u64::from(slot) * PLACE_BYTES as u64;
+            lane.describe(ring, slot, place, (buffer, bytes));
+        }
         lane.disable_calls();
         Ok(lane)
     }
-}
 
-impl Lane {
+    /// Writes the descriptors of a slot, whose place and buffer are at these guest addresses.
+    fn describe(&self, ring: &Ring, slot: u16, place: u64, (buffer, bytes): (u64, u32)) {
+        let indirect = self.stride == 1;
+        let first = if indirect { 0 } else { slot * self.stride };
+        let data = if self.kind == 0 { DESC_F_WRITE } else { 0 };
+        let chain = [
+            descriptor(place, 16, DESC_F_NEXT, first + 1),
+            descriptor(buffer, bytes, data | DESC_F_NEXT, first + 2),
+            descriptor(place + STATUS_OFFSET as u64, 1, DESC_F_WRITE, 0),
+        ];
+        if indirect {
+            let table = self.first + usize::from(slot) * PLACE_BYTES + TABLE_OFFSET;
+            for (position, entry) in chain.iter().enumerate() {
+                let at = table + position * DESC_BYTES;
+                self.places.write(at, &entry.to_bytes());
+            }
+            let (address, len) = (place + TABLE_OFFSET as u64, u32::from(DESCRIPTORS) * 16);
+            ring.write_descriptor(slot, descriptor(address, len, DESC_F_INDIRECT, 0));
+        } else {
+            for (position, entry) in (0..).zip(chain) {
+                ring.write_descriptor(first + position, entry);
+            }
+        }
+    }
+
     /// Puts the request of a slot into the ring; [`Lane::publish`] makes it available.
     ///
     /// # Panics
@@ -313,5 +331,91 @@ fn descriptor(address: u64, len: u32, flags: u16, next: u16) -> Descriptor {
         len,
         flags,
         next,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::event::{EventfdFlags, eventfd};
+
+    fn lane(depth: u16, indirect: bool) -> Result<(Lane, Ring), FrontendError> {
+        let mut memory = GuestMemory::new(1 << 20, 1)?;
+        let ring = Ring::new(&mut memory, 8, true)?;
+        let event = || eventfd(0, EventfdFlags::NONBLOCK).unwrap();
+        let options = LaneOptions {
+            depth,
+            bytes: 512,
+            read: true,
+            indirect,
+        };
+        let lane = Lane::new(&mut memory, &ring, [event(), event()], options)?;
+        Ok((lane, ring))
+    }
+
+    fn reap(lane: &mut Lane) -> Vec<(u16, u8)> {
+        let mut found = Vec::new();
+        lane.reap(|slot, status| found.push((slot, status)))
+            .unwrap();
+        found
+    }
+
+    #[test]
+    fn slots_are_used_again_and_again_in_any_order() {
+        for (indirect, stride) in [(true, 1), (false, 3)] {
+            let (mut lane, ring) = lane(2, indirect).unwrap();
+            for round in 0..40_000_u64 {
+                lane.put(0, round);
+                lane.put(1, round);
+                assert!(!lane.has_completions());
+                lane.publish();
+                for slot in [1_u16, 0] {
+                    lane.status(slot).store(0, Ordering::Relaxed);
+                    ring.complete_as_device(u32::from(slot) * stride, 513);
+                }
+                assert_eq!(reap(&mut lane), [(1, 0), (0, 0)]);
+            }
+        }
+    }
+
+    #[test]
+    fn a_status_that_was_not_written_is_none() {
+        let (mut lane, ring) = lane(1, true).unwrap();
+        lane.put(0, 0);
+        ring.complete_as_device(0, 0);
+        assert_eq!(reap(&mut lane), [(0, 0xff)]);
+    }
+
+    #[test]
+    fn completions_of_what_is_not_outstanding_are_refused() {
+        for head in [1, 2, 3, 70_000] {
+            let (mut lane, ring) = lane(2, false).unwrap();
+            lane.put(0, 0);
+            ring.complete_as_device(head, 0);
+            lane.reap(|_, _| {}).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn kicks_follow_avail_event() {
+        let (mut lane, ring) = lane(3, true).unwrap();
+        lane.put(0, 0);
+        lane.publish();
+        assert!(lane.kick().unwrap());
+        assert!(take_event(&lane.kick).unwrap());
+        ring.set_avail_event_as_device(2);
+        lane.put(1, 0);
+        lane.publish();
+        assert!(!lane.kick().unwrap());
+        lane.put(2, 0);
+        lane.publish();
+        assert!(lane.kick().unwrap());
+    }
+
+    #[test]
+    fn what_does_not_fit_is_refused() {
+        assert!(lane(8, true).is_ok() && lane(9, true).is_err());
+        assert!(lane(2, false).is_ok() && lane(3, false).is_err());
+        assert!(lane(0, true).is_err());
     }
 }

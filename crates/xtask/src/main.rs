@@ -2,8 +2,10 @@
 //!
 //! * `cargo xtask test [PART...] [--soak]`: everything that must hold before a change goes in.
 //! * `cargo xtask lint`: style, lints, licences, advisories, documentation.
+//! * `cargo xtask bench [LOAD...]`: standfastd against qemu-storage-daemon.
 //! * `cargo xtask fuzz [TARGET...] [--seconds N]`: the parsers that face strangers.
 
+mod bench;
 mod demo;
 mod fuzz;
 mod lint;
@@ -34,6 +36,8 @@ enum Command {
     Test(test::Args),
     /// Check style, lints, licences, advisories and documentation
     Lint,
+    /// Measure standfastd against qemu-storage-daemon
+    Bench(bench::Args),
     /// Feed the parsers random input
     Fuzz(fuzz::Args),
 }
@@ -42,6 +46,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test::main(&args),
         Command::Lint => Ok(lint::main()),
+        Command::Bench(args) => bench::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
     };
     result.unwrap_or_else(|error| {
@@ -63,7 +68,7 @@ mod tests {
     #[test]
     fn unknown_commands_and_values_are_refused() {
         for args in [
-            &["bench"][..],
+            &["benchmark"][..],
             &["test", "all"],
             &["fuzz", "--seconds", "0"],
             &["lint", "x"],

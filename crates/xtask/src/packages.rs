@@ -104,6 +104,12 @@ const PACKAGES: &[Package] = &[
         why: "the guest's kernel, with virtio-blk",
     },
     Package {
+        name: "valgrind",
+        probe: Program("valgrind"),
+        parts: &[Part::BenchGate],
+        why: "callgrind counts the instructions per request",
+    },
+    Package {
         name: "g++",
         probe: Program("c++"),
         parts: &[Part::FuzzSmoke],
@@ -113,12 +119,18 @@ const PACKAGES: &[Package] = &[
 
 /// Sees to it that everything the parts need is there.
 pub fn ensure(parts: &[Part]) -> Result<()> {
-    let needed: Vec<&Package> = PACKAGES
-        .iter()
-        .filter(|p| p.parts.iter().any(|part| parts.contains(part)))
-        .collect();
+    ensure_if(|package| package.parts.iter().any(|part| parts.contains(part)))
+}
+
+/// The same for single packages, by their names in Debian.
+pub fn ensure_named(names: &[&str]) -> Result<()> {
+    ensure_if(|package| names.contains(&package.name))
+}
+
+fn ensure_if(wanted: impl Fn(&Package) -> bool) -> Result<()> {
+    let needed: Vec<&Package> = PACKAGES.iter().filter(|package| wanted(package)).collect();
     if needed.is_empty() {
-        println!("nothing is needed for these parts");
+        println!("nothing is needed");
         return Ok(());
     }
     if is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default()) {

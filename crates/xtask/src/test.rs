@@ -3,7 +3,7 @@
 use crate::metadata::{Metadata, Target};
 use crate::report::Report;
 use crate::run::{cargo, run};
-use crate::{demo, fuzz, lint, packages};
+use crate::{bench, demo, fuzz, lint, packages};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
@@ -34,6 +34,8 @@ pub enum Part {
     E2e,
     /// What the README shows: build a release and run `standfast demo`
     Demo,
+    /// Count the instructions per request of a release, and compare with what they were
+    BenchGate,
     /// Build the fuzz targets and run each for some seconds
     FuzzSmoke,
 }
@@ -67,6 +69,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             Part::Loom => loom(&tests, &metadata),
             Part::E2e => e2e(&tests, args.soak),
             Part::Demo => demo::run(&metadata),
+            Part::BenchGate => bench::gate(&metadata, false),
             Part::FuzzSmoke => fuzz::run_all(FUZZ_SMOKE_SECONDS),
         });
     }
@@ -176,7 +179,15 @@ mod tests {
             .collect();
         assert_eq!(
             names,
-            ["check", "unit", "loom", "e2e", "demo", "fuzz-smoke"]
+            [
+                "check",
+                "unit",
+                "loom",
+                "e2e",
+                "demo",
+                "bench-gate",
+                "fuzz-smoke"
+            ]
         );
     }
 }

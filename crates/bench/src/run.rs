@@ -1,0 +1,420 @@
+//! `standfast-bench run`: everything, round by round, and the report.
+
+use anyhow::{Context, Result, bail, ensure};
+use rustix::thread::CpuSet;
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::client::Figures;
+use crate::instructions::{Counter, rustc_version};
+use crate::loads::{self, Spec, Storage};
+use crate::report::{Machine, Report};
+use crate::server::Server;
+use crate::statistics::summarise;
+use crate::targets::{Findings, Instructions, Row, judge};
+use crate::{error_path, fio, process};
+
+/// A round in which somebody else used more CPUs than this is repeated.
+const OTHERS_CPUS_MAX: f64 = 0.25;
+/// How often, at most.
+const ATTEMPTS: usize = 3;
+/// The section about failures and the monitor, to be named beside loads.
+const ERROR_PATH: &str = "error-path";
+/// The section about instructions per request, likewise.
+const INSTRUCTIONS: &str = "instructions";
+/// Who the limit is.
+const FIO: &str = "fio (limit)";
+
+/// Arguments of `standfast-bench run`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Only loads and sections whose name contains one of these
+    words: Vec<String>,
+    /// Show the names of loads and sections
+    #[arg(long)]
+    list: bool,
+    /// standfastd, a release build
+    #[arg(long)]
+    standfastd: PathBuf,
+    /// The preloaded library of standfast-valgrind-shim
+    #[arg(long)]
+    shim: PathBuf,
+    /// Where the report and callgrind's files go
+    #[arg(long)]
+    directory: PathBuf,
+    /// Where the files on disk and on tmpfs are made
+    #[arg(long, num_args = 2)]
+    directories: Vec<PathBuf>,
+    /// Write all figures to this file
+    #[arg(long)]
+    json: Option<PathBuf>,
+    /// How often everything is measured
+    #[arg(long, value_parser = clap::value_parser!(u16).range(1..=100))]
+    rounds: Option<u16>,
+    /// One short round
+    #[arg(long)]
+    quick: bool,
+}
+
+/// How long and how often.
+#[derive(Debug, Clone, Copy)]
+struct Extent {
+    rounds: u16,
+    seconds: f64,
+    warm_up: f64,
+    disk_bytes: u64,
+    tmpfs_bytes: u64,
+    failures: u32,
+}
+
+/// What all measurements share.
+#[derive(Debug)]
+struct Bench<'a> {
+    args: &'a Args,
+    extent: Extent,
+    /// The servers', the client's.
+    cpus: [usize; 2],
+    images: BTreeMap<Storage, Image>,
+    repeated: u32,
+    noisy: Vec<String>,
+}
+
+/// A file that is removed in the end.
+#[derive(Debug)]
+struct Image(PathBuf);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // What cannot be removed now could not be later either.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+/// Runs the command.
+pub fn main(args: &Args) -> Result<()> {
+    if args.list {
+        let names = loads::all().into_iter().map(|spec| spec.name());
+        for name in names.chain([ERROR_PATH.into(), INSTRUCTIONS.into()]) {
+            println!("{name}");
+        }
+        return Ok(());
+    }
+    let specs = loads::chosen(&args.words);
+    let section = |name: &str| {
+        args.words.is_empty() || args.words.iter().any(|word| name.contains(word.as_str()))
+    };
+    let (errors, instructions) = (section(ERROR_PATH), section(INSTRUCTIONS));
+    ensure!(
+        !specs.is_empty() || errors || instructions,
+        "no load's name contains {:?}; --list shows them",
+        args.words
+    );
+    fs::create_dir_all(&args.directory)
+        .with_context(|| format!("cannot make {}", args.directory.display()))?;
+    let mut bench = Bench {
+        args,
+        extent: Extent::of(args),
+        cpus: two_cpus(&process::allowed_cpus()?)?,
+        images: BTreeMap::new(),
+        repeated: 0,
+        noisy: Vec::new(),
+    };
+    let mut findings = Findings {
+        rows: bench.loads(&specs)?,
+        ..Findings::default()
+    };
+    if errors {
+        println!("error path");
+        let failures = bench.extent.failures;
+        findings.latencies = error_path::measure(&args.standfastd, bench.cpus, failures)?;
+    }
+    if instructions {
+        println!("instructions");
+        findings.instructions = bench.instructions()?;
+    }
+    let report = Report {
+        machine: machine(bench.cpus)?,
+        rounds: bench.extent.rounds,
+        seconds: bench.extent.seconds,
+        repeated: bench.repeated,
+        noisy: std::mem::take(&mut bench.noisy),
+        targets: judge(&findings),
+        findings,
+    };
+    drop(bench);
+    print!("\n{}", report.text());
+    let page = args.directory.join("report.html");
+    fs::write(&page, report.html()).with_context(|| page.display().to_string())?;
+    println!("\n{}", page.display());
+    if let Some(file) = &args.json {
+        let text = serde_json::to_string_pretty(&report.json())? + "\n";
+        fs::write(file, text).with_context(|| file.display().to_string())?;
+    }
+    Ok(())
+}
+
+impl Extent {
+    fn of(args: &Args) -> Self {
+        let full = Self {
+            rounds: args.rounds.unwrap_or(5),
+            seconds: 1.0,
+            warm_up: 0.15,
+            disk_bytes: 4 << 30,
+            tmpfs_bytes: 1 << 30,
+            failures: 500,
+        };
+        if !args.quick {
+            return full;
+        }
+        Self {
+            rounds: args.rounds.unwrap_or(1),
+            seconds: 0.4,
+            warm_up: 0.1,
+            disk_bytes: 1 << 30,
+            failures: 100,
+            ..full
+        }
+    }
+}
+
+impl Bench<'_> {
+    /// All loads, round after round, each on every server in turn.
+    fn loads(&mut self, specs: &[Spec]) -> Result<Vec<Row>> {
+        for spec in specs {
+            self.image(spec.storage)?;
+        }
+        let mut found: BTreeMap<(usize, usize), Vec<Figures>> = BTreeMap::new();
+        for round in 0..usize::from(self.extent.rounds) {
+            for (number, spec) in specs.iter().enumerate() {
+                println!(
+                    "round {} of {}: {}",
+                    round + 1,
+                    self.extent.rounds,
+                    spec.name()
+                );
+                let servers = spec.storage.servers();
+                // fio counts as the last of them. Who comes first changes from round to round.
+                let count = servers.len() + 1;
+                for turn in 0..count {
+                    let which = (turn + round) % count;
+                    let figures = match servers.get(which) {
+                        Some(&server) => Some(self.quiet(spec, server)?),
+                        None => self.limit(spec)?,
+                    };
+                    found.entry((number, which)).or_default().extend(figures);
+                }
+            }
+        }
+        let rows = found.into_iter().filter(|(_, figures)| !figures.is_empty());
+        Ok(rows
+            .map(|((number, which), figures)| {
+                let spec = &specs[number];
+                let server = spec.storage.servers().get(which);
+                Row {
+                    load: spec.name(),
+                    storage: spec.storage,
+                    server: server.map_or(FIO, |server| server.name()),
+                    figures: summarise(&figures),
+                }
+            })
+            .collect())
+    }
+
+    /// Measures until nobody else is in the way, or it has been tried often enough.
+    fn quiet(&mut self, spec: &Spec, server: Server) -> Result<Figures> {
+        let mut best: Option<Figures> = None;
+        for attempt in 0..ATTEMPTS {
+            let figures = self
+                .measure(spec, server)
+                .with_context(|| format!("{} on {}", spec.name(), server.name()))?;
+            self.repeated += u32::from(attempt > 0);
+            let others = figures.others_cpus;
+            if best.as_ref().is_none_or(|best| others < best.others_cpus) {
+                best = Some(figures);
+            }
+            if others <= OTHERS_CPUS_MAX {
+                break;
+            }
+        }
+        let best = best.context("at least one attempt is made")?;
+        if best.others_cpus > OTHERS_CPUS_MAX {
+            self.noisy.push(format!(
+                "{} on {}: others used {:.2} CPUs",
+                spec.name(),
+                server.name(),
+                best.others_cpus
+            ));
+        }
+        Ok(best)
+    }
+
+    fn measure(&self, spec: &Spec, server: Server) -> Result<Figures> {
+        let mut setup = spec.storage.setup(server, self.file(spec.storage));
+        setup.queues = spec.queues;
+        setup.cpu = Some(self.cpus[0]);
+        let running = setup.start(&self.args.standfastd)?;
+        let Extent {
+            seconds, warm_up, ..
+        } = self.extent;
+        // A process of its own: it sits on its CPU from its first moment, and its memory is fresh.
+        let output = Command::new(std::env::current_exe()?)
+            .args(["client", "--json"])
+            .arg("--socket")
+            .arg(running.socket())
+            .args(["--op", spec.operation.name(), "--bs", spec.size])
+            .args(["--depth", &spec.depth.to_string()])
+            .args(["--queues", &spec.queues.to_string()])
+            .arg(if spec.poll { "--poll" } else { "--wait" })
+            .args(["--cpu", &self.cpus[1].to_string()])
+            .args(["--pid", &running.pid().to_string()])
+            .args(["--seconds", &seconds.to_string()])
+            .args(["--warm-up", &warm_up.to_string()])
+            .stdin(Stdio::null())
+            .output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        running.finish()?;
+        serde_json::from_slice(&output.stdout).context("figures of the client")
+    }
+
+    fn limit(&self, spec: &Spec) -> Result<Option<Figures>> {
+        let file = self.file(spec.storage);
+        fio::run(spec, file, self.cpus[0], self.extent.seconds)
+    }
+
+    fn instructions(&self) -> Result<Vec<Instructions>> {
+        let counter = Counter {
+            standfastd: self.args.standfastd.clone(),
+            shim: self.args.shim.clone(),
+            directory: self.args.directory.clone(),
+        };
+        let count = |depth| {
+            Ok(Instructions {
+                depth,
+                stop: counter.count(Server::Standfast, depth)?,
+                report: counter.count(Server::StandfastReport, depth)?,
+                qemu: counter.count(Server::Qemu, depth)?,
+            })
+        };
+        [32, 1].into_iter().map(count).collect()
+    }
+
+    /// Where the image is; nowhere for null-co.
+    fn file(&self, storage: Storage) -> &Path {
+        self.images
+            .get(&storage)
+            .map_or_else(|| Path::new(""), |image| image.0.as_path())
+    }
+
+    /// Makes the image, if there is to be one and is not. Every block is written: what was only
+    /// allocated would be read without any I/O.
+    fn image(&mut self, storage: Storage) -> Result<()> {
+        if self.images.contains_key(&storage) {
+            return Ok(());
+        }
+        let given = |index: usize| self.args.directories.get(index).cloned();
+        let (directory, bytes, flags) = match storage {
+            Storage::Null => return Ok(()),
+            Storage::Tmpfs => {
+                let directory = given(1).unwrap_or_else(|| "/dev/shm".into());
+                (directory, self.extent.tmpfs_bytes, 0)
+            }
+            Storage::Disk => {
+                let directory = given(0).unwrap_or_else(|| self.args.directory.clone());
+                (directory, self.extent.disk_bytes, libc::O_DIRECT)
+            }
+        };
+        let name = format!("standfast-bench-{}.img", std::process::id());
+        let path = directory.join(name);
+        println!("writing {} MiB to {}", bytes >> 20, path.display());
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .custom_flags(flags)
+            .open(&path)
+            .with_context(|| format!("cannot make {}", path.display()))?;
+        self.images.insert(storage, Image(path.clone()));
+        fill(file, bytes).with_context(|| format!("cannot write {}", path.display()))
+    }
+}
+
+/// Writes from memory aligned as O_DIRECT wants it, something that is not compressible to nothing.
+fn fill(mut file: File, bytes: u64) -> Result<()> {
+    const CHUNK: usize = 4 << 20;
+    let mut memory = vec![0_u8; CHUNK + 4096];
+    let start = memory.as_ptr().align_offset(4096);
+    let chunk = &mut memory[start..start + CHUNK];
+    let mut state = 1_u64;
+    for word in chunk.chunks_exact_mut(8) {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    for _ in 0..bytes / u64::try_from(CHUNK)? {
+        file.write_all(chunk)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+fn two_cpus(allowed: &CpuSet) -> Result<[usize; 2]> {
+    let mut cpus = (0..CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu));
+    match (cpus.next(), cpus.next()) {
+        (Some(server), Some(client)) => Ok([server, client]),
+        _ => bail!("two CPUs are needed, one for the server and one for the client"),
+    }
+}
+
+fn machine(cpus: [usize; 2]) -> Result<Machine> {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let info = read("/proc/cpuinfo");
+    let model = info
+        .lines()
+        .find_map(|line| line.strip_prefix("model name"))
+        .map_or("unknown", |rest| rest.trim_start_matches([' ', '\t', ':']));
+    let qemu = Command::new("qemu-storage-daemon")
+        .arg("--version")
+        .output()
+        .context("cannot run qemu-storage-daemon")?;
+    let qemu = String::from_utf8_lossy(&qemu.stdout);
+    Ok(Machine {
+        cpu: model.to_owned(),
+        cpus: std::thread::available_parallelism()?.get(),
+        server_cpu: cpus[0],
+        client_cpu: cpus[1],
+        kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
+        rustc: rustc_version()?,
+        qemu: qemu.lines().next().unwrap_or_default().to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn two_cpus_are_found_or_asked_for() {
+        let mut set = CpuSet::new();
+        set.set(3);
+        two_cpus(&set).unwrap_err();
+        set.set(7);
+        assert_eq!(two_cpus(&set).unwrap(), [3, 7]);
+    }
+
+    #[test]
+    fn images_are_written_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fill(File::create(&path).unwrap(), 8 << 20).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 8 << 20);
+        assert!(
+            bytes
+                .chunks(4096)
+                .all(|block| block.iter().any(|&byte| byte != 0))
+        );
+    }
+}

@@ -1,0 +1,327 @@
+//! What is to be reached, and whether it is.
+
+use serde::Serialize;
+
+use crate::error_path::{FAILURE_TO_EVENT, Latency};
+use crate::loads::Storage;
+use crate::server::Server;
+use crate::statistics::{Metric, Summaries};
+
+/// The medians of one load on one server.
+#[derive(Debug, Clone, Serialize)]
+pub struct Row {
+    /// The load's name.
+    pub load: String,
+    /// What the disk lies on.
+    #[serde(skip)]
+    pub storage: Storage,
+    /// The server's name, or `fio`.
+    pub server: &'static str,
+    /// The figures.
+    pub figures: Summaries,
+}
+
+/// Instructions per request at one depth.
+#[derive(Debug, Clone, Copy, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Instructions {
+    /// Requests at a time.
+    pub depth: u16,
+    /// standfastd with policy `stop`.
+    pub stop: f64,
+    /// standfastd with policy `report`.
+    pub report: f64,
+    /// qemu-storage-daemon.
+    pub qemu: f64,
+}
+
+/// Everything that was found.
+#[derive(Debug, Default)]
+pub struct Findings {
+    /// By load and server.
+    pub rows: Vec<Row>,
+    /// The error path.
+    pub latencies: Vec<Latency>,
+    /// Instructions.
+    pub instructions: Vec<Instructions>,
+}
+
+/// How good something is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Not even the first limit.
+    Missed,
+    /// The first limit.
+    Reached,
+    /// The second limit.
+    Goal,
+}
+
+impl Verdict {
+    /// As a word.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Missed => "MISSED",
+            Self::Reached => "reached",
+            Self::Goal => "goal",
+        }
+    }
+}
+
+/// One thing to be reached.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Target {
+    /// What.
+    pub name: String,
+    /// Our figure with its unit.
+    pub ours: String,
+    /// What it is compared with.
+    pub theirs: String,
+    /// What counts: a ratio, or the figure itself.
+    pub value: f64,
+    /// To be reached, in words.
+    pub reach: String,
+    /// The goal, in words; empty if there is none.
+    pub goal: String,
+    /// Whether it is.
+    pub verdict: Verdict,
+}
+
+/// Which way is better.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Better {
+    Less,
+    More,
+}
+
+/// The targets that the findings say something about.
+pub fn judge(findings: &Findings) -> Vec<Target> {
+    use Better::{Less, More};
+    use Metric::{CpuUs, Iops, MbS, P50Us};
+    let mut targets = Vec::new();
+    let mut ratio = |load: &str, metric, better, reach, goal| {
+        targets.extend(findings.ratio(load, metric, better, reach, goal));
+    };
+    ratio("null-co.randread.4k.d32", CpuUs, Less, 0.9, Some(0.7));
+    ratio("null-co.randwrite.4k.d32", CpuUs, Less, 0.9, Some(0.7));
+    ratio("null-co.randread.4k.d1", P50Us, Less, 1.0, Some(0.75));
+    ratio("tmpfs.randread.4k.d32", CpuUs, Less, 0.5, Some(0.4));
+    ratio("tmpfs.randwrite.4k.d32", CpuUs, Less, 0.5, Some(0.4));
+    for load in ["disk.randread.4k.d32", "disk.randwrite.4k.d32"] {
+        ratio(load, CpuUs, Less, 0.95, Some(0.8));
+        ratio(load, Iops, More, 1.0, Some(1.1));
+    }
+    ratio("disk.randread.4k.d1", P50Us, Less, 1.0, Some(0.75));
+    ratio("disk.randwrite.4k.d1", P50Us, Less, 1.0, Some(0.75));
+    for storage in Storage::ALL {
+        for operation in ["read", "write"] {
+            let load = format!("{}.{operation}.128k.d16", storage.name());
+            ratio(&load, MbS, More, 1.0, None);
+        }
+    }
+    for storage in Storage::ALL {
+        for operation in ["randread", "randwrite"] {
+            let load = format!("{}.{operation}.4k.d1.wait", storage.name());
+            targets.extend(findings.waiting(&load));
+        }
+    }
+    targets.extend(findings.failure_to_event());
+    targets.extend(findings.instructions.iter().map(policy_cost));
+    targets
+}
+
+impl Findings {
+    fn median(&self, load: &str, server: Server, metric: Metric) -> Option<f64> {
+        let wanted = |row: &&Row| row.load == load && row.server == server.name();
+        let row = self.rows.iter().find(wanted)?;
+        Some(row.figures.get(&metric)?.median)
+    }
+
+    /// Ours, theirs.
+    fn pair(&self, load: &str, metric: Metric) -> Option<[f64; 2]> {
+        let ours = self.median(load, Server::Standfast, metric)?;
+        let theirs = self.median(load, Server::Qemu, metric)?;
+        Some([ours, theirs])
+    }
+
+    fn ratio(
+        &self,
+        load: &str,
+        metric: Metric,
+        better: Better,
+        reach: f64,
+        goal: Option<f64>,
+    ) -> Option<Target> {
+        let [ours, theirs] = self.pair(load, metric)?;
+        let value = rounded(ours / theirs);
+        let sign = match better {
+            Better::Less => "<=",
+            Better::More => ">=",
+        };
+        Some(Target {
+            name: format!("{load}: {}", metric.title()),
+            ours: crate::statistics::short(ours),
+            theirs: crate::statistics::short(theirs),
+            value,
+            reach: format!("{sign} {reach}"),
+            goal: goal.map_or_else(String::new, |goal| format!("{sign} {goal}")),
+            verdict: verdict(value, better, reach, goal),
+        })
+    }
+
+    /// CPU or p50 better, neither worse than one and a half.
+    fn waiting(&self, load: &str) -> Option<Target> {
+        let ratio = |metric| {
+            self.pair(load, metric)
+                .map(|[ours, theirs]| (ours, theirs, rounded(ours / theirs)))
+        };
+        let (cpu, p50) = (ratio(Metric::CpuUs)?, ratio(Metric::P50Us)?);
+        let (best, worst) = (cpu.2.min(p50.2), cpu.2.max(p50.2));
+        let short = crate::statistics::short;
+        Some(Target {
+            name: format!("{load}: CPU us/IO, p50 us"),
+            ours: format!("{}, {}", short(cpu.0), short(p50.0)),
+            theirs: format!("{}, {}", short(cpu.1), short(p50.1)),
+            value: worst,
+            reach: "one < 1, both <= 1.5".to_owned(),
+            goal: String::new(),
+            verdict: if best < 1.0 && worst <= 1.5 {
+                Verdict::Reached
+            } else {
+                Verdict::Missed
+            },
+        })
+    }
+
+    fn failure_to_event(&self) -> Option<Target> {
+        let latency = self.latencies.iter().find(|l| l.name == FAILURE_TO_EVENT)?;
+        let value = rounded(latency.p50_us);
+        Some(Target {
+            name: format!("{FAILURE_TO_EVENT}: p50 us"),
+            ours: crate::statistics::short(value),
+            theirs: "-".to_owned(),
+            value,
+            reach: "<= 300".to_owned(),
+            goal: "<= 100".to_owned(),
+            verdict: verdict(value, Better::Less, 300.0, Some(100.0)),
+        })
+    }
+}
+
+/// What policy costs while nothing fails, in percent of the instructions.
+fn policy_cost(found: &Instructions) -> Target {
+    let value = rounded((found.stop / found.report - 1.0) * 100.0);
+    Target {
+        name: format!(
+            "policy stop against report, depth {}: instructions, %",
+            found.depth
+        ),
+        ours: format!("{:.1}", found.stop),
+        theirs: format!("{:.1}", found.report),
+        value,
+        reach: "<= 1".to_owned(),
+        goal: "<= 0".to_owned(),
+        verdict: verdict(value, Better::Less, 1.0, Some(0.0)),
+    }
+}
+
+/// To two digits, as it is shown: what is shown as 1 is no worse than 1.
+fn rounded(value: f64) -> f64 {
+    (value * 100.0).round() / 100.0
+}
+
+fn verdict(value: f64, better: Better, reach: f64, goal: Option<f64>) -> Verdict {
+    let within = |limit: f64| match better {
+        Better::Less => value <= limit,
+        Better::More => value >= limit,
+    };
+    if !within(reach) {
+        Verdict::Missed
+    } else if goal.is_some_and(within) {
+        Verdict::Goal
+    } else {
+        Verdict::Reached
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statistics::Summary;
+
+    fn findings(load: &str, figures: &[(Metric, f64, f64)]) -> Findings {
+        let row = |server: Server, which: usize| Row {
+            load: load.to_owned(),
+            storage: Storage::Null,
+            server: server.name(),
+            figures: figures
+                .iter()
+                .map(|&(metric, ours, theirs)| {
+                    (metric, Summary::of(&[[ours, theirs][which]]).unwrap())
+                })
+                .collect(),
+        };
+        Findings {
+            rows: vec![row(Server::Standfast, 0), row(Server::Qemu, 1)],
+            ..Findings::default()
+        }
+    }
+
+    #[test]
+    fn less_and_more_have_their_limits() {
+        let load = "disk.randread.4k.d32";
+        for (cpu, iops, expected) in [
+            (4.0, 100.0, [Verdict::Missed, Verdict::Reached]),
+            (3.8, 99.0, [Verdict::Reached, Verdict::Missed]),
+            (3.2, 110.0, [Verdict::Goal, Verdict::Goal]),
+        ] {
+            let found = findings(
+                load,
+                &[(Metric::CpuUs, cpu, 4.0), (Metric::Iops, iops, 100.0)],
+            );
+            let verdicts: Vec<_> = judge(&found).iter().map(|t| t.verdict).collect();
+            assert_eq!(verdicts, expected);
+        }
+    }
+
+    #[test]
+    fn a_waiting_client_may_lose_a_little_of_one_for_the_other() {
+        let load = "tmpfs.randread.4k.d1.wait";
+        for (cpu, p50, expected) in [
+            (0.9, 1.4, Verdict::Reached),
+            (1.5, 0.5, Verdict::Reached),
+            (0.5, 1.6, Verdict::Missed),
+            (1.0, 1.0, Verdict::Missed),
+        ] {
+            let found = findings(
+                load,
+                &[(Metric::CpuUs, cpu, 1.0), (Metric::P50Us, p50, 1.0)],
+            );
+            assert_eq!(judge(&found)[0].verdict, expected, "{cpu} {p50}");
+        }
+    }
+
+    #[test]
+    fn what_was_not_measured_is_not_judged() {
+        assert!(judge(&Findings::default()).is_empty());
+    }
+
+    #[test]
+    fn policy_is_judged_in_percent() {
+        let found = |stop| Instructions {
+            depth: 32,
+            stop,
+            report: 1000.0,
+            qemu: 2000.0,
+        };
+        for (stop, expected) in [
+            (1000.0, Verdict::Goal),
+            (1009.0, Verdict::Reached),
+            (1011.0, Verdict::Missed),
+        ] {
+            assert_eq!(policy_cost(&found(stop)).verdict, expected);
+        }
+    }
+}
