@@ -11,17 +11,17 @@ use crate::targets::{Row, Target, Verdict};
 /// Ratios beyond this are drawn at the edge.
 const RATIO_MAX: f64 = 4.0;
 const ROW_PX: f64 = 26.0;
-const LABEL_PX: f64 = 190.0;
+const LABEL_PX: f64 = 160.0;
 const PLOT_PX: f64 = 300.0;
-const FIGURES_PX: f64 = 210.0;
+const FIGURES_PX: f64 = 205.0;
 const TOP_PX: f64 = 34.0;
 
 const STYLE: &str = "
 :root { --bg:#fff; --fg:#1b1f24; --dim:#68707a; --line:#d9dde2; --card:#f6f8fa;
-  --ours:#0b7a75; --qemu:#d9480f; --threads:#e0a100; --limit:#868e96;
+  --ours:#0b7a75; --report:#74b816; --qemu:#d9480f; --threads:#e0a100; --limit:#868e96;
   --goal:#2b8a3e; --reached:#1971c2; --missed:#c92a2a; }
 @media (prefers-color-scheme: dark) { :root { --bg:#14171b; --fg:#e6e9ed; --dim:#98a2ad;
-  --line:#343b43; --card:#1c2127; --ours:#3cc4bc; --qemu:#ff8a4c; --threads:#ffcf4d; --limit:#a6adb5;
+  --line:#343b43; --card:#1c2127; --ours:#3cc4bc; --report:#a9e34b; --qemu:#ff8a4c; --threads:#ffcf4d; --limit:#a6adb5;
   --goal:#51cf66; --reached:#5ab0ff; --missed:#ff6b6b; } }
 * { box-sizing:border-box }
 body { margin:0 auto; padding:2rem 1.25rem 4rem; max-width:1480px; background:var(--bg); color:var(--fg);
@@ -179,7 +179,11 @@ fn section(page: &mut String, storage: Storage, rows: &[&Row]) {
             escape(server)
         );
     }
-    page.push_str("</div>\n<div class=\"plots\">\n");
+    page.push_str(
+        "</div>\n<p class=\"method\">Ratios to qemu-storage-daemon's median; a dot is the median, a line goes \
+         from the lowest to the highest round. The figures themselves are on the right.</p>\n\
+         <div class=\"plots\">\n",
+    );
     for (metric, hint) in [
         (Metric::CpuUs, "server CPU per request; left is better"),
         (Metric::Iops, "requests per second; right is better"),
@@ -335,7 +339,8 @@ fn order(server: &str) -> usize {
 
 fn colour(server: &str) -> &'static str {
     match order(server) {
-        0 | 1 => "var(--ours)",
+        0 => "var(--ours)",
+        1 => "var(--report)",
         2 => "var(--qemu)",
         3 => "var(--threads)",
         _ => "var(--limit)",

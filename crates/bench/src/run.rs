@@ -14,7 +14,7 @@ use crate::instructions::{Counter, rustc_version};
 use crate::loads::{self, Spec, Storage};
 use crate::report::{Machine, Report};
 use crate::server::Server;
-use crate::statistics::summarise;
+use crate::statistics::{Metric, summarise};
 use crate::targets::{Findings, Instructions, Row, judge};
 use crate::{error_path, fio, process};
 
@@ -196,7 +196,7 @@ impl Bench<'_> {
                     self.extent.rounds,
                     spec.name()
                 );
-                let servers = spec.storage.servers();
+                let servers = spec.servers();
                 // fio counts as the last of them. Who comes first changes from round to round.
                 let count = servers.len() + 1;
                 for turn in 0..count {
@@ -213,12 +213,18 @@ impl Bench<'_> {
         Ok(rows
             .map(|((number, which), figures)| {
                 let spec = &specs[number];
-                let server = spec.storage.servers().get(which);
+                let server = spec.servers().get(which);
+                let mut summaries = summarise(&figures);
+                if server.is_none() && spec.storage == Storage::Tmpfs && spec.depth > 1 {
+                    // psync does one at a time, whatever the depth: its latencies are another thing.
+                    summaries.remove(&Metric::P50Us);
+                    summaries.remove(&Metric::P99Us);
+                }
                 Row {
                     load: spec.name(),
                     storage: spec.storage,
                     server: server.map_or(FIO, |server| server.name()),
-                    figures: summarise(&figures),
+                    figures: summaries,
                 }
             })
             .collect())
