@@ -70,6 +70,8 @@ pub struct Traits {
 const POLL_BUSY: Duration = Duration::from_millis(500);
 /// Asked that often otherwise.
 const POLL_IDLE: Duration = Duration::from_secs(2);
+/// What the VMM said is good for that long when a pause or resume depends on it.
+const FRESH: Duration = Duration::from_millis(20);
 /// The first wait after a failure; doubled with each further one.
 const RETRY_MIN: Duration = Duration::from_millis(100);
 /// The longest wait after a failure.
@@ -110,6 +112,8 @@ pub struct Machine {
     ordered: bool,
     /// A pause by somebody else counts as the link's own, until a query has shown how things are.
     force: bool,
+    /// The VMM has not been asked since `force` came.
+    force_new: bool,
     link: LinkState,
     /// As the VMM said last.
     vm: VmState,
@@ -124,8 +128,8 @@ pub struct Machine {
     inherited: bool,
     process: Option<i32>,
     outstanding: Option<Action>,
-    /// The last event while a pause or a resume was under way.
-    overheard: Option<VmState>,
+    /// Events while a pause or a resume was under way: the first and the last.
+    overheard: Option<(VmState, VmState)>,
     /// A request that may have been carried out although it failed.
     tried: Option<Action>,
     down: Option<Trouble>,
@@ -151,6 +155,7 @@ impl Machine {
             wish: None,
             ordered: false,
             force: false,
+            force_new: false,
             link: LinkState::Connecting,
             vm: match saved {
                 VmPause::Link if traits.blind => VmState::Paused,
@@ -226,6 +231,7 @@ impl Machine {
         self.wish = Some(wish);
         if force {
             self.force = true;
+            self.force_new = !self.traits.blind;
             if self.owner == VmPause::Other {
                 self.owner = VmPause::Link;
             }
@@ -249,7 +255,10 @@ impl Machine {
         }
         let action = self.choose(now)?;
         match action {
-            Action::Query => self.recheck = false,
+            Action::Query => {
+                self.recheck = false;
+                self.force_new = false;
+            }
             Action::Pause | Action::Resume => self.overheard = None,
             Action::Reset => self.reset_wanted = false,
         }
@@ -278,11 +287,20 @@ impl Machine {
     /// The VMM has told how the VM is without being asked.
     pub fn event(&mut self, vm: VmState) {
         match self.outstanding {
-            Some(Action::Pause | Action::Resume) => self.overheard = Some(vm),
+            Some(Action::Pause | Action::Resume) => {
+                let first = self.overheard.map_or(vm, |(first, _)| first);
+                self.overheard = Some((first, vm));
+            }
             _ if !self.known && self.first => {
                 // The answer that is awaited says more than an event of unknown history.
             }
-            _ => self.observe(vm, false),
+            _ => {
+                if vm == VmState::Paused && !self.known {
+                    // It ran until now, whatever was believed of it.
+                    self.observe(VmState::Running, false);
+                }
+                self.observe(vm, false);
+            }
         }
         self.settle();
     }
@@ -321,20 +339,27 @@ impl Machine {
                 self.refused = None;
                 self.tried = None;
                 self.owner = VmPause::Nobody;
-                self.force &= self.recheck;
+                self.force &= self.force_new;
                 self.carried_out(VmState::Running);
             }
             (Action::Pause, Err(Failure::Refused(text))) => {
                 // Whoever has paused it meanwhile was not the link.
                 self.tried = None;
+                self.replay(action, VmPause::Other);
                 self.refuse(text, now);
             }
             (Action::Resume, Err(Failure::Refused(text))) => {
                 self.tried = Some(Action::Resume);
+                self.replay(action, VmPause::Nobody);
                 self.refuse(text, now);
             }
             (Action::Pause | Action::Resume, Err(Failure::Lost(text))) => {
                 self.tried = Some(action);
+                self.replay(action, VmPause::Link);
+                if action == Action::Pause && self.owner == VmPause::Nobody {
+                    // It may have been carried out after all that was told.
+                    self.tried = Some(action);
+                }
                 if self.traits.blind {
                     self.vm = VmState::Unknown;
                     self.owner = VmPause::Link;
@@ -393,6 +418,8 @@ impl Machine {
         let goal = self.goal()?;
         match &self.refused {
             Some(refused) if now < refused.until => None,
+            // Somebody else may have paused it since, or it is another VM by now.
+            _ if !self.traits.blind && now > self.asked_at + FRESH => Some(Action::Query),
             _ => Some(goal),
         }
     }
@@ -444,16 +471,15 @@ impl Machine {
 
     fn answered(&mut self, answer: Answer, now: Duration) {
         self.up(now);
-        let other = match (self.process, answer.process) {
+        // A reset of a paused VM makes it look fresh, too: a known process is known better.
+        let new_life = match (self.process, answer.process) {
             (Some(known), Some(new)) => known != new,
-            _ => false,
+            _ => answer.fresh,
         };
         self.process = answer.process.or(self.process);
         self.known = true;
-        self.observe(answer.vm, other || answer.fresh);
-        if !self.recheck {
-            self.force = false;
-        }
+        self.observe(answer.vm, new_life);
+        self.force &= self.force_new;
     }
 
     /// The VM is in this state. `new_life`: what was known of it is of a former life.
@@ -497,10 +523,27 @@ impl Machine {
         }
     }
 
+    /// A pause or resume has failed, but the VM has told something meanwhile. `pauser`: who has
+    /// paused it if it was paused.
+    fn replay(&mut self, action: Action, pauser: VmPause) {
+        let Some((first, last)) = self.overheard.take() else {
+            return;
+        };
+        for vm in [first, last] {
+            match (action, vm) {
+                (Action::Pause, VmState::Paused) if self.owner == VmPause::Nobody => {
+                    self.tried = None;
+                    self.owner = pauser;
+                }
+                _ => self.observe(vm, false),
+            }
+        }
+    }
+
     /// A pause or resume has led to `vm`, unless something was heard since.
     fn carried_out(&mut self, vm: VmState) {
         self.first = false;
-        if self.overheard.is_some_and(|heard| heard != vm) {
+        if self.overheard.is_some_and(|(_, last)| last != vm) {
             self.changed();
         }
         self.vm = vm;

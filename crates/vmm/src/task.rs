@@ -37,12 +37,15 @@ pub struct Link {
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
+/// Somebody who wants to know what came of a reset.
+type Waiting = oneshot::Sender<Result<(), String>>;
+
 /// What the task shares with whoever holds the link. No lock is held across a wait.
 #[derive(Debug)]
 struct Shared {
     machine: Mutex<Machine>,
-    /// Who waits for the reset button to be pressed.
-    resets: Mutex<Vec<oneshot::Sender<Result<(), String>>>>,
+    /// Who waits for the reset button to be pressed; none when the task has ended.
+    resets: Mutex<Option<Vec<Waiting>>>,
     /// The machine has got something new.
     wake: Notify,
     stop: Notify,
@@ -72,7 +75,7 @@ impl Link {
         let saved = control.read(RunControl::vm_pause);
         let shared = Arc::new(Shared {
             machine: Mutex::new(Machine::new(vmm.traits(), saved, inherited)),
-            resets: Mutex::default(),
+            resets: Mutex::new(Some(Vec::new())),
             wake: Notify::new(),
             stop: Notify::new(),
         });
@@ -127,7 +130,9 @@ impl VmLink for Link {
 
     fn reset(&self) -> BoxFuture<'_, Result<(), String>> {
         let (answer, result) = oneshot::channel();
-        lock(&self.shared.resets).push(answer);
+        if let Some(resets) = &mut *lock(&self.shared.resets) {
+            resets.push(answer);
+        }
         lock(&self.shared.machine).reset();
         self.shared.wake.notify_one();
         Box::pin(async move {
@@ -159,6 +164,13 @@ struct Task {
     shared: Arc<Shared>,
     control: Control,
     epoch: Instant,
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        // Whoever waits for a reset, or asks for one from now on, is told that there is none.
+        *lock(&self.shared.resets) = None;
+    }
 }
 
 impl Task {
@@ -197,8 +209,6 @@ impl Task {
                 () = alarm => {}
             }
         }
-        // Whoever waits for a reset is told that there is none.
-        lock(&self.shared.resets).clear();
     }
 
     fn now(&self) -> Duration {
@@ -225,7 +235,8 @@ impl Task {
                 Output::Note(by) => self.control.note_vm_pause(by),
                 Output::Announce(status) => self.announce(status),
                 Output::Reset(result) => {
-                    for waiting in lock(&self.shared.resets).drain(..) {
+                    let waiting = lock(&self.shared.resets).as_mut().map(std::mem::take);
+                    for waiting in waiting.into_iter().flatten() {
                         // Whoever has stopped waiting needs no answer.
                         let _ = waiting.send(result.clone());
                     }
