@@ -10,8 +10,8 @@ use std::io::{IoSlice, Read};
 use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, On
 use export_vhost_user_blk::protocol::message::{
     self, Answer, FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
 };
-use export_vhost_user_blk::{Options, VhostUserBlkExport, bind_socket};
+use export_vhost_user_blk::{Options, Socket, VhostUserBlkExport};
 use iothread::IoThread;
 use libfuzzer_sys::fuzz_target;
 use rustix::event::EventfdFlags;
@@ -108,7 +108,7 @@ impl Driver for Null {
 
 /// The export and all that it needs.
 struct Server {
-    socket: PathBuf,
+    address: SocketAddr,
     _export: Arc<dyn Export>,
     _iothread: IoThread,
 }
@@ -120,14 +120,17 @@ impl Server {
     }
 
     fn start() -> Self {
-        let name = format!("standfast-fuzz-{}.sock", std::process::id());
-        let socket = std::env::temp_dir().join(name);
+        // Without a file: a fuzzer ends without tidying up.
+        let name = format!("standfast-fuzz-{}", std::process::id());
+        let address = SocketAddr::from_abstract_name(name).expect("a name");
+        let listener = UnixListener::bind_addr(&address).expect("the socket can be bound");
         let (control, task) = block::control();
         std::thread::spawn(move || block::block_on(task.run()));
         let iothread = IoThread::spawn(iothread::Config::default()).expect("an iothread");
         let options = Options {
             writable: true,
             num_queues: 2,
+            configure_mem_slots: true,
             ..Options::new("disk0")
         };
         let export = block::block_on(async {
@@ -135,18 +138,18 @@ impl Server {
             let policy = Policy::new(OnError::Stop, OnError::Stop);
             let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
             let backend = backend.expect("run control runs");
-            let bound = bind_socket(&socket).expect("the socket can be bound");
-            VhostUserBlkExport::new(options, backend, &[iothread.handle()], bound).await
+            let socket = Socket::inherited(listener.into()).expect("it listens");
+            VhostUserBlkExport::new(options, backend, &[iothread.handle()], socket).await
         });
         Self {
-            socket,
+            address,
             _export: export.expect("an export"),
             _iothread: iothread,
         }
     }
 
     fn connect(&self) -> UnixStream {
-        let client = UnixStream::connect(&self.socket).expect("the export listens");
+        let client = UnixStream::connect_addr(&self.address).expect("the export listens");
         // Nobody reads the answers before the end: the socket must not fill up.
         client.set_nonblocking(true).expect("a socket");
         client

@@ -29,8 +29,8 @@ pub const FILE_NAME: &str = "standfastd.state";
 
 const MAGIC: &[u8; 8] = b"STNDFAST";
 const HEADER_BYTES: usize = 24;
-/// Enough for some hundred exports.
-const SLOT_BYTES: usize = 256 << 10;
+/// Where the second slot begins, in bytes. Enough for some hundred exports.
+pub const SLOT_BYTES: usize = 256 << 10;
 const FILE_BYTES: usize = 2 * SLOT_BYTES;
 /// The longest payload.
 const PAYLOAD_BYTES_MAX: usize = SLOT_BYTES - HEADER_BYTES;
@@ -134,8 +134,11 @@ fn open_slot(slot: &[u8]) -> Option<(u64, &[u8])> {
     whole.then_some((generation, payload))
 }
 
-/// A slot with this content.
-fn seal_slot(generation: u64, payload: &[u8]) -> io::Result<Vec<u8>> {
+/// The bytes of a slot with this content, to lie at a multiple of [`SLOT_BYTES`].
+///
+/// # Errors
+/// If the payload is too long.
+pub fn seal_slot(generation: u64, payload: &[u8]) -> io::Result<Vec<u8>> {
     let bytes = u32::try_from(payload.len())
         .ok()
         .filter(|_| payload.len() <= PAYLOAD_BYTES_MAX);
