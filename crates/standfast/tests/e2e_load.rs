@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Options};
+use harness::footprint::Footprint;
 use harness::guest::reach;
 use harness::{MIB, PATIENCE, Server, Setup, soak, sparse};
 use serde_json::{Value, json};
@@ -17,29 +18,6 @@ const DEPTH: usize = 128;
 const BLOCKS: usize = 32768;
 /// What the allocator may keep of its own accord, in KiB.
 const GROWTH_KIB_MAX: u64 = 1024;
-
-/// What a process has of the machine.
-#[derive(Debug, Clone, Copy)]
-struct Footprint {
-    /// Its own memory, without what it has seen of the client's.
-    resident_kib: u64,
-    descriptors: usize,
-}
-
-impl Footprint {
-    fn of(pid: u32) -> Result<Self> {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-        let resident = status
-            .lines()
-            .find_map(|line| line.strip_prefix("RssAnon:"))
-            .and_then(|rest| rest.trim().strip_suffix(" kB"))
-            .context("no RssAnon")?;
-        Ok(Self {
-            resident_kib: resident.trim().parse()?,
-            descriptors: std::fs::read_dir(format!("/proc/{pid}/fd"))?.count(),
-        })
-    }
-}
 
 #[derive(Debug, Default)]
 struct Count {

@@ -3,7 +3,9 @@
 #![allow(dead_code, reason = "each test target uses its part")]
 #![allow(missing_docs, reason = "tests")]
 
+pub mod footprint;
 pub mod guest;
+pub mod vmm;
 
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
