@@ -24,7 +24,7 @@ pub struct VmmCommandOptions {
     pub pause: VmmArgv,
     /// Resumes the VM. Must succeed if it runs already.
     pub resume: VmmArgv,
-    /// Prints `running` or `paused`. Default: the VM's state is not asked.
+    /// Prints `running`, `paused` or `absent`. Default: the VM's state is not asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<VmmArgv>,
 }

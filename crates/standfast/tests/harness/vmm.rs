@@ -5,11 +5,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use testkit::guest::Builder;
-use testkit::{Guest, LogEntry};
+use testkit::guest::{Builder, Job};
+use testkit::{Guest, LogEntry, Tmpfs, VhostUserBlk};
 
-use super::guest::{GUEST_PATIENCE, reach};
-use super::{PATIENCE, Server, Setup};
+use super::guest::{BOOT, DirectWriters, GUEST_PATIENCE, reach};
+use super::{MIB, PATIENCE, Server, Setup, sparse};
 
 /// The id of the link.
 pub const LINK: &str = "vm0";
@@ -121,5 +121,103 @@ impl Server {
         self.wait_link_running()?;
         ensure!(qemu_state(guest)? == "running" && self.run_state()? == "running");
         Ok(())
+    }
+}
+
+/// A raw disk `vda` on a tmpfs of its own without any space, and the guest that writes to it.
+pub struct FullDisk {
+    pub server: Server,
+    pub guest: Guest,
+    tmpfs: Tmpfs,
+    image: PathBuf,
+}
+
+const BALLAST: u64 = 4096;
+const RAW_BYTES: u64 = 4 * MIB;
+
+impl FullDisk {
+    /// `monitor`: where QEMU serves QMP for whoever links to it.
+    pub fn new(setup: Setup, monitor: &Path) -> Result<Self> {
+        let tmpfs = Tmpfs::new(BALLAST)?;
+        let image = tmpfs.path().join("raw.img");
+        std::fs::write(
+            tmpfs.path().join("ballast"),
+            vec![1; usize::try_from(BALLAST)?],
+        )?;
+        sparse(&image, RAW_BYTES)?;
+        let server = setup
+            .blockdev(&json!({ "driver": "file", "node-name": "disk0", "filename": &image }))
+            .export(
+                "vda",
+                "disk0",
+                json!({ "werror": "stop", "rerror": "stop" }),
+            )
+            .start()?;
+        let guest = Self::boot(&server, monitor)?;
+        Ok(Self {
+            server,
+            guest,
+            tmpfs,
+            image,
+        })
+    }
+
+    fn boot(server: &Server, monitor: &Path) -> Result<Guest> {
+        let disk = VhostUserBlk::new(server.socket("vda")).reconnect(Duration::from_secs(1));
+        let mut guest = link_monitor(Guest::builder().disk(disk), monitor).start()?;
+        guest.wait_boot(BOOT)?;
+        Ok(guest)
+    }
+
+    /// Another QEMU in place of one that has ended.
+    pub fn boot_again(&mut self, monitor: &Path) -> Result<()> {
+        self.guest = Self::boot(&self.server, monitor)?;
+        Ok(())
+    }
+
+    /// There is room for everything.
+    pub fn add_space(&self) -> Result<()> {
+        self.tmpfs.resize(4 * RAW_BYTES)
+    }
+
+    /// All that was written is gone, and there is no space. Nothing may be in flight.
+    pub fn take_space(&self) -> Result<()> {
+        let file = std::fs::File::options().write(true).open(&self.image)?;
+        file.set_len(0)?;
+        file.set_len(RAW_BYTES)?;
+        self.tmpfs.resize(BALLAST)
+    }
+
+    /// Writers to the disk, which run into the lack of space.
+    pub fn write(&self, writers: &DirectWriters) -> Result<Job> {
+        self.guest.spawn(&writers.script("vda"))
+    }
+
+    /// [`Server::wait_paused_by_error`].
+    pub fn wait_paused_by_error(&mut self) -> Result<usize> {
+        self.server.wait_paused_by_error(&mut self.guest, "vda")
+    }
+
+    /// [`Server::cont_by`].
+    pub fn cont_by(&mut self, resumer: Resumer) -> Result<()> {
+        self.server.cont_by(&mut self.guest, resumer)
+    }
+
+    /// The writers end, what they wrote is there, and the guest was shown no error.
+    pub fn check(&mut self, writing: &Job, writers: &DirectWriters) -> Result<()> {
+        let output = writing.wait(GUEST_PATIENCE)?;
+        ensure!(output.status == 0, "{output:?}");
+        self.guest.run_ok("sync", GUEST_PATIENCE)?;
+        writers.check(&self.image)?;
+        self.guest.check_no_io_errors()?;
+        ensure!(self.server.held("vda")?.is_empty());
+        ensure!(self.server.io_status("vda")? == "ok" && self.server.run_state()? == "running");
+        Ok(())
+    }
+
+    /// An end in order of both.
+    pub fn finish(self) -> Result<()> {
+        ensure!(self.guest.power_off(GUEST_PATIENCE)?.success());
+        self.server.finish()
     }
 }
