@@ -24,6 +24,9 @@ pub trait Export: Send + Sync + fmt::Debug {
     /// Whether clients may write.
     fn writable(&self) -> bool;
 
+    /// Whether a client is connected.
+    fn has_client(&self) -> bool;
+
     /// What is wrong with it, if something is: a broken queue, a client that was disconnected.
     fn trouble(&self) -> Option<String> {
         None

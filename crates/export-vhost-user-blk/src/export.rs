@@ -157,6 +157,10 @@ impl Export for VhostUserBlkExport {
         self.writable
     }
 
+    fn has_client(&self) -> bool {
+        self.stopper.is_connected()
+    }
+
     fn trouble(&self) -> Option<String> {
         self.trouble.text()
     }

@@ -61,6 +61,11 @@ impl Stopper {
         }
     }
 
+    /// Whether a client is connected.
+    pub fn is_connected(&self) -> bool {
+        self.state().connection.is_some()
+    }
+
     /// Makes `stop` reach the connection; false if it has been called already.
     fn register(&self, connection: &UnixStream) -> io::Result<bool> {
         let mut state = self.state();

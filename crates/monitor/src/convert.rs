@@ -233,6 +233,7 @@ pub(crate) fn export(export: &dyn Export) -> BlockExportInfo {
         node_name: export.backend().node().name().to_string(),
         shutting_down: false,
         x_writable: Some(export.writable()),
+        x_client: Some(export.has_client()),
         x_trouble: export.trouble(),
     }
 }

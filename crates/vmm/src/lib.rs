@@ -15,7 +15,7 @@ mod vmm;
 
 use std::path::PathBuf;
 
-pub use task::Link;
+pub use task::{CLIENTS_TIME, Link};
 
 /// What a link is made from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +57,12 @@ pub enum Peer {
 }
 
 impl Peer {
+    /// Whether the VMM comes back to a restarted daemon while its VM is paused. Cloud Hypervisor does
+    /// so when the VM runs again, Firecracker never.
+    const fn reconnects_while_paused(&self) -> bool {
+        matches!(self, Self::Qemu { .. } | Self::Command { .. })
+    }
+
     /// The type of the object.
     pub const fn type_name(&self) -> &'static str {
         match self {

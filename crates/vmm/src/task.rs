@@ -68,6 +68,21 @@ impl Link {
         control: Control,
         inherited: bool,
     ) -> Result<Arc<Self>, StartError> {
+        Self::start_with_clients(config, control, inherited, || true)
+    }
+
+    /// As [`Self::start`]. If the state is `inherited`, the VM is not resumed before `clients_are_back`
+    /// says that the disks' clients have come back to this daemon, or [`CLIENTS_TIME`] is over:
+    /// QEMU 7.2 loses a vhost-user disk if it resumes the VM before its connection is back.
+    ///
+    /// # Errors
+    /// As [`Self::start`].
+    pub fn start_with_clients(
+        config: LinkConfig,
+        control: Control,
+        inherited: bool,
+        clients_are_back: impl Fn() -> bool + Send + 'static,
+    ) -> Result<Arc<Self>, StartError> {
         config.check()?;
         let runtime =
             Handle::try_current().map_err(|_| StartError::NoRuntime(config.id.clone()))?;
@@ -84,6 +99,8 @@ impl Link {
             shared: Arc::clone(&shared),
             control,
             epoch: Instant::now(),
+            clients: (inherited && config.peer.reconnects_while_paused())
+                .then(|| Box::new(clients_are_back) as Clients),
         };
         let task = runtime.spawn(task.run(vmm));
         Ok(Arc::new(Self {
@@ -157,6 +174,15 @@ impl VmLink for Link {
     }
 }
 
+/// Whether the clients of a former daemon are back.
+type Clients = Box<dyn Fn() -> bool + Send>;
+
+/// How long they are waited for, from the start of the link on. Clients that are gone for good cost
+/// the VM that time, once.
+pub const CLIENTS_TIME: Duration = Duration::from_secs(15);
+/// They are asked for that often. The VMM may hear of a connection that long after we do.
+const CLIENTS_POLL: Duration = Duration::from_millis(100);
+
 type Cont = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
 
 struct Task {
@@ -164,6 +190,8 @@ struct Task {
     shared: Arc<Shared>,
     control: Control,
     epoch: Instant,
+    /// None: they are back, or nobody has to come back.
+    clients: Option<Clients>,
 }
 
 impl Drop for Task {
@@ -174,16 +202,23 @@ impl Drop for Task {
 }
 
 impl Task {
-    async fn run(self, vmm: Vmm) {
+    async fn run(mut self, vmm: Vmm) {
         let (actions, todo) = mpsc::channel(1);
         let (said, mut reports) = mpsc::channel(64);
         let mut served = pin!(vmm.serve(todo, said));
         let mut cont: Option<Cont> = None;
+        // Asked for by the machine, and not begun yet.
+        let mut put_off = None;
         loop {
-            let (action, wake_at) = self.step(&mut cont);
-            if let Some(action) = action {
-                // There is room: the former one was answered.
-                let _ = actions.try_send(action);
+            let (action, mut wake_at) = self.step(&mut cont);
+            if let Some(action) = put_off.take().or(action) {
+                if action == Action::Resume && self.waits_for_clients() {
+                    put_off = Some(action);
+                    wake_at = Some(self.now() + CLIENTS_POLL);
+                } else {
+                    // There is room: the former one was answered.
+                    let _ = actions.try_send(action);
+                }
             }
             let alarm = async {
                 match wake_at {
@@ -209,6 +244,27 @@ impl Task {
                 () = alarm => {}
             }
         }
+    }
+
+    /// Whether the VM would lose a disk if it were resumed now.
+    fn waits_for_clients(&mut self) -> bool {
+        let Some(clients) = &self.clients else {
+            return false;
+        };
+        let back = clients();
+        if back || self.now() >= CLIENTS_TIME {
+            self.clients = None;
+            if !back {
+                tracing::warn!(
+                    link = %self.id,
+                    "not all disks of the VM have come back to this daemon within {} s; it is resumed \
+                     all the same",
+                    CLIENTS_TIME.as_secs()
+                );
+            }
+        }
+        // Once more after they are back: the VMM has to hear of it, too.
+        true
     }
 
     fn now(&self) -> Duration {

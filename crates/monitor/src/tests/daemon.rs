@@ -175,6 +175,10 @@ impl Export for FakeExport {
         true
     }
 
+    fn has_client(&self) -> bool {
+        true
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async {})
     }

@@ -204,6 +204,9 @@ pub struct BlockExportInfo {
     /// Whether clients may write.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_writable: Option<bool>,
+    /// Whether a client is connected.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_client: Option<bool>,
     /// What is wrong with it; absent if nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_trouble: Option<String>,

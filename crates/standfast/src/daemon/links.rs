@@ -14,7 +14,7 @@ use super::setup_error::SetupError;
 ///
 /// # Errors
 /// If there is one already, or it cannot be started.
-pub async fn add(registry: &Registry, id: &str, peer: Peer) -> Result<(), SetupError> {
+pub async fn add(registry: &Arc<Registry>, id: &str, peer: Peer) -> Result<(), SetupError> {
     if let Some(existing) = registry.link() {
         return Err(RegistryError::SecondLink {
             id: id.to_owned(),
@@ -28,7 +28,12 @@ pub async fn add(registry: &Registry, id: &str, peer: Peer) -> Result<(), SetupE
     };
     let control = registry.control().clone();
     let inherited = control.read(|state| state.is_inherited());
-    let link = Link::start(config, control, inherited)?;
+    let others = Arc::downgrade(registry);
+    let clients_are_back = move || {
+        let exports = others.upgrade().map(|registry| registry.exports());
+        exports.is_none_or(|exports| exports.iter().all(|export| export.has_client()))
+    };
+    let link = Link::start_with_clients(config, control, inherited, clients_are_back)?;
     let shared: Arc<dyn VmLink> = Arc::<Link>::clone(&link);
     if let Err(error) = registry.add_link(shared).await {
         link.close().await;

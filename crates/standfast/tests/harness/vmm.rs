@@ -82,6 +82,15 @@ impl Server {
         )
     }
 
+    /// Waits until the clients of a former daemon are back.
+    pub fn wait_clients(&mut self) -> Result<()> {
+        reach("the clients are back", PATIENCE, || {
+            let exports = self.qmp.execute("query-block-exports", Value::Null)?;
+            let exports = exports.as_array().into_iter().flatten();
+            Ok(exports.clone().all(|export| export["x-client"] == true))
+        })
+    }
+
     /// The next error: it is held, and QEMU is paused by the link. Returns how many requests are held.
     pub fn wait_paused_by_error(&mut self, guest: &mut Guest, id: &str) -> Result<usize> {
         let event = self.qmp.wait_event("BLOCK_IO_ERROR", GUEST_PATIENCE)?;
