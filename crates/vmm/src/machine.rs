@@ -138,6 +138,8 @@ pub struct Machine {
     refused: Option<Trouble>,
     refused_delay: Duration,
     asked_at: Duration,
+    /// The VM must not be resumed yet.
+    held_back: bool,
     conting: bool,
     cont_again: bool,
     reset_wanted: bool,
@@ -176,6 +178,7 @@ impl Machine {
             refused: None,
             refused_delay: Duration::ZERO,
             asked_at: Duration::ZERO,
+            held_back: false,
             conting: false,
             cont_again: false,
             reset_wanted: false,
@@ -237,6 +240,12 @@ impl Machine {
             }
         }
         self.settle();
+    }
+
+    /// Whether the VM must not be resumed yet, whatever is wanted. What is wanted is pending
+    /// meanwhile.
+    pub fn hold_back(&mut self, held_back: bool) {
+        self.held_back = held_back;
     }
 
     /// The reset button. The answer comes as [`Output::Reset`]; one at a time.
@@ -440,7 +449,7 @@ impl Machine {
                     true => self.owner == VmPause::Link || self.force,
                     false => self.owner == VmPause::Link && self.vm == VmState::Paused,
                 };
-                paused.then_some(Action::Resume)
+                (paused && !self.held_back).then_some(Action::Resume)
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use block::export::BoxFuture;
 use block::run_control::RunControl;
-use block::{Control, EventKind, LinkStatus, Refusal, RunState, VmLink, VmOrder};
+use block::{Control, EventKind, LinkStatus, Refusal, RunState, VmLink, VmOrder, VmPending};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -99,8 +99,10 @@ impl Link {
             shared: Arc::clone(&shared),
             control,
             epoch: Instant::now(),
-            clients: (inherited && config.peer.reconnects_while_paused())
-                .then(|| Box::new(clients_are_back) as Clients),
+            returning: (inherited && config.peer.reconnects_while_paused()).then(|| Returning {
+                are_back: Box::new(clients_are_back),
+                resume_at: None,
+            }),
         };
         let task = runtime.spawn(task.run(vmm));
         Ok(Arc::new(Self {
@@ -174,8 +176,12 @@ impl VmLink for Link {
     }
 }
 
-/// Whether the clients of a former daemon are back.
-type Clients = Box<dyn Fn() -> bool + Send>;
+/// The clients of a former daemon.
+struct Returning {
+    are_back: Box<dyn Fn() -> bool + Send>,
+    /// They are, or are not waited for any longer: when the VM may be resumed.
+    resume_at: Option<Duration>,
+}
 
 /// How long they are waited for, from the start of the link on. Clients that are gone for good cost
 /// the VM that time, once.
@@ -191,7 +197,7 @@ struct Task {
     control: Control,
     epoch: Instant,
     /// None: they are back, or nobody has to come back.
-    clients: Option<Clients>,
+    returning: Option<Returning>,
 }
 
 impl Drop for Task {
@@ -207,18 +213,11 @@ impl Task {
         let (said, mut reports) = mpsc::channel(64);
         let mut served = pin!(vmm.serve(todo, said));
         let mut cont: Option<Cont> = None;
-        // Asked for by the machine, and not begun yet.
-        let mut put_off = None;
         loop {
-            let (action, mut wake_at) = self.step(&mut cont);
-            if let Some(action) = put_off.take().or(action) {
-                if action == Action::Resume && self.waits_for_clients() {
-                    put_off = Some(action);
-                    wake_at = Some(self.now() + CLIENTS_POLL);
-                } else {
-                    // There is room: the former one was answered.
-                    let _ = actions.try_send(action);
-                }
+            let (action, wake_at) = self.step(&mut cont);
+            if let Some(action) = action {
+                // There is room: the former one was answered.
+                let _ = actions.try_send(action);
             }
             let alarm = async {
                 match wake_at {
@@ -248,22 +247,29 @@ impl Task {
 
     /// Whether the VM would lose a disk if it were resumed now.
     fn waits_for_clients(&mut self) -> bool {
-        let Some(clients) = &self.clients else {
+        let now = self.now();
+        let Some(returning) = &mut self.returning else {
             return false;
         };
-        let back = clients();
-        if back || self.now() >= CLIENTS_TIME {
-            self.clients = None;
-            if !back {
-                tracing::warn!(
-                    link = %self.id,
-                    "not all disks of the VM have come back to this daemon within {} s; it is resumed \
-                     all the same",
-                    CLIENTS_TIME.as_secs()
-                );
+        if let Some(at) = returning.resume_at {
+            if now >= at {
+                self.returning = None;
             }
+            return now < at;
         }
-        // Once more after they are back: the VMM has to hear of it, too.
+        let back = (returning.are_back)();
+        if back || now >= CLIENTS_TIME {
+            // The VMM has to hear of it, too.
+            returning.resume_at = Some(now + CLIENTS_POLL);
+        }
+        if !back && now >= CLIENTS_TIME {
+            tracing::warn!(
+                link = %self.id,
+                "not all disks of the VM have come back to this daemon within {} s; it is resumed \
+                 all the same",
+                CLIENTS_TIME.as_secs()
+            );
+        }
         true
     }
 
@@ -272,15 +278,26 @@ impl Task {
     }
 
     /// Lets the machine decide and tells others what it says.
-    fn step(&self, cont: &mut Option<Cont>) -> (Option<Action>, Option<Duration>) {
+    fn step(&mut self, cont: &mut Option<Cont>) -> (Option<Action>, Option<Duration>) {
         // Before the lock: orders come while run control's own is held.
         let state: RunState = self.control.read(RunControl::state);
-        let (action, wake_at, outputs) = {
+        let resume = lock(&self.shared.machine).status().pending == Some(VmPending::Resume);
+        let held_back = if resume {
+            self.waits_for_clients()
+        } else {
+            self.returning.is_some()
+        };
+        let (action, mut wake_at, outputs) = {
             let mut machine = lock(&self.shared.machine);
             machine.assume(state);
+            machine.hold_back(held_back);
             let action = machine.next(self.now());
             (action, machine.wake_at(), machine.outputs())
         };
+        if resume && held_back {
+            let again = self.now() + CLIENTS_POLL;
+            wake_at = Some(wake_at.map_or(again, |at| at.min(again)));
+        }
         for output in outputs {
             match output {
                 Output::Cont => {

@@ -35,6 +35,15 @@ impl Daemon {
 
     /// `before`: the run state was stopped, and this is who had paused the VM.
     pub async fn taking_over(peer: Peer, before: Option<VmPause>) -> Self {
+        Self::waiting(peer, before, || true).await
+    }
+
+    /// The VM is not resumed before `clients_are_back`.
+    pub async fn waiting(
+        peer: Peer,
+        before: Option<VmPause>,
+        clients_are_back: impl Fn() -> bool + Send + 'static,
+    ) -> Self {
         let (control, task) = control();
         tokio::spawn(task.run());
         let log = Log::default();
@@ -52,7 +61,8 @@ impl Daemon {
             id: "vm0".to_owned(),
             peer,
         };
-        let link = Link::start(config, control, before.is_some()).expect("link");
+        let link = Link::start_with_clients(config, control, before.is_some(), clients_are_back)
+            .expect("link");
         registry.add_link(link.clone()).await.expect("first link");
         Self {
             registry,

@@ -1,6 +1,7 @@
 //! Links to a QMP server that behaves as QEMU does, and as it should not.
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{LinkState, RunState, VmLink, VmPause, VmPending, VmState};
@@ -301,6 +302,30 @@ async fn a_vm_that_has_not_run_is_nobodys_but_its_managers() {
     daemon.cont(false).await;
     daemon.until_vm(VmState::Paused, VmPause::Other).await;
     assert_eq!(qemu.asked("cont"), 0);
+}
+
+/// After a restart the VM waits for its disks; an order that comes meanwhile counts.
+#[tokio::test]
+async fn a_vm_waits_for_its_disks() {
+    let (_dir, path) = socket();
+    let qemu = Qemu::start(&path, "paused");
+    let back = Arc::new(AtomicBool::new(false));
+    let are_back = Arc::clone(&back);
+    let are_back = move || are_back.load(Ordering::Relaxed);
+    let daemon = Daemon::waiting(Peer::Qemu { path }, Some(VmPause::Link), are_back).await;
+    daemon.until_vm(VmState::Paused, VmPause::Link).await;
+    daemon.cont(false).await;
+    // The reset waits for nobody, and so does the next order.
+    assert_eq!(daemon.link.reset().await, Ok(()));
+    assert_eq!(daemon.status().pending, Some(VmPending::Resume));
+    daemon.stop().await;
+    assert_eq!(daemon.status().pending, None);
+    back.store(true, Ordering::Relaxed);
+    assert_eq!(daemon.link.reset().await, Ok(()));
+    assert_eq!(qemu.asked("cont"), 0);
+    daemon.cont(false).await;
+    daemon.until_vm(VmState::Running, VmPause::Nobody).await;
+    assert_eq!(qemu.asked("stop"), 0);
 }
 
 /// A reset leaves a paused VM in `prelaunch`: it is still the link's.

@@ -102,6 +102,8 @@ enum Happening {
     Told(VmState),
     Cont,
     Save,
+    /// The disks of the VM have come back to the daemon.
+    Back,
 }
 
 /// What was seen in all runs: a model that never gets there proves nothing.
@@ -148,6 +150,8 @@ pub struct World {
     contacted: bool,
     /// This daemon takes a VM that it finds paused for one that its former link has paused.
     claims: bool,
+    /// The VM must not be resumed yet.
+    held_back: bool,
     vmm: Vmm,
     connected: bool,
     new_connection: bool,
@@ -200,6 +204,7 @@ impl World {
             machine: Machine::new(traits(kind), VmPause::Nobody, false),
             contacted: false,
             claims: false,
+            held_back: false,
             vmm: Vmm {
                 alive,
                 process: 1,
@@ -325,6 +330,9 @@ impl World {
             self.last_id += 1;
             let id = self.last_id;
             self.say(format!("request {id}: {action:?}"));
+            if action == Action::Resume && self.held_back {
+                self.wrong("the VM is resumed before its disks are back");
+            }
             if matches!(action, Action::Pause | Action::Resume)
                 && self.vmm.by == Who::Admin
                 && self.now <= self.admin_paused_at + 50
@@ -385,6 +393,10 @@ impl World {
             _ => (saved, inherited),
         };
         self.machine = Machine::new(traits(self.kind), saved, inherited);
+        self.held_back = self.rng.chance(50);
+        self.machine.hold_back(self.held_back);
+        let after = self.rng.below(5000);
+        self.schedule(after, Happening::Back);
         self.contacted = false;
         self.claims = claims;
         self.doubt = false;
@@ -668,6 +680,11 @@ impl World {
                 if self.mutant != Mutant::NoContDone {
                     self.machine.cont_done();
                 }
+                self.pump();
+            }
+            Happening::Back => {
+                self.held_back = false;
+                self.machine.hold_back(false);
                 self.pump();
             }
             Happening::Save => self.disk = self.control.save(),
