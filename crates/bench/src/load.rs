@@ -297,7 +297,8 @@ impl Loaded {
         })
     }
 
-    /// Returns the number of completions and of failures among them.
+    /// Goes on for `time`, and until something has been completed: on a busy machine we may not have
+    /// run at all. Returns the number of completions and of failures among them.
     fn drive(&mut self, time: Duration, latencies: &mut Histogram<u64>) -> Result<(u64, u64)> {
         let end_ns = self.now_ns() + u64::try_from(time.as_nanos())?;
         let (mut completed, mut errors) = (0, 0);
@@ -332,7 +333,7 @@ impl Loaded {
             if !busy {
                 self.idle(&mut watch)?;
             }
-            if watch.now_ns >= end_ns {
+            if watch.now_ns >= end_ns && completed > 0 {
                 return Ok((completed, errors));
             }
         }
