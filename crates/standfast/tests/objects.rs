@@ -1,4 +1,10 @@
 //! Objects of a running daemon, and links on the command line.
+#![allow(
+    clippy::expect_used,
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    reason = "the whole file is a test"
+)]
 
 mod common;
 
