@@ -13,7 +13,11 @@ use std::{
 use slab::Slab;
 
 use crate::{
-    deferred::Deferred, executor::Runnable, poll::Poller, ring::driver::Driver, shared::Shared,
+    deferred::Deferred,
+    executor::Runnable,
+    poll::{Poller, Window},
+    ring::driver::Driver,
+    shared::Shared,
     timers::Timers,
 };
 
@@ -34,7 +38,10 @@ pub(crate) struct Context {
     pub(crate) pollers_removed: Cell<bool>,
     /// Whether the pollers have been told that notifications are a waste.
     pub(crate) notify_suppressed: Cell<bool>,
-    pub(crate) poll_window_ns: Cell<u64>,
+    /// How long to poll for requests.
+    pub(crate) idle_window: Window,
+    /// How long to poll for the end of I/O.
+    pub(crate) io_window: Window,
     /// The time of this round, once somebody asked.
     pub(crate) now: Cell<Option<Instant>>,
 }
@@ -52,7 +59,8 @@ impl Context {
             pollers: RefCell::default(),
             pollers_removed: Cell::new(false),
             notify_suppressed: Cell::new(false),
-            poll_window_ns: Cell::new(0),
+            idle_window: Window::default(),
+            io_window: Window::default(),
             now: Cell::new(None),
         }
     }

@@ -3,7 +3,11 @@
 use std::time::{Duration, Instant};
 
 use crate::{
-    context::Context, executor::Runnable, poll::next_window_ns, shared::count, stack::reverse,
+    context::Context,
+    executor::Runnable,
+    poll::{IO_FACTOR, IO_POLLED_MAX, PollParams, Window},
+    shared::count,
+    stack::reverse,
 };
 
 /// Tasks run per round, so that neither the ring nor the timers starve.
@@ -101,23 +105,37 @@ impl Context {
     /// Whether to poll or to block is decided here, once, and notifications follow that decision:
     /// deciding twice loses kicks.
     fn wait(&self) {
-        let params = self.shared.poll_params();
-        let window_ns = self.poll_window_ns.get().min(params.max_ns);
         let started = Instant::now();
+        self.now.set(Some(started));
+        let Some((window, params)) = self.window() else {
+            self.block();
+            return;
+        };
+        let window_ns = window.next(params.max_ns);
+        let counters = &self.shared.counters;
+        (counters.poll_window_ns).store(window_ns, std::sync::atomic::Ordering::Relaxed);
         if window_ns > 0 && self.poll_until(started, Duration::from_nanos(window_ns)) {
-            count(&self.shared.counters.polls_successful);
+            count(&counters.polls_successful);
+            window.caught();
             self.fire_timers();
             return;
         }
-        if !self.block() {
-            return;
+        if self.block() {
+            window.missed(window_ns, started.elapsed(), params);
         }
-        let next = next_window_ns(window_ns, started.elapsed(), params);
-        self.poll_window_ns.set(next);
-        let counters = &self.shared.counters;
-        counters
-            .poll_window_ns
-            .store(next, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    /// What this wait is for, and what it may cost; none if it is not to poll at all.
+    fn window(&self) -> Option<(&Window, PollParams)> {
+        let params = self.shared.poll_params();
+        match self.driver.waiting() {
+            0 => Some((&self.idle_window, params)),
+            1..=IO_POLLED_MAX => {
+                let max_ns = params.max_ns.saturating_mul(IO_FACTOR);
+                Some((&self.io_window, PollParams { max_ns, ..params }))
+            }
+            _ => None,
+        }
     }
 
     /// Polls for `window`, or until the next timer; true if there is something to do.
@@ -135,9 +153,11 @@ impl Context {
             if found || self.has_work() || self.shared.stopping() {
                 return true;
             }
-            if Instant::now() >= end {
+            let now = Instant::now();
+            if now >= end {
                 return false;
             }
+            self.now.set(Some(now));
             std::hint::spin_loop();
         }
     }
@@ -163,6 +183,7 @@ impl Context {
         }
         count(&self.shared.counters.blocks);
         self.driver.wait(timeout);
+        self.now.set(None);
         self.shared.awake();
         self.driver.reap();
         self.fire_timers();

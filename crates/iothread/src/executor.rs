@@ -7,7 +7,7 @@ use std::{
     pin::Pin,
     ptr,
     sync::{Arc, atomic::AtomicPtr},
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use crate::{context, shared::Shared};
@@ -32,6 +32,18 @@ pub fn spawn_local<F>(future: F) -> LocalTask<F::Output>
 where
     F: Future + 'static,
 {
+    spawn_with_waker(future).0
+}
+
+/// [`spawn_local`], and what wakes the task: for those who poll on its behalf.
+///
+/// # Panics
+///
+/// Outside an iothread.
+pub fn spawn_with_waker<F>(future: F) -> (LocalTask<F::Output>, Waker)
+where
+    F: Future + 'static,
+{
     context::with(|cx| {
         let key = cx.tasks.borrow_mut().vacant_key();
         let meta = TaskMeta {
@@ -42,13 +54,12 @@ where
         let (runnable, task) = async_task::Builder::new()
             .metadata(meta)
             .spawn_local(move |_| tracked, schedule);
-        let inserted = cx.tasks.borrow_mut().insert(runnable.waker());
+        let waker = runnable.waker();
+        let inserted = cx.tasks.borrow_mut().insert(waker.clone());
         debug_assert_eq!(inserted, key);
         runnable.schedule();
-        LocalTask {
-            task,
-            local: PhantomData,
-        }
+        let local = PhantomData;
+        (LocalTask { task, local }, waker)
     })
 }
 

@@ -54,7 +54,7 @@ mod timers;
 #[cfg(not(loom))]
 pub use crate::{
     deferred::{Deferred, defer},
-    executor::{LocalTask, spawn_local, yield_now},
+    executor::{LocalTask, spawn_local, spawn_with_waker, yield_now},
     poll::{PollParams, Poller, PollerGuard, add_poller},
     shared::Stats,
     start_error::StartError,

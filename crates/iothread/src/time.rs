@@ -24,6 +24,18 @@ pub fn now() -> Instant {
     context::with(|cx| cx.now())
 }
 
+/// The time, read now; [`now`] yields it too for the rest of the round.
+///
+/// # Panics
+///
+/// Outside an iothread.
+pub fn refresh() -> Instant {
+    context::with(|cx| {
+        cx.now.set(None);
+        cx.now()
+    })
+}
+
 /// Waits at least for `duration` from now (by a fresh look at the clock).
 ///
 /// # Panics

@@ -29,9 +29,6 @@ const CANCEL: u64 = u64::MAX - 1;
 /// What an eventfd is told.
 static ONE: u64 = 1;
 
-/// Completions taken per look at the ring.
-const REAP_BATCH: usize = 64;
-
 /// Who waits for an operation, or what it came to. The slab key is the operation's user data.
 enum Slot {
     Waiting(Waker),
@@ -59,6 +56,8 @@ pub(crate) struct Driver {
     backlog: RefCell<VecDeque<squeue::Entry>>,
     /// Operations with a slot whose last completion has not been seen.
     in_flight: Cell<usize>,
+    /// Of these, those that somebody waits for.
+    waiting: Cell<usize>,
     shared: Arc<Shared>,
 }
 
@@ -95,6 +94,7 @@ impl Driver {
             slots: RefCell::new(Slab::with_capacity(1024)),
             backlog: RefCell::default(),
             in_flight: Cell::new(0),
+            waiting: Cell::new(0),
             shared,
         };
         driver.watch_wake_fd();
@@ -118,8 +118,14 @@ impl Driver {
     /// What the entry points to stays valid until [`Driver::poll`] or [`Driver::cancel`] has
     /// returned its result.
     pub(crate) unsafe fn start(&self, entry: squeue::Entry, waker: Waker) -> usize {
+        self.waiting.set(self.waiting.get() + 1);
         // SAFETY: passed on to the caller.
         unsafe { self.start_slot(entry, Slot::Waiting(waker)) }
+    }
+
+    /// Number of operations that somebody waits for: I/O, not notifications and kicks.
+    pub(crate) fn waiting(&self) -> usize {
+        self.waiting.get()
     }
 
     /// The result of an operation, if it has one; else `cx` is woken when it has.
@@ -184,6 +190,9 @@ impl Driver {
         drop(backlog);
         self.in_flight.set(self.in_flight.get() - 1);
         let slot = self.slots.borrow_mut().remove(key);
+        if matches!(slot, Slot::Waiting(_)) {
+            self.waiting.set(self.waiting.get() - 1);
+        }
         drop(slot);
         true
     }
@@ -360,22 +369,11 @@ impl Driver {
     pub(crate) fn reap(&self) -> usize {
         let mut total = 0;
         loop {
-            let mut batch = [(0, 0, 0); REAP_BATCH];
-            let mut taken = 0;
-            {
-                let mut ring = self.ring.borrow_mut();
-                for (place, cqe) in batch.iter_mut().zip(ring.completion()) {
-                    *place = (cqe.user_data(), cqe.result(), cqe.flags());
-                    taken += 1;
-                }
-            }
-            for &(user_data, result, flags) in &batch[..taken] {
-                self.complete(user_data, result, cqueue::more(flags));
-            }
-            total += taken;
-            if taken < REAP_BATCH {
-                return total;
-            }
+            // The borrow ends before anybody is woken.
+            let next = self.ring.borrow_mut().completion().next();
+            let Some(cqe) = next else { return total };
+            self.complete(cqe.user_data(), cqe.result(), cqueue::more(cqe.flags()));
+            total += 1;
         }
     }
 
@@ -404,7 +402,10 @@ impl Driver {
         let mut notified = None;
         let waker = match slot {
             Slot::Waiting(_) => match std::mem::replace(slot, Slot::Done(result)) {
-                Slot::Waiting(waker) => Some(waker),
+                Slot::Waiting(waker) => {
+                    self.waiting.set(self.waiting.get() - 1);
+                    Some(waker)
+                }
                 _ => None,
             },
             Slot::Notify(_) => {
