@@ -90,6 +90,18 @@ impl Flusher {
         }
     }
 
+    /// Asks a file system that never waits. A failure is latched if `latch`.
+    pub fn flush_at_once(&self, fd: BorrowedFd<'_>, latch: bool) -> Result<()> {
+        self.check()?;
+        rustix::fs::fdatasync(fd).map_err(|errno| {
+            let error = BlockError::from(std::io::Error::from(errno));
+            if latch {
+                self.latch(error.errno());
+            }
+            error
+        })
+    }
+
     /// Makes all writes that have completed durable; they went past the page cache.
     pub async fn flush_direct(&self, fd: BorrowedFd<'_>) -> Result<()> {
         let mut retry = Retry::new();

@@ -1,4 +1,5 @@
-//! `file` and `host_device`: regular files and block devices, through io_uring.
+//! `file` and `host_device`: regular files and block devices, through io_uring; files that lie in
+//! memory, without.
 //!
 //! One descriptor does everything: it holds the image locks ([`lock`]) and does the I/O, so a
 //! process that dies keeps others out until its last request has ended.
@@ -21,6 +22,7 @@
 //!   only with `discard=unmap`, in whole blocks of the filesystem, and ignored where the storage
 //!   does not support them.
 
+mod at_once;
 mod bounce;
 mod device_discard;
 mod flush;
@@ -103,6 +105,8 @@ pub struct FileDriver {
     read_only: bool,
     cache_direct: bool,
     cache_no_flush: bool,
+    /// On tmpfs or ramfs.
+    in_memory: bool,
     warning: Option<String>,
     length: AtomicU64,
     /// What the storage asks of reads and writes.
@@ -178,10 +182,9 @@ impl FileDriver {
             Kind::Block => opened.logical_block,
             _ => opened.stat.block_size,
         };
-        let buffered = !options.cache_direct
-            && !opened.read_only
-            && !options.cache_no_flush
-            && !probe::in_memory(fd, &opened.stat);
+        let in_memory = probe::in_memory(fd, &opened.stat);
+        let buffered =
+            !options.cache_direct && !opened.read_only && !options.cache_no_flush && !in_memory;
         Ok(Self {
             name,
             warning: buffered.then(|| buffered_warning(&options.filename)),
@@ -191,6 +194,7 @@ impl FileDriver {
             read_only: opened.read_only,
             cache_direct: options.cache_direct,
             cache_no_flush: options.cache_no_flush,
+            in_memory,
             length: AtomicU64::new(opened.length),
             alignment: opened.alignment,
             zero_align: match kind {
@@ -329,6 +333,11 @@ impl Driver for FileDriver {
             "buffers and length of a request differ"
         );
         match io.op {
+            Operation::Read | Operation::Write if self.is_at_once(&io) => self.transfer_at_once(io),
+            Operation::Flush if self.in_memory => {
+                let result = self.flush_at_once();
+                IoFuture::ready(result.map_err(|error| self.located(&io, error)))
+            }
             Operation::Read if self.fits(io.iov, io.offset, io.bytes) => {
                 IoFuture::new(async move {
                     let wanted = transfer::index(io.bytes);

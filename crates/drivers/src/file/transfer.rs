@@ -14,7 +14,8 @@ use crate::iov::{self, IOV_MAX};
 
 /// A direction, and what goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Transfer {
+pub enum Transfer {
+    /// To the buffers.
     Read,
     /// With `RWF_*` flags.
     Write(i32),
@@ -78,7 +79,7 @@ impl FileDriver {
 
     /// Goes on after a first attempt that was not enough, or begins with vectors that are too long
     /// for one.
-    async fn go_on(
+    pub(super) async fn go_on(
         &self,
         transfer: Transfer,
         iov: &[iovec],
