@@ -24,11 +24,26 @@ type DropFn = unsafe fn(*mut ());
 /// What [`crate::Driver::submit`] returns: a future of `Result<()>` that lives as long as the
 /// driver and the buffers it borrows.
 pub struct IoFuture<'a> {
+    work: Work,
+    _borrows: PhantomData<dyn Future<Output = Result<()>> + 'a>,
+    _pinned: PhantomPinned,
+}
+
+#[expect(
+    clippy::large_enum_variant,
+    reason = "a box would be an allocation per request"
+)]
+enum Work {
+    /// Done before anybody asked; none once it has been handed out.
+    Ready(Option<Result<()>>),
+    Stored(Stored),
+}
+
+/// A future of a type that is forgotten.
+struct Stored {
     storage: Storage,
     poll: PollFn,
     drop: DropFn,
-    _borrows: PhantomData<dyn Future<Output = Result<()>> + 'a>,
-    _pinned: PhantomPinned,
 }
 
 impl<'a> IoFuture<'a> {
@@ -41,9 +56,32 @@ impl<'a> IoFuture<'a> {
         }
     }
 
-    /// A result that is known at once.
-    pub fn ready(result: Result<()>) -> Self {
-        Self::new(std::future::ready(result))
+    /// A result that is known at once: see [`Self::into_ready`].
+    pub const fn ready(result: Result<()>) -> Self {
+        Self::of(Work::Ready(Some(result)))
+    }
+
+    /// The result, if the driver knew it at once: such a request needs no task and no waker.
+    ///
+    /// # Errors
+    /// The future, if it has to be polled.
+    #[expect(
+        clippy::result_large_err,
+        reason = "a box would be an allocation per request"
+    )]
+    pub fn into_ready(mut self) -> std::result::Result<Result<()>, Self> {
+        match &mut self.work {
+            Work::Ready(result) => result.take().ok_or(self),
+            Work::Stored(_) => Err(self),
+        }
+    }
+
+    const fn of(work: Work) -> Self {
+        Self {
+            work,
+            _borrows: PhantomData,
+            _pinned: PhantomPinned,
+        }
     }
 
     fn inline<F: Future<Output = Result<()>> + 'a>(future: F) -> Self {
@@ -66,13 +104,11 @@ impl<'a> IoFuture<'a> {
         let mut storage = Storage::uninit();
         // SAFETY: `new` has checked size and alignment; a pinned box fits by the assertion above.
         unsafe { storage.as_mut_ptr().cast::<F>().write(future) };
-        Self {
+        Self::of(Work::Stored(Stored {
             storage,
             poll: poll::<F>,
             drop: drop::<F>,
-            _borrows: PhantomData,
-            _pinned: PhantomPinned,
-        }
+        }))
     }
 }
 
@@ -80,14 +116,18 @@ impl Future for IoFuture<'_> {
     type Output = Result<()>;
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        // SAFETY: nothing is moved out of `self`; `poll` treats the storage as pinned.
-        let this = unsafe { self.get_unchecked_mut() };
-        // SAFETY: the storage was filled by `inline` with the type that `poll` was made for.
-        unsafe { (this.poll)(this.storage.as_mut_ptr().cast(), cx) }
+        // SAFETY: a stored future is not moved out of `self`; `poll` treats the storage as pinned.
+        match unsafe { &mut self.get_unchecked_mut().work } {
+            Work::Ready(result) => Poll::Ready(result.take().expect("polled after it was ready")),
+            // SAFETY: the storage was filled by `inline` with the type that `poll` was made for.
+            Work::Stored(stored) => unsafe {
+                (stored.poll)(stored.storage.as_mut_ptr().cast(), cx)
+            },
+        }
     }
 }
 
-impl Drop for IoFuture<'_> {
+impl Drop for Stored {
     fn drop(&mut self) {
         // SAFETY: the storage holds the value that `drop` was made for, and this runs once.
         unsafe { (self.drop)(self.storage.as_mut_ptr().cast()) }
@@ -126,6 +166,20 @@ mod tests {
             }
         })
         .await;
+    }
+
+    #[test]
+    fn a_result_known_at_once_needs_no_poll() {
+        let failed = || IoFuture::ready(Err(crate::BlockError::from_errno(libc::EIO)));
+        assert!(failed().into_ready().is_ok_and(|result| result.is_err()));
+        assert!(run(failed()).is_err());
+        let stored = IoFuture::new(yield_then_ok()).into_ready();
+        assert!(run(stored.expect_err("it has to be polled")).is_ok());
+    }
+
+    async fn yield_then_ok() -> Result<()> {
+        yield_once().await;
+        Ok(())
     }
 
     #[test]

@@ -40,6 +40,7 @@ impl HoldScope {
 pub struct Ticket {
     slot: SlotId,
     request: Request,
+    was_held: bool,
     finished: bool,
 }
 
@@ -52,6 +53,11 @@ impl Ticket {
     /// Its place in the gate's table.
     pub fn slot(&self) -> SlotId {
         self.slot
+    }
+
+    /// Whether it has been held before.
+    pub fn was_held(&self) -> bool {
+        self.was_held
     }
 }
 
@@ -520,6 +526,7 @@ impl Gate {
         Ticket {
             slot: id,
             request,
+            was_held,
             finished: false,
         }
     }

@@ -29,6 +29,7 @@ pub mod saver;
 pub mod state_file;
 pub mod stats;
 pub mod vm_link;
+mod worker;
 
 pub use backend::{Backend, Drained};
 pub use control::{Control, ControlTask, block_on, control};

@@ -1,7 +1,7 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
-//! Requests are executed by worker tasks. There are as many as there have ever been requests in
-//! flight at once; each is used again and again, so that a request costs no allocation.
+//! A request is given to the driver where it is admitted. What the driver answers at once ends there
+//! and then; the rest is left with a worker (`crate::worker`), whose task goes on when it is woken.
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -12,6 +12,7 @@ use std::task::{Poll, Waker};
 use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::{self, Entry, Receiver, Sender};
+use iothread::{Deferred, time};
 
 use crate::backend::Backend;
 use crate::control::{LocalMessage, Message};
@@ -20,9 +21,10 @@ use crate::error_policy::Action;
 use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::node::Node;
-use crate::request::{Io, Operation, Request};
+use crate::request::{Operation, Request};
 use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved, Restored};
-use crate::stats::LocalStats;
+use crate::stats::{Batch, LocalStats, Timed};
+use crate::worker::Worker;
 
 /// The client's memory is not there any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,10 +68,12 @@ struct SlotEntries {
     held_since: Option<Instant>,
 }
 
-#[derive(Default)]
-struct Worker {
-    ticket: Cell<Option<Ticket>>,
-    waker: Cell<Option<Waker>>,
+/// When a request that has ended was given to the driver.
+#[derive(Clone, Copy)]
+enum Started {
+    At(Instant),
+    /// In this round: the driver has answered at once.
+    Now,
 }
 
 struct Inner {
@@ -83,7 +87,11 @@ struct Inner {
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
     closed: Cell<bool>,
+    /// Whether somebody is in the loop of [`LocalBackend::start_ready`].
+    starting: Cell<bool>,
     stats: Arc<LocalStats>,
+    /// What has been answered at once in this round.
+    batch: Batch,
     control: Sender<Message>,
 }
 
@@ -123,6 +131,8 @@ impl LocalBackend {
             idle_workers: RefCell::default(),
             ended: RefCell::default(),
             closed: Cell::new(false),
+            starting: Cell::new(false),
+            batch: Batch::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
         });
@@ -191,7 +201,8 @@ impl LocalBackend {
 
     /// A request that made no sense was refused by the client itself: counts it.
     pub fn invalid(&self, op: Operation) {
-        self.0.stats.invalid(op, Instant::now());
+        self.0.stats.invalid(op);
+        self.0.stats.accessed(time::now());
     }
 
     /// Starts nothing of `queue` any more and waits until nothing of it is in flight. What waits
@@ -235,9 +246,7 @@ impl LocalBackend {
         self.forget(&removed);
         self.until(|gate| gate.in_flight() == 0).await;
         for worker in self.0.idle_workers.borrow_mut().drain(..) {
-            if let Some(waker) = worker.waker.take() {
-                waker.wake();
-            }
+            worker.wake();
         }
         let (backend, id) = (self.0.backend.id(), self.0.id);
         self.0.backend.remove_local(id);
@@ -307,9 +316,9 @@ impl LocalBackend {
                 let removed = gate.take_held_flushes();
                 let generation = gate.generation();
                 drop(gate);
-                let now = Instant::now();
+                self.0.stats.accessed(time::now());
                 for entry in &removed {
-                    self.0.stats.failed(entry.request.op, now, now);
+                    self.0.stats.failed(entry.request.op);
                     self.unblock(entry.order);
                     self.resolve(entry.slot, generation, entry.order);
                     self.renew(entry.slot);
@@ -333,11 +342,16 @@ impl LocalBackend {
     }
 
     fn start_ready(&self) {
+        // A request that ends at once lets others start: whoever is in the loop already does it.
+        if self.0.starting.replace(true) {
+            return;
+        }
         loop {
             let next = self.0.gate.borrow_mut().next_ready(self.elsewhere());
             let Some(ticket) = next else { break };
             self.dispatch(ticket);
         }
+        self.0.starting.set(false);
     }
 
     /// Whether a request has to wait for one of the same backend on another iothread.
@@ -353,91 +367,98 @@ impl LocalBackend {
         }
     }
 
+    /// Gives a request to the driver.
     fn dispatch(&self, ticket: Ticket) {
-        let idle = self.0.idle_workers.borrow_mut().pop();
-        if let Some(worker) = idle {
-            worker.ticket.set(Some(ticket));
-            if let Some(waker) = worker.waker.take() {
-                waker.wake();
-            }
-        } else {
-            let worker = Rc::new(Worker::default());
-            worker.ticket.set(Some(ticket));
-            iothread::spawn_local(self.clone().work(worker)).detach();
-        }
-    }
-
-    async fn work(self, worker: Rc<Worker>) {
-        let mut iov = Vec::new();
-        loop {
-            let next = poll_fn(|cx| match worker.ticket.take() {
-                Some(ticket) => Poll::Ready(Some(ticket)),
-                None if self.0.closed.get() => Poll::Ready(None),
-                None => {
-                    worker.waker.set(Some(cx.waker().clone()));
-                    Poll::Pending
-                }
-            });
-            let Some(ticket) = next.await else { return };
-            self.execute(ticket, &mut iov).await;
-            self.0.idle_workers.borrow_mut().push(Rc::clone(&worker));
-        }
-    }
-
-    async fn execute(&self, ticket: Ticket, iov: &mut Vec<libc::iovec>) {
         let inner = &*self.0;
         let request = *ticket.request();
-        let started = Instant::now();
+        let idle = inner.idle_workers.borrow_mut().pop();
+        let worker = idle.unwrap_or_else(|| self.new_worker());
+        let mut iov = worker.buffers();
         iov.clear();
-        let fault = inner
-            .node
-            .check(request.op, request.offset, request.bytes)
-            .is_err()
-            || inner.client.map(&request, iov).is_err();
-        let outcome = if fault {
-            Outcome::GuestFault
-        } else {
-            let held_since = inner.entries.borrow_mut()[ticket.slot().index()]
+        let check = inner.node.check(request.op, request.offset, request.bytes);
+        if check.is_err() || inner.client.map(&request, &mut iov).is_err() {
+            drop(iov);
+            inner.idle_workers.borrow_mut().push(worker);
+            return self.finish(ticket, Outcome::GuestFault, Started::Now);
+        }
+        let started = time::now();
+        if ticket.was_held() {
+            let since = inner.entries.borrow_mut()[ticket.slot().index()]
                 .held_since
                 .take();
-            if let Some(since) = held_since {
-                inner.stats.unheld(started.saturating_duration_since(since));
+            if let Some(since) = since {
+                (inner.stats).unheld(started.saturating_duration_since(since));
             }
-            inner.stats.attempt();
-            let io = Io {
-                op: request.op,
-                offset: request.offset,
-                bytes: request.bytes,
-                iov,
-                fua: inner.client.fua(&request),
-            };
-            let result = inner.node.driver().submit(io).await;
-            inner.client.unmap(&request);
-            match result {
-                Ok(()) => {
-                    if request.op.modifies() {
-                        inner.node.wrote(request.end());
-                    }
-                    Outcome::Ok
-                }
-                Err(error) => {
-                    tracing::debug!(device = %inner.backend.device(), %error, "request failed");
-                    if error.errno() == libc::EFAULT && !iov.is_empty() {
-                        // The kernel could not access the buffers: the client has taken its memory
-                        // away. To hold that would be to hold it for ever.
-                        Outcome::GuestFault
-                    } else {
-                        Outcome::Error(error.cause())
-                    }
-                }
-            }
+        }
+        inner.stats.attempt();
+        let has_buffers = !iov.is_empty();
+        drop(iov);
+        let fua = inner.client.fua(&request);
+        let Poll::Ready((ticket, result)) = worker.submit(ticket, fua, started) else {
+            return self.go_on(&worker);
         };
-        self.finish(ticket, outcome, started);
+        inner.idle_workers.borrow_mut().push(worker);
+        let outcome = self.outcome(&request, result, has_buffers);
+        self.finish(ticket, outcome, Started::Now);
+    }
+
+    /// What becomes of the worker's request now.
+    fn go_on(&self, worker: &Rc<Worker>) {
+        let Poll::Ready((ticket, started, result)) = worker.poll() else {
+            return;
+        };
+        let outcome = self.outcome(ticket.request(), result, worker.has_buffers());
+        self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
+        self.finish(ticket, outcome, Started::At(started));
+    }
+
+    fn new_worker(&self) -> Rc<Worker> {
+        let worker = Worker::new(Arc::clone(&self.0.node));
+        let (this, own) = (self.clone(), Rc::clone(&worker));
+        let (task, waker) = iothread::spawn_with_waker(poll_fn(move |_| {
+            this.go_on(&own);
+            if this.0.closed.get() && own.is_idle() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        }));
+        task.detach();
+        worker.set_waker(waker);
+        worker
+    }
+
+    /// The submission has ended.
+    fn outcome(
+        &self,
+        request: &Request,
+        result: crate::error::Result<()>,
+        has_buffers: bool,
+    ) -> Outcome {
+        let inner = &*self.0;
+        inner.client.unmap(request);
+        match result {
+            Ok(()) => {
+                if request.op.modifies() {
+                    inner.node.wrote(request.end());
+                }
+                Outcome::Ok
+            }
+            Err(error) => {
+                tracing::debug!(device = %inner.backend.device(), %error, "request failed");
+                if error.errno() == libc::EFAULT && has_buffers {
+                    // The kernel could not access the buffers: the client has taken its memory
+                    // away. To hold that would be to hold it for ever.
+                    Outcome::GuestFault
+                } else {
+                    Outcome::Error(error.cause())
+                }
+            }
+        }
     }
 
     /// From the end of a request to hold, freeze and message, or to its completion, without a
     /// pause in between.
-    fn finish(&self, ticket: Ticket, outcome: Outcome, started: Instant) {
+    fn finish(&self, ticket: Ticket, outcome: Outcome, started: Started) {
         let inner = &*self.0;
         let (slot, request) = (ticket.slot(), *ticket.request());
         let (verdict, generation, order) = {
@@ -473,12 +494,12 @@ impl LocalBackend {
                 reported,
                 was_held,
             } => {
-                let now = Instant::now();
-                match result {
-                    Ok(()) => inner.stats.done(request.op, request.bytes, started, now),
-                    Err(Fault::Io(_)) => inner.stats.failed(request.op, started, now),
-                    Err(Fault::Guest) => inner.stats.invalid(request.op, now),
-                }
+                let timed = match result {
+                    Ok(()) => inner.stats.done(request.op, request.bytes),
+                    Err(Fault::Io(_)) => inner.stats.failed(request.op),
+                    Err(Fault::Guest) => inner.stats.invalid(request.op),
+                };
+                self.account(request.op, timed, started);
                 if let Some((action, cause)) = reported {
                     self.report(slot, generation, request, action, cause);
                 }
@@ -494,6 +515,28 @@ impl LocalBackend {
         }
         if inner.gate.borrow().has_waiting() {
             self.start_ready();
+        }
+    }
+
+    /// Counts the time that a request took, and that it was an access. The clock is read once a
+    /// round, at its beginning; after what was answered at once also at its end.
+    fn account(&self, op: Operation, timed: Timed, started: Started) {
+        let inner = &self.0;
+        match started {
+            Started::At(started) => {
+                let now = time::now();
+                if timed == Timed::Yes {
+                    inner.stats.took(op, now.saturating_duration_since(started));
+                }
+                inner.stats.accessed(now);
+            }
+            Started::Now => {
+                if inner.batch.is_empty() {
+                    inner.batch.begin(time::now());
+                    iothread::defer(Rc::clone(inner) as Rc<dyn Deferred>);
+                }
+                inner.batch.add(op, timed);
+            }
         }
     }
 
@@ -591,5 +634,11 @@ impl LocalBackend {
             Poll::Pending
         })
         .await;
+    }
+}
+
+impl Deferred for Inner {
+    fn run(&self) {
+        self.stats.settle(&self.batch, time::refresh());
     }
 }

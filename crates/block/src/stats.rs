@@ -4,6 +4,7 @@
 //! number of readers. A request counts once, when it ends for its client; attempts and holds are
 //! counted apart.
 
+use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -53,6 +54,43 @@ impl Class {
     }
 }
 
+/// Whether the time that a request has taken is counted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Timed {
+    /// It was executed.
+    Yes,
+    /// It was refused.
+    No,
+}
+
+/// Requests that began and ended in the same round: all have taken as long as the round.
+#[derive(Debug, Default)]
+pub struct Batch {
+    counts: [Cell<u64>; 4],
+    /// When the first one began.
+    began: Cell<Option<Instant>>,
+}
+
+impl Batch {
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.began.get().is_none()
+    }
+
+    /// The first one begins.
+    pub fn begin(&self, now: Instant) {
+        self.began.set(Some(now));
+    }
+
+    /// One more has ended.
+    pub fn add(&self, op: Operation, timed: Timed) {
+        if timed == Timed::Yes {
+            let count = &self.counts[Class::of(op) as usize];
+            count.set(count.get() + 1);
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 struct ClassCounters {
     bytes: Counter,
@@ -93,7 +131,8 @@ impl LocalStats {
         }
     }
 
-    fn access(&self, now: Instant) {
+    /// A request ended just now.
+    pub fn accessed(&self, now: Instant) {
         let last = nanoseconds(now.saturating_duration_since(self.epoch)).max(1);
         self.last_access.0.store(last, Ordering::Relaxed);
     }
@@ -104,30 +143,47 @@ impl LocalStats {
     }
 
     /// A request ended with success (also one whose error was ignored).
-    pub fn done(&self, op: Operation, bytes: u64, started: Instant, now: Instant) {
-        let class = &self.classes[Class::of(op) as usize];
+    pub fn done(&self, op: Operation, bytes: u64) -> Timed {
+        let class = self.class(op);
         class.bytes.add(bytes);
         class.operations.add(1);
-        class
-            .total_time_ns
-            .add(nanoseconds(now.saturating_duration_since(started)));
-        self.access(now);
+        Timed::Yes
     }
 
     /// A request ended with an error from storage.
-    pub fn failed(&self, op: Operation, started: Instant, now: Instant) {
-        let class = &self.classes[Class::of(op) as usize];
-        class.failed.add(1);
-        class
-            .total_time_ns
-            .add(nanoseconds(now.saturating_duration_since(started)));
-        self.access(now);
+    pub fn failed(&self, op: Operation) -> Timed {
+        self.class(op).failed.add(1);
+        Timed::Yes
     }
 
     /// A request was refused because it made no sense.
-    pub fn invalid(&self, op: Operation, now: Instant) {
-        self.classes[Class::of(op) as usize].invalid.add(1);
-        self.access(now);
+    pub fn invalid(&self, op: Operation) -> Timed {
+        self.class(op).invalid.add(1);
+        Timed::No
+    }
+
+    /// How long a request has taken.
+    pub fn took(&self, op: Operation, time: Duration) {
+        self.class(op).total_time_ns.add(nanoseconds(time));
+    }
+
+    /// The requests of `batch`, which is empty then, have all ended `now`.
+    pub fn settle(&self, batch: &Batch, now: Instant) {
+        let Some(began) = batch.began.take() else {
+            return;
+        };
+        let each = nanoseconds(now.saturating_duration_since(began));
+        for (class, count) in self.classes.iter().zip(&batch.counts) {
+            let count = count.take();
+            if count > 0 {
+                class.total_time_ns.add(each.saturating_mul(count));
+            }
+        }
+        self.accessed(now);
+    }
+
+    fn class(&self, op: Operation) -> &ClassCounters {
+        &self.classes[Class::of(op) as usize]
     }
 
     /// A request is held (each time it fails counts).
@@ -280,12 +336,22 @@ mod tests {
             "idle time is absent before the first access"
         );
         let (a, b) = (accounting.register(), accounting.register());
+        let batch = Batch::default();
+        let timed = a.done(Operation::Write, 4096);
         let start = Instant::now();
-        let end = start + Duration::from_nanos(500);
-        a.done(Operation::Write, 4096, start, end);
-        b.done(Operation::WriteZeroes { unmap: true }, 512, start, end);
-        b.failed(Operation::Discard, start, end);
-        b.invalid(Operation::Read, end);
+        batch.begin(start);
+        batch.add(Operation::Write, timed);
+        batch.add(Operation::Write, timed);
+        batch.add(Operation::Read, a.invalid(Operation::Read));
+        let end = start + Duration::from_nanos(250);
+        a.settle(&batch, end);
+        assert!(batch.is_empty());
+        a.settle(&batch, end);
+        let unmap = Operation::WriteZeroes { unmap: true };
+        assert_eq!(b.done(unmap, 512), Timed::Yes);
+        b.took(unmap, Duration::from_nanos(500));
+        assert_eq!(b.failed(Operation::Discard), Timed::Yes);
+        b.accessed(Instant::now());
         a.held();
         a.unheld(Duration::from_nanos(70));
         let sum = accounting.read();

@@ -1,7 +1,7 @@
 //! Descriptor chains: from a head index to the buffers they name. Total: any table, in any memory,
 //! yields a bounded number of buffers or an error.
 
-use vm_memory::{Bytes, GuestAddress, GuestMemory};
+use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
 use crate::request::Buffer;
 
@@ -61,6 +61,44 @@ pub enum ChainError {
     Order,
 }
 
+/// Guest memory, as far as requests are read from it.
+pub trait GuestBytes {
+    /// The 16 bytes from a guest address on, as two little-endian numbers, if all of them are in
+    /// guest memory. A descriptor and a request's header are as long.
+    fn load(&self, address: u64) -> Option<[u64; 2]>;
+
+    /// The byte at a guest address.
+    fn load_byte(&self, address: u64) -> Option<u8>;
+
+    /// Whether the byte at a guest address is in guest memory.
+    fn is_mapped(&self, address: u64) -> bool;
+}
+
+/// 16 bytes as two little-endian numbers.
+pub(crate) fn words(bytes: [u8; 16]) -> [u64; 2] {
+    let mut words = [0; 2];
+    for (word, &bytes) in words.iter_mut().zip(bytes.as_chunks().0) {
+        *word = u64::from_le_bytes(bytes);
+    }
+    words
+}
+
+impl<M: GuestMemory> GuestBytes for M {
+    fn load(&self, address: u64) -> Option<[u64; 2]> {
+        let mut bytes = [0; 16];
+        self.read_slice(&mut bytes, GuestAddress(address)).ok()?;
+        Some(words(bytes))
+    }
+
+    fn load_byte(&self, address: u64) -> Option<u8> {
+        self.read_obj(GuestAddress(address)).ok()
+    }
+
+    fn is_mapped(&self, address: u64) -> bool {
+        self.check_range(GuestAddress(address), 1, Permissions::Write)
+    }
+}
+
 #[derive(Clone, Copy)]
 struct Descriptor {
     address: u64,
@@ -70,32 +108,13 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn read<M: GuestMemory + ?Sized>(memory: &M, address: u64) -> Result<Self, ChainError> {
-        let mut bytes = [0; 16];
-        memory
-            .read_slice(&mut bytes, GuestAddress(address))
-            .map_err(|_| ChainError::Unreadable { address })?;
-        let bits = u128::from_le_bytes(bytes).to_le_bytes();
-        let [
-            a0,
-            a1,
-            a2,
-            a3,
-            a4,
-            a5,
-            a6,
-            a7,
-            l0,
-            l1,
-            l2,
-            l3,
-            f0,
-            f1,
-            n0,
-            n1,
-        ] = bits;
+    fn read<M: GuestBytes>(memory: &M, address: u64) -> Result<Self, ChainError> {
+        let [address, rest] = memory
+            .load(address)
+            .ok_or(ChainError::Unreadable { address })?;
+        let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
         Ok(Self {
-            address: u64::from_le_bytes([a0, a1, a2, a3, a4, a5, a6, a7]),
+            address,
             len: u32::from_le_bytes([l0, l1, l2, l3]),
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
@@ -112,7 +131,7 @@ impl Descriptor {
 ///
 /// # Errors
 /// [`ChainError`]; buffers before the fault have been visited.
-pub fn walk<M: GuestMemory + ?Sized>(
+pub fn walk<M: GuestBytes>(
     memory: &M,
     table: Table,
     head: u16,

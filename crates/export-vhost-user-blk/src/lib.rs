@@ -2,7 +2,8 @@
 //!
 //! Layers, lowest first:
 //!
-//! - `sigbus`, `shared`, `memory`: memory shared with the client; the only modules with unsafe code;
+//! - `sigbus`, `shared`, `memory`, `view`: memory shared with the client; the only modules with
+//!   unsafe code;
 //! - `chain`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
@@ -28,6 +29,7 @@ mod shared;
 mod sigbus;
 mod socket;
 mod trouble;
+mod view;
 
 /// A queue whose guest writes what it likes, for the fuzz target `vring`.
 #[cfg(fuzzing)]

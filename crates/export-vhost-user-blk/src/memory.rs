@@ -11,7 +11,6 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use crate::request::Buffer;
 use crate::shared::{Area, MapError, Mapping};
 use crate::sigbus;
 
@@ -240,33 +239,6 @@ impl Memory {
         Some(unsafe { Area::new(pointer, len, Arc::clone(self)) })
     }
 
-    /// Appends the host addresses of a buffer; more than one if it crosses from one region into
-    /// the next.
-    ///
-    /// # Errors
-    /// [`NotMapped`] if not all of the buffer is in guest memory.
-    pub fn translate(&self, buffer: Buffer, iov: &mut Vec<libc::iovec>) -> Result<(), NotMapped> {
-        let (mut address, mut left) = (buffer.address, buffer.len as usize);
-        while left > 0 {
-            let region = self
-                .table
-                .find_region(GuestAddress(address))
-                .ok_or(NotMapped)?;
-            let offset = address - region.start_addr().0;
-            let here = usize::try_from(region.len() - offset)
-                .unwrap_or(usize::MAX)
-                .min(left);
-            let pointer = self.contiguous(address, here).ok_or(NotMapped)?;
-            iov.push(libc::iovec {
-                iov_base: pointer.as_ptr().cast(),
-                iov_len: here,
-            });
-            left -= here;
-            address = address.checked_add(here as u64).ok_or(NotMapped)?;
-        }
-        Ok(())
-    }
-
     fn contiguous(&self, guest_address: u64, len: usize) -> Option<NonNull<u8>> {
         let region = self.table.find_region(GuestAddress(guest_address))?;
         let offset = usize::try_from(guest_address - region.start_addr().0).ok()?;
@@ -306,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn buffers_are_translated_across_neighbouring_regions() {
+    fn addresses_of_the_client_and_areas() {
         let memory = Arc::new(
             Memory::new([
                 (spec(0x2000, 0x1000, 0x9000, 0), file(0x1000)),
@@ -317,16 +289,6 @@ mod tests {
         assert_eq!(memory.guest_address(0x5010), Some(0x1010));
         assert_eq!(memory.guest_address(0x9fff), Some(0x2fff));
         assert_eq!(memory.guest_address(0x6000), None);
-        let mut iov = Vec::new();
-        let buffer = |address, len| Buffer { address, len };
-        memory.translate(buffer(0x1f00, 0x200), &mut iov).unwrap();
-        assert_eq!(
-            iov.iter().map(|v| v.iov_len).collect::<Vec<_>>(),
-            [0x100, 0x100]
-        );
-        for hostile in [buffer(0x2f00, 0x101), buffer(0xfff, 2), buffer(u64::MAX, 2)] {
-            assert_eq!(memory.translate(hostile, &mut Vec::new()), Err(NotMapped));
-        }
         assert!(memory.area(0x1f00, 0x101).is_none());
         let area = memory.area(0x2000, 8).unwrap();
         area.store_u64(0, 7, Ordering::Relaxed);
@@ -362,17 +324,11 @@ mod tests {
         };
         let one = both.without(&moved).unwrap();
         assert_eq!(one.guest_address(0x5010), None);
-        // What has been translated before stays mapped.
-        let mut iov = Vec::new();
-        let buffer = Buffer {
-            address: 0x1000,
-            len: 1,
-        };
-        both.translate(buffer, &mut iov).unwrap();
-        assert_eq!(one.translate(buffer, &mut iov), Err(NotMapped));
+        // What has been mapped before stays so.
+        assert!(both.contiguous(0x1000, 1).is_some() && one.contiguous(0x1000, 1).is_none());
         let none = one.without(&high).unwrap();
         assert_eq!(none.regions(), 0);
-        assert_eq!(none.translate(buffer, &mut iov), Err(NotMapped));
+        assert!(none.contiguous(0x2000, 1).is_none());
     }
 
     /// Requests in flight go on in the table they began with; what they find there counts.

@@ -17,7 +17,6 @@ use std::time::Instant;
 use block::{Backend, EventKind, LocalBackend, Operation, Request, Tag, Unmapped};
 use iothread::ring::{self as uring, Readiness};
 use iothread::{Deferred, LocalTask, Poller, PollerGuard};
-use vm_memory::{Bytes, GuestAddress};
 
 use crate::inflight::Region;
 use crate::memory::Memory;
@@ -28,6 +27,10 @@ use state::{Broken, SlotState, State};
 
 /// Reported by a pipe or a socket whose other end is closed.
 const HANGUP: u32 = (libc::POLLHUP | libc::POLLERR).cast_unsigned() as u32;
+
+/// Requests that are taken in one go, and their bytes: what ends at once takes its time.
+const BATCH_REQUESTS: u32 = 64;
+const BATCH_BYTES: u64 = 1 << 20;
 
 /// Ends the connection of the client, from any thread.
 pub(crate) type HangUp = Arc<dyn Fn() + Send + Sync>;
@@ -64,6 +67,10 @@ pub(crate) struct Queue {
     context: Rc<Context>,
     state: RefCell<State>,
     publish_queued: Cell<bool>,
+    /// Whether `process` is taking requests: it publishes what ends meanwhile.
+    processing: Cell<bool>,
+    /// Whether a batch was left for the end of the round.
+    unfinished: Cell<bool>,
     /// What runs as long as the ring does.
     attached: RefCell<Option<(LocalTask<()>, PollerGuard)>>,
     this: Weak<Queue>,
@@ -84,22 +91,36 @@ impl Queue {
             context,
             state: RefCell::new(State::new(size_max)),
             publish_queued: Cell::new(false),
+            processing: Cell::new(false),
+            unfinished: Cell::new(false),
             attached: RefCell::new(None),
             this: this.clone(),
         })
     }
 
-    /// Takes everything that is available, as far as that is allowed. True if there was something.
+    /// Takes everything that is available, as far as that is allowed, and shows the driver what of it
+    /// has ended at once. True if there was something.
+    ///
+    /// A long batch goes on after the others of this iothread have had their turn.
     pub fn process(&self) -> bool {
         let Some(local) = self.context.local.borrow().clone() else {
             return false;
         };
-        let mut found = false;
+        self.processing.set(true);
+        let (mut requests, mut left) = (0, BATCH_BYTES);
         while local.may_pop(self.index) {
+            if requests == BATCH_REQUESTS || left == 0 {
+                self.unfinished.set(true);
+                self.queue_publish();
+                break;
+            }
             let popped = self.state.borrow_mut().pop(self.context.rules);
             match popped {
                 Ok(Some((head, action))) => {
-                    found = true;
+                    requests += 1;
+                    if let Action::Submit { bytes, .. } = action {
+                        left = left.saturating_sub(bytes);
+                    }
                     self.act(&local, head, action);
                 }
                 Ok(None) => break,
@@ -109,8 +130,9 @@ impl Queue {
                 }
             }
         }
-        self.check_memory();
-        found
+        self.processing.set(false);
+        self.publish();
+        requests > 0
     }
 
     /// Gives the client up if it has truncated its memory. Asked after each batch.
@@ -158,11 +180,7 @@ impl Queue {
         let mut left = self.context.id_string.as_slice();
         for buffer in &slot.record.writable {
             let (now, later) = left.split_at(left.len().min(buffer.len as usize));
-            let table = live.ring.memory().table();
-            if table
-                .write_slice(now, GuestAddress(buffer.address))
-                .is_err()
-            {
+            if live.ring.view().store_all(buffer.address, now).is_err() {
                 return request::STATUS_IOERR;
             }
             left = later;
@@ -184,15 +202,15 @@ impl Queue {
             Operation::Write => &slot.record.readable,
             Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => return Ok(()),
         };
-        let memory = live.ring.memory();
+        let view = live.ring.view();
         for &buffer in buffers {
-            memory.translate(buffer, iov).map_err(|_| Unmapped)?;
+            view.translate(buffer, iov).map_err(|_| Unmapped)?;
         }
         // Buffers may lie across regions; no system call takes more pieces.
         if iov.len() > BUFFERS_MAX {
             return Err(Unmapped);
         }
-        slot.memory = Some(Arc::clone(memory));
+        slot.memory = Some(Rc::clone(view));
         Ok(())
     }
 
@@ -213,7 +231,7 @@ impl Queue {
         debug_assert_eq!(slot.state, SlotState::Taken);
         slot.state = SlotState::Done { status };
         state.done.push(head);
-        if state.live.is_some() {
+        if state.live.is_some() && !self.processing.get() {
             self.queue_publish();
         }
     }
@@ -459,7 +477,11 @@ impl Queue {
 impl Deferred for Queue {
     fn run(&self) {
         self.publish_queued.set(false);
-        self.publish();
+        if self.unfinished.take() {
+            self.process();
+        } else {
+            self.publish();
+        }
     }
 }
 

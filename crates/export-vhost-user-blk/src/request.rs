@@ -4,10 +4,9 @@
 use block::Operation;
 use smallvec::SmallVec;
 use virtio_bindings::virtio_blk;
-use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use crate::chain::walk;
-pub use crate::chain::{BUFFERS_MAX, ChainError, Table};
+pub use crate::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
+use crate::chain::{walk, words};
 
 /// Success.
 pub const STATUS_OK: u8 = 0;
@@ -27,8 +26,8 @@ pub const DISCARD_SECTORS_MAX: u32 = 32768;
 /// Longest write-zeroes in sectors.
 pub const WRITE_ZEROES_SECTORS_MAX: u32 = 32768;
 
-const HEADER_BYTES: usize = 16;
-const SEGMENT_BYTES: usize = 16;
+/// Length of a header, and of a segment.
+const FRONT_BYTES: u32 = 16;
 
 /// A buffer in guest memory. Nothing is known about it until it is translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,7 +109,7 @@ pub enum Malformed {
 ///
 /// # Errors
 /// [`Malformed`]: the queue is broken. Faults that can be answered are an [`Action::Answer`].
-pub fn parse<M: GuestMemory + ?Sized>(
+pub fn parse<M: GuestBytes>(
     memory: &M,
     table: Table,
     head: u16,
@@ -119,30 +118,28 @@ pub fn parse<M: GuestMemory + ?Sized>(
 ) -> Result<Action, Malformed> {
     record.readable.clear();
     record.writable.clear();
-    walk(memory, table, head, |buffer, writable| {
-        if writable {
-            record.writable.push(buffer);
-        } else {
-            record.readable.push(buffer);
-        }
+    let (mut readable, mut writable) = (0, 0);
+    walk(memory, table, head, |buffer, writes| {
+        let (buffers, bytes) = match writes {
+            true => (&mut record.writable, &mut writable),
+            false => (&mut record.readable, &mut readable),
+        };
+        buffers.push(buffer);
+        *bytes += u64::from(buffer.len);
     })?;
-    let written: u64 = total(&record.writable);
-    record.written = u32::try_from(written).unwrap_or(u32::MAX);
+    record.written = u32::try_from(writable).unwrap_or(u32::MAX);
     take_status(memory, record)?;
-    let mut header = [0; HEADER_BYTES];
-    if !take_front(memory, &mut record.readable, &mut header) {
+    let Some(header) = take_front(memory, &mut record.readable) else {
         return Ok(refuse(STATUS_IOERR, None));
-    }
-    let [t0, t1, t2, t3, _, _, _, _, s0, s1, s2, s3, s4, s5, s6, s7] = header;
+    };
+    let [low, sector] = header;
+    let [t0, t1, t2, t3, ..] = low.to_le_bytes();
     let kind = u32::from_le_bytes([t0, t1, t2, t3]);
-    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    // What is left without status and header.
+    let (readable, writable) = (readable - u64::from(FRONT_BYTES), writable - 1);
     Ok(match kind {
-        virtio_blk::VIRTIO_BLK_T_IN => {
-            transfer(Operation::Read, sector, total(&record.writable), rules)
-        }
-        virtio_blk::VIRTIO_BLK_T_OUT => {
-            transfer(Operation::Write, sector, total(&record.readable), rules)
-        }
+        virtio_blk::VIRTIO_BLK_T_IN => transfer(Operation::Read, sector, writable, rules),
+        virtio_blk::VIRTIO_BLK_T_OUT => transfer(Operation::Write, sector, readable, rules),
         virtio_blk::VIRTIO_BLK_T_FLUSH => Action::Submit {
             op: Operation::Flush,
             offset: 0,
@@ -171,50 +168,52 @@ fn total(buffers: &Buffers) -> u64 {
 }
 
 /// Cuts the last writable byte off.
-fn take_status<M: GuestMemory + ?Sized>(memory: &M, record: &mut Record) -> Result<(), Malformed> {
+fn take_status<M: GuestBytes>(memory: &M, record: &mut Record) -> Result<(), Malformed> {
     let last = record.writable.last_mut().ok_or(Malformed::NoStatus)?;
     last.len -= 1;
     let address = last.address.saturating_add(u64::from(last.len));
     if last.len == 0 {
         record.writable.pop();
     }
-    if !memory.check_range(GuestAddress(address), 1, Permissions::Write) {
+    if !memory.is_mapped(address) {
         return Err(Malformed::StatusNotMapped { address });
     }
     record.status_address = address;
     Ok(())
 }
 
-/// Reads and cuts off the first bytes; false if there are fewer, or they are not in guest memory.
-fn take_front<M: GuestMemory + ?Sized>(
-    memory: &M,
-    buffers: &mut Buffers,
-    mut out: &mut [u8],
-) -> bool {
-    let mut used = 0;
-    for buffer in buffers.iter_mut() {
-        let here = out.len().min(buffer.len as usize);
-        let (now, later) = std::mem::take(&mut out).split_at_mut(here);
-        if memory
-            .read_slice(now, GuestAddress(buffer.address))
-            .is_err()
-        {
-            return false;
-        }
-        out = later;
-        // `here` is at most `len`, and the bytes read lie inside guest memory.
-        buffer.len -= u32::try_from(here).unwrap_or(buffer.len);
-        buffer.address = buffer.address.saturating_add(here as u64);
-        if buffer.len > 0 {
-            break;
-        }
-        used += 1;
-        if out.is_empty() {
-            break;
+/// Reads and cuts off the first 16 bytes: a header or a segment, as two little-endian numbers. None
+/// if there are fewer, or they are not in guest memory.
+fn take_front<M: GuestBytes>(memory: &M, buffers: &mut Buffers) -> Option<[u64; 2]> {
+    let first = buffers.first_mut()?;
+    let Some(left) = first.len.checked_sub(FRONT_BYTES) else {
+        return take_scattered_front(memory, buffers);
+    };
+    let front = memory.load(first.address)?;
+    if left == 0 {
+        buffers.remove(0);
+    } else {
+        *first = Buffer {
+            address: first.address.saturating_add(FRONT_BYTES.into()),
+            len: left,
+        };
+    }
+    Some(front)
+}
+
+/// [`take_front`] of more buffers than one, byte by byte.
+fn take_scattered_front<M: GuestBytes>(memory: &M, buffers: &mut Buffers) -> Option<[u64; 2]> {
+    let mut front = [0; 16];
+    for byte in &mut front {
+        let first = buffers.first_mut()?;
+        *byte = memory.load_byte(first.address)?;
+        first.address = first.address.saturating_add(1);
+        first.len -= 1;
+        if first.len == 0 {
+            buffers.remove(0);
         }
     }
-    buffers.drain(..used);
-    out.is_empty()
+    Some(words(front))
 }
 
 fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
@@ -237,7 +236,7 @@ fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
 }
 
 /// Discard or write-zeroes: exactly one segment, as the configuration space says.
-fn segment<M: GuestMemory + ?Sized>(
+fn segment<M: GuestBytes>(
     memory: &M,
     payload: &mut Buffers,
     op: Operation,
@@ -246,32 +245,14 @@ fn segment<M: GuestMemory + ?Sized>(
     if !rules.writable {
         return refuse(STATUS_IOERR, Some(op));
     }
-    if total(payload) > SEGMENT_BYTES as u64 {
+    if total(payload) > FRONT_BYTES.into() {
         return refuse(STATUS_UNSUPP, None);
     }
-    let mut bytes = [0; SEGMENT_BYTES];
-    if !take_front(memory, payload, &mut bytes) {
+    let Some(bytes) = take_front(memory, payload) else {
         return refuse(STATUS_IOERR, Some(op));
-    }
-    let [
-        s0,
-        s1,
-        s2,
-        s3,
-        s4,
-        s5,
-        s6,
-        s7,
-        n0,
-        n1,
-        n2,
-        n3,
-        f0,
-        f1,
-        f2,
-        f3,
-    ] = bytes;
-    let sector = u64::from_le_bytes([s0, s1, s2, s3, s4, s5, s6, s7]);
+    };
+    let [sector, rest] = bytes;
+    let [n0, n1, n2, n3, f0, f1, f2, f3] = rest.to_le_bytes();
     let sectors = u32::from_le_bytes([n0, n1, n2, n3]);
     let flags = u32::from_le_bytes([f0, f1, f2, f3]);
     let unmap = flags & virtio_blk::VIRTIO_BLK_WRITE_ZEROES_FLAG_UNMAP != 0;
@@ -296,7 +277,7 @@ fn segment<M: GuestMemory + ?Sized>(
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use vm_memory::GuestMemoryMmap;
+    use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
     const RULES: Rules = Rules {
         writable: true,

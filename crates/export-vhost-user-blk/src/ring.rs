@@ -4,12 +4,14 @@
 //! published once per batch, which is also what the inflight protocol asks for; that, and chains
 //! that have to be found again by their head, is why this is not a crate's queue.
 
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
 use crate::chain::Table;
 use crate::memory::Memory;
 use crate::shared::Area;
+use crate::view::View;
 
 /// Largest queue the specification allows.
 pub const SIZE_MAX: u16 = 32768;
@@ -58,7 +60,7 @@ pub(crate) enum RingError {
 #[derive(Debug)]
 pub(crate) struct Ring {
     layout: Layout,
-    memory: Arc<Memory>,
+    view: Rc<View>,
     avail: Area,
     used: Area,
     next_avail: u16,
@@ -79,7 +81,7 @@ impl Ring {
         let used_index = used.load_u16(USED_INDEX, Ordering::Acquire);
         Ok(Self {
             layout,
-            memory,
+            view: Rc::new(View::new(memory)),
             avail,
             used,
             next_avail: used_index,
@@ -92,12 +94,13 @@ impl Ring {
     /// The same ring as another memory table maps it. On an error nothing has changed.
     pub fn relocate(&mut self, memory: Arc<Memory>) -> Result<(), RingError> {
         (self.avail, self.used) = resolve(&memory, self.layout)?;
-        self.memory = memory;
+        self.view = Rc::new(View::new(memory));
         Ok(())
     }
 
-    pub fn memory(&self) -> &Arc<Memory> {
-        &self.memory
+    /// The memory that the ring and its requests are in.
+    pub fn view(&self) -> &Rc<View> {
+        &self.view
     }
 
     pub fn layout(&self) -> Layout {

@@ -23,7 +23,7 @@ fn a_full_disk_is_not_an_error_for_the_guest() {
     daemon.cont();
     expect(&mut disk, &[token]);
     assert_eq!(read(&mut disk, 0, 4096), vec![1; 4096]);
-    assert_eq!(daemon.held(), 0);
+    daemon.wait_held(0);
     assert!(disk.inflight().unwrap().marked(0).is_empty());
     expect_clean(&disk);
     drop(disk);
@@ -209,7 +209,7 @@ fn reset_drops_held_requests() {
     let dropped = post(&mut disk, 0, 7);
     daemon.wait_held(1);
     assert_eq!(disk.reset().unwrap(), [dropped]);
-    assert_eq!(daemon.held(), 0);
+    daemon.wait_held(0);
     daemon.fail_writes(0);
     daemon.cont();
     assert_eq!(
@@ -244,7 +244,7 @@ fn reset_while_requests_are_in_flight() {
     });
     assert_eq!(disk.reset().unwrap().len(), 10);
     release.join().unwrap();
-    assert_eq!(daemon.held(), 0);
+    daemon.wait_held(0);
     daemon.fail_writes(0);
     daemon.cont();
     let token = post(&mut disk, 0, 8);
@@ -263,7 +263,7 @@ fn a_fresh_region_drops_what_is_held() {
     daemon.wait_held(1);
     drop(disk);
     let mut disk = daemon.connect();
-    assert_eq!(daemon.held(), 0);
+    daemon.wait_held(0);
     daemon.fail_writes(0);
     daemon.cont();
     assert_eq!(read(&mut disk, 0, 4096), vec![0; 4096]);

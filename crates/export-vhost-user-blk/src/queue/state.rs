@@ -5,13 +5,11 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use iothread::ring as uring;
-use vm_memory::{Bytes, GuestAddress};
-
 use crate::inflight::{InflightError, Marked, QueueRegion, Region};
-use crate::memory::Memory;
 use crate::request::{self, Action, Malformed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
+use crate::view::View;
+use iothread::ring as uring;
 
 /// What tells two starts of a ring without inflight region apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +38,7 @@ pub(super) struct Slot {
     pub(super) counter: u64,
     pub(super) record: Record,
     /// The memory that a submission in flight uses.
-    pub(super) memory: Option<Arc<Memory>>,
+    pub(super) memory: Option<Rc<View>>,
 }
 
 pub(super) struct Live {
@@ -244,14 +242,13 @@ impl State {
             return Ok(());
         }
         let mut gone = Ok(());
-        let table = live.ring.memory().clone();
+        let view = Rc::clone(live.ring.view());
         self.done.retain(|&head| {
             let slot = &self.slots[usize::from(head)];
             let SlotState::Done { status } = slot.state else {
                 return false;
             };
-            let address = GuestAddress(slot.record.status_address);
-            if table.table().write_obj(status, address).is_err() {
+            if view.store(slot.record.status_address, status).is_err() {
                 // Without a status it cannot be completed: it stays marked.
                 gone = Err(Broken::StatusGone { head });
                 return false;
@@ -282,7 +279,7 @@ impl State {
     /// since then means anything.
     pub(super) fn is_poisoned(&self) -> bool {
         self.live.as_ref().is_some_and(|live| {
-            live.ring.memory().is_poisoned()
+            live.ring.view().memory().is_poisoned()
                 || live
                     .whole
                     .as_ref()
@@ -318,8 +315,7 @@ fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
 
 impl Slot {
     fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Broken> {
-        let memory = ring.memory().table();
-        request::parse(memory, ring.table(), head, rules, &mut self.record)
+        request::parse(&**ring.view(), ring.table(), head, rules, &mut self.record)
             .map_err(|source| Broken::Request { head, source })
     }
 }
@@ -328,6 +324,7 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::ring::tests::{LAYOUT, memory};
+    use vm_memory::{Bytes, GuestAddress};
 
     const BASE: u16 = 7;
 

@@ -1,0 +1,141 @@
+//! Workers: places where the future of a driver is polled until it has ended.
+//!
+//! A worker is a task that is used again and again, so that a request costs no allocation. There are
+//! as many as there have ever been requests in flight at once. A request whose driver knows the
+//! result at once borrows a worker's buffer list and never runs in its task.
+
+use std::cell::{OnceCell, RefCell, RefMut};
+use std::fmt;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Instant;
+
+use crate::error::Result;
+use crate::future::IoFuture;
+use crate::gate::Ticket;
+use crate::node::Node;
+use crate::request::Io;
+
+/// A request that a driver has not answered at once.
+struct Running {
+    /// None once it has ended.
+    ticket: Option<Ticket>,
+    started: Instant,
+    /// Borrows from the node and the buffer list of its worker.
+    future: IoFuture<'static>,
+}
+
+/// See the [module](self).
+pub struct Worker {
+    /// First, so that it is dropped before what it borrows from.
+    running: RefCell<Option<Running>>,
+    iov: RefCell<Vec<libc::iovec>>,
+    node: Arc<Node>,
+    /// Wakes the task.
+    waker: OnceCell<Waker>,
+}
+
+impl fmt::Debug for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Worker")
+            .field("idle", &self.is_idle())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// An idle one, which stays where it is.
+    pub fn new(node: Arc<Node>) -> Rc<Self> {
+        Rc::new(Self {
+            running: RefCell::new(None),
+            iov: RefCell::default(),
+            node,
+            waker: OnceCell::new(),
+        })
+    }
+
+    /// Says how its task is woken; once.
+    pub fn set_waker(&self, waker: Waker) {
+        let first = self.waker.set(waker).is_ok();
+        debug_assert!(first, "a worker has one task");
+    }
+
+    /// Wakes its task.
+    pub fn wake(&self) {
+        if let Some(waker) = self.waker.get() {
+            waker.wake_by_ref();
+        }
+    }
+
+    /// Whether it runs no request.
+    pub fn is_idle(&self) -> bool {
+        self.running.borrow().is_none()
+    }
+
+    /// The buffer list for the next request of an idle worker.
+    pub fn buffers(&self) -> RefMut<'_, Vec<libc::iovec>> {
+        debug_assert!(self.is_idle());
+        self.iov.borrow_mut()
+    }
+
+    /// Gives the request of `ticket` to the driver, with the buffer list of this worker, which is
+    /// idle. Ready if the driver answers at once; else the worker keeps it and has to be polled.
+    pub fn submit(
+        &self,
+        ticket: Ticket,
+        fua: bool,
+        started: Instant,
+    ) -> Poll<(Ticket, Result<()>)> {
+        let request = ticket.request();
+        let iov = self.iov.borrow();
+        let io = Io {
+            op: request.op,
+            offset: request.offset,
+            bytes: request.bytes,
+            iov: &iov,
+            fua,
+        };
+        let future = match self.node.driver().submit(io).into_ready() {
+            Ok(result) => return Poll::Ready((ticket, result)),
+            Err(future) => future,
+        };
+        // SAFETY: it borrows from the node, which this worker keeps, and from the buffer list, which
+        // nobody touches while `running` is there; both outlive it (see the order of the fields).
+        let future = unsafe { std::mem::transmute::<IoFuture<'_>, IoFuture<'static>>(future) };
+        let running = Running {
+            ticket: Some(ticket),
+            started,
+            future,
+        };
+        let before = self.running.borrow_mut().replace(running);
+        debug_assert!(before.is_none());
+        Poll::Pending
+    }
+
+    /// Polls the request that runs here, on behalf of the worker's task. Ready with its result, the
+    /// ticket and when it was started; the worker is idle then.
+    pub fn poll(&self) -> Poll<(Ticket, Instant, Result<()>)> {
+        let mut running = self.running.borrow_mut();
+        let (Some(request), Some(waker)) = (&mut *running, self.waker.get()) else {
+            return Poll::Pending;
+        };
+        // SAFETY: a worker stays in its `Rc`, and the future is dropped where it is, below.
+        let future = unsafe { Pin::new_unchecked(&mut request.future) };
+        let Poll::Ready(result) = future.poll(&mut Context::from_waker(waker)) else {
+            return Poll::Pending;
+        };
+        let (ticket, started) = (request.ticket.take(), request.started);
+        *running = None;
+        match ticket {
+            Some(ticket) => Poll::Ready((ticket, started, result)),
+            None => Poll::Pending,
+        }
+    }
+
+    /// Whether the buffer list has any.
+    pub fn has_buffers(&self) -> bool {
+        !self.iov.borrow().is_empty()
+    }
+}
