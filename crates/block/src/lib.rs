@@ -3,7 +3,7 @@
 //! An export talks to a [`Backend`]. Its part on an iothread, [`LocalBackend`], executes requests
 //! on a [`Node`] and asks its [`gate::Gate`] what becomes of each; [`run_control::RunControl`] owns
 //! everything that concerns more than one iothread. The state machines are pure
-//! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`control`] and
+//! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`mod@control`] and
 //! [`local`] run them.
 
 pub mod backend;

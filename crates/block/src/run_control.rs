@@ -1,7 +1,7 @@
 //! Run control: the run state, the I/O status of every backend, and what `stop` and `cont` do.
 //!
 //! Pure: takes one message at a time, applies it and says by [`Effects`] what has to be told to
-//! whom, in that order. [`crate::control`] runs it as a task; the model test runs it among
+//! whom, in that order. [`mod@crate::control`] runs it as a task; the model test runs it among
 //! imagined iothreads.
 //!
 //! The order within a failure is what management software relies on: latch, event, then the run
