@@ -204,9 +204,11 @@ fn queries(standfastd: &Path, cpu: usize, rounds: u32, held: Held) -> Result<Lat
     };
     let mut scene = Scene::new(standfastd, cpu, QUEUES, DEPTH, &extra)?;
     scene.fail_writes(false)?;
-    for lane in &mut scene.lanes {
+    for (queue, lane) in (0..).zip(&mut scene.lanes) {
         for slot in 0..DEPTH {
-            lane.put(slot, u64::from(slot) * 8);
+            // Each its own block: what overlaps a held write waits behind it, and is not held.
+            let block = queue * u64::from(DEPTH) + u64::from(slot);
+            lane.put(slot, block * u64::from(BYTES) / 512);
         }
         lane.publish();
         lane.kick()?;
