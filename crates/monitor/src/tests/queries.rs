@@ -149,7 +149,7 @@ async fn nodes_exports_and_counters() {
         client.result("query-block-exports").await[0],
         json!({
             "id": "e", "type": "vhost-user-blk", "node-name": "n", "shutting-down": false,
-            "x-writable": true,
+            "x-writable": true, "x-client": true,
         })
     );
     let stats = client.result("query-blockstats").await;
