@@ -96,7 +96,10 @@ fn held_from_one_to_a_full_queue() -> Result<()> {
             .export(
                 id,
                 id,
-                json!({ "werror": "stop", "num-queues": queues, "iothread": ["io0", "io1"] }),
+                // Writes that are to be durable go through the ring, also to a file in memory: all that
+                // are in flight at the first failure fail, too.
+                json!({ "werror": "stop", "num-queues": queues, "iothread": ["io0", "io1"],
+                    "writethrough": true }),
             );
         sparse(&image, 4 * MIB)?;
         disks.push((id, name, queues, tmpfs, image));
@@ -139,7 +142,7 @@ fn held_from_one_to_a_full_queue() -> Result<()> {
         })?;
         server.daemon.signal(Signal::CONT)?;
         server.wait_paused_by_error(&mut guest, id)?;
-        // What was in flight at the first failure fails, too.
+        // Until all of it has failed.
         std::thread::sleep(Duration::from_millis(200));
         let held = server.held(id)?.len();
         tmpfs.resize(16 * MIB)?;
