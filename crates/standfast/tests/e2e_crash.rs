@@ -452,6 +452,18 @@ fn killed_under_a_guest(state: bool, seed: u64) -> Result<()> {
             ensure!(!writing.has_ended());
             tmpfs.resize(256 * MIB)?;
             server.qmp.execute("cont", Value::Null)?;
+            // A request of the other iothread that had failed, but was not heard of before that
+            // `cont`, counts as after it.
+            let written = reach("the guest has written", GUEST_PATIENCE, || {
+                if !writing.has_ended() && server.run_state()? == "io-error" {
+                    println!("round {round}: once more: {:?}", server.held("vda")?);
+                    server.qmp.execute("cont", Value::Null)?;
+                }
+                Ok(writing.has_ended())
+            });
+            written.with_context(|| {
+                format!("{:?}, held: {:?}", server.run_state(), server.held("vda"))
+            })?;
         }
         let output = writing.wait(GUEST_PATIENCE)?;
         ensure!(output.status == 0, "round {round}: {output:?}");
