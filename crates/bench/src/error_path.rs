@@ -174,7 +174,7 @@ fn failures(standfastd: &Path, cpu: usize, rounds: u32) -> Result<[Latency; 2]> 
 enum Held {
     /// All requests of all queues are held.
     Everything,
-    /// The VM is to be paused, and its VMM does not answer.
+    /// They are, the VM is to be paused, and its VMM does not answer.
     VmmSilent,
 }
 
@@ -193,12 +193,12 @@ fn queries(standfastd: &Path, cpu: usize, rounds: u32, held: Held) -> Result<Lat
             let link =
                 r#"{"qom-type":"vmm-command","id":"vm0","pause":["sleep","60"],"resume":["true"]}"#;
             let extra = Extra {
-                export: "",
+                export: ",hold-scope=request",
                 arguments: vec!["--object".to_owned(), link.to_owned()],
             };
             (
                 extra,
-                "query-status while the VMM does not answer".to_owned(),
+                format!("query-status while {count} are held and the VMM does not answer"),
             )
         }
     };
@@ -213,16 +213,19 @@ fn queries(standfastd: &Path, cpu: usize, rounds: u32, held: Held) -> Result<Lat
         lane.publish();
         lane.kick()?;
     }
-    let expected = match held {
-        Held::Everything => usize::try_from(count)?,
-        Held::VmmSilent => 1,
-    };
+    let expected = usize::try_from(count)?;
     let deadline = Instant::now() + PATIENCE;
     while held_now(&mut scene.qmp)? < expected {
         ensure!(
             Instant::now() < deadline,
             "fewer than {expected} requests are held"
         );
+    }
+    if matches!(held, Held::VmmSilent) {
+        scene.qmp.execute("stop", Value::Null)?;
+        let status = scene.qmp.execute("query-status", Value::Null)?;
+        let pending = &status["x-vmm"]["pending"];
+        ensure!(pending == "pause", "the VMM has answered: {status}");
     }
     let mut times = histogram()?;
     for _ in 0..rounds {
