@@ -18,6 +18,8 @@ pub const INLINE_BYTES: usize = 256;
 
 type Storage = MaybeUninit<[u128; INLINE_BYTES / size_of::<u128>()]>;
 
+// SAFETY of both: to be called with the storage that `IoFuture::inline` has filled, for the type that
+// the function was made for; the second one once, as the last.
 type PollFn = unsafe fn(*mut (), &mut Context<'_>) -> Poll<Result<()>>;
 type DropFn = unsafe fn(*mut ());
 
@@ -85,6 +87,7 @@ impl<'a> IoFuture<'a> {
     }
 
     fn inline<F: Future<Output = Result<()>> + 'a>(future: F) -> Self {
+        // SAFETY: see `PollFn`.
         unsafe fn poll<F: Future<Output = Result<()>>>(
             storage: *mut (),
             cx: &mut Context<'_>,
@@ -94,6 +97,7 @@ impl<'a> IoFuture<'a> {
             let future = unsafe { Pin::new_unchecked(&mut *storage.cast::<F>()) };
             future.poll(cx)
         }
+        // SAFETY: see `DropFn`.
         unsafe fn drop<F>(storage: *mut ()) {
             // SAFETY: `storage` holds an `F`, which nobody uses after this.
             unsafe { storage.cast::<F>().drop_in_place() }
