@@ -68,6 +68,8 @@ pub enum EventKind {
     VmLink {
         /// The object.
         id: String,
+        /// Its type: `vmm-qemu`.
+        type_name: &'static str,
         /// How it is now.
         status: Box<LinkStatus>,
     },

@@ -5,10 +5,12 @@ use std::time::SystemTime;
 
 use block::event::EventKind;
 use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
-use block::{Action, BackendStats, Direction, Event, Export, Node, RunState, Status, VmLink};
+use block::{
+    Action, BackendStats, Direction, Event, Export, LinkStatus, Node, RunState, Status, VmLink,
+};
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
-    IoOperationType, Shutdown, ShutdownCause, VmmLink,
+    IoOperationType, Shutdown, ShutdownCause,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
@@ -69,14 +71,11 @@ pub(crate) fn event(event: &Event) -> EventMessage {
                 reason: reason.clone(),
             })
         }
-        EventKind::VmLink { id, status } => WireEvent::VmmLink(VmmLink {
-            id: id.clone(),
-            state: status.state.name().to_owned(),
-            vm: status.vm.name().to_owned(),
-            pending: status.pending.map(|pending| pending.name().to_owned()),
-            paused_by: status.paused_by.name().to_owned(),
-            error: status.error.clone(),
-        }),
+        EventKind::VmLink {
+            id,
+            type_name,
+            status,
+        } => WireEvent::VmmLink(vmm(id, type_name, status)),
     };
     EventMessage {
         timestamp: event.at.into(),
@@ -96,20 +95,20 @@ pub(crate) fn status(state: RunState, link: Option<&dyn VmLink>) -> StatusInfo {
         running: status == WireRunState::Running,
         status,
         singlestep: false,
-        x_vmm: link.map(vmm),
+        x_vmm: link.map(|link| vmm(link.id(), link.type_name(), &link.status())),
     }
 }
 
-fn vmm(link: &dyn VmLink) -> VmmInfo {
-    let status = link.status();
+/// The link to the VMM.
+fn vmm(id: &str, type_name: &str, status: &LinkStatus) -> VmmInfo {
     VmmInfo {
-        id: link.id().to_owned(),
-        r#type: link.type_name().to_owned(),
+        id: id.to_owned(),
+        r#type: type_name.to_owned(),
         state: status.state.name().to_owned(),
         vm: status.vm.name().to_owned(),
         pending: status.pending.map(|pending| pending.name().to_owned()),
         paused_by: status.paused_by.name().to_owned(),
-        error: status.error,
+        error: status.error.clone(),
     }
 }
 

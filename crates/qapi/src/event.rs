@@ -1,5 +1,6 @@
 //! Events: what the daemon tells without being asked.
 
+use crate::types::VmmInfo;
 use serde::{Deserialize, Serialize};
 
 /// An event and its data.
@@ -26,7 +27,7 @@ pub enum Event {
     BlockExportQueueBroken(BlockExportQueueBroken),
     /// The link to the VMM was lost or found, or what it shall do has failed.
     #[serde(rename = "X_VMM_LINK")]
-    VmmLink(VmmLink),
+    VmmLink(VmmInfo),
 }
 
 impl Event {
@@ -144,24 +145,4 @@ pub struct BlockExportQueueBroken {
     pub queue: u16,
     /// What its client or guest did, for people.
     pub reason: String,
-}
-
-/// Data of `X_VMM_LINK`.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct VmmLink {
-    /// The id of the object.
-    pub id: String,
-    /// Whether the VMM is reached: connecting, connected, down.
-    pub state: String,
-    /// The VM's state, as the VMM said last: unknown, running, paused, absent.
-    pub vm: String,
-    /// What has not been done yet: pause, resume.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub pending: Option<String>,
-    /// Who has paused the VM: nobody, link, other.
-    pub paused_by: String,
-    /// What is wrong, for people.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub error: Option<String>,
 }

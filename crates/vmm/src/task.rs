@@ -96,6 +96,7 @@ impl Link {
         });
         let task = Task {
             id: config.id.clone(),
+            type_name: config.peer.type_name(),
             shared: Arc::clone(&shared),
             control,
             epoch: Instant::now(),
@@ -193,6 +194,7 @@ type Cont = Pin<Box<dyn Future<Output = Result<(), Refusal>> + Send>>;
 
 struct Task {
     id: String,
+    type_name: &'static str,
     shared: Arc<Shared>,
     control: Control,
     epoch: Instant,
@@ -328,6 +330,7 @@ impl Task {
         }
         self.control.announce(EventKind::VmLink {
             id: self.id.clone(),
+            type_name: self.type_name,
             status: Box::new(status),
         });
     }

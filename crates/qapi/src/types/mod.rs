@@ -52,7 +52,7 @@ pub struct StatusInfo {
     pub x_vmm: Option<VmmInfo>,
 }
 
-/// The link to the VMM, in the result of `query-status`.
+/// The link to the VMM: in the result of `query-status`, and the data of `X_VMM_LINK`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct VmmInfo {

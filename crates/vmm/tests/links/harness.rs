@@ -96,7 +96,7 @@ impl Daemon {
         let log = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
         log.iter()
             .filter_map(|kind| match kind {
-                EventKind::VmLink { id, status } => {
+                EventKind::VmLink { id, status, .. } => {
                     assert_eq!(id, "vm0");
                     Some((**status).clone())
                 }
