@@ -7,6 +7,7 @@ use block::event::Event;
 use block::run_control::{Effects, GateMessage, LocalId, RunControl};
 use block::{LinkState, RunState, SavedState, VmOrder, VmPause, VmState};
 use standfast_vmm::machine::{Action, Answer, Failure, Machine, Output, Traits};
+use testkit::Rng;
 
 /// A mistake put in on purpose: it lies between the machine and the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,25 +33,8 @@ pub enum Mutant {
     NoContDone,
 }
 
-/// SplitMix64.
-pub struct Rng(pub u64);
-
-impl Rng {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    pub fn below(&mut self, end: u64) -> u64 {
-        self.next() % end
-    }
-
-    fn chance(&mut self, percent: u64) -> bool {
-        self.below(100) < percent
-    }
+fn chance(rng: &mut Rng, percent: u64) -> bool {
+    rng.below(100) < percent
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -175,7 +159,7 @@ pub struct World {
 
 impl World {
     pub fn new(seed: u64, mutant: Mutant) -> Self {
-        let mut rng = Rng(seed);
+        let mut rng = Rng::new(seed);
         let kind = [
             Kind::Telling,
             Kind::Polled,
@@ -183,7 +167,7 @@ impl World {
             Kind::Polled,
             Kind::Blind,
         ][usize::try_from(rng.below(5)).unwrap_or(0)];
-        let alive = kind == Kind::Blind || rng.chance(70);
+        let alive = kind == Kind::Blind || chance(&mut rng, 70);
         let vm = match (kind, rng.below(4)) {
             (Kind::Blind, _) => VmState::Running,
             (Kind::Telling, _) if alive => VmState::Running,
@@ -345,7 +329,7 @@ impl World {
                 action,
                 executed: false,
             });
-            let slow = self.storm && self.rng.chance(4);
+            let slow = self.storm && chance(&mut self.rng, 4);
             let after = if slow { 4000 } else { 0 } + self.rng.below(8);
             self.schedule(after, Happening::Arrive { id });
             self.schedule(5000, Happening::TimeOut { id });
@@ -361,7 +345,7 @@ impl World {
             .request
             .as_ref()
             .is_some_and(|request| !request.executed)
-            && self.rng.chance(50)
+            && chance(&mut self.rng, 50)
         {
             self.execute();
         }
@@ -393,7 +377,7 @@ impl World {
             _ => (saved, inherited),
         };
         self.machine = Machine::new(traits(self.kind), saved, inherited);
-        self.held_back = self.rng.chance(50);
+        self.held_back = chance(&mut self.rng, 50);
         self.machine.hold_back(self.held_back);
         let after = self.rng.below(5000);
         self.schedule(after, Happening::Back);
@@ -502,7 +486,7 @@ impl World {
         }
         self.connected = false;
         if !said.is_empty() {
-            if self.rng.chance(50) {
+            if chance(&mut self.rng, 50) {
                 for (_, what) in said {
                     self.happen(what);
                 }
@@ -514,7 +498,7 @@ impl World {
         self.seen.lost += 1;
         if let Some(request) = &self.request {
             let id = request.id;
-            if !request.executed && self.rng.chance(50) {
+            if !request.executed && chance(&mut self.rng, 50) {
                 self.execute();
                 self.connected = false;
                 // Nobody reads what it has said of that.
@@ -612,7 +596,7 @@ impl World {
                 if let Some(result) = self.execute() {
                     let after = self.rng.below(8);
                     self.send(after, Happening::Reply { id, result });
-                } else if self.kind != Kind::Blind && self.rng.chance(50) {
+                } else if self.kind != Kind::Blind && chance(&mut self.rng, 50) {
                     self.lose();
                 }
             }
@@ -670,7 +654,7 @@ impl World {
             }
             Happening::Cont => {
                 if self.cont(false) {
-                    if self.storm && self.rng.chance(25) {
+                    if self.storm && chance(&mut self.rng, 25) {
                         self.say("and fails at once");
                         self.stop();
                     }
