@@ -1,18 +1,29 @@
 //! Cloud Hypervisor, by its REST API.
 
-use std::path::PathBuf;
-
 use block::VmState;
 use hyper::Method;
 use serde::Deserialize;
 
-use crate::http::{self, HttpError, Reply, excerpt};
-use crate::machine::{Action, Answer, Failure};
+use crate::api::{Call, Dialect};
+use crate::http::{Reply, excerpt};
+use crate::machine::Action;
 
-/// A Cloud Hypervisor.
-#[derive(Debug)]
-pub(crate) struct CloudHypervisor {
-    path: PathBuf,
+/// Cloud Hypervisor's.
+pub(crate) const DIALECT: Dialect = Dialect {
+    name: "Cloud Hypervisor",
+    start: ("cloud-hypervisor", "--api-socket"),
+    call,
+    state,
+    fault: excerpt,
+};
+
+fn call(action: Action) -> Option<Call> {
+    Some(match action {
+        Action::Query => Call::new(Method::GET, "/api/v1/vm.info", ""),
+        Action::Pause => Call::new(Method::PUT, "/api/v1/vm.pause", ""),
+        Action::Resume => Call::new(Method::PUT, "/api/v1/vm.resume", ""),
+        Action::Reset => Call::new(Method::PUT, "/api/v1/vm.reboot", ""),
+    })
 }
 
 /// The part of `VmInfo` that matters.
@@ -41,69 +52,6 @@ fn state(reply: &Reply) -> Result<VmState, String> {
         "Paused" | "BreakPoint" => Ok(VmState::Paused),
         "Created" | "Shutdown" => Ok(VmState::Absent),
         other => Err(format!("unknown VM state '{}'", excerpt(other.as_bytes()))),
-    }
-}
-
-impl CloudHypervisor {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    fn endpoint(action: Action) -> (Method, &'static str) {
-        match action {
-            Action::Query => (Method::GET, "vm.info"),
-            Action::Pause => (Method::PUT, "vm.pause"),
-            Action::Resume => (Method::PUT, "vm.resume"),
-            Action::Reset => (Method::PUT, "vm.reboot"),
-        }
-    }
-
-    pub(crate) async fn perform(&mut self, action: Action) -> Result<Answer, Failure> {
-        let path = self.path.display();
-        let (method, endpoint) = Self::endpoint(action);
-        let target = format!("/api/v1/{endpoint}");
-        let reply = http::request(&self.path, method, &target, "").await;
-        let reply = reply.map_err(|e| {
-            Failure::Lost(match e {
-                HttpError::Connect(e) => format!(
-                    "Cannot connect to Cloud Hypervisor's API socket '{path}': {e}; start \
-                     cloud-hypervisor with '--api-socket {path}'"
-                ),
-                HttpError::Broken(why) => format!(
-                    "What listens at '{path}' gave no answer to {endpoint}: {why}; set 'path' to \
-                     the API socket of Cloud Hypervisor, and see whether it is still there"
-                ),
-            })
-        })?;
-        if action == Action::Query {
-            let vm = state(&reply).map_err(|why| {
-                Failure::Lost(format!(
-                    "What listens at '{path}' does not answer vm.info as Cloud Hypervisor does: \
-                     {why}; set 'path' to its API socket"
-                ))
-            })?;
-            return Ok(Answer {
-                vm,
-                process: reply.process,
-                fresh: false,
-            });
-        }
-        match reply.status {
-            200..=299 => Ok(Answer::default()),
-            status => Err(Failure::Refused(format!(
-                "Cloud Hypervisor at '{path}' refuses {endpoint} with status {status}: {}",
-                excerpt(&reply.body)
-            ))),
-        }
-    }
-
-    pub(crate) fn too_slow(&self, action: Action, seconds: u64) -> String {
-        let (_, endpoint) = Self::endpoint(action);
-        format!(
-            "Cloud Hypervisor at '{}' has not answered {endpoint} within {seconds} s; see what it \
-             is busy with",
-            self.path.display()
-        )
     }
 }
 

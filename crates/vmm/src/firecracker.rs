@@ -1,18 +1,29 @@
 //! Firecracker, by its API.
 
-use std::path::PathBuf;
-
 use block::VmState;
 use hyper::Method;
 use serde::Deserialize;
 
-use crate::http::{self, HttpError, Reply, excerpt};
-use crate::machine::{Action, Answer, Failure};
+use crate::api::{Call, Dialect};
+use crate::http::{Reply, excerpt};
+use crate::machine::Action;
 
-/// A Firecracker.
-#[derive(Debug)]
-pub(crate) struct Firecracker {
-    path: PathBuf,
+/// Firecracker's.
+pub(crate) const DIALECT: Dialect = Dialect {
+    name: "Firecracker",
+    start: ("firecracker", "--api-sock"),
+    call,
+    state,
+    fault,
+};
+
+fn call(action: Action) -> Option<Call> {
+    match action {
+        Action::Query => Some(Call::new(Method::GET, "/", "")),
+        Action::Pause => Some(Call::new(Method::PATCH, "/vm", r#"{"state": "Paused"}"#)),
+        Action::Resume => Some(Call::new(Method::PATCH, "/vm", r#"{"state": "Resumed"}"#)),
+        Action::Reset => None,
+    }
 }
 
 /// The part of `InstanceInfo` that matters.
@@ -46,79 +57,6 @@ fn state(reply: &Reply) -> Result<VmState, String> {
         "Paused" => Ok(VmState::Paused),
         "Not started" => Ok(VmState::Absent),
         other => Err(format!("unknown VM state '{}'", excerpt(other.as_bytes()))),
-    }
-}
-
-impl Firecracker {
-    pub(crate) fn new(path: PathBuf) -> Self {
-        Self { path }
-    }
-
-    pub(crate) async fn perform(&mut self, action: Action) -> Result<Answer, Failure> {
-        let path = self.path.display();
-        let (method, target, body) = match action {
-            Action::Query => (Method::GET, "/", ""),
-            Action::Pause => (Method::PATCH, "/vm", r#"{"state": "Paused"}"#),
-            Action::Resume => (Method::PATCH, "/vm", r#"{"state": "Resumed"}"#),
-            Action::Reset => {
-                return Err(Failure::Refused(format!(
-                    "Firecracker at '{path}' has no reset; let the guest reboot, or start \
-                     Firecracker anew"
-                )));
-            }
-        };
-        let reply = http::request(&self.path, method, target, body).await;
-        let reply = reply.map_err(|e| {
-            Failure::Lost(match e {
-                HttpError::Connect(e) => format!(
-                    "Cannot connect to Firecracker's API socket '{path}': {e}; start firecracker \
-                     with '--api-sock {path}'"
-                ),
-                HttpError::Broken(why) => format!(
-                    "What listens at '{path}' gave no answer: {why}; set 'path' to the API socket \
-                     of Firecracker, and see whether it is still there"
-                ),
-            })
-        })?;
-        if action == Action::Query {
-            let vm = state(&reply).map_err(|why| {
-                Failure::Lost(format!(
-                    "What listens at '{path}' does not answer 'GET /' as Firecracker does: {why}; \
-                     set 'path' to its API socket"
-                ))
-            })?;
-            return Ok(Answer {
-                vm,
-                process: reply.process,
-                fresh: false,
-            });
-        }
-        match reply.status {
-            200..=299 => Ok(Answer::default()),
-            status => Err(Failure::Refused(format!(
-                "Firecracker at '{path}' refuses to {} the VM with status {status}: {}",
-                verb(action),
-                fault(&reply.body)
-            ))),
-        }
-    }
-
-    pub(crate) fn too_slow(&self, action: Action, seconds: u64) -> String {
-        format!(
-            "Firecracker at '{}' has not answered the request to {} the VM within {seconds} s; see \
-             what it is busy with",
-            self.path.display(),
-            verb(action)
-        )
-    }
-}
-
-fn verb(action: Action) -> &'static str {
-    match action {
-        Action::Query => "describe",
-        Action::Pause => "pause",
-        Action::Resume => "resume",
-        Action::Reset => "reset",
     }
 }
 

@@ -47,7 +47,7 @@ fn chain(error: &dyn std::error::Error) -> String {
 /// Sends a request to the server at `path` and reads the whole answer.
 pub(crate) async fn request(
     path: &Path,
-    method: Method,
+    method: &Method,
     target: &str,
     body: &'static str,
 ) -> Result<Reply, HttpError> {

@@ -3,6 +3,7 @@
 //! [`Link`] is one link. [`machine`] decides what it does next and is pure; the rest speaks to the
 //! VMM: to QEMU by QMP ([`qmp`]), to Cloud Hypervisor and Firecracker by HTTP, to others by commands.
 
+mod api;
 mod cloud_hypervisor;
 mod command;
 mod firecracker;

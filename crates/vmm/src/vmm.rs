@@ -5,13 +5,12 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
-use crate::Peer;
-use crate::cloud_hypervisor::CloudHypervisor;
+use crate::api::Api;
 use crate::command::Commands;
-use crate::firecracker::Firecracker;
 use crate::machine::{Action, Answer, Failure, Traits};
 use crate::qemu::Qemu;
 use crate::task::Report;
+use crate::{Peer, cloud_hypervisor, firecracker};
 
 /// Time limit of one request to a VMM, all that belongs to it included.
 pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(5);
@@ -28,8 +27,7 @@ pub(crate) enum Vmm {
 /// VMMs that only answer.
 #[derive(Debug)]
 pub(crate) enum Mute {
-    CloudHypervisor(CloudHypervisor),
-    Firecracker(Firecracker),
+    Api(Api),
     Command(Commands),
 }
 
@@ -38,9 +36,9 @@ impl Vmm {
         Self::Mute(match peer {
             Peer::Qemu { path } => return Self::Qemu(Qemu::new(path.clone())),
             Peer::CloudHypervisor { path } => {
-                Mute::CloudHypervisor(CloudHypervisor::new(path.clone()))
+                Mute::Api(Api::new(path.clone(), cloud_hypervisor::DIALECT))
             }
-            Peer::Firecracker { path } => Mute::Firecracker(Firecracker::new(path.clone())),
+            Peer::Firecracker { path } => Mute::Api(Api::new(path.clone(), firecracker::DIALECT)),
             Peer::Command {
                 pause,
                 resume,
@@ -89,14 +87,13 @@ impl Vmm {
 
 impl Mute {
     async fn perform(&mut self, action: Action) -> Result<Answer, Failure> {
-        let seconds = TIME_LIMIT.as_secs();
         match self {
-            Self::CloudHypervisor(vmm) => timeout(TIME_LIMIT, vmm.perform(action))
+            Self::Api(api) => timeout(TIME_LIMIT, api.perform(action))
                 .await
-                .unwrap_or_else(|_| Err(Failure::Lost(vmm.too_slow(action, seconds)))),
-            Self::Firecracker(vmm) => timeout(TIME_LIMIT, vmm.perform(action))
-                .await
-                .unwrap_or_else(|_| Err(Failure::Lost(vmm.too_slow(action, seconds)))),
+                .unwrap_or_else(|_| {
+                    let seconds = TIME_LIMIT.as_secs();
+                    Err(Failure::Lost(api.too_slow(action, seconds)))
+                }),
             // It has the limit itself: what is killed is reaped, too.
             Self::Command(commands) => commands.perform(action).await,
         }
