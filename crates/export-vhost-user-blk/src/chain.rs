@@ -189,6 +189,9 @@ pub fn walk<M: GuestBytes>(
 }
 
 #[cfg(test)]
+mod reference;
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use vm_memory::GuestMemoryMmap;
