@@ -9,20 +9,23 @@
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use crate::ring;
-use crate::shared::{Area, MapError, Mapping, sealed_memfd};
+use crate::shared::{Area, Cells, MapError, Mapping, sealed_memfd};
 
 const VERSION: u16 = 1;
-const HEADER_VERSION: usize = 8;
-const HEADER_DESCRIPTORS: usize = 10;
-const HEADER_LAST_BATCH: usize = 12;
-const HEADER_USED: usize = 14;
+/// Places of 16 bits in the header.
+const VERSION_PLACE: usize = 4;
+const DESCRIPTORS: usize = 5;
+const LAST_BATCH: usize = 6;
+const USED: usize = 7;
 const HEADER_BYTES: usize = 16;
-const STATE_NEXT: usize = 6;
-const STATE_COUNTER: usize = 8;
 const STATE_BYTES: usize = 16;
+/// Places in a state, in units of their own size: of 8, 16 and 64 bits.
+const MARK: usize = 0;
+const NEXT: usize = 3;
+const COUNTER: usize = 1;
 /// Parts of different queues share no cache line.
 const ALIGN: usize = 64;
 
@@ -137,7 +140,7 @@ impl Region {
         }
         let stride = stride(self.queue_size);
         let area = self.mapping.area(stride * usize::from(queue), stride);
-        QueueRegion::new(area.ok_or(no_queue)?, size)
+        QueueRegion::new(&area.ok_or(no_queue)?, size)
     }
 }
 
@@ -174,7 +177,11 @@ fn check(spec: &RegionSpec) -> Result<(), InflightError> {
 /// One queue's part of a region.
 #[derive(Debug)]
 pub(crate) struct QueueRegion {
-    area: Area,
+    header: Cells<AtomicU16>,
+    /// The states, seen as numbers of each size; no byte is accessed as more than one of them.
+    marks: Cells<[AtomicU8; STATE_BYTES]>,
+    nexts: Cells<[AtomicU16; STATE_BYTES / 2]>,
+    counters: Cells<[AtomicU64; STATE_BYTES / 8]>,
     size: u16,
     next_counter: u64,
     /// Nobody has used it before, so its used index says nothing.
@@ -182,25 +189,37 @@ pub(crate) struct QueueRegion {
 }
 
 impl QueueRegion {
-    fn new(area: Area, size: u16) -> Result<Self, InflightError> {
-        let version = area.load_u16(HEADER_VERSION, Ordering::Acquire);
-        let found = area.load_u16(HEADER_DESCRIPTORS, Ordering::Acquire);
-        let fresh = (version, found) == (0, 0);
+    fn new(area: &Area, size: u16) -> Result<Self, InflightError> {
+        let states = usize::from(size);
+        let mut this = Self {
+            header: area.cells(0, HEADER_BYTES / 2),
+            marks: area.cells(HEADER_BYTES, states),
+            nexts: area.cells(HEADER_BYTES, states),
+            counters: area.cells(HEADER_BYTES, states),
+            size,
+            next_counter: 0,
+            fresh: false,
+        };
+        let (version, found) = (this.load(VERSION_PLACE), this.load(DESCRIPTORS));
+        this.fresh = (version, found) == (0, 0);
         match (version, found) {
-            _ if fresh => {
-                area.store_u16(HEADER_DESCRIPTORS, size, Ordering::Release);
-                area.store_u16(HEADER_VERSION, VERSION, Ordering::Release);
+            _ if this.fresh => {
+                this.store(DESCRIPTORS, size);
+                this.store(VERSION_PLACE, VERSION);
             }
             (VERSION, _) if found == size => {}
             (VERSION, _) => return Err(InflightError::Descriptors { found, size }),
             _ => return Err(InflightError::Version { version }),
         }
-        Ok(Self {
-            area,
-            size,
-            next_counter: 0,
-            fresh,
-        })
+        Ok(this)
+    }
+
+    fn load(&self, place: usize) -> u16 {
+        u16::from_le(self.header[place].load(Ordering::Acquire))
+    }
+
+    fn store(&self, place: usize, value: u16) {
+        self.header[place].store(value.to_le(), Ordering::Release);
     }
 
     /// Whether no device has ever used it.
@@ -213,9 +232,9 @@ impl QueueRegion {
     pub fn recover(&mut self, used: u16) -> Result<Vec<Marked>, InflightError> {
         if std::mem::take(&mut self.fresh) {
             // The ring may be older than the region: after a migration, say.
-            self.area.store_u16(HEADER_USED, used, Ordering::Release);
+            self.set_used(used);
         }
-        let noted = self.area.load_u16(HEADER_USED, Ordering::Acquire);
+        let noted = self.load(USED);
         let batch = used.wrapping_sub(noted);
         let size = self.size;
         if batch > size {
@@ -223,23 +242,22 @@ impl QueueRegion {
         }
         if batch > 0 {
             // The used index was published, but perhaps not all marks of that batch were removed.
-            let mut head = self.area.load_u16(HEADER_LAST_BATCH, Ordering::Acquire);
+            let mut head = self.load(LAST_BATCH);
             for _ in 0..batch {
                 if head >= size {
                     return Err(InflightError::LastBatch { head, size });
                 }
-                let state = state(head);
-                self.area.store_u8(state, 0, Ordering::Release);
-                head = self.area.load_u16(state + STATE_NEXT, Ordering::Acquire);
+                self.unmark(head);
+                let next = &self.nexts[usize::from(head)][NEXT];
+                head = u16::from_le(next.load(Ordering::Acquire));
             }
-            self.area.store_u16(HEADER_USED, used, Ordering::Release);
+            self.set_used(used);
         }
         let mut marked: Vec<_> = (0..size)
-            .filter(|&head| self.area.load_u8(state(head), Ordering::Acquire) != 0)
-            .map(|head| Marked {
-                counter: self
-                    .area
-                    .load_u64(state(head) + STATE_COUNTER, Ordering::Acquire),
+            .zip(self.marks.iter().zip(&*self.counters))
+            .filter(|(_, (marks, _))| marks[MARK].load(Ordering::Acquire) != 0)
+            .map(|(head, (_, counters))| Marked {
+                counter: u64::from_le(counters[COUNTER].load(Ordering::Acquire)),
                 head,
             })
             .collect();
@@ -252,41 +270,38 @@ impl QueueRegion {
     pub fn mark(&mut self, head: u16) -> u64 {
         let counter = self.next_counter;
         self.next_counter = counter.wrapping_add(1);
-        let state = state(head);
-        self.area
-            .store_u64(state + STATE_COUNTER, counter, Ordering::Relaxed);
-        self.area.store_u8(state, 1, Ordering::Release);
+        let head = usize::from(head);
+        self.counters[head][COUNTER].store(counter.to_le(), Ordering::Relaxed);
+        self.marks[head][MARK].store(1, Ordering::Release);
         counter
     }
 
     /// A head is about to be published as used. Comes after its used element and before the index.
     pub fn add_to_batch(&self, head: u16) {
-        let last = self.area.load_u16(HEADER_LAST_BATCH, Ordering::Relaxed);
-        self.area
-            .store_u16(state(head) + STATE_NEXT, last, Ordering::Release);
-        self.area
-            .store_u16(HEADER_LAST_BATCH, head, Ordering::Release);
+        let last = self.header[LAST_BATCH].load(Ordering::Relaxed);
+        self.nexts[usize::from(head)][NEXT].store(last, Ordering::Release);
+        self.store(LAST_BATCH, head);
     }
 
     /// A head has been published as used.
     pub fn unmark(&self, head: u16) {
-        self.area.store_u8(state(head), 0, Ordering::Release);
+        self.marks[usize::from(head)][MARK].store(0, Ordering::Release);
     }
 
     /// The batch is done.
     pub fn set_used(&self, used: u16) {
-        self.area.store_u16(HEADER_USED, used, Ordering::Release);
+        self.store(USED, used);
     }
-}
-
-fn state(head: u16) -> usize {
-    HEADER_BYTES + STATE_BYTES * usize::from(head)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    fn state(head: usize) -> usize {
+        HEADER_BYTES + STATE_BYTES * head
+    }
 
     fn region(queues: u16, size: u16) -> (Region, File, RegionSpec) {
         let (spec, file) = Region::create(queues, size).unwrap();
@@ -362,22 +377,22 @@ mod tests {
             part.recover(9),
             Err(InflightError::UsedIndex { .. })
         ));
-        area.store_u16(HEADER_LAST_BATCH, 8, Ordering::Relaxed);
+        area.store_u16(2 * LAST_BATCH, 8, Ordering::Relaxed);
         assert!(matches!(
             part.recover(1),
             Err(InflightError::LastBatch { head: 8, .. })
         ));
         // A list that runs in a circle ends with the batch.
-        area.store_u16(HEADER_LAST_BATCH, 0, Ordering::Relaxed);
+        area.store_u16(2 * LAST_BATCH, 0, Ordering::Relaxed);
         assert!(part.recover(8).unwrap().is_empty());
-        area.store_u64(state(3) + STATE_COUNTER, u64::MAX, Ordering::Relaxed);
+        area.store_u64(state(3) + 8, u64::MAX, Ordering::Relaxed);
         area.store_u8(state(3), 0xff, Ordering::Relaxed);
         assert_eq!(heads(&part.recover(8).unwrap()), [3]);
         assert!(matches!(
             region.queue(0, 4),
             Err(InflightError::Descriptors { found: 8, size: 4 })
         ));
-        area.store_u16(HEADER_VERSION, 2, Ordering::Relaxed);
+        area.store_u16(2 * VERSION_PLACE, 2, Ordering::Relaxed);
         assert!(matches!(
             region.queue(0, 8),
             Err(InflightError::Version { version: 2 })

@@ -6,19 +6,23 @@
 
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{Ordering, fence};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering, fence};
 
 use crate::chain::Table;
 use crate::memory::Memory;
-use crate::shared::Area;
+use crate::shared::Cells;
 use crate::view::View;
 
 /// Largest queue the specification allows.
 pub const SIZE_MAX: u16 = 32768;
 
-const AVAIL_INDEX: usize = 2;
-const AVAIL_RING: usize = 4;
-const USED_INDEX: usize = 2;
+/// Places of 16 bits in both rings.
+const FLAGS: usize = 0;
+const INDEX: usize = 1;
+/// Place of the first element of the available ring; the used event index is behind the last.
+const AVAIL_RING: usize = 2;
+/// Offset of the first element of the used ring in bytes; behind the last is the available event
+/// index.
 const USED_RING: usize = 4;
 const USED_ELEMENT: usize = 8;
 const AVAIL_NO_INTERRUPT: u16 = 1;
@@ -61,8 +65,7 @@ pub(crate) enum RingError {
 pub(crate) struct Ring {
     layout: Layout,
     view: Rc<View>,
-    avail: Area,
-    used: Area,
+    parts: Parts,
     next_avail: u16,
     /// The available index as it was last read.
     seen_avail: u16,
@@ -77,13 +80,12 @@ impl Ring {
         if !layout.size.is_power_of_two() || layout.size > SIZE_MAX {
             return Err(RingError::Size { size: layout.size });
         }
-        let (avail, used) = resolve(&memory, layout)?;
-        let used_index = used.load_u16(USED_INDEX, Ordering::Acquire);
+        let parts = Parts::resolve(&memory, layout)?;
+        let used_index = load(&parts.used[INDEX], Ordering::Acquire);
         Ok(Self {
             layout,
             view: Rc::new(View::new(memory)),
-            avail,
-            used,
+            parts,
             next_avail: used_index,
             seen_avail: used_index,
             used_index,
@@ -93,7 +95,7 @@ impl Ring {
 
     /// The same ring as another memory table maps it. On an error nothing has changed.
     pub fn relocate(&mut self, memory: Arc<Memory>) -> Result<(), RingError> {
-        (self.avail, self.used) = resolve(&memory, self.layout)?;
+        self.parts = Parts::resolve(&memory, self.layout)?;
         self.view = Rc::new(View::new(memory));
         Ok(())
     }
@@ -138,8 +140,8 @@ impl Ring {
             }
         }
         let place = usize::from(self.next_avail & (self.layout.size - 1));
-        let offset = AVAIL_RING + 2 * place;
-        Ok(Some(self.avail.load_u16(offset, Ordering::Relaxed)))
+        let head = &self.parts.avail[AVAIL_RING + place];
+        Ok(Some(load(head, Ordering::Relaxed)))
     }
 
     /// Takes the head that `peek` has shown.
@@ -150,11 +152,11 @@ impl Ring {
     /// Whether something is available; an available index out of range counts, so that somebody
     /// looks.
     pub fn has_available(&self) -> bool {
-        self.avail.load_u16(AVAIL_INDEX, Ordering::Acquire) != self.next_avail
+        load(&self.parts.avail[INDEX], Ordering::Acquire) != self.next_avail
     }
 
     fn look(&mut self) -> Result<(), RingError> {
-        let found = self.avail.load_u16(AVAIL_INDEX, Ordering::Acquire);
+        let found = load(&self.parts.avail[INDEX], Ordering::Acquire);
         let (next, size) = (self.next_avail, self.layout.size);
         if found.wrapping_sub(next) > size {
             return Err(RingError::AvailIndex { found, next, size });
@@ -166,10 +168,9 @@ impl Ring {
     /// Writes a used element; the driver sees it after `publish`.
     pub fn put_used(&mut self, head: u16, written: u32) {
         let index = self.used_index.wrapping_add(self.batch);
-        let offset = USED_RING + USED_ELEMENT * usize::from(index & (self.layout.size - 1));
-        self.used
-            .store_u32(offset, u32::from(head), Ordering::Relaxed);
-        self.used.store_u32(offset + 4, written, Ordering::Relaxed);
+        let [id, len] = &self.parts.used_ring[usize::from(index & (self.layout.size - 1))];
+        id.store(u32::from(head).to_le(), Ordering::Relaxed);
+        len.store(written.to_le(), Ordering::Relaxed);
         self.batch += 1;
     }
 
@@ -178,14 +179,14 @@ impl Ring {
         let old = self.used_index;
         let new = old.wrapping_add(self.batch);
         (self.used_index, self.batch) = (new, 0);
-        self.used.store_u16(USED_INDEX, new, Ordering::Release);
+        self.parts.used[INDEX].store(new.to_le(), Ordering::Release);
         // The driver writes its wish and then looks at the index; here it is the other way round.
         fence(Ordering::SeqCst);
         if !self.layout.event_idx {
-            return self.avail.load_u16(0, Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0;
+            return load(&self.parts.avail[FLAGS], Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0;
         }
-        let offset = AVAIL_RING + 2 * usize::from(self.layout.size);
-        let event = self.avail.load_u16(offset, Ordering::Relaxed);
+        let place = AVAIL_RING + usize::from(self.layout.size);
+        let event = load(&self.parts.avail[place], Ordering::Relaxed);
         new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
     }
 
@@ -193,47 +194,69 @@ impl Ring {
     pub fn disable_kicks(&self) {
         // With event_idx the old event index stays behind, which suppresses them as well.
         if !self.layout.event_idx {
-            self.used.store_u16(0, USED_NO_NOTIFY, Ordering::Relaxed);
+            self.parts.used[FLAGS].store(USED_NO_NOTIFY.to_le(), Ordering::Relaxed);
         }
     }
 
     /// From now on the driver kicks. True if something is available already.
     pub fn enable_kicks(&self) -> bool {
         if self.layout.event_idx {
-            let offset = USED_RING + USED_ELEMENT * usize::from(self.layout.size);
-            self.used
-                .store_u16(offset, self.next_avail, Ordering::Relaxed);
+            self.parts.avail_event[0].store(self.next_avail.to_le(), Ordering::Relaxed);
         } else {
-            self.used.store_u16(0, 0, Ordering::Relaxed);
+            self.parts.used[FLAGS].store(0, Ordering::Relaxed);
         }
         fence(Ordering::SeqCst);
         self.has_available()
     }
 }
 
-fn resolve(memory: &Arc<Memory>, layout: Layout) -> Result<(Area, Area), RingError> {
-    let size = usize::from(layout.size);
-    let part = |part, address, bytes, align| {
-        let area = memory
-            .area(address, bytes)
-            .filter(|area| area.is_aligned(align));
-        area.ok_or(RingError::NotMapped {
-            part,
-            address,
-            bytes,
+fn load(cell: &AtomicU16, order: Ordering) -> u16 {
+    u16::from_le(cell.load(order))
+}
+
+/// Where the rings are mapped.
+#[derive(Debug)]
+struct Parts {
+    /// All of the available ring.
+    avail: Cells<AtomicU16>,
+    /// Flags and index of the used ring.
+    used: Cells<AtomicU16>,
+    /// Id and length each.
+    used_ring: Cells<[AtomicU32; 2]>,
+    /// When the driver is to kick.
+    avail_event: Cells<AtomicU16>,
+}
+
+impl Parts {
+    fn resolve(memory: &Arc<Memory>, layout: Layout) -> Result<Self, RingError> {
+        let size = usize::from(layout.size);
+        let part = |part, address, bytes, align| {
+            let area = memory
+                .area(address, bytes)
+                .filter(|area| area.is_aligned(align));
+            area.ok_or(RingError::NotMapped {
+                part,
+                address,
+                bytes,
+            })
+        };
+        part("descriptor table", layout.table, 16 * size, 16)?;
+        let avail = part("available ring", layout.avail, 6 + 2 * size, 2)?;
+        let used = part("used ring", layout.used, 6 + USED_ELEMENT * size, 4)?;
+        Ok(Self {
+            avail: avail.cells(0, 3 + size),
+            used: used.cells(0, 2),
+            used_ring: used.cells(USED_RING, size),
+            avail_event: used.cells(USED_RING + USED_ELEMENT * size, 1),
         })
-    };
-    part("descriptor table", layout.table, 16 * size, 16)?;
-    let avail = part("available ring", layout.avail, 6 + 2 * size, 2)?;
-    let used = part("used ring", layout.used, 6 + USED_ELEMENT * size, 4)?;
-    Ok((avail, used))
+    }
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
     use crate::memory::RegionSpec;
-    use crate::shared::sealed_memfd;
+    use crate::shared::{Area, sealed_memfd};
     use std::fs::File;
 
     pub const LAYOUT: Layout = Layout {
@@ -256,6 +279,9 @@ pub(crate) mod tests {
         Arc::new(Memory::new([(spec, file)]).unwrap())
     }
 
+    const AVAIL_INDEX: usize = 2;
+    const USED_INDEX: usize = 2;
+
     fn ring(event_idx: bool) -> (Ring, Area, Area) {
         let memory = memory();
         let avail = memory.area(LAYOUT.avail, 14).unwrap();
@@ -271,8 +297,8 @@ pub(crate) mod tests {
     fn takes_what_is_available_across_the_wrap() {
         let (mut ring, avail, _) = ring(true);
         ring.set_next_avail(u16::MAX);
-        avail.store_u16(AVAIL_RING + 6, 3, Ordering::Relaxed);
-        avail.store_u16(AVAIL_RING, 1, Ordering::Relaxed);
+        avail.store_u16(4 + 6, 3, Ordering::Relaxed);
+        avail.store_u16(4, 1, Ordering::Relaxed);
         avail.store_u16(AVAIL_INDEX, 1, Ordering::Release);
         for expected in [3, 1] {
             assert_eq!(ring.peek(), Ok(Some(expected)));
@@ -292,7 +318,7 @@ pub(crate) mod tests {
     #[test]
     fn one_index_update_and_one_call_per_batch() {
         let (mut ring, avail, used) = ring(true);
-        let event = AVAIL_RING + 8;
+        let event = 4 + 8;
         ring.put_used(2, 513);
         ring.put_used(0, 1);
         assert_eq!(used.load_u16(USED_INDEX, Ordering::Acquire), 0);

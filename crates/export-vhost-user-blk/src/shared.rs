@@ -1,13 +1,17 @@
 //! Memory that is shared with a client: mappings, and areas of them that are read and written by
 //! atomic accesses only, because the other side may change them at any time.
 
+#[cfg(any(test, fuzzing))]
+mod numbers;
+
 use std::any::Any;
 use std::fmt;
 use std::io;
+use std::ops::Deref;
 use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64};
 
 use rustix::fs::FileType;
 use rustix::mm::{MapFlags, ProtFlags};
@@ -189,29 +193,6 @@ unsafe impl Send for Area {}
 // SAFETY: as above.
 unsafe impl Sync for Area {}
 
-macro_rules! load {
-    ($name:ident $atomic:ident $number:ident) => {
-        /// The little-endian number at `offset` bytes, which must be aligned and inside.
-        pub fn $name(&self, offset: usize, order: Ordering) -> $number {
-            let pointer = self.at(offset, size_of::<$number>());
-            // SAFETY: `at` has checked range and alignment, and all accesses are atomic: the other
-            // side is another process or, in tests, uses atomics or does not run at that time.
-            $number::from_le(unsafe { $atomic::from_ptr(pointer.cast().as_ptr()) }.load(order))
-        }
-    };
-}
-
-macro_rules! store {
-    ($name:ident $atomic:ident $number:ident) => {
-        /// Stores a little-endian number at `offset` bytes, which must be aligned and inside.
-        pub fn $name(&self, offset: usize, value: $number, order: Ordering) {
-            let pointer = self.at(offset, size_of::<$number>());
-            // SAFETY: as for loads.
-            unsafe { $atomic::from_ptr(pointer.cast().as_ptr()) }.store(value.to_le(), order);
-        }
-    };
-}
-
 impl Area {
     /// # Safety
     ///
@@ -229,27 +210,70 @@ impl Area {
         self.base.as_ptr().addr().is_multiple_of(align)
     }
 
-    load!(load_u8 AtomicU8 u8);
-    load!(load_u16 AtomicU16 u16);
-    load!(load_u64 AtomicU64 u64);
-    store!(store_u8 AtomicU8 u8);
-    store!(store_u16 AtomicU16 u16);
-    store!(store_u32 AtomicU32 u32);
-    store!(store_u64 AtomicU64 u64);
-    #[cfg(test)]
-    load!(load_u32 AtomicU32 u32);
-
-    /// Callers compute offsets from sizes they have checked, so a failure here is a bug.
-    fn at(&self, offset: usize, size: usize) -> NonNull<u8> {
+    /// `count` values from `offset` bytes on, which must be aligned and inside. Callers compute
+    /// offsets from sizes they have checked, so a failure here is a bug.
+    pub fn cells<T: Shared>(&self, offset: usize, count: usize) -> Cells<T> {
+        let bytes = size_of::<T>().saturating_mul(count);
         assert!(
-            offset <= self.len && size <= self.len - offset,
-            "access of {size} bytes at {offset} in an area of {}",
+            offset <= self.len && bytes <= self.len - offset,
+            "{bytes} bytes at {offset} in an area of {}",
             self.len
         );
         // SAFETY: inside the area, by the assertion.
-        let pointer = unsafe { self.base.add(offset) };
-        assert!(pointer.as_ptr().addr().is_multiple_of(size));
-        pointer
+        let base: NonNull<T> = unsafe { self.base.add(offset) }.cast();
+        assert!(base.is_aligned());
+        Cells {
+            base,
+            count,
+            _keep: Arc::clone(&self._keep),
+        }
+    }
+}
+
+/// What memory can be seen as that others write to at any time.
+///
+/// # Safety
+///
+/// It consists of atomic numbers only and has no destructor, so that any bytes are one, may change
+/// at any time, and may be seen by several at once.
+pub(crate) unsafe trait Shared {}
+
+// SAFETY: an atomic number.
+unsafe impl Shared for AtomicU8 {}
+// SAFETY: an atomic number.
+unsafe impl Shared for AtomicU16 {}
+// SAFETY: an atomic number.
+unsafe impl Shared for AtomicU32 {}
+// SAFETY: an atomic number.
+unsafe impl Shared for AtomicU64 {}
+// SAFETY: nothing but its elements.
+unsafe impl<T: Shared, const N: usize> Shared for [T; N] {}
+
+/// A part of an area as a slice, whose range and alignment were checked when it was made. The
+/// numbers in it are little-endian.
+pub(crate) struct Cells<T> {
+    base: NonNull<T>,
+    count: usize,
+    /// Keeps the memory mapped.
+    _keep: Arc<dyn Any + Send + Sync>,
+}
+
+impl<T: Shared> Deref for Cells<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        // SAFETY: `Area::cells` has checked that so many are there and aligned; they stay mapped as
+        // long as `self` is there, any bytes are valid, and all accesses are atomic (`Shared`): the
+        // other side is another process or, in tests, uses atomics or does not run at that time.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+}
+
+impl<T> fmt::Debug for Cells<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Cells")
+            .field("count", &self.count)
+            .finish_non_exhaustive()
     }
 }
 
@@ -275,6 +299,7 @@ pub(crate) fn sealed_memfd(name: &str, len: u64) -> rustix::io::Result<std::os::
 mod tests {
     use super::*;
     use std::os::fd::AsFd;
+    use std::sync::atomic::Ordering;
 
     #[test]
     fn sizes_are_checked_before_mapping() {
@@ -305,7 +330,26 @@ mod tests {
     }
 
     #[test]
-    #[should_panic(expected = "access of 4 bytes at 14")]
+    fn cells_are_the_memory() {
+        let fd = sealed_memfd("test", 32).unwrap();
+        let mapping = Mapping::of_file(fd.as_fd(), 0, 32).unwrap();
+        let area = mapping.area(8, 16).unwrap();
+        let pairs = area.cells::<[AtomicU16; 2]>(4, 3);
+        drop(mapping);
+        pairs[2][1].store(0x0102_u16.to_le(), Ordering::Relaxed);
+        assert_eq!(
+            (pairs.len(), area.load_u16(14, Ordering::Relaxed)),
+            (3, 0x0102)
+        );
+        for (offset, count) in [(4, 4), (17, 0), (2, 1), (8, usize::MAX)] {
+            let cells = || area.cells::<AtomicU32>(offset, count);
+            let made = std::panic::catch_unwind(std::panic::AssertUnwindSafe(cells));
+            assert!(made.is_err(), "{count} at {offset}");
+        }
+    }
+
+    #[test]
+    #[should_panic(expected = "4 bytes at 14 in an area of 16")]
     fn an_access_outside_is_a_bug() {
         let fd = sealed_memfd("test", 16).unwrap();
         let mapping = Mapping::of_file(fd.as_fd(), 0, 16).unwrap();
