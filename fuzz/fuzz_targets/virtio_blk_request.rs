@@ -7,7 +7,7 @@
 
 use block::Operation;
 use export_vhost_user_blk::request::{
-    Action, BUFFERS_MAX, Buffers, DISCARD_SECTORS_MAX, Record, Rules, SECTOR_BYTES,
+    Action, BUFFERS_MAX, Buffer, DISCARD_SECTORS_MAX, Record, Rules, SECTOR_BYTES,
     TRANSFER_BYTES_MAX, Table, WRITE_ZEROES_SECTORS_MAX, parse,
 };
 use libfuzzer_sys::fuzz_target;
@@ -60,11 +60,13 @@ fuzz_target!(|bytes: &[u8]| {
                 check_record(memory, used);
                 check_action(action, rules, used);
                 assert_eq!(
-                    used.readable, fresh.readable,
+                    used.readable(),
+                    fresh.readable(),
                     "it depends on the last request"
                 );
                 assert_eq!(
-                    used.writable, fresh.writable,
+                    used.writable(),
+                    fresh.writable(),
                     "it depends on the last request"
                 );
             }
@@ -74,12 +76,12 @@ fuzz_target!(|bytes: &[u8]| {
 
 fn check_record(memory: &GuestMemoryMmap, record: &Record) {
     // Cutting off header and status makes buffers fewer or shorter, never more.
-    assert!(record.readable.len() + record.writable.len() <= BUFFERS_MAX);
+    assert!(record.readable().len() + record.writable().len() <= BUFFERS_MAX);
     assert!(
         memory.check_range(GuestAddress(record.status_address), 1, Permissions::Write),
         "no status byte: {record:?}"
     );
-    let writable = total(&record.writable) + 1;
+    let writable = total(record.writable()) + 1;
     assert_eq!(
         u64::from(record.written),
         writable.min(u32::MAX.into()),
@@ -90,7 +92,7 @@ fn check_record(memory: &GuestMemoryMmap, record: &Record) {
 fn check_action(action: Action, rules: Rules, record: &Record) {
     if !matches!(action, Action::Answer { .. }) {
         // A refused request may leave anything behind: its buffers are not used.
-        let mut buffers = record.readable.iter().chain(&record.writable);
+        let mut buffers = record.readable().iter().chain(record.writable());
         assert!(buffers.all(|buffer| buffer.len > 0), "{record:?}");
     }
     let Action::Submit { op, offset, bytes } = action else {
@@ -108,8 +110,8 @@ fn check_action(action: Action, rules: Rules, record: &Record) {
     assert_eq!(bytes == 0, op == Operation::Flush, "{action:?}");
     assert!(bytes <= TRANSFER_BYTES_MAX, "{action:?}");
     match op {
-        Operation::Read => assert_eq!(total(&record.writable), bytes),
-        Operation::Write => assert_eq!(total(&record.readable), bytes),
+        Operation::Read => assert_eq!(total(record.writable()), bytes),
+        Operation::Write => assert_eq!(total(record.readable()), bytes),
         Operation::Discard => assert!(bytes <= u64::from(DISCARD_SECTORS_MAX) * SECTOR_BYTES),
         Operation::WriteZeroes { .. } => {
             assert!(bytes <= u64::from(WRITE_ZEROES_SECTORS_MAX) * SECTOR_BYTES);
@@ -118,6 +120,6 @@ fn check_action(action: Action, rules: Rules, record: &Record) {
     }
 }
 
-fn total(buffers: &Buffers) -> u64 {
+fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
 }

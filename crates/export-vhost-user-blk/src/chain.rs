@@ -3,7 +3,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use crate::request::Buffer;
+use crate::record::Buffer;
 
 /// Most buffers in one chain; what one system call takes (IOV_MAX), and QEMU's bound.
 pub const BUFFERS_MAX: usize = 1024;
@@ -61,8 +61,18 @@ pub enum ChainError {
     Order,
 }
 
-/// Guest memory, as far as requests are read from it.
+/// Guest memory, as far as requests are read from it. It may change at any time: each load tells
+/// what was there at that moment.
 pub trait GuestBytes {
+    /// See [`GuestBytes::units`].
+    type Units<'a>: Units
+    where
+        Self: 'a;
+
+    /// What can be had in one piece of `count` units of 16 bytes from a guest address on: none of
+    /// them, all, or only the first. A descriptor is such a unit.
+    fn units(&self, address: u64, count: u32) -> Self::Units<'_>;
+
     /// The 16 bytes from a guest address on, as two little-endian numbers, if all of them are in
     /// guest memory. A descriptor and a request's header are as long.
     fn load(&self, address: u64) -> Option<[u64; 2]>;
@@ -72,6 +82,19 @@ pub trait GuestBytes {
 
     /// Whether the byte at a guest address is in guest memory.
     fn is_mapped(&self, address: u64) -> bool;
+}
+
+/// Units of 16 bytes one after the other, which need not be looked up one by one.
+pub trait Units {
+    /// The one at `index`, as two little-endian numbers, if it is among them.
+    fn load(&self, index: u16) -> Option<[u64; 2]>;
+}
+
+/// Of memory in which everything is looked up: none.
+impl Units for () {
+    fn load(&self, _index: u16) -> Option<[u64; 2]> {
+        None
+    }
 }
 
 /// 16 bytes as two little-endian numbers.
@@ -84,6 +107,13 @@ pub(crate) fn words(bytes: [u8; 16]) -> [u64; 2] {
 }
 
 impl<M: GuestMemory> GuestBytes for M {
+    type Units<'a>
+        = ()
+    where
+        Self: 'a;
+
+    fn units(&self, _address: u64, _count: u32) {}
+
     fn load(&self, address: u64) -> Option<[u64; 2]> {
         let mut bytes = [0; 16];
         self.read_slice(&mut bytes, GuestAddress(address)).ok()?;
@@ -108,17 +138,14 @@ struct Descriptor {
 }
 
 impl Descriptor {
-    fn read<M: GuestBytes>(memory: &M, address: u64) -> Result<Self, ChainError> {
-        let [address, rest] = memory
-            .load(address)
-            .ok_or(ChainError::Unreadable { address })?;
+    fn new([address, rest]: [u64; 2]) -> Self {
         let [l0, l1, l2, l3, f0, f1, n0, n1] = rest.to_le_bytes();
-        Ok(Self {
+        Self {
             address,
             len: u32::from_le_bytes([l0, l1, l2, l3]),
             flags: u16::from_le_bytes([f0, f1]),
             next: u16::from_le_bytes([n0, n1]),
-        })
+        }
     }
 
     fn has(self, flag: u16) -> bool {
@@ -126,11 +153,26 @@ impl Descriptor {
     }
 }
 
+/// The descriptor at `index` of a table that is not, or not up to there, in one piece.
+#[cold]
+fn load_far<M: GuestBytes>(memory: &M, base: u64, index: u16) -> Result<[u64; 2], ChainError> {
+    let address = base
+        .checked_add(u64::from(index) * DESCRIPTOR_BYTES)
+        .ok_or(ChainError::Unreadable { address: base })?;
+    memory
+        .load(address)
+        .ok_or(ChainError::Unreadable { address })
+}
+
 /// Calls `visit` with each buffer of the chain that begins at `head`, empty ones left out; the flag
 /// says whether the device may write it. Buffers to be read come first.
 ///
+/// The guest may write to the tables meanwhile: a descriptor is loaded once for each time the chain
+/// comes to it, and what was loaded is what is judged and visited.
+///
 /// # Errors
 /// [`ChainError`]; buffers before the fault have been visited.
+#[inline]
 pub fn walk<M: GuestBytes>(
     memory: &M,
     table: Table,
@@ -138,18 +180,20 @@ pub fn walk<M: GuestBytes>(
     mut visit: impl FnMut(Buffer, bool),
 ) -> Result<(), ChainError> {
     let (mut base, mut size) = (table.address, u32::from(table.size));
+    let mut units = memory.units(base, size);
     let mut left = usize::from(table.size).min(BUFFERS_MAX);
     let (mut max, mut inside, mut writable) = (left, false, false);
     let mut index = head;
     loop {
-        if u32::from(index) >= size {
+        let near = units.load(index);
+        if near.is_none() && u32::from(index) >= size {
             return Err(ChainError::Index { index, size });
         }
         left = left.checked_sub(1).ok_or(ChainError::TooLong { max })?;
-        let address = base
-            .checked_add(u64::from(index) * DESCRIPTOR_BYTES)
-            .ok_or(ChainError::Unreadable { address: base })?;
-        let descriptor = Descriptor::read(memory, address)?;
+        let descriptor = Descriptor::new(match near {
+            Some(loaded) => loaded,
+            None => load_far(memory, base, index)?,
+        });
         if descriptor.has(FLAG_INDIRECT) {
             let bytes = descriptor.len;
             let count = bytes / 16;
@@ -162,6 +206,7 @@ pub fn walk<M: GuestBytes>(
                 return Err(ChainError::Indirect { bytes });
             }
             (base, size, index, inside) = (descriptor.address, count, 0, true);
+            units = memory.units(base, size);
             // The table may be larger than the queue (Linux goes by seg_max alone).
             left = usize::try_from(count)
                 .unwrap_or(BUFFERS_MAX)

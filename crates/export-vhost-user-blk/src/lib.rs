@@ -4,7 +4,7 @@
 //!
 //! - `sigbus`, `shared`, `memory`, `view`: memory shared with the client; the only modules with
 //!   unsafe code;
-//! - `chain`, [`request`]: from descriptors to what is to be done, pure and total;
+//! - `chain`, `record`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
 //! - [`protocol`]: vhost-user messages, as bytes and as what they mean;
@@ -21,6 +21,7 @@ mod memory;
 mod options;
 pub mod protocol;
 mod queue;
+mod record;
 pub mod request;
 mod ring;
 mod server;

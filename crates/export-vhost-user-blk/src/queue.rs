@@ -178,7 +178,7 @@ impl Queue {
             return request::STATUS_IOERR;
         };
         let mut left = self.context.id_string.as_slice();
-        for buffer in &slot.record.writable {
+        for buffer in slot.record.writable() {
             let (now, later) = left.split_at(left.len().min(buffer.len as usize));
             if live.ring.view().store_all(buffer.address, now).is_err() {
                 return request::STATUS_IOERR;
@@ -198,8 +198,8 @@ impl Queue {
             return Err(Unmapped);
         };
         let buffers = match request.op {
-            Operation::Read => &slot.record.writable,
-            Operation::Write => &slot.record.readable,
+            Operation::Read => slot.record.writable(),
+            Operation::Write => slot.record.readable(),
             Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => return Ok(()),
         };
         let view = live.ring.view();

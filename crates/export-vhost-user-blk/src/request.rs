@@ -2,11 +2,11 @@
 //! yields an action, or the verdict that the queue can no longer be trusted.
 
 use block::Operation;
-use smallvec::SmallVec;
 use virtio_bindings::virtio_blk;
 
 pub use crate::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
-use crate::chain::{walk, words};
+pub use crate::record::{Buffer, Record};
+use crate::record::{FRONT_BYTES, Totals, total};
 
 /// Success.
 pub const STATUS_OK: u8 = 0;
@@ -25,21 +25,6 @@ pub const TRANSFER_BYTES_MAX: u64 = 0x7fff_f000;
 pub const DISCARD_SECTORS_MAX: u32 = 32768;
 /// Longest write-zeroes in sectors.
 pub const WRITE_ZEROES_SECTORS_MAX: u32 = 32768;
-
-/// Length of a header, and of a segment.
-const FRONT_BYTES: u32 = 16;
-
-/// A buffer in guest memory. Nothing is known about it until it is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest address.
-    pub address: u64,
-    /// Length in bytes, not 0.
-    pub len: u32,
-}
-
-/// Buffers of one chain and direction.
-pub type Buffers = SmallVec<[Buffer; 4]>;
 
 /// What of the device decides about requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,20 +59,6 @@ pub enum Action {
     },
 }
 
-/// What is remembered about a request besides its action, in guest addresses. Kept and used again,
-/// so that long chains allocate only once per slot.
-#[derive(Clone, Debug, Default)]
-pub struct Record {
-    /// What the device may read, behind the header.
-    pub readable: Buffers,
-    /// What the device may write, before the status byte.
-    pub writable: Buffers,
-    /// Guest address of the status byte; it was in guest memory when the request was parsed.
-    pub status_address: u64,
-    /// What the used element says: bytes the device may write, status included.
-    pub written: u32,
-}
-
 /// A chain to which no answer is possible: the driver is broken, its queue must not be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
@@ -116,20 +87,14 @@ pub fn parse<M: GuestBytes>(
     rules: Rules,
     record: &mut Record,
 ) -> Result<Action, Malformed> {
-    record.readable.clear();
-    record.writable.clear();
-    let (mut readable, mut writable) = (0, 0);
-    walk(memory, table, head, |buffer, writes| {
-        let (buffers, bytes) = match writes {
-            true => (&mut record.writable, &mut writable),
-            false => (&mut record.readable, &mut readable),
-        };
-        buffers.push(buffer);
-        *bytes += u64::from(buffer.len);
-    })?;
+    let Totals { readable, writable } = record.read_chain(memory, table, head)?;
     record.written = u32::try_from(writable).unwrap_or(u32::MAX);
-    take_status(memory, record)?;
-    let Some(header) = take_front(memory, &mut record.readable) else {
+    let address = record.take_last().ok_or(Malformed::NoStatus)?;
+    if !memory.is_mapped(address) {
+        return Err(Malformed::StatusNotMapped { address });
+    }
+    record.status_address = address;
+    let Some(header) = record.take_front(memory) else {
         return Ok(refuse(STATUS_IOERR, None));
     };
     let [low, sector] = header;
@@ -146,12 +111,10 @@ pub fn parse<M: GuestBytes>(
             bytes: 0,
         },
         virtio_blk::VIRTIO_BLK_T_GET_ID => Action::Identify,
-        virtio_blk::VIRTIO_BLK_T_DISCARD => {
-            segment(memory, &mut record.readable, Operation::Discard, rules)
-        }
+        virtio_blk::VIRTIO_BLK_T_DISCARD => segment(memory, record, Operation::Discard, rules),
         virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES => {
             let op = Operation::WriteZeroes { unmap: false };
-            segment(memory, &mut record.readable, op, rules)
+            segment(memory, record, op, rules)
         }
         _ => refuse(STATUS_UNSUPP, None),
     })
@@ -163,70 +126,14 @@ const fn refuse(status: u8, invalid: Option<Operation>) -> Action {
 
 const DONE: Action = refuse(STATUS_OK, None);
 
-fn total(buffers: &Buffers) -> u64 {
-    buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
-}
-
-/// Cuts the last writable byte off.
-fn take_status<M: GuestBytes>(memory: &M, record: &mut Record) -> Result<(), Malformed> {
-    let last = record.writable.last_mut().ok_or(Malformed::NoStatus)?;
-    last.len -= 1;
-    let address = last.address.saturating_add(u64::from(last.len));
-    if last.len == 0 {
-        record.writable.pop();
-    }
-    if !memory.is_mapped(address) {
-        return Err(Malformed::StatusNotMapped { address });
-    }
-    record.status_address = address;
-    Ok(())
-}
-
-/// Reads and cuts off the first 16 bytes: a header or a segment, as two little-endian numbers. None
-/// if there are fewer, or they are not in guest memory.
-fn take_front<M: GuestBytes>(memory: &M, buffers: &mut Buffers) -> Option<[u64; 2]> {
-    let first = buffers.first_mut()?;
-    let Some(left) = first.len.checked_sub(FRONT_BYTES) else {
-        return take_scattered_front(memory, buffers);
-    };
-    let front = memory.load(first.address)?;
-    if left == 0 {
-        buffers.remove(0);
-    } else {
-        *first = Buffer {
-            address: first.address.saturating_add(FRONT_BYTES.into()),
-            len: left,
-        };
-    }
-    Some(front)
-}
-
-/// [`take_front`] of more buffers than one, byte by byte.
-fn take_scattered_front<M: GuestBytes>(memory: &M, buffers: &mut Buffers) -> Option<[u64; 2]> {
-    let mut front = [0; 16];
-    for byte in &mut front {
-        let first = buffers.first_mut()?;
-        *byte = memory.load_byte(first.address)?;
-        first.address = first.address.saturating_add(1);
-        first.len -= 1;
-        if first.len == 0 {
-            buffers.remove(0);
-        }
-    }
-    Some(words(front))
-}
-
 fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
     let invalid = refuse(STATUS_IOERR, Some(op));
     let Some(offset) = sector.checked_mul(SECTOR_BYTES) else {
         return invalid;
     };
-    let block = u64::from(rules.block_bytes);
-    if bytes > TRANSFER_BYTES_MAX
-        || !offset.is_multiple_of(block)
-        || !bytes.is_multiple_of(block)
-        || (op.modifies() && !rules.writable)
-    {
+    // A block is a power of two.
+    let rest = (offset | bytes) & (u64::from(rules.block_bytes) - 1);
+    if bytes > TRANSFER_BYTES_MAX || rest != 0 || (op.modifies() && !rules.writable) {
         return invalid;
     }
     if bytes == 0 {
@@ -236,19 +143,14 @@ fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
 }
 
 /// Discard or write-zeroes: exactly one segment, as the configuration space says.
-fn segment<M: GuestBytes>(
-    memory: &M,
-    payload: &mut Buffers,
-    op: Operation,
-    rules: Rules,
-) -> Action {
+fn segment<M: GuestBytes>(memory: &M, record: &mut Record, op: Operation, rules: Rules) -> Action {
     if !rules.writable {
         return refuse(STATUS_IOERR, Some(op));
     }
-    if total(payload) > FRONT_BYTES.into() {
+    if total(record.readable()) > FRONT_BYTES.into() {
         return refuse(STATUS_UNSUPP, None);
     }
-    let Some(bytes) = take_front(memory, payload) else {
+    let Some(bytes) = record.take_front(memory) else {
         return refuse(STATUS_IOERR, Some(op));
     };
     let [sector, rest] = bytes;
@@ -347,7 +249,7 @@ mod tests {
         let (op, offset, bytes) = (Operation::Read, 1536, 1024);
         assert_eq!(action, Ok(Action::Submit { op, offset, bytes }));
         assert_eq!((record.status_address, record.written), (0x8000, 1025));
-        assert_eq!((record.readable.len(), record.writable.len()), (0, 2));
+        assert_eq!((record.readable().len(), record.writable().len()), (0, 2));
     }
 
     #[test]
@@ -360,7 +262,7 @@ mod tests {
         let (op, offset, bytes) = (Operation::Write, 0, 512);
         assert_eq!(action, Ok(Action::Submit { op, offset, bytes }));
         assert_eq!(
-            record.readable.as_slice(),
+            record.readable(),
             [Buffer {
                 address: DATA + 0x1000 + 11,
                 len: 512
@@ -556,14 +458,14 @@ mod tests {
             let mut record = Record::default();
             if let Ok(Action::Submit { op, offset, bytes }) = parse(&memory, TABLE, head, RULES, &mut record) {
                 let data = match op {
-                    Operation::Read => total(&record.writable),
-                    Operation::Write => total(&record.readable),
+                    Operation::Read => total(record.writable()),
+                    Operation::Write => total(record.readable()),
                     _ => bytes,
                 };
                 prop_assert_eq!(data, bytes);
                 prop_assert!(offset % 512 == 0 && bytes % 512 == 0 && offset.checked_add(bytes).is_some());
             }
-            prop_assert!(record.readable.len() + record.writable.len() <= BUFFERS_MAX);
+            prop_assert!(record.readable().len() + record.writable().len() <= BUFFERS_MAX);
         }
     }
 }

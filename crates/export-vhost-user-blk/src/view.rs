@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
-use crate::chain::{GuestBytes, words};
+use crate::chain::{GuestBytes, Units, words};
 use crate::memory::{Memory, NotMapped};
-use crate::request::Buffer;
+use crate::record::Buffer;
 
 /// Guest addresses that are mapped one after the other.
 #[derive(Debug)]
@@ -49,6 +49,7 @@ impl View {
     }
 
     /// Where `address` is mapped, and how many bytes from there on are.
+    #[inline]
     fn find(&self, address: u64) -> Option<(NonNull<u8>, u64)> {
         // Few regions: QEMU has two.
         self.spans.iter().find_map(|span| {
@@ -86,6 +87,16 @@ impl View {
         Ok(())
     }
 
+    /// 16 bytes that are not aligned, or that cross from one region into the next.
+    #[cold]
+    fn load_bytes(&self, address: u64) -> Option<[u64; 2]> {
+        let mut bytes = [0; 16];
+        for (offset, out) in (0..).zip(&mut bytes) {
+            *out = self.load_byte(address.checked_add(offset)?)?;
+        }
+        Some(words(bytes))
+    }
+
     /// Stores a byte.
     pub fn store(&self, address: u64, value: u8) -> Result<(), NotMapped> {
         let byte = self.byte(address).ok_or(NotMapped)?;
@@ -101,26 +112,46 @@ impl View {
     }
 }
 
+/// 16 bytes of guest memory.
+type Unit = [AtomicU64; 2];
+
+fn load_unit(unit: &Unit) -> [u64; 2] {
+    let [first, second] = unit;
+    [first, second].map(|word| u64::from_le(word.load(Ordering::Relaxed)))
+}
+
+impl Units for &[Unit] {
+    #[inline]
+    fn load(&self, index: u16) -> Option<[u64; 2]> {
+        self.get(usize::from(index)).map(load_unit)
+    }
+}
+
 impl GuestBytes for View {
+    type Units<'a> = &'a [Unit];
+
+    /// None if they are not aligned, else as many as are in one region.
+    #[inline]
+    fn units(&self, address: u64, count: u32) -> &[Unit] {
+        let Some((pointer, mapped)) = self.find(address) else {
+            return &[];
+        };
+        let pointer: NonNull<Unit> = pointer.cast();
+        let count = usize::try_from(mapped / 16).map_or(0, |mapped| mapped.min(count as usize));
+        if !pointer.is_aligned() {
+            return &[];
+        }
+        // SAFETY: `count` units are mapped from here on as long as `self` is there, in one region,
+        // aligned, and accessed atomically only (see `byte`).
+        unsafe { std::slice::from_raw_parts(pointer.as_ptr(), count) }
+    }
+
+    #[inline]
     fn load(&self, address: u64) -> Option<[u64; 2]> {
-        let (pointer, mapped) = self.find(address)?;
-        let pointer: NonNull<u64> = pointer.cast();
-        if mapped >= 16 && pointer.is_aligned() {
-            // SAFETY: 16 bytes are mapped from here on as long as `self` is there, aligned, and
-            // accessed atomically only (see `byte`).
-            let words = unsafe {
-                [
-                    AtomicU64::from_ptr(pointer.as_ptr()),
-                    AtomicU64::from_ptr(pointer.add(1).as_ptr()),
-                ]
-            };
-            return Some(words.map(|word| u64::from_le(word.load(Ordering::Relaxed))));
+        match self.units(address, 1) {
+            [unit] => Some(load_unit(unit)),
+            _ => self.load_bytes(address),
         }
-        let mut bytes = [0; 16];
-        for (offset, out) in (0..).zip(&mut bytes) {
-            *out = self.load_byte(address.checked_add(offset)?)?;
-        }
-        Some(words(bytes))
     }
 
     fn load_byte(&self, address: u64) -> Option<u8> {

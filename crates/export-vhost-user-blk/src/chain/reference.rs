@@ -164,7 +164,7 @@ fn raw(rng: &mut Rng, index: u16, inner: bool) -> Raw {
         _ => writes | FLAG_NEXT,
     };
     let len = match rng.below(20) {
-        0 => u32::try_from(any(rng)[0]).unwrap(),
+        0 => u32::from(any(rng)[0]),
         1 => u32::MAX - u32::from(any(rng)[0]),
         more => u32::try_from(more / 2).unwrap() * 16,
     };
