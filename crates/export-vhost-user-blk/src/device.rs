@@ -35,8 +35,9 @@ impl Share {
 /// The queues of an export on one iothread.
 pub(crate) struct Device {
     context: Rc<Context>,
-    share: Share,
     queues: Vec<Rc<Queue>>,
+    /// The queues of the export by their numbers, as far as they are here.
+    by_index: Vec<Option<Rc<Queue>>>,
 }
 
 impl fmt::Debug for Device {
@@ -72,11 +73,15 @@ impl Device {
         let queues: Vec<_> = (share.queues(options.num_queues))
             .map(|index| Queue::new(index, size_max, Rc::clone(&context)))
             .collect();
+        let mut by_index = vec![None; usize::from(options.num_queues)];
+        for (index, queue) in share.queues(options.num_queues).zip(&queues) {
+            by_index[usize::from(index)] = Some(Rc::clone(queue));
+        }
         let slots = queues.len() as u64 * u64::from(size_max);
         let device = Rc::new(Self {
             context,
-            share,
             queues,
+            by_index,
         });
         let client = Rc::clone(&device) as Rc<dyn Client>;
         // At most 64 queues of 1024.
@@ -98,10 +103,7 @@ impl Device {
 
     /// A queue of this part, by its number in the export; none if it is not here.
     pub fn queue(&self, index: u16) -> Option<&Rc<Queue>> {
-        if index % self.share.parts != self.share.part {
-            return None;
-        }
-        self.queues.get(usize::from(index / self.share.parts))
+        self.by_index.get(usize::from(index))?.as_ref()
     }
 
     /// The queues of this part.

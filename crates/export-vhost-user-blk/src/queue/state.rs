@@ -242,33 +242,35 @@ impl State {
             return Ok(());
         }
         let mut gone = Ok(());
-        let view = Rc::clone(live.ring.view());
-        self.done.retain(|&head| {
-            let slot = &self.slots[usize::from(head)];
+        // Those that cannot be completed are left out.
+        let mut published = 0;
+        for place in 0..self.done.len() {
+            let head = self.done[place];
+            let slot = &mut self.slots[usize::from(head)];
             let SlotState::Done { status } = slot.state else {
-                return false;
+                continue;
             };
-            if view.store(slot.record.status_address, status).is_err() {
+            if (live.ring.view().store(slot.record.status_address, status)).is_err() {
                 // Without a status it cannot be completed: it stays marked.
                 gone = Err(Broken::StatusGone { head });
-                return false;
+                continue;
             }
             live.ring.put_used(head, slot.record.written);
             if let Some(region) = &live.region {
                 region.add_to_batch(head);
             }
-            true
-        });
+            slot.state = SlotState::Free;
+            self.done[published] = head;
+            published += 1;
+        }
         let call = live.ring.publish();
-        for head in self.done.drain(..) {
-            if let Some(region) = &live.region {
+        if let Some(region) = &live.region {
+            for &head in &self.done[..published] {
                 region.unmark(head);
             }
-            self.slots[usize::from(head)].state = SlotState::Free;
-        }
-        if let Some(region) = &live.region {
             region.set_used(live.ring.used_index());
         }
+        self.done.clear();
         if let (true, Some(call)) = (call, &self.call) {
             uring::notify(Rc::clone(call));
         }
