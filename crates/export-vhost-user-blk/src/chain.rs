@@ -153,6 +153,11 @@ impl Descriptor {
     }
 }
 
+/// Descriptors that a chain can have without a loop in a table of `size`.
+fn length_max(size: u32) -> usize {
+    usize::try_from(size).map_or(BUFFERS_MAX, |size| size.min(BUFFERS_MAX))
+}
+
 /// The descriptor at `index` of a table that is not, or not up to there, in one piece.
 #[cold]
 fn load_far<M: GuestBytes>(memory: &M, base: u64, index: u16) -> Result<[u64; 2], ChainError> {
@@ -181,15 +186,21 @@ pub fn walk<M: GuestBytes>(
 ) -> Result<(), ChainError> {
     let (mut base, mut size) = (table.address, u32::from(table.size));
     let mut units = memory.units(base, size);
-    let mut left = usize::from(table.size).min(BUFFERS_MAX);
-    let (mut max, mut inside, mut writable) = (left, false, false);
+    let mut left = length_max(size);
+    let (mut indirect, mut writable) = (table.indirect, false);
     let mut index = head;
     loop {
         let near = units.load(index);
         if near.is_none() && u32::from(index) >= size {
             return Err(ChainError::Index { index, size });
         }
-        left = left.checked_sub(1).ok_or(ChainError::TooLong { max })?;
+        left = match left.checked_sub(1) {
+            Some(left) => left,
+            None => {
+                let max = length_max(size);
+                return Err(ChainError::TooLong { max });
+            }
+        };
         let descriptor = Descriptor::new(match near {
             Some(loaded) => loaded,
             None => load_far(memory, base, index)?,
@@ -197,21 +208,13 @@ pub fn walk<M: GuestBytes>(
         if descriptor.has(FLAG_INDIRECT) {
             let bytes = descriptor.len;
             let count = bytes / 16;
-            if inside
-                || !table.indirect
-                || descriptor.has(FLAG_NEXT)
-                || count == 0
-                || !bytes.is_multiple_of(16)
-            {
+            if !indirect || descriptor.has(FLAG_NEXT) || count == 0 || !bytes.is_multiple_of(16) {
                 return Err(ChainError::Indirect { bytes });
             }
-            (base, size, index, inside) = (descriptor.address, count, 0, true);
-            units = memory.units(base, size);
-            // The table may be larger than the queue (Linux goes by seg_max alone).
-            left = usize::try_from(count)
-                .unwrap_or(BUFFERS_MAX)
-                .min(BUFFERS_MAX);
-            max = left;
+            // The table may be larger than the queue (Linux goes by seg_max alone). There is none
+            // inside it.
+            (base, size, index, indirect) = (descriptor.address, count, 0, false);
+            (units, left) = (memory.units(base, size), length_max(size));
             continue;
         }
         let writes = descriptor.has(FLAG_WRITE);
@@ -234,7 +237,7 @@ pub fn walk<M: GuestBytes>(
 }
 
 #[cfg(test)]
-mod reference;
+pub(crate) mod reference;
 
 #[cfg(test)]
 mod tests {

@@ -50,7 +50,8 @@ impl Record {
         self.buffers.get(self.writable.clone()).unwrap_or_default()
     }
 
-    /// Takes in the buffers of the chain that begins at `head`. On an error there are none.
+    /// Takes in the buffers of the chain that begins at `head`. After an error what is here means
+    /// nothing.
     #[inline]
     pub(crate) fn read_chain<M: GuestBytes>(
         &mut self,
@@ -58,7 +59,6 @@ impl Record {
         table: Table,
         head: u16,
     ) -> Result<Totals, ChainError> {
-        (self.readable, self.writable) = (0..0, 0..0);
         self.buffers.clear();
         let (mut readable, mut writable, mut split) = (0, 0, 0);
         walk(memory, table, head, |buffer, writes| {
@@ -77,7 +77,10 @@ impl Record {
     /// Cuts the last writable byte off; returns its address. None if there is no such byte.
     #[inline]
     pub(crate) fn take_last(&mut self) -> Option<u64> {
-        let last = (self.buffers.get_mut(self.writable.clone())).and_then(<[_]>::last_mut)?;
+        if self.writable.is_empty() {
+            return None;
+        }
+        let last = self.buffers.get_mut(self.writable.end - 1)?;
         last.len -= 1;
         let address = last.address.saturating_add(u64::from(last.len));
         if last.len == 0 {
@@ -88,7 +91,7 @@ impl Record {
 
     /// Reads and cuts off the first 16 readable bytes: a header or a segment, as two little-endian
     /// numbers. None if there are fewer, or they are not in guest memory.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn take_front<M: GuestBytes>(&mut self, memory: &M) -> Option<[u64; 2]> {
         let first = self.first_readable()?;
         let Some(left) = first.len.checked_sub(FRONT_BYTES) else {
@@ -119,12 +122,82 @@ impl Record {
         Some(words(front))
     }
 
+    #[inline]
     fn first_readable(&mut self) -> Option<&mut Buffer> {
-        self.buffers.get_mut(self.readable.clone())?.first_mut()
+        if self.readable.is_empty() {
+            return None;
+        }
+        self.buffers.get_mut(self.readable.start)
     }
 }
 
 /// Bytes in `buffers`.
 pub(crate) fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::chain::reference::{Fickle, MAIN, Raw, view, write};
+    use testkit::Rng;
+
+    fn bytes(buffers: &[Buffer]) -> Vec<u64> {
+        buffers
+            .iter()
+            .flat_map(|buffer| buffer.address..buffer.address + u64::from(buffer.len))
+            .collect()
+    }
+
+    /// Header, segment and status byte may be split over buffers, or lie in one with the data.
+    #[test]
+    fn front_and_last_byte_of_any_layout() {
+        let (view, mut rng, mut record) = (view(), Rng::new(2), Record::default());
+        let table = Table {
+            address: MAIN,
+            size: 16,
+            indirect: false,
+        };
+        for _ in 0..2000 {
+            // From one region into the next, and at any alignment.
+            let mut at = 0x2000 - rng.below(64);
+            let (mut all, mut raws) = ([Vec::new(), Vec::new()], Vec::<Raw>::new());
+            let (readable, count) = (rng.below(6), 1 + rng.below(9));
+            for index in 0..count {
+                let longest = [2, 20, 40][usize::try_from(rng.below(3)).unwrap()];
+                let len = rng.below(longest);
+                let writes = u16::from(index >= readable);
+                let next = u16::try_from(index + 1).unwrap();
+                let more = u16::from(index + 1 < count);
+                raws.push((at, u32::try_from(len).unwrap(), more | (writes << 1), next));
+                all[usize::from(writes)].extend(at..at + len);
+                at += len + rng.below(2);
+            }
+            write(&view, MAIN, &raws);
+            let content = rng.next_u64().to_le_bytes();
+            let content = |at: u64| content[usize::try_from(at % 8).unwrap()] ^ at.to_le_bytes()[0];
+            for at in all.iter().flatten() {
+                view.store(*at, content(*at)).unwrap();
+            }
+            let [mut readable, mut writable] = all;
+            let memory = Fickle(&view);
+            let totals = record.read_chain(&memory, table, 0).unwrap();
+            assert_eq!(totals.readable, readable.len() as u64);
+            assert_eq!(totals.writable, writable.len() as u64);
+            assert_eq!(record.take_last(), writable.pop());
+            assert_eq!(bytes(record.writable()), writable);
+            for _front in 0..3 {
+                let rest = readable.split_off(readable.len().min(16));
+                let front: Vec<_> = readable.iter().map(|&at| content(at)).collect();
+                let found = record.take_front(&memory);
+                let Ok(front) = <[u8; 16]>::try_from(front) else {
+                    assert_eq!(found, None);
+                    break;
+                };
+                assert_eq!(found, Some(words(front)));
+                assert_eq!(bytes(record.readable()), rest);
+                readable = rest;
+            }
+        }
+    }
 }

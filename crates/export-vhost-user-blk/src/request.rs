@@ -143,6 +143,7 @@ fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
 }
 
 /// Discard or write-zeroes: exactly one segment, as the configuration space says.
+#[inline(never)]
 fn segment<M: GuestBytes>(memory: &M, record: &mut Record, op: Operation, rules: Rules) -> Action {
     if !rules.writable {
         return refuse(STATUS_IOERR, Some(op));

@@ -63,6 +63,7 @@ impl View {
         })
     }
 
+    #[inline]
     fn byte(&self, address: u64) -> Option<&AtomicU8> {
         let (pointer, _) = self.find(address)?;
         // SAFETY: the byte is mapped as long as `self` is there, and all accesses of this process
@@ -72,15 +73,28 @@ impl View {
 
     /// Appends the host addresses of a buffer; more than one if it crosses from one region into the
     /// next.
+    #[inline]
     pub fn translate(&self, buffer: Buffer, iov: &mut Vec<libc::iovec>) -> Result<(), NotMapped> {
+        match self.find(buffer.address) {
+            Some((pointer, mapped)) if mapped >= u64::from(buffer.len) => {
+                iov.push(piece(pointer, buffer.len as usize));
+                Ok(())
+            }
+            _ => self.translate_pieces(buffer, iov),
+        }
+    }
+
+    #[cold]
+    fn translate_pieces(
+        &self,
+        buffer: Buffer,
+        iov: &mut Vec<libc::iovec>,
+    ) -> Result<(), NotMapped> {
         let (mut address, mut left) = (buffer.address, buffer.len as usize);
         while left > 0 {
             let (pointer, mapped) = self.find(address).ok_or(NotMapped)?;
             let here = usize::try_from(mapped).map_or(left, |mapped| mapped.min(left));
-            iov.push(libc::iovec {
-                iov_base: pointer.as_ptr().cast(),
-                iov_len: here,
-            });
+            iov.push(piece(pointer, here));
             left -= here;
             address = address.checked_add(here as u64).ok_or(NotMapped)?;
         }
@@ -98,6 +112,7 @@ impl View {
     }
 
     /// Stores a byte.
+    #[inline]
     pub fn store(&self, address: u64, value: u8) -> Result<(), NotMapped> {
         let byte = self.byte(address).ok_or(NotMapped)?;
         byte.store(value, Ordering::Relaxed);
@@ -109,6 +124,13 @@ impl View {
         (0..).zip(values).try_for_each(|(offset, &value)| {
             self.store(address.checked_add(offset).ok_or(NotMapped)?, value)
         })
+    }
+}
+
+fn piece(pointer: NonNull<u8>, len: usize) -> libc::iovec {
+    libc::iovec {
+        iov_base: pointer.as_ptr().cast(),
+        iov_len: len,
     }
 }
 
@@ -148,8 +170,11 @@ impl GuestBytes for View {
 
     #[inline]
     fn load(&self, address: u64) -> Option<[u64; 2]> {
-        match self.units(address, 1) {
-            [unit] => Some(load_unit(unit)),
+        match self.find(address) {
+            Some((pointer, mapped)) if mapped >= 16 && pointer.cast::<Unit>().is_aligned() => {
+                // SAFETY: as for `units`.
+                Some(load_unit(unsafe { pointer.cast::<Unit>().as_ref() }))
+            }
             _ => self.load_bytes(address),
         }
     }

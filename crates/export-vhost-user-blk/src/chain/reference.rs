@@ -11,7 +11,7 @@ use std::sync::Arc;
 use testkit::Rng;
 use vm_memory::Bytes;
 
-type Raw = (u64, u32, u16, u16);
+pub(crate) type Raw = (u64, u32, u16, u16);
 type Found = Result<Vec<(u64, u32, bool)>, ChainError>;
 
 /// As they name each other from `first` on, up to the one that cannot be had.
@@ -97,8 +97,57 @@ fn walked(memory: &impl GuestBytes, table: Table, head: u16) -> Found {
     Ok(buffers)
 }
 
+/// Memory whose guest overwrites everything as soon as it has been loaded.
+pub(crate) struct Fickle<'a>(pub(crate) &'a View);
+
+pub(crate) struct FickleUnits<'a> {
+    view: &'a View,
+    address: u64,
+    units: <View as GuestBytes>::Units<'a>,
+}
+
+impl Units for FickleUnits<'_> {
+    fn load(&self, index: u16) -> Option<[u64; 2]> {
+        let loaded = self.units.load(index)?;
+        let address = self.address + 16 * u64::from(index);
+        self.view.store_all(address, &[0xff; 16]).unwrap();
+        Some(loaded)
+    }
+}
+
+impl GuestBytes for Fickle<'_> {
+    type Units<'a>
+        = FickleUnits<'a>
+    where
+        Self: 'a;
+
+    fn units(&self, address: u64, count: u32) -> FickleUnits<'_> {
+        FickleUnits {
+            view: self.0,
+            address,
+            units: self.0.units(address, count),
+        }
+    }
+
+    fn load(&self, address: u64) -> Option<[u64; 2]> {
+        let loaded = self.0.load(address)?;
+        self.0.store_all(address, &[0xff; 16]).unwrap();
+        Some(loaded)
+    }
+
+    fn load_byte(&self, address: u64) -> Option<u8> {
+        let loaded = self.0.load_byte(address)?;
+        self.0.store(address, !loaded).unwrap();
+        Some(loaded)
+    }
+
+    fn is_mapped(&self, address: u64) -> bool {
+        self.0.is_mapped(address)
+    }
+}
+
 const REGIONS: [(u64, u64); 3] = [(0x1000, 0x1000), (0x2000, 0x1000), (0x8000, 0x1000)];
-const MAIN: u64 = 0x1000;
+pub(crate) const MAIN: u64 = 0x1000;
 /// Where indirect tables are: aligned; by 8; by nothing; across two regions, and so that one
 /// descriptor lies across them; that end with the memory, and go on behind it; in a hole; at the
 /// very end of all addresses.
@@ -114,7 +163,7 @@ const PLACES: [u64; 9] = [
     u64::MAX - 40,
 ];
 
-fn view() -> View {
+pub(crate) fn view() -> View {
     let memory = Memory::new(REGIONS.map(|(guest_address, bytes)| {
         let spec = RegionSpec {
             guest_address,
@@ -127,7 +176,7 @@ fn view() -> View {
     View::new(Arc::new(memory.unwrap()))
 }
 
-fn write(view: &View, at: u64, raws: &[Raw]) {
+pub(crate) fn write(view: &View, at: u64, raws: &[Raw]) {
     for (place, &(address, len, flags, next)) in (0..).zip(raws) {
         let mut bytes = address.to_le_bytes().to_vec();
         bytes.extend(len.to_le_bytes());
@@ -200,6 +249,10 @@ fn the_walk_is_the_plain_one() {
         }
         assert_eq!(walked(&view, table, head), expected);
         assert_eq!(walked(view.memory().table(), table, head), expected);
+        if expected.is_ok() {
+            // There is no loop: nothing is loaded twice.
+            assert_eq!(walked(&Fickle(&view), table, head), expected);
+        }
     }
     assert!(longest >= 5, "{longest}");
     assert_eq!(faults.len(), 5, "every kind of fault: {faults:?}");

@@ -90,6 +90,18 @@ pub(super) enum Broken {
     Memory,
 }
 
+impl Broken {
+    #[cold]
+    fn request(head: u16, source: Malformed) -> Box<Self> {
+        Box::new(Self::Request { head, source })
+    }
+
+    #[cold]
+    fn ring(error: RingError) -> Box<Self> {
+        Box::new(error.into())
+    }
+}
+
 impl State {
     pub(super) fn new(size_max: u16) -> Self {
         Self {
@@ -103,23 +115,25 @@ impl State {
         }
     }
 
-    /// Takes the next request from the ring.
-    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Action)>, Broken> {
+    /// Takes the next request from the ring. The error is boxed, so that what is popped is not
+    /// moved about with room for it.
+    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Action)>, Box<Broken>> {
         let Some(live) = &mut self.live else {
             return Ok(None);
         };
         if !live.popping || live.broken || !self.enabled {
             return Ok(None);
         }
-        let Some(head) = live.ring.peek()? else {
+        let Some(head) = live.ring.peek().map_err(Broken::ring)? else {
             return Ok(None);
         };
         let size = live.ring.layout().size;
         let slot = self.slots.get_mut(usize::from(head));
-        let slot = slot.filter(|_| head < size);
-        let slot = slot.ok_or(Broken::Head { head, size })?;
+        let Some(slot) = slot.filter(|_| head < size) else {
+            return Err(Broken::Head { head, size }.into());
+        };
         if slot.state != SlotState::Free {
-            return Err(Broken::Busy { head });
+            return Err(Broken::Busy { head }.into());
         }
         let action = slot.parse(&live.ring, head, rules)?;
         if let Some(region) = &mut live.region {
@@ -220,7 +234,7 @@ impl State {
         &mut self,
         marked: Marked,
         rules: Rules,
-    ) -> Result<Option<Action>, Broken> {
+    ) -> Result<Option<Action>, Box<Broken>> {
         let Marked { counter, head } = marked;
         let (Some(live), Some(slot)) = (&self.live, self.slots.get_mut(usize::from(head))) else {
             return Ok(None);
@@ -316,9 +330,9 @@ fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
 }
 
 impl Slot {
-    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Broken> {
+    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Box<Broken>> {
         request::parse(&**ring.view(), ring.table(), head, rules, &mut self.record)
-            .map_err(|source| Broken::Request { head, source })
+            .map_err(|source| Broken::request(head, source))
     }
 }
 
