@@ -1,6 +1,8 @@
 //! Single numbers at any place of an area, for the other side, which tests play.
 
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU16, Ordering};
+#[cfg(test)]
+use std::sync::atomic::{AtomicU32, AtomicU64};
 
 use super::Area;
 
@@ -23,11 +25,15 @@ macro_rules! store {
 }
 
 impl Area {
-    load!(load_u8 AtomicU8 u8);
     load!(load_u16 AtomicU16 u16);
-    load!(load_u32 AtomicU32 u32);
-    load!(load_u64 AtomicU64 u64);
     store!(store_u8 AtomicU8 u8);
     store!(store_u16 AtomicU16 u16);
+}
+
+#[cfg(test)]
+impl Area {
+    load!(load_u8 AtomicU8 u8);
+    load!(load_u32 AtomicU32 u32);
+    load!(load_u64 AtomicU64 u64);
     store!(store_u64 AtomicU64 u64);
 }
