@@ -154,6 +154,44 @@ mod tests {
         });
     }
 
+    /// All of a round went to the kernel at its end: a disk that had ended everything at once stood
+    /// still until the last of 32 requests was prepared, a tenth of the time.
+    #[test]
+    fn the_first_of_many_do_not_wait_for_the_last() {
+        let file = tempfile::tempfile().unwrap();
+        let iothread = start(0, 256);
+        let handle = iothread.handle();
+        run(&iothread, || async move {
+            yield_now().await;
+            let before = handle.stats();
+            let mut bytes = vec![vec![7u8; 512]; 64];
+            let iovs: Vec<_> = bytes.iter_mut().map(|bytes| [iovec(bytes)]).collect();
+            let mut ops: Vec<_> = (0..)
+                .zip(&iovs)
+                // SAFETY: the buffers outlive the operations.
+                .map(|(i, iov)| Box::pin(unsafe { ring::writev(file.as_fd(), iov, i * 512, 0) }))
+                .collect();
+            for op in &mut ops {
+                assert!(poll_once(op.as_mut()).await.is_none());
+            }
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while file.metadata().unwrap().len() < 512 {
+                assert!(Instant::now() < deadline, "nothing has been written");
+            }
+            // 4, 8, 16, 32; the rest at the end of the round, which has not come yet.
+            let after = handle.stats();
+            assert_eq!(
+                (after.enters - before.enters, after.rounds - before.rounds),
+                (4, 0)
+            );
+            for op in ops {
+                assert_eq!(op.await.unwrap(), 512);
+            }
+            let len = file.metadata().unwrap().len();
+            assert_eq!(len, 64 * 512);
+        });
+    }
+
     #[test]
     fn dropping_in_flight_releases_the_buffer_and_the_descriptor() {
         run(&default_iothread(), || async {

@@ -1,8 +1,9 @@
 //! Operations through the iothread's io_uring.
 //!
 //! Every operation is a future that is handed to the kernel at the end of the round in which it is
-//! first polled, together with all others of that round. It yields the result of the system call it
-//! stands for. A full submission queue never fails an operation.
+//! first polled, together with all others of that round; if there are many, the first ones go ahead,
+//! so that storage need not wait for the last one to be prepared. It yields the result of the system
+//! call it stands for. A full submission queue never fails an operation.
 //!
 //! **Dropping** an operation in flight cancels it and waits until the kernel has let go of it, so
 //! that buffers and descriptors can be released right after. That wait blocks the whole thread, and
