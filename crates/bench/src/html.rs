@@ -3,6 +3,7 @@
 use std::fmt::Write;
 
 use crate::loads::Storage;
+use crate::profile::Profile;
 use crate::report::Report;
 use crate::server::Server;
 use crate::statistics::{Metric, Summary, short};
@@ -46,6 +47,7 @@ figure { margin:0; background:var(--card); border:1px solid var(--line); border-
   padding:.8rem 1rem; overflow-x:auto }
 figcaption { font-weight:600; margin-bottom:.2rem }
 figcaption span { color:var(--dim); font-weight:400; font-size:.85rem }
+pre { margin:.4rem 0 0; font-size:.8rem; line-height:1.4 }
 svg { display:block } svg text { fill:var(--fg); font:12px system-ui,sans-serif }
 svg text.dim { fill:var(--dim) } svg .grid { stroke:var(--line) } svg .one { stroke:var(--dim) }
 .legend { display:flex; gap:1.4rem; color:var(--dim); font-size:.9rem; margin:.2rem 0 .8rem; flex-wrap:wrap }
@@ -70,6 +72,7 @@ pub fn page(report: &Report) -> String {
         _ = writeln!(page, "<p class=\"{class}\">{}</p>", escape(&line));
     }
     targets(&mut page, &report.targets);
+    profiles(&mut page, &report.profiles);
     singles(&mut page, report);
     for storage in Storage::ALL {
         let rows: Vec<&Row> = report
@@ -117,6 +120,22 @@ fn targets(page: &mut String, targets: &[Target]) {
     page.push_str("</table></div>\n");
 }
 
+fn profiles(page: &mut String, profiles: &[Profile]) {
+    if profiles.is_empty() {
+        return;
+    }
+    page.push_str("<h2>What stands in the way</h2><div class=\"plots\">\n");
+    for profile in profiles {
+        let lines = escape(&profile.lines().join("\n"));
+        let load = escape(&profile.load);
+        _ = writeln!(
+            page,
+            "<figure><figcaption>{load}</figcaption><pre>{lines}</pre></figure>"
+        );
+    }
+    page.push_str("</div>\n");
+}
+
 fn badge(verdict: Verdict) -> String {
     let name = verdict.name().to_lowercase();
     format!("<span class=\"badge {name}\">{name}</span>")
@@ -146,14 +165,14 @@ fn singles(page: &mut String, report: &Report) {
             "<h2>User instructions per request</h2><p class=\"method\">null-co, 4k random read, counted by \
              callgrind</p><div class=\"scroll\"><table><tr><th>requests at a time</th>\
              <th class=\"n\">standfastd, stop</th><th class=\"n\">standfastd, report</th>\
-             <th class=\"n\">qemu-storage-daemon</th></tr>\n",
+             <th class=\"n\">standfastd without policy</th><th class=\"n\">qemu-storage-daemon</th></tr>\n",
         );
         for found in &report.findings.instructions {
             _ = writeln!(
                 page,
                 "<tr><td>{}</td><td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td>\
-                 <td class=\"n\">{:.1}</td></tr>",
-                found.depth, found.stop, found.report, found.qemu
+                 <td class=\"n\">{:.1}</td><td class=\"n\">{:.1}</td></tr>",
+                found.depth, found.stop, found.report, found.bypass, found.qemu
             );
         }
         page.push_str("</table></div>\n");

@@ -15,6 +15,7 @@ mod instructions;
 mod load;
 mod loads;
 mod process;
+mod profile;
 mod report;
 mod run;
 mod server;

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use std::fmt::Write;
 
 use crate::html;
+use crate::profile::Profile;
 use crate::statistics::{Metric, short};
 use crate::targets::{Findings, Target};
 
@@ -43,6 +44,8 @@ pub struct Report {
     pub noisy: Vec<String>,
     /// What was to be reached.
     pub targets: Vec<Target>,
+    /// What stands in the way where it is not.
+    pub profiles: Vec<Profile>,
     /// Everything.
     pub findings: Findings,
 }
@@ -111,6 +114,12 @@ impl Report {
                 target.verdict.name()
             );
         }
+        for profile in &self.profiles {
+            _ = writeln!(text, "\n{}: what stands in the way", profile.load);
+            for line in profile.lines() {
+                _ = writeln!(text, "  {line}");
+            }
+        }
         text
     }
 
@@ -156,17 +165,22 @@ impl Report {
         if !self.findings.instructions.is_empty() {
             _ = writeln!(
                 text,
-                "\n{:52} {:>10} {:>10} {:>10}",
-                "user instructions per request, null-co 4k randread", "stop", "report", "qemu"
+                "\n{:52} {:>10} {:>10} {:>10} {:>10}",
+                "user instructions per request, null-co 4k randread",
+                "stop",
+                "report",
+                "no policy",
+                "qemu"
             );
         }
         for found in &self.findings.instructions {
             _ = writeln!(
                 text,
-                "{:52} {:>10.1} {:>10.1} {:>10.1}",
+                "{:52} {:>10.1} {:>10.1} {:>10.1} {:>10.1}",
                 format!("depth {}", found.depth),
                 found.stop,
                 found.report,
+                found.bypass,
                 found.qemu
             );
         }
@@ -184,6 +198,7 @@ impl Report {
             "error-path": self.findings.latencies,
             "instructions": self.findings.instructions,
             "targets": self.targets,
+            "profiles": self.profiles,
         })
     }
 

@@ -7,15 +7,17 @@ use std::fs::{self, File, OpenOptions};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::client::Figures;
 use crate::instructions::{Counter, rustc_version};
 use crate::loads::{self, Spec, Storage};
+use crate::profile::{self, Profile};
 use crate::report::{Machine, Report};
-use crate::server::Server;
+use crate::server::{Running, Server};
 use crate::statistics::{Metric, summarise};
-use crate::targets::{Findings, Instructions, Row, judge};
+use crate::targets::{FIO, Findings, Instructions, Row, Target, judge};
 use crate::{error_path, fio, process};
 
 /// A round in which somebody else used more CPUs than this is repeated.
@@ -26,8 +28,8 @@ const ATTEMPTS: usize = 3;
 const ERROR_PATH: &str = "error-path";
 /// The section about instructions per request, likewise.
 const INSTRUCTIONS: &str = "instructions";
-/// Who the limit is.
-const FIO: &str = "fio (limit)";
+/// What a load runs before it is sampled.
+const SETTLE_SECONDS: f64 = 0.3;
 
 /// Arguments of `standfast-bench run`.
 #[derive(Debug, clap::Args)]
@@ -40,6 +42,9 @@ pub struct Args {
     /// standfastd, a release build
     #[arg(long)]
     standfastd: PathBuf,
+    /// standfastd built without any policy; instructions are compared with its
+    #[arg(long)]
+    bypass: Option<PathBuf>,
     /// The preloaded library of standfast-valgrind-shim
     #[arg(long)]
     shim: PathBuf,
@@ -86,6 +91,18 @@ struct Bench<'a> {
 /// A file that is removed in the end.
 #[derive(Debug)]
 struct Image(PathBuf);
+
+/// A process that has no business here any more when this is dropped.
+#[derive(Debug)]
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        // It may have ended by itself.
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
 
 impl Drop for Image {
     fn drop(&mut self) {
@@ -136,13 +153,16 @@ pub fn main(args: &Args) -> Result<()> {
         println!("instructions");
         findings.instructions = bench.instructions()?;
     }
+    let targets = judge(&findings);
+    let profiles = bench.profiles(&specs, &targets, &findings)?;
     let report = Report {
         machine: machine(bench.cpus)?,
         rounds: bench.extent.rounds,
         seconds: bench.extent.seconds,
         repeated: bench.repeated,
         noisy: std::mem::take(&mut bench.noisy),
-        targets: judge(&findings),
+        targets,
+        profiles,
         findings,
     };
     drop(bench);
@@ -259,15 +279,26 @@ impl Bench<'_> {
     }
 
     fn measure(&self, spec: &Spec, server: Server) -> Result<Figures> {
+        let running = self.start(spec, server)?;
+        let output = self.client(spec, &running, self.extent.seconds)?.output()?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
+        running.finish()?;
+        serde_json::from_slice(&output.stdout).context("figures of the client")
+    }
+
+    fn start(&self, spec: &Spec, server: Server) -> Result<Running> {
         let mut setup = spec.storage.setup(server, self.file(spec.storage));
         setup.queues = spec.queues;
         setup.cpu = Some(self.cpus[0]);
-        let running = setup.start(&self.args.standfastd)?;
-        let Extent {
-            seconds, warm_up, ..
-        } = self.extent;
-        // A process of its own: it sits on its CPU from its first moment, and its memory is fresh.
-        let output = Command::new(std::env::current_exe()?)
+        setup.start(&self.args.standfastd)
+    }
+
+    /// A process of its own: it sits on its CPU from its first moment, and its memory is fresh.
+    fn client(&self, spec: &Spec, running: &Running, seconds: f64) -> Result<Command> {
+        let mut command = Command::new(std::env::current_exe()?);
+        command
             .args(["client", "--json"])
             .arg("--socket")
             .arg(running.socket())
@@ -278,14 +309,47 @@ impl Bench<'_> {
             .args(["--cpu", &self.cpus[1].to_string()])
             .args(["--pid", &running.pid().to_string()])
             .args(["--seconds", &seconds.to_string()])
-            .args(["--warm-up", &warm_up.to_string()])
-            .stdin(Stdio::null())
-            .output()?;
-        if !output.status.success() {
-            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+            .args(["--warm-up", &self.extent.warm_up.to_string()])
+            .stdin(Stdio::null());
+        Ok(command)
+    }
+
+    /// Of the loads that fall short of what is aimed at: what our server does all the time.
+    fn profiles(
+        &self,
+        specs: &[Spec],
+        targets: &[Target],
+        findings: &Findings,
+    ) -> Result<Vec<Profile>> {
+        let short = |spec: &&Spec| {
+            let name = spec.name();
+            (targets.iter()).any(|t| t.falls_short() && t.load.as_ref() == Some(&name))
+        };
+        let mut profiles = Vec::new();
+        for spec in specs.iter().filter(short) {
+            let name = spec.name();
+            println!("profile: {name}");
+            let running = self.start(spec, Server::Standfast)?;
+            let seconds = self.extent.seconds + SETTLE_SECONDS;
+            let client = (self.client(spec, &running, 2.0 * seconds)?)
+                .stdout(Stdio::null())
+                .spawn()?;
+            let client = Killed(client);
+            std::thread::sleep(Duration::from_secs_f64(SETTLE_SECONDS));
+            // No reason to give up figures that are there.
+            let functions = profile::sample(running.pid(), self.extent.seconds);
+            drop(client);
+            running.finish()?;
+            let missing = functions.as_ref().err().map(|why| format!("{why:#}"));
+            profiles.push(Profile {
+                busy_percent: findings.busy_percent(&name).unwrap_or(0.0),
+                of_limit_percent: findings.of_limit_percent(&name, FIO),
+                load: name,
+                functions: functions.unwrap_or_default(),
+                missing,
+            });
         }
-        running.finish()?;
-        serde_json::from_slice(&output.stdout).context("figures of the client")
+        Ok(profiles)
     }
 
     fn limit(&self, spec: &Spec) -> Result<Option<Figures>> {
@@ -299,11 +363,18 @@ impl Bench<'_> {
             shim: self.args.shim.clone(),
             directory: self.args.directory.clone(),
         };
+        let bypass = self.args.bypass.clone();
+        let bypass = Counter {
+            standfastd: bypass.context("instructions need --bypass")?,
+            shim: self.args.shim.clone(),
+            directory: self.args.directory.join("bypass"),
+        };
         let count = |depth| {
             Ok(Instructions {
                 depth,
                 stop: counter.count(Server::Standfast, depth)?,
                 report: counter.count(Server::StandfastReport, depth)?,
+                bypass: bypass.count(Server::StandfastReport, depth)?,
                 qemu: counter.count(Server::Qemu, depth)?,
             })
         };

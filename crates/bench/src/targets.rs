@@ -7,6 +7,11 @@ use crate::loads::Storage;
 use crate::server::Server;
 use crate::statistics::{Metric, Summaries};
 
+/// Who the limit is.
+pub const FIO: &str = "fio (limit)";
+/// As good as copying by plain calls, in percent of it.
+const COPY_PERCENT: f64 = 90.0;
+
 /// The medians of one load on one server.
 #[derive(Debug, Clone, Serialize)]
 pub struct Row {
@@ -31,6 +36,8 @@ pub struct Instructions {
     pub stop: f64,
     /// standfastd with policy `report`.
     pub report: f64,
+    /// A build of standfastd that has no policy.
+    pub bypass: f64,
     /// qemu-storage-daemon.
     pub qemu: f64,
 }
@@ -75,6 +82,9 @@ impl Verdict {
 pub struct Target {
     /// What.
     pub name: String,
+    /// The load whose figure it is, if it is one of a load.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub load: Option<String>,
     /// Our figure with its unit.
     pub ours: String,
     /// What it is compared with.
@@ -87,6 +97,13 @@ pub struct Target {
     pub goal: String,
     /// Whether it is.
     pub verdict: Verdict,
+}
+
+impl Target {
+    /// Whether there is more to be had: the goal, or where there is none, the limit.
+    pub fn falls_short(&self) -> bool {
+        self.verdict == Verdict::Missed || (self.verdict < Verdict::Goal && !self.goal.is_empty())
+    }
 }
 
 /// Which way is better.
@@ -118,7 +135,10 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
     for storage in Storage::ALL {
         for operation in ["read", "write"] {
             let load = format!("{}.{operation}.128k.d16", storage.name());
-            ratio(&load, MbS, More, 1.0, None);
+            targets.extend(match storage {
+                Storage::Tmpfs => findings.copying(&load),
+                Storage::Null | Storage::Disk => findings.ratio(&load, MbS, More, 1.0, None),
+            });
         }
     }
     for storage in Storage::ALL {
@@ -128,7 +148,10 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
         }
     }
     targets.extend(findings.failure_to_event());
-    targets.extend(findings.instructions.iter().map(policy_cost));
+    for found in &findings.instructions {
+        targets.push(policy_cost(found, "report", found.report));
+        targets.push(policy_cost(found, "no policy", found.bypass));
+    }
     targets
 }
 
@@ -144,6 +167,22 @@ impl Findings {
         let ours = self.median(load, Server::Standfast, metric)?;
         let theirs = self.median(load, Server::Qemu, metric)?;
         Some([ours, theirs])
+    }
+
+    /// How much of its CPU our server uses under a load, in percent.
+    pub fn busy_percent(&self, load: &str) -> Option<f64> {
+        let figure = |metric| self.median(load, Server::Standfast, metric);
+        Some(figure(Metric::CpuUs)? * figure(Metric::Iops)? / 1e4)
+    }
+
+    /// Our IOPS and theirs, in percent of those of `limit`.
+    pub fn of_limit_percent(&self, load: &str, limit: &str) -> Option<[f64; 2]> {
+        let wanted = |row: &&Row| row.load == load && row.server == limit;
+        let limit = self.rows.iter().find(wanted)?.figures.get(&Metric::Iops)?;
+        Some(
+            self.pair(load, Metric::Iops)?
+                .map(|iops| 100.0 * iops / limit.median),
+        )
     }
 
     fn ratio(
@@ -162,6 +201,7 @@ impl Findings {
         };
         Some(Target {
             name: format!("{load}: {}", metric.title()),
+            load: Some(load.to_owned()),
             ours: crate::statistics::short(ours),
             theirs: crate::statistics::short(theirs),
             value,
@@ -169,6 +209,17 @@ impl Findings {
             goal: goal.map_or_else(String::new, |goal| format!("{sign} {goal}")),
             verdict: verdict(value, better, reach, goal),
         })
+    }
+
+    /// No worse than the rival; the goal is what plain calls copy without any server, about.
+    fn copying(&self, load: &str) -> Option<Target> {
+        let mut target = self.ratio(load, Metric::MbS, Better::More, 1.0, None)?;
+        if let Some([ours, _]) = self.of_limit_percent(load, FIO) {
+            target.goal = format!(">= {COPY_PERCENT} % of fio");
+            let there = target.verdict == Verdict::Reached && ours >= COPY_PERCENT;
+            target.verdict = if there { Verdict::Goal } else { target.verdict };
+        }
+        Some(target)
     }
 
     /// CPU or p50 better, neither worse than one and a half.
@@ -182,6 +233,7 @@ impl Findings {
         let short = crate::statistics::short;
         Some(Target {
             name: format!("{load}: CPU us/IO, p50 us"),
+            load: Some(load.to_owned()),
             ours: format!("{}, {}", short(cpu.0), short(p50.0)),
             theirs: format!("{}, {}", short(cpu.1), short(p50.1)),
             value: worst,
@@ -200,6 +252,7 @@ impl Findings {
         let value = rounded(latency.p50_us);
         Some(Target {
             name: format!("{FAILURE_TO_EVENT}: p50 us"),
+            load: None,
             ours: crate::statistics::short(value),
             theirs: "-".to_owned(),
             value,
@@ -210,16 +263,17 @@ impl Findings {
     }
 }
 
-/// What policy costs while nothing fails, in percent of the instructions.
-fn policy_cost(found: &Instructions) -> Target {
-    let value = rounded((found.stop / found.report - 1.0) * 100.0);
+/// What policy `stop` costs while nothing fails, in percent of the instructions of `other`.
+fn policy_cost(found: &Instructions, other: &str, instructions: f64) -> Target {
+    let value = rounded((found.stop / instructions - 1.0) * 100.0);
     Target {
         name: format!(
-            "policy stop against report, depth {}: instructions, %",
+            "policy stop against {other}, depth {}: instructions, %",
             found.depth
         ),
+        load: None,
         ours: format!("{:.1}", found.stop),
-        theirs: format!("{:.1}", found.report),
+        theirs: format!("{instructions:.1}"),
         value,
         reach: "<= 1".to_owned(),
         goal: "<= 0".to_owned(),
@@ -304,6 +358,49 @@ mod tests {
     }
 
     #[test]
+    fn what_falls_short_is_looked_at() {
+        let load = "disk.randread.4k.d32";
+        let of = |iops| {
+            let found = findings(
+                load,
+                &[(Metric::CpuUs, 5.0, 10.0), (Metric::Iops, iops, 1e4)],
+            );
+            let short = judge(&found)
+                .iter()
+                .map(Target::falls_short)
+                .collect::<Vec<_>>();
+            (short, found)
+        };
+        assert_eq!(of(1.1e4).0, [false, false]);
+        assert_eq!(of(1.05e4).0, [false, true]);
+        let (short, found) = of(0.9e4);
+        assert_eq!(short, [false, true]);
+        assert!((found.busy_percent(load).unwrap() - 4.5).abs() < 1e-9);
+        let of_limit = found.of_limit_percent(load, Server::Qemu.name());
+        assert_eq!(of_limit, Some([90.0, 100.0]));
+        assert_eq!(found.of_limit_percent(load, "nobody"), None);
+    }
+
+    #[test]
+    fn copying_is_compared_with_plain_calls_too() {
+        let load = "tmpfs.read.128k.d16";
+        for (ours, limit, expected) in [
+            (900.0, 1000.0, Verdict::Missed),
+            (1100.0, 1300.0, Verdict::Reached),
+            (1100.0, 1200.0, Verdict::Goal),
+        ] {
+            let figures = [(Metric::MbS, ours, 1000.0), (Metric::Iops, ours, 1000.0)];
+            let mut found = findings(load, &figures);
+            found.rows.push(Row {
+                server: FIO,
+                figures: [(Metric::Iops, Summary::of(&[limit]).unwrap())].into(),
+                ..found.rows[0].clone()
+            });
+            assert_eq!(judge(&found)[0].verdict, expected, "{ours} {limit}");
+        }
+    }
+
+    #[test]
     fn what_was_not_measured_is_not_judged() {
         assert!(judge(&Findings::default()).is_empty());
     }
@@ -314,6 +411,7 @@ mod tests {
             depth: 32,
             stop,
             report: 1000.0,
+            bypass: 990.0,
             qemu: 2000.0,
         };
         for (stop, expected) in [
@@ -321,7 +419,9 @@ mod tests {
             (1009.0, Verdict::Reached),
             (1011.0, Verdict::Missed),
         ] {
-            assert_eq!(policy_cost(&found(stop)).verdict, expected);
+            let found = found(stop);
+            let target = policy_cost(&found, "report", found.report);
+            assert_eq!(target.verdict, expected);
         }
     }
 }

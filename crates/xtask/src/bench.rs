@@ -34,7 +34,7 @@ pub struct Args {
 }
 
 /// Debian packages of the benchmark.
-const PACKAGES: [&str; 3] = ["qemu-system-common", "fio", "valgrind"];
+const PACKAGES: [&str; 4] = ["qemu-system-common", "fio", "valgrind", "linux-perf"];
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<ExitCode> {
@@ -48,6 +48,13 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     }
     let mut command = program(&metadata, "run")?;
     command.args(&args.loads);
+    let mut words = args.loads.iter();
+    let instructions = "instructions";
+    if !args.list
+        && (args.loads.is_empty() || words.any(|word| instructions.contains(word.as_str())))
+    {
+        command.arg("--bypass").arg(bypass(&metadata)?);
+    }
     if args.list {
         command.arg("--list");
     }
@@ -77,6 +84,25 @@ pub fn gate(metadata: &Metadata, update: bool) -> Result<()> {
         command.arg("--update");
     }
     run(&mut command)
+}
+
+/// Builds a release of the daemon that has no policy, for the sole purpose of telling what policy
+/// costs. It has a directory of its own, so that nobody takes it for the real one.
+fn bypass(metadata: &Metadata) -> Result<PathBuf> {
+    let directory = metadata.target_directory.join("bench").join("no-policy");
+    let daemon = [
+        "build",
+        "--release",
+        "--package",
+        "standfast",
+        "--bin",
+        "standfastd",
+    ];
+    let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " --cfg standfast_bypass";
+    run(cargo(daemon)
+        .env("RUSTFLAGS", flags.trim())
+        .env("CARGO_TARGET_DIR", &directory))?;
+    Ok(directory.join("release").join("standfastd"))
 }
 
 /// Builds a release of the daemon and of what measures it.
