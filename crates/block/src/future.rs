@@ -58,23 +58,17 @@ impl<'a> IoFuture<'a> {
         }
     }
 
-    /// A result that is known at once: see [`Self::into_ready`].
+    /// A result that is known at once: see [`Self::take_ready`].
     pub const fn ready(result: Result<()>) -> Self {
         Self::of(Work::Ready(Some(result)))
     }
 
-    /// The result, if the driver knew it at once: such a request needs no task and no waker.
-    ///
-    /// # Errors
-    /// The future, if it has to be polled.
-    #[expect(
-        clippy::result_large_err,
-        reason = "a box would be an allocation per request"
-    )]
-    pub fn into_ready(mut self) -> std::result::Result<Result<()>, Self> {
+    /// The result, if the driver knew it at once: such a request needs no task and no waker, and
+    /// its future has ended. None: it has to be polled.
+    pub const fn take_ready(&mut self) -> Option<Result<()>> {
         match &mut self.work {
-            Work::Ready(result) => result.take().ok_or(self),
-            Work::Stored(_) => Err(self),
+            Work::Ready(result) => result.take(),
+            Work::Stored(_) => None,
         }
     }
 
@@ -175,10 +169,11 @@ mod tests {
     #[test]
     fn a_result_known_at_once_needs_no_poll() {
         let failed = || IoFuture::ready(Err(crate::BlockError::from_errno(libc::EIO)));
-        assert!(failed().into_ready().is_ok_and(|result| result.is_err()));
+        assert!(failed().take_ready().is_some_and(|result| result.is_err()));
         assert!(run(failed()).is_err());
-        let stored = IoFuture::new(yield_then_ok()).into_ready();
-        assert!(run(stored.expect_err("it has to be polled")).is_ok());
+        let mut stored = IoFuture::new(yield_then_ok());
+        assert!(stored.take_ready().is_none(), "it has to be polled");
+        assert!(run(stored).is_ok());
     }
 
     async fn yield_then_ok() -> Result<()> {

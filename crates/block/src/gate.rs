@@ -3,11 +3,23 @@
 //! Pure: no I/O, no clock, no messages. [`crate::LocalBackend`] drives it with real requests, the
 //! model test with imagined ones. Everything that must happen "at once" at a failure (hold, freeze,
 //! number the failure) happens inside [`Gate::finish`], so nothing can come between.
+//!
+//! As long as nothing fails it costs next to nothing: a request that may start at once gets no place
+//! in the table, and whether it may is one flag (`Gate::clear`).
 
-use crate::error::Cause;
+mod slots;
+#[cfg(test)]
+mod tests;
+mod ticket;
+
 use crate::error_policy::{Action, Policy};
 use crate::hold::{SlotId, WaitList, Waiting};
 use crate::request::{Operation, Request, Tag};
+
+use slots::{Slot, Slots, State};
+use ticket::Started;
+
+pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
 
 /// What a *stop* error freezes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -32,148 +44,9 @@ impl HoldScope {
     }
 }
 
-/// Permission to execute a request, and the duty to tell the gate how it ended.
-///
-/// Dropping it would lose the request: [`Gate::finish`] consumes it.
-#[must_use]
-#[derive(Debug)]
-pub struct Ticket {
-    slot: SlotId,
-    request: Request,
-    was_held: bool,
-    finished: bool,
-}
-
-impl Ticket {
-    /// The request to execute.
-    pub fn request(&self) -> &Request {
-        &self.request
-    }
-
-    /// Its place in the gate's table.
-    pub fn slot(&self) -> SlotId {
-        self.slot
-    }
-
-    /// Whether it has been held before.
-    pub fn was_held(&self) -> bool {
-        self.was_held
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        // While a panic unwinds, a second one would hide the first.
-        if !std::thread::panicking() {
-            debug_assert!(
-                self.finished,
-                "request {:?} was dropped, its client waits",
-                self.request
-            );
-        }
-    }
-}
-
-/// What becomes of a request that was admitted.
-#[derive(Debug)]
-pub enum Admission {
-    /// Execute it now.
-    Start(Ticket),
-    /// It waits; [`Gate::next_ready`] yields it when its turn comes.
-    Parked,
-}
-
-/// How an executed request ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// It did what it should.
-    Ok,
-    /// The storage failed it: policy decides.
-    Error(Cause),
-    /// The client asked for what cannot be done (out of range, memory gone): always reported.
-    GuestFault,
-}
-
-/// What to do about a request that has ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// Complete it to the client: with success, or with an error.
-    Complete {
-        /// The result the client sees.
-        result: Result<(), Fault>,
-        /// The action of the policy, if it failed in storage: an event tells of it.
-        reported: Option<(Action, Cause)>,
-        /// Whether run control knows it as held and has to be told that it is not any more.
-        was_held: bool,
-    },
-    /// Tell run control; the client learns nothing.
-    Held {
-        /// Number of the failure within backend and iothread.
-        seq: u64,
-        /// Why it failed.
-        cause: Cause,
-    },
-    /// The device was reset meanwhile: the client must learn nothing, ever.
-    Dropped,
-}
-
-/// The error that a client sees.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
-    /// Storage failed.
-    Io(Cause),
-    /// The client's own fault.
-    Guest,
-}
-
-/// A request that has left the gate without having been executed to its end.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Removed {
-    /// Its place.
-    pub slot: SlotId,
-    /// Its arrival number.
-    pub order: u64,
-    /// The request.
-    pub request: Request,
-    /// Whether run control knows it as held.
-    pub was_held: bool,
-}
-
-/// A held request, as [`Gate::held`] shows it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct HeldRequest {
-    /// The request.
-    pub request: Request,
-    /// Number of its latest failure.
-    pub seq: u64,
-    /// Its arrival number.
-    pub order: u64,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    Free,
-    /// Popped, not started.
-    Parked,
-    /// Submitted to storage.
-    InFlight,
-    /// Failed; waits for a release.
-    Held {
-        seq: u64,
-    },
-    /// Released; waits for its turn.
-    Released,
-}
-
-#[derive(Debug)]
-struct Slot {
-    state: State,
-    request: Request,
-    order: u64,
-    generation: u64,
-    /// Failed at least once under action stop: run control has a record of it.
-    was_held: bool,
-}
+/// Whether this build has no gate: everything starts at once and ends as it ends, whatever the policy
+/// says. Only for the benchmark of what policy costs; no such build is ever installed.
+const BYPASS: bool = cfg!(standfast_bypass);
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Queue {
@@ -196,17 +69,15 @@ pub struct Gate {
     /// Frozen by what the same backend holds on another iothread.
     frozen_by_sibling: bool,
     draining: u32,
+    /// [`Self::looks_clear`], kept up to date by whoever changes what it looks at.
+    clear: bool,
     last_seq: u64,
     next_order: u64,
-    slots: Vec<Slot>,
-    free: Vec<SlotId>,
     queues: Vec<Queue>,
+    slots: Slots,
     held: WaitList,
     released: WaitList,
     parked: WaitList,
-    in_flight: u32,
-    /// In flight and released from a hold before: overlapping writes wait behind them.
-    replaying: u32,
 }
 
 impl Gate {
@@ -223,16 +94,14 @@ impl Gate {
             frozen_by_failure: false,
             frozen_by_sibling: false,
             draining: 0,
+            clear: false,
             last_seq: 0,
             next_order: 0,
-            slots: Vec::with_capacity(capacity),
-            free: Vec::with_capacity(capacity),
             queues: vec![Queue::default(); usize::from(queues)],
+            slots: Slots::with_capacity(capacity),
             held: WaitList::with_capacity(capacity),
             released: WaitList::with_capacity(capacity),
             parked: WaitList::with_capacity(capacity),
-            in_flight: 0,
-            replaying: 0,
         }
     }
 
@@ -243,11 +112,12 @@ impl Gate {
 
     /// Whether a new request may be taken from `queue`.
     pub fn may_pop(&self, queue: u16) -> bool {
-        !self.is_frozen() && !self.queue(queue).stopped
+        !self.queue(queue).stopped && (BYPASS || self.is_clear() || !self.is_frozen())
     }
 
     /// Takes a request in. `elsewhere(order, request)` says whether it has to wait for one of the
     /// same backend on another iothread ([`crate::overlap`]).
+    #[inline]
     pub fn admit(
         &mut self,
         request: Request,
@@ -255,18 +125,15 @@ impl Gate {
     ) -> Admission {
         let order = self.next_order;
         self.next_order += 1;
-        let slot = self.allocate(Slot {
+        if BYPASS || self.may_start_new(&request, order, elsewhere) {
+            return Admission::Start(self.start(request, order, None));
+        }
+        self.parked.insert(self.slots.insert(Slot {
             state: State::Parked,
             request,
             order,
-            generation: self.generation,
-            was_held: false,
-        });
-        let clear = self.may_pop(request.tag.queue) && !self.has_waiting();
-        if clear && !self.must_wait(&request, order, false, &elsewhere) {
-            return Admission::Start(self.start(slot));
-        }
-        self.parked.insert(Waiting { order, slot });
+        }));
+        self.update_clear();
         Admission::Parked
     }
 
@@ -276,14 +143,12 @@ impl Gate {
     pub fn take_up(&mut self, request: Request) -> u64 {
         let order = self.next_order;
         self.next_order += 1;
-        let slot = self.allocate(Slot {
+        self.released.insert(self.slots.insert(Slot {
             state: State::Released,
             request,
             order,
-            generation: self.generation,
-            was_held: true,
-        });
-        self.released.insert(Waiting { order, slot });
+        }));
+        self.update_clear();
         order
     }
 
@@ -301,59 +166,100 @@ impl Gate {
             let index = self.parked.iter().position(ready)?;
             self.parked.remove(index)
         };
-        Some(self.start(next.slot))
+        let request = self.slots.get(next.slot).request;
+        let slot = released.is_some().then_some(next.slot);
+        if slot.is_some() {
+            self.slots.set_state(next.slot, State::Replayed);
+        } else {
+            self.slots.free(next.slot);
+        }
+        self.update_clear();
+        Some(self.start(request, next.order, slot))
     }
 
     /// Takes note of how an executed request ended, and says what to do about it.
-    pub fn finish(&mut self, mut ticket: Ticket, outcome: Outcome) -> Verdict {
-        ticket.finished = true;
-        let slot = ticket.slot;
-        let Slot {
-            request,
-            order,
-            generation,
-            was_held,
-            ..
-        } = *self.slot(slot);
-        self.in_flight -= 1;
-        self.replaying -= u32::from(was_held);
-        self.queue_mut(request.tag.queue).in_flight -= 1;
-        if generation != self.generation {
-            self.release_slot(slot);
-            return Verdict::Dropped;
+    #[inline]
+    pub fn finish(&mut self, ticket: Ticket, outcome: Outcome) -> Verdict {
+        let ticket = ticket.give_up();
+        let started = ticket.started();
+        self.queue_mut(started.request.tag.queue).in_flight -= 1;
+        let plain = outcome == Outcome::Ok
+            && started.slot.is_none()
+            && started.generation == self.generation;
+        if BYPASS || plain {
+            return Verdict::Complete {
+                result: outcome.result(),
+                reported: None,
+                was_held: None,
+            };
         }
-        let (result, reported) = match outcome {
-            Outcome::Ok => (Ok(()), None),
-            Outcome::GuestFault => (Err(Fault::Guest), None),
-            Outcome::Error(cause) => match self.policy.action(request.op.direction(), cause) {
-                Action::Ignore => (Ok(()), Some((Action::Ignore, cause))),
-                Action::Report => (Err(Fault::Io(cause)), Some((Action::Report, cause))),
-                Action::Stop => {
-                    self.last_seq += 1;
-                    let seq = self.last_seq;
-                    let entry = self.slot_mut(slot);
-                    entry.state = State::Held { seq };
-                    entry.was_held = true;
-                    self.held.insert(Waiting { order, slot });
-                    if self.scope != HoldScope::Request {
-                        self.frozen_by_failure = true;
-                    }
-                    return Verdict::Held { seq, cause };
-                }
-            },
+        let verdict = self.judge(started, outcome);
+        self.update_clear();
+        verdict
+    }
+
+    /// What becomes of a request that has failed, has been held before or is of a former generation.
+    #[cold]
+    fn judge(&mut self, started: &Started, outcome: Outcome) -> Verdict {
+        let direction = started.request.op.direction();
+        let action = match outcome {
+            _ if started.generation != self.generation => {
+                self.give_back(started);
+                return Verdict::Dropped;
+            }
+            Outcome::Error(cause) => Some((self.policy.action(direction, cause), cause)),
+            Outcome::Ok | Outcome::GuestFault => None,
         };
-        self.release_slot(slot);
+        let result = match action {
+            Some((Action::Stop, cause)) => {
+                self.last_seq += 1;
+                let seq = self.last_seq;
+                let slot = self.hold(started, seq);
+                return Verdict::Held { slot, seq, cause };
+            }
+            Some((Action::Ignore, _)) => Ok(()),
+            Some((Action::Report, _)) | None => outcome.result(),
+        };
+        self.give_back(started);
         Verdict::Complete {
             result,
-            reported,
-            was_held,
+            reported: action,
+            was_held: started.slot,
         }
+    }
+
+    fn give_back(&mut self, started: &Started) {
+        if let Some(slot) = started.slot {
+            self.slots.free(slot);
+        }
+    }
+
+    /// From here on the request waits for a release, at its old place in the order.
+    fn hold(&mut self, started: &Started, seq: u64) -> SlotId {
+        let (state, order) = (State::Held { seq }, started.order);
+        let waiting = if let Some(slot) = started.slot {
+            self.slots.set_state(slot, state);
+            Waiting { order, slot }
+        } else {
+            let request = started.request;
+            self.slots.insert(Slot {
+                state,
+                request,
+                order,
+            })
+        };
+        self.held.insert(waiting);
+        if self.scope != HoldScope::Request {
+            self.frozen_by_failure = true;
+        }
+        waiting.slot
     }
 
     /// Run control froze all backends. False: an older epoch, ignored.
     pub fn freeze(&mut self, epoch: u64) -> bool {
         let counts = self.enter_epoch(epoch);
         self.frozen |= counts;
+        self.update_clear();
         counts
     }
 
@@ -361,6 +267,7 @@ impl Gate {
     pub fn freeze_backend(&mut self, epoch: u64) -> bool {
         let counts = self.enter_epoch(epoch);
         self.frozen_by_sibling |= counts;
+        self.update_clear();
         counts
     }
 
@@ -390,7 +297,9 @@ impl Gate {
         self.generation = generation;
         self.frozen_by_failure = false;
         self.frozen_by_sibling = false;
-        self.remove_waiting(|_, _| true)
+        let removed = self.remove_waiting(|_, _| true);
+        self.update_clear();
+        removed
     }
 
     /// Drops the waiting requests of `queue` whose head `keep` does not accept: at a ring start the
@@ -398,6 +307,7 @@ impl Gate {
     pub fn retain(&mut self, queue: u16, mut keep: impl FnMut(u16) -> bool) -> Vec<Removed> {
         let removed = self.remove_waiting(|tag, _| tag.queue == queue && !keep(tag.head));
         self.thaw_if_nothing_held();
+        self.update_clear();
         removed
     }
 
@@ -410,6 +320,7 @@ impl Gate {
             slot.request.op == Operation::Flush && waits
         });
         self.thaw_if_nothing_held();
+        self.update_clear();
         removed
     }
 
@@ -421,12 +332,14 @@ impl Gate {
     /// Starts nothing any more until [`Self::drain_end`]; may be nested.
     pub fn drain_begin(&mut self) {
         self.draining += 1;
+        self.update_clear();
     }
 
     /// Ends one [`Self::drain_begin`].
     pub fn drain_end(&mut self) {
         debug_assert!(self.draining > 0);
         self.draining = self.draining.saturating_sub(1);
+        self.update_clear();
     }
 
     /// Starts nothing of `queue` any more. What waits keeps waiting.
@@ -446,7 +359,7 @@ impl Gate {
 
     /// Requests in flight; held and parked ones are not.
     pub fn in_flight(&self) -> u32 {
-        self.in_flight
+        self.queues.iter().map(|queue| queue.in_flight).sum()
     }
 
     /// Requests of `queue` in flight.
@@ -459,15 +372,10 @@ impl Gate {
         self.generation
     }
 
-    /// Arrival number of the request in `slot`.
-    pub fn order(&self, slot: SlotId) -> u64 {
-        self.slot(slot).order
-    }
-
     /// Held requests, oldest first.
     pub fn held(&self) -> impl Iterator<Item = HeldRequest> + '_ {
         self.held.iter().filter_map(|waiting| {
-            let slot = self.slot(waiting.slot);
+            let slot = self.slots.get(waiting.slot);
             match slot.state {
                 State::Held { seq } => Some(HeldRequest {
                     request: slot.request,
@@ -484,7 +392,7 @@ impl Gate {
         self.released
             .iter()
             .chain(self.parked.iter())
-            .map(|w| self.slot(w.slot).request)
+            .map(|waiting| self.slots.get(waiting.slot).request)
     }
 
     /// The request among the held and the waiting ones that ends last: a node must not become
@@ -494,56 +402,69 @@ impl Gate {
         held.chain(self.waiting()).max_by_key(Request::end)
     }
 
-    /// Number of places the table has grown to.
-    pub fn slots(&self) -> usize {
-        self.slots.len()
+    /// Number of requests that have a place in the table: those that wait, and those that are in
+    /// flight again after a hold.
+    pub fn slots_in_use(&self) -> usize {
+        self.slots.in_use()
     }
 
-    fn allocate(&mut self, slot: Slot) -> SlotId {
-        if let Some(id) = self.free.pop() {
-            self.slots[id.index()] = slot;
-            return id;
-        }
-        // Queue sizes are u16 and there are at most 65536 queues, so the index fits; more than the
-        // announced number happens only while requests of a former generation end.
-        let id = SlotId(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        self.slots.push(slot);
-        id
-    }
-
-    fn release_slot(&mut self, slot: SlotId) {
-        self.slot_mut(slot).state = State::Free;
-        self.free.push(slot);
-    }
-
-    fn start(&mut self, id: SlotId) -> Ticket {
-        let slot = self.slot_mut(id);
-        slot.state = State::InFlight;
-        let (request, was_held) = (slot.request, slot.was_held);
-        self.in_flight += 1;
-        self.replaying += u32::from(was_held);
+    fn start(&mut self, request: Request, order: u64, slot: Option<SlotId>) -> Ticket {
         self.queue_mut(request.tag.queue).in_flight += 1;
-        Ticket {
-            slot: id,
+        Ticket::new(Started {
             request,
-            was_held,
-            finished: false,
-        }
+            order,
+            // What waits is of this generation: a reset drops it.
+            generation: self.generation,
+            slot,
+        })
     }
 
     /// Whether a request waits for its turn.
+    #[inline]
     pub fn has_waiting(&self) -> bool {
-        !(self.parked.is_empty() && self.released.is_empty())
+        let waiting = || !(self.parked.is_empty() && self.released.is_empty());
+        !BYPASS && !self.is_clear() && waiting()
+    }
+
+    /// Whether nothing keeps a request of a queue that is not stopped from starting, unless it is
+    /// something elsewhere: nothing is frozen, waits, is held or is replayed.
+    fn looks_clear(&self) -> bool {
+        let waiting = [&self.held, &self.released, &self.parked];
+        !self.is_frozen()
+            && waiting.into_iter().all(WaitList::is_empty)
+            && !self.slots.has_replayed()
+    }
+
+    fn is_clear(&self) -> bool {
+        debug_assert_eq!(self.clear, self.looks_clear(), "{self:?}");
+        self.clear
+    }
+
+    fn update_clear(&mut self) {
+        self.clear = self.looks_clear();
+    }
+
+    /// Whether a request that has just come may start. Behind those that wait it waits too.
+    fn may_start_new(
+        &self,
+        request: &Request,
+        order: u64,
+        elsewhere: impl Fn(u64, &Request) -> bool,
+    ) -> bool {
+        if self.is_clear() {
+            let blocked = request.op.modifies() && elsewhere(order, request);
+            return !self.queue(request.tag.queue).stopped && !blocked;
+        }
+        self.may_pop(request.tag.queue)
+            && !self.has_waiting()
+            && !self.must_wait(request, order, false, elsewhere)
     }
 
     fn may_start(&self, waiting: Waiting, elsewhere: impl Fn(u64, &Request) -> bool) -> bool {
-        let Slot {
-            ref request,
-            was_held,
-            ..
-        } = *self.slot(waiting.slot);
+        let slot = self.slots.get(waiting.slot);
+        let request = &slot.request;
         !self.queue(request.tag.queue).stopped
-            && !self.must_wait(request, waiting.order, was_held, elsewhere)
+            && !self.must_wait(request, waiting.order, slot.was_held(), elsewhere)
     }
 
     /// Whether an older request that waits or is replayed overlaps this one. Were it overtaken, the
@@ -562,24 +483,19 @@ impl Gate {
         if !request.op.modifies() {
             return false;
         }
-        let blocks = |waiting: Waiting| {
-            waiting.order < order && self.slot(waiting.slot).request.overlaps(request)
+        let blocks = |slot: &Slot| slot.order < order && slot.request.overlaps(request);
+        let waits = |list: &WaitList, blocks: &dyn Fn(&Slot) -> bool| {
+            list.iter()
+                .any(|waiting| blocks(self.slots.get(waiting.slot)))
         };
         elsewhere(order, request)
-            || self.held.iter().any(blocks)
-            || self.released.iter().any(blocks)
+            || waits(&self.held, &blocks)
+            || waits(&self.released, &blocks)
             || (!was_held
-                && self
-                    .parked
-                    .iter()
-                    .any(|w| blocks(w) && self.slot(w.slot).request.op.modifies()))
-            || (self.replaying > 0
-                && self.slots.iter().any(|slot| {
-                    slot.state == State::InFlight
-                        && slot.was_held
-                        && slot.order < order
-                        && slot.request.overlaps(request)
+                && waits(&self.parked, &|slot| {
+                    blocks(slot) && slot.request.op.modifies()
                 }))
+            || self.slots.replayed().any(blocks)
     }
 
     fn enter_epoch(&mut self, epoch: u64) -> bool {
@@ -593,16 +509,15 @@ impl Gate {
     fn release_upto(&mut self, upto: u64) {
         let (slots, released) = (&mut self.slots, &mut self.released);
         self.held.drain_into(
-            |waiting| {
-                matches!(slots[waiting.slot.index()].state, State::Held { seq } if seq <= upto)
-            },
+            |waiting| matches!(slots.get(waiting.slot).state, State::Held { seq } if seq <= upto),
             |waiting| released.insert(waiting),
         );
         for waiting in self.released.iter() {
-            slots[waiting.slot.index()].state = State::Released;
+            slots.set_state(waiting.slot, State::Released);
         }
         self.frozen_by_sibling = false;
         self.thaw_if_nothing_held();
+        self.update_clear();
     }
 
     fn thaw_if_nothing_held(&mut self) {
@@ -615,32 +530,24 @@ impl Gate {
             let slots = &self.slots;
             list.drain_into(
                 |waiting| {
-                    let slot = &slots[waiting.slot.index()];
+                    let slot = slots.get(waiting.slot);
                     goes(slot.request.tag, slot)
                 },
                 |waiting| {
-                    let slot = &slots[waiting.slot.index()];
+                    let slot = slots.get(waiting.slot);
                     removed.push(Removed {
                         slot: waiting.slot,
                         order: slot.order,
                         request: slot.request,
-                        was_held: slot.was_held,
+                        was_held: slot.was_held(),
                     });
                 },
             );
         }
         for entry in &removed {
-            self.release_slot(entry.slot);
+            self.slots.free(entry.slot);
         }
         removed
-    }
-
-    fn slot(&self, slot: SlotId) -> &Slot {
-        &self.slots[slot.index()]
-    }
-
-    fn slot_mut(&mut self, slot: SlotId) -> &mut Slot {
-        &mut self.slots[slot.index()]
     }
 
     fn queue(&self, queue: u16) -> &Queue {

@@ -20,6 +20,7 @@ pub mod hold;
 pub mod io_status;
 pub mod local;
 pub mod node;
+mod outbox;
 pub mod overlap;
 pub mod registry;
 pub mod request;

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::task::{Poll, Waker};
 use std::time::{Instant, SystemTime};
 
-use iothread::mailbox::{self, Entry, Receiver, Sender};
+use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
@@ -21,6 +21,7 @@ use crate::error_policy::Action;
 use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::node::Node;
+use crate::outbox::Outbox;
 use crate::request::{Operation, Request};
 use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved, Restored};
 use crate::stats::{Batch, LocalStats, Timed};
@@ -59,15 +60,6 @@ pub trait Client {
     fn resume(&self);
 }
 
-/// What a request slot posts to run control. Each entry carries one message at a time.
-#[derive(Default)]
-struct SlotEntries {
-    failed: Entry<Message>,
-    resolved: Entry<Message>,
-    reported: Entry<Message>,
-    held_since: Option<Instant>,
-}
-
 /// When a request that has ended was given to the driver.
 #[derive(Clone, Copy)]
 enum Started {
@@ -82,8 +74,9 @@ struct Inner {
     client: Rc<dyn Client>,
     node: Arc<Node>,
     gate: RefCell<Gate>,
-    entries: RefCell<Vec<SlotEntries>>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
+    /// Number of workers, those that are busy included.
+    workers: Cell<usize>,
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
     closed: Cell<bool>,
@@ -93,6 +86,7 @@ struct Inner {
     /// What has been answered at once in this round.
     batch: Batch,
     control: Sender<Message>,
+    outbox: Outbox,
 }
 
 /// A backend on one iothread. Clones are the same part.
@@ -127,14 +121,15 @@ impl LocalBackend {
             client,
             node: Arc::clone(backend.node()),
             gate: RefCell::new(Gate::new(backend.policy(), backend.scope(), queues, slots)),
-            entries: RefCell::default(),
             idle_workers: RefCell::default(),
+            workers: Cell::new(0),
             ended: RefCell::default(),
             closed: Cell::new(false),
             starting: Cell::new(false),
             batch: Batch::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
+            outbox: Outbox::new(control.sender().clone(), slots),
         });
         let this = Self(inner);
         let of = backend.id();
@@ -167,14 +162,20 @@ impl LocalBackend {
     /// client, and was in flight or held when a former daemon ended. Run control is told of it,
     /// because nobody knows which of the two it was.
     pub fn submit(&self, request: Request) {
-        if self.0.gate.borrow().is_stopped(request.tag.queue) {
-            return self.take_up(request);
-        }
-        let admission = self.0.gate.borrow_mut().admit(request, self.elsewhere());
-        self.provide_entries();
+        let admission = {
+            let mut gate = self.0.gate.borrow_mut();
+            if gate.is_stopped(request.tag.queue) {
+                drop(gate);
+                return self.take_up(request);
+            }
+            gate.admit(request, self.elsewhere())
+        };
         match admission {
             Admission::Start(ticket) => self.dispatch(ticket),
-            Admission::Parked => self.start_ready(),
+            Admission::Parked => {
+                self.provide_entries();
+                self.start_ready();
+            }
         }
     }
 
@@ -314,14 +315,13 @@ impl LocalBackend {
             }
             GateMessage::FailHeldFlushes => {
                 let removed = gate.take_held_flushes();
-                let generation = gate.generation();
                 drop(gate);
                 self.0.stats.accessed(time::now());
                 for entry in &removed {
                     self.0.stats.failed(entry.request.op);
                     self.unblock(entry.order);
-                    self.resolve(entry.slot, generation, entry.order);
-                    self.renew(entry.slot);
+                    self.resolve(entry.slot, entry.order);
+                    self.give_up(entry.slot);
                     let fault = Fault::Io(Cause::of_errno(libc::EIO));
                     self.0.client.complete(&entry.request, Err(fault));
                 }
@@ -370,36 +370,42 @@ impl LocalBackend {
     /// Gives a request to the driver.
     fn dispatch(&self, ticket: Ticket) {
         let inner = &*self.0;
-        let request = *ticket.request();
         let idle = inner.idle_workers.borrow_mut().pop();
         let worker = idle.unwrap_or_else(|| self.new_worker());
+        let started = time::now();
+        if let Some(slot) = ticket.slot()
+            && let Some(since) = inner.outbox.goes_on(slot)
+        {
+            (inner.stats).unheld(started.saturating_duration_since(since));
+        }
+        let outcome = match self.execute(&worker, ticket.request()) {
+            Some(outcome) => outcome,
+            None => {
+                worker.keep(ticket, started);
+                return self.go_on(&worker);
+            }
+        };
+        inner.idle_workers.borrow_mut().push(worker);
+        self.finish(ticket, outcome, Started::Now);
+    }
+
+    /// How the request ended, if the driver answers at once; else it runs in the worker, which was
+    /// idle.
+    fn execute(&self, worker: &Worker, request: &Request) -> Option<Outcome> {
+        let inner = &*self.0;
         let mut iov = worker.buffers();
         iov.clear();
         let check = inner.node.check(request.op, request.offset, request.bytes);
-        if check.is_err() || inner.client.map(&request, &mut iov).is_err() {
-            drop(iov);
-            inner.idle_workers.borrow_mut().push(worker);
-            return self.finish(ticket, Outcome::GuestFault, Started::Now);
+        if check.is_err() || inner.client.map(request, &mut iov).is_err() {
+            return Some(Outcome::GuestFault);
         }
-        let started = time::now();
-        if ticket.was_held() {
-            let since = inner.entries.borrow_mut()[ticket.slot().index()]
-                .held_since
-                .take();
-            if let Some(since) = since {
-                (inner.stats).unheld(started.saturating_duration_since(since));
-            }
-        }
-        inner.stats.attempt();
-        let has_buffers = !iov.is_empty();
         drop(iov);
-        let fua = inner.client.fua(&request);
-        let Poll::Ready((ticket, result)) = worker.submit(ticket, fua, started) else {
-            return self.go_on(&worker);
-        };
-        inner.idle_workers.borrow_mut().push(worker);
-        let outcome = self.outcome(&request, result, has_buffers);
-        self.finish(ticket, outcome, Started::Now);
+        inner.stats.attempt();
+        let fua = request.op.modifies() && inner.client.fua(request);
+        match worker.submit(request, fua) {
+            Poll::Ready(result) => Some(self.outcome(worker, request, result)),
+            Poll::Pending => None,
+        }
     }
 
     /// What becomes of the worker's request now.
@@ -407,7 +413,7 @@ impl LocalBackend {
         let Poll::Ready((ticket, started, result)) = worker.poll() else {
             return;
         };
-        let outcome = self.outcome(ticket.request(), result, worker.has_buffers());
+        let outcome = self.outcome(worker, ticket.request(), result);
         self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
         self.finish(ticket, outcome, Started::At(started));
     }
@@ -424,15 +430,17 @@ impl LocalBackend {
         }));
         task.detach();
         worker.set_waker(waker);
+        self.0.workers.set(self.0.workers.get() + 1);
+        self.provide_entries();
         worker
     }
 
     /// The submission has ended.
     fn outcome(
         &self,
+        worker: &Worker,
         request: &Request,
         result: crate::error::Result<()>,
-        has_buffers: bool,
     ) -> Outcome {
         let inner = &*self.0;
         inner.client.unmap(request);
@@ -445,7 +453,7 @@ impl LocalBackend {
             }
             Err(error) => {
                 tracing::debug!(device = %inner.backend.device(), %error, "request failed");
-                if error.errno() == libc::EFAULT && has_buffers {
+                if error.errno() == libc::EFAULT && worker.has_buffers() {
                     // The kernel could not access the buffers: the client has taken its memory
                     // away. To hold that would be to hold it for ever.
                     Outcome::GuestFault
@@ -460,31 +468,10 @@ impl LocalBackend {
     /// pause in between.
     fn finish(&self, ticket: Ticket, outcome: Outcome, started: Started) {
         let inner = &*self.0;
-        let (slot, request) = (ticket.slot(), *ticket.request());
-        let (verdict, generation, order) = {
-            let mut gate = inner.gate.borrow_mut();
-            let (generation, order) = (gate.generation(), gate.order(slot));
-            (gate.finish(ticket, outcome), generation, order)
-        };
+        let (request, order) = (*ticket.request(), ticket.order());
+        let verdict = inner.gate.borrow_mut().finish(ticket, outcome);
         match verdict {
-            Verdict::Held { seq, cause } => {
-                inner.stats.held();
-                let mut entries = inner.entries.borrow_mut();
-                let entries = &mut entries[slot.index()];
-                entries.held_since = Some(Instant::now());
-                let failed = Failed {
-                    backend: inner.backend.id(),
-                    local: inner.id,
-                    generation,
-                    seq,
-                    order,
-                    request,
-                    cause,
-                    at: SystemTime::now(),
-                };
-                inner.backend.blockers().insert(inner.id, order, request);
-                self.post(&entries.failed, Message::Failed(failed));
-            }
+            Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
             Verdict::Dropped => {
                 self.unblock(order);
                 inner.client.dropped(&request);
@@ -501,21 +488,42 @@ impl LocalBackend {
                 };
                 self.account(request.op, timed, started);
                 if let Some((action, cause)) = reported {
-                    self.report(slot, generation, request, action, cause);
+                    self.report(request, action, cause);
                 }
-                if was_held {
+                if let Some(slot) = was_held {
                     self.unblock(order);
-                    self.resolve(slot, generation, order);
+                    self.resolve(slot, order);
                 }
                 inner.client.complete(&request, result);
             }
         }
-        for waker in inner.ended.borrow_mut().drain(..) {
-            waker.wake();
+        if !inner.ended.borrow().is_empty() {
+            for waker in inner.ended.borrow_mut().drain(..) {
+                waker.wake();
+            }
         }
         if inner.gate.borrow().has_waiting() {
             self.start_ready();
         }
+    }
+
+    #[cold]
+    fn held(&self, slot: SlotId, seq: u64, order: u64, request: Request, cause: Cause) {
+        let inner = &*self.0;
+        inner.stats.held();
+        inner.backend.blockers().insert(inner.id, order, request);
+        let failed = Failed {
+            backend: inner.backend.id(),
+            local: inner.id,
+            generation: inner.gate.borrow().generation(),
+            seq,
+            order,
+            request,
+            cause,
+            at: SystemTime::now(),
+        };
+        inner.outbox.failed(slot, failed);
+        self.provide_entries();
     }
 
     /// Counts the time that a request took, and that it was an access. The clock is read once a
@@ -540,88 +548,54 @@ impl LocalBackend {
         }
     }
 
-    fn report(
-        &self,
-        slot: SlotId,
-        generation: u64,
-        request: Request,
-        action: Action,
-        cause: Cause,
-    ) {
-        let entries = self.0.entries.borrow();
-        let entry = &entries[slot.index()].reported;
-        if entry.is_queued() {
-            self.0.stats.event_merged();
-            return;
-        }
-        let backend = self.0.backend.id();
-        let at = SystemTime::now();
+    #[cold]
+    fn report(&self, request: Request, action: Action, cause: Cause) {
         let reported = Reported {
-            backend,
-            generation,
+            backend: self.0.backend.id(),
+            generation: self.0.gate.borrow().generation(),
             request,
             action,
             cause,
-            at,
+            at: SystemTime::now(),
         };
-        self.post(entry, Message::Reported(reported));
+        if !self.0.outbox.reported(reported) {
+            self.0.stats.event_merged();
+        }
     }
 
-    fn resolve(&self, slot: SlotId, generation: u64, order: u64) {
-        let entries = self.0.entries.borrow();
+    fn resolve(&self, slot: SlotId, order: u64) {
         let resolved = Resolved {
             backend: self.0.backend.id(),
             local: self.0.id,
-            generation,
+            generation: self.0.gate.borrow().generation(),
             order,
         };
-        self.post(&entries[slot.index()].resolved, Message::Resolved(resolved));
-    }
-
-    /// Posts in an entry that is free: a retry starts only after run control has taken the message
-    /// that told of the failure, and messages are taken in order; a slot that is given up earlier
-    /// gets fresh entries ([`Self::renew`]).
-    fn post(&self, entry: &Entry<Message>, message: Message) {
-        let posted = self.0.control.post(entry, message);
-        debug_assert!(
-            posted.is_ok() || self.0.control.is_closed(),
-            "the entry is still queued"
-        );
+        self.0.outbox.resolved(slot, resolved);
     }
 
     /// What was waiting in these slots is gone without having been executed to its end.
     fn forget(&self, removed: &[Removed]) {
-        let generation = self.0.gate.borrow().generation();
         for entry in removed {
             if entry.was_held {
                 self.unblock(entry.order);
-                self.resolve(entry.slot, generation, entry.order);
+                self.resolve(entry.slot, entry.order);
             }
-            self.renew(entry.slot);
+            self.give_up(entry.slot);
             self.0.client.dropped(&entry.request);
         }
     }
 
-    /// Gives a slot entries that are free, whatever its former request has posted.
-    fn renew(&self, slot: SlotId) {
-        let entries = &mut self.0.entries.borrow_mut()[slot.index()];
-        if let Some(since) = entries.held_since.take() {
+    fn give_up(&self, slot: SlotId) {
+        if let Some(since) = self.0.outbox.given_up(slot) {
             self.0.stats.unheld(since.elapsed());
-        }
-        for entry in [&mut entries.failed, &mut entries.resolved] {
-            if entry.is_queued() {
-                *entry = Entry::new();
-            }
         }
     }
 
-    /// Provides for as many slots as the gate has, before anything can fail in them.
+    /// Provides entries for every request that has a slot of the gate, and for every one in flight,
+    /// which gets a slot when it fails.
     fn provide_entries(&self) {
-        let slots = self.0.gate.borrow().slots();
-        let mut entries = self.0.entries.borrow_mut();
-        while entries.len() < slots {
-            entries.push(SlotEntries::default());
-        }
+        let slots = self.0.gate.borrow().slots_in_use();
+        self.0.outbox.provide(slots + self.0.workers.get());
     }
 
     /// Waits until `condition` holds; asked again whenever a request ends.

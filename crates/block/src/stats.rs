@@ -196,8 +196,8 @@ impl LocalStats {
         self.hold_time_ns.add(nanoseconds(duration));
     }
 
-    /// An event under `report` or `ignore` was left out, because an earlier one of the same request
-    /// slot had not been delivered yet.
+    /// An event under `report` or `ignore` was left out, because as many as there may be requests at
+    /// once had not been delivered yet.
     pub fn event_merged(&self) {
         self.events_merged.add(1);
     }

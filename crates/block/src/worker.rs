@@ -16,13 +16,12 @@ use crate::error::Result;
 use crate::future::IoFuture;
 use crate::gate::Ticket;
 use crate::node::Node;
-use crate::request::Io;
+use crate::request::{Io, Request};
 
 /// A request that a driver has not answered at once.
 struct Running {
-    /// None once it has ended.
-    ticket: Option<Ticket>,
-    started: Instant,
+    /// With the time when it was started. None before [`Worker::keep`] and once it has ended.
+    ticket: Option<(Ticket, Instant)>,
     /// Borrows from the node and the buffer list of its worker.
     future: IoFuture<'static>,
 }
@@ -80,15 +79,9 @@ impl Worker {
         self.iov.borrow_mut()
     }
 
-    /// Gives the request of `ticket` to the driver, with the buffer list of this worker, which is
-    /// idle. Ready if the driver answers at once; else the worker keeps it and has to be polled.
-    pub fn submit(
-        &self,
-        ticket: Ticket,
-        fua: bool,
-        started: Instant,
-    ) -> Poll<(Ticket, Result<()>)> {
-        let request = ticket.request();
+    /// Gives `request` to the driver, with the buffer list of this worker, which is idle. Ready if
+    /// the driver answers at once; else the worker wants its ticket ([`Self::keep`]).
+    pub fn submit(&self, request: &Request, fua: bool) -> Poll<Result<()>> {
         let iov = self.iov.borrow();
         let io = Io {
             op: request.op,
@@ -97,21 +90,27 @@ impl Worker {
             iov: &iov,
             fua,
         };
-        let future = match self.node.driver().submit(io).into_ready() {
-            Ok(result) => return Poll::Ready((ticket, result)),
-            Err(future) => future,
-        };
+        let mut future = self.node.driver().submit(io);
+        if let Some(result) = future.take_ready() {
+            return Poll::Ready(result);
+        }
         // SAFETY: it borrows from the node, which this worker keeps, and from the buffer list, which
         // nobody touches while `running` is there; both outlive it (see the order of the fields).
         let future = unsafe { std::mem::transmute::<IoFuture<'_>, IoFuture<'static>>(future) };
-        let running = Running {
-            ticket: Some(ticket),
-            started,
+        let before = self.running.borrow_mut().replace(Running {
+            ticket: None,
             future,
-        };
-        let before = self.running.borrow_mut().replace(running);
+        });
         debug_assert!(before.is_none());
         Poll::Pending
+    }
+
+    /// Keeps the ticket of the request that runs here, and when it was `started`, until it has
+    /// ended. It has to be polled then.
+    pub fn keep(&self, ticket: Ticket, started: Instant) {
+        if let Some(running) = &mut *self.running.borrow_mut() {
+            running.ticket = Some((ticket, started));
+        }
     }
 
     /// Polls the request that runs here, on behalf of the worker's task. Ready with its result, the
@@ -126,10 +125,10 @@ impl Worker {
         let Poll::Ready(result) = future.poll(&mut Context::from_waker(waker)) else {
             return Poll::Pending;
         };
-        let (ticket, started) = (request.ticket.take(), request.started);
+        let ticket = request.ticket.take();
         *running = None;
         match ticket {
-            Some(ticket) => Poll::Ready((ticket, started, result)),
+            Some((ticket, started)) => Poll::Ready((ticket, started, result)),
             None => Poll::Pending,
         }
     }

@@ -291,7 +291,7 @@ impl World {
         }) {
             Admission::Start(ticket) => {
                 ensure!(may_pop, "started although frozen: {request:?}");
-                local.orders.insert(local.gate.order(ticket.slot()), life);
+                local.orders.insert(ticket.order(), life);
                 self.started(b, l, ticket)?;
             }
             Admission::Parked => {
@@ -332,8 +332,7 @@ impl World {
         }
         let nth = nth % local.in_flight.len();
         let ticket = local.in_flight.remove(nth);
-        let (slot, request) = (ticket.slot(), *ticket.request());
-        let order = local.gate.order(slot);
+        let (order, request) = (ticket.order(), *ticket.request());
         let life = local.orders[&order];
         let stale = self.lives[life].generation != local.gate.generation();
         let outcome = match errno {
@@ -346,13 +345,13 @@ impl World {
             verdict = Verdict::Complete {
                 result: Ok(()),
                 reported: None,
-                was_held: false,
+                was_held: None,
             };
         }
         let generation = local.gate.generation();
         let (backend, local_id) = (self.backends[b].id, self.backends[b].locals[l].id);
         match verdict {
-            Verdict::Held { seq, cause } => {
+            Verdict::Held { seq, cause, .. } => {
                 ensure!(!stale, "held after reset: {request:?}");
                 self.holds += 1;
                 if self.backends[b].scope != HoldScope::Request {
@@ -398,7 +397,7 @@ impl World {
                     self.lives[life].phase
                 );
                 ensure!(
-                    was_held == self.lives[life].was_held,
+                    was_held.is_some() == self.lives[life].was_held,
                     "forgot the hold of {request:?}"
                 );
                 if let Some((action, cause)) = reported {
@@ -419,7 +418,7 @@ impl World {
                 }
                 self.lives[life].phase = Phase::Completed;
                 self.completions += 1;
-                if was_held {
+                if was_held.is_some() {
                     self.unblock(b, l, order);
                     self.inbox.push_back(Message::Resolved(Resolved {
                         backend,
@@ -834,7 +833,7 @@ impl World {
     fn started(&mut self, b: usize, l: usize, ticket: Ticket) -> Check {
         let local = &mut self.backends[b].locals[l];
         let request = *ticket.request();
-        let order = local.gate.order(ticket.slot());
+        let order = ticket.order();
         let life = local.orders[&order];
         ensure!(
             self.lives[life].phase == Phase::Waiting,

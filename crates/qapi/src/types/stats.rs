@@ -111,8 +111,8 @@ pub struct BlockDeviceStats {
     /// How long requests were held, in nanoseconds; counted when they go on.
     #[serde(rename = "x-hold-time-ns", skip_serializing_if = "Option::is_none")]
     pub x_hold_time_ns: Option<u64>,
-    /// Events under `report` and `ignore` that were left out, because one of the same request was
-    /// not delivered yet.
+    /// Events under `report` and `ignore` that were left out, because as many as there may be
+    /// requests at once were not delivered yet.
     #[serde(rename = "x-events-merged", skip_serializing_if = "Option::is_none")]
     pub x_events_merged: Option<u64>,
 }

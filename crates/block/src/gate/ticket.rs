@@ -1,0 +1,156 @@
+//! What the gate and those who ask it say to each other.
+
+use std::mem::ManuallyDrop;
+use std::ops::Deref;
+
+use crate::error::Cause;
+use crate::error_policy::Action;
+use crate::hold::SlotId;
+use crate::request::Request;
+
+/// Permission to execute a request, and the duty to tell the gate how it ended.
+///
+/// Dropping it would lose the request: [`super::Gate::finish`] consumes it.
+#[must_use]
+#[derive(Debug)]
+pub struct Ticket(Started);
+
+/// A request that is in flight.
+#[derive(Debug)]
+pub(super) struct Started {
+    pub(super) request: Request,
+    pub(super) order: u64,
+    pub(super) generation: u64,
+    pub(super) slot: Option<SlotId>,
+}
+
+impl Ticket {
+    pub(super) fn new(started: Started) -> Self {
+        Self(started)
+    }
+
+    /// The duty is done.
+    pub(super) fn give_up(self) -> impl Deref<Target = Self> {
+        ManuallyDrop::new(self)
+    }
+
+    pub(super) fn started(&self) -> &Started {
+        &self.0
+    }
+
+    /// The request to execute.
+    pub fn request(&self) -> &Request {
+        &self.0.request
+    }
+
+    /// Its arrival number.
+    pub fn order(&self) -> u64 {
+        self.0.order
+    }
+
+    /// Its place in the gate's table: only one that has been held before has one.
+    pub fn slot(&self) -> Option<SlotId> {
+        self.0.slot
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        // While a panic unwinds, a second one would hide the first.
+        debug_assert!(
+            std::thread::panicking(),
+            "request {:?} was dropped, its client waits",
+            self.0.request
+        );
+    }
+}
+
+/// What becomes of a request that was admitted.
+#[derive(Debug)]
+pub enum Admission {
+    /// Execute it now.
+    Start(Ticket),
+    /// It waits; [`super::Gate::next_ready`] yields it when its turn comes.
+    Parked,
+}
+
+/// How an executed request ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It did what it should.
+    Ok,
+    /// The storage failed it: policy decides.
+    Error(Cause),
+    /// The client asked for what cannot be done (out of range, memory gone): always reported.
+    GuestFault,
+}
+
+impl Outcome {
+    /// What the client sees if nobody intervenes.
+    pub(super) const fn result(self) -> Result<(), Fault> {
+        match self {
+            Self::Ok => Ok(()),
+            Self::Error(cause) => Err(Fault::Io(cause)),
+            Self::GuestFault => Err(Fault::Guest),
+        }
+    }
+}
+
+/// What to do about a request that has ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Complete it to the client: with success, or with an error.
+    Complete {
+        /// The result the client sees.
+        result: Result<(), Fault>,
+        /// The action of the policy, if it failed in storage: an event tells of it.
+        reported: Option<(Action, Cause)>,
+        /// The place it has left, if it has been held before: run control knows it as held and has
+        /// to be told that it is not any more.
+        was_held: Option<SlotId>,
+    },
+    /// Tell run control; the client learns nothing.
+    Held {
+        /// The place it has now.
+        slot: SlotId,
+        /// Number of the failure within backend and iothread.
+        seq: u64,
+        /// Why it failed.
+        cause: Cause,
+    },
+    /// The device was reset meanwhile: the client must learn nothing, ever.
+    Dropped,
+}
+
+/// The error that a client sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// Storage failed.
+    Io(Cause),
+    /// The client's own fault.
+    Guest,
+}
+
+/// A request that has left the gate without having been executed to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Removed {
+    /// The place it has left.
+    pub slot: SlotId,
+    /// Its arrival number.
+    pub order: u64,
+    /// The request.
+    pub request: Request,
+    /// Whether run control knows it as held.
+    pub was_held: bool,
+}
+
+/// A held request, as [`super::Gate::held`] shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldRequest {
+    /// The request.
+    pub request: Request,
+    /// Number of its latest failure.
+    pub seq: u64,
+    /// Its arrival number.
+    pub order: u64,
+}
