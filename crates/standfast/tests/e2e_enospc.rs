@@ -115,8 +115,8 @@ fn check_freeze(
     if scope == "vm" {
         server.qmp.wait_event("STOP", PATIENCE)?;
         ensure!(server.run_state()? == "io-error");
-        // What was in flight has ended by now; from here on nothing completes, on no export.
-        driver.reap_within(disk, Duration::from_millis(200))?;
+        // What is in flight ends, one by one; from there on nothing completes, on no export.
+        while driver.reap_within(disk, Duration::from_millis(200))? > 0 {}
         driver.fill(disk)?;
         ensure!(
             driver.reap_within(disk, Duration::from_millis(200))? == 0,
