@@ -124,17 +124,24 @@ impl Gate {
         elsewhere: impl Fn(u64, &Request) -> bool,
     ) -> Admission {
         let order = self.next_order;
+        let admission = if BYPASS || self.may_start_new(&request, order, elsewhere) {
+            Admission::Start(self.start(request, order, None))
+        } else {
+            self.park(request, order);
+            Admission::Parked
+        };
         self.next_order += 1;
-        if BYPASS || self.may_start_new(&request, order, elsewhere) {
-            return Admission::Start(self.start(request, order, None));
-        }
+        admission
+    }
+
+    #[cold]
+    fn park(&mut self, request: Request, order: u64) {
         self.parked.insert(self.slots.insert(Slot {
             state: State::Parked,
             request,
             order,
         }));
         self.update_clear();
-        Admission::Parked
     }
 
     /// Takes in a request that the client hands back: it was in flight or held when a former daemon
@@ -178,28 +185,42 @@ impl Gate {
     }
 
     /// Takes note of how an executed request ended, and says what to do about it.
-    #[inline]
     pub fn finish(&mut self, ticket: Ticket, outcome: Outcome) -> Verdict {
-        let ticket = ticket.give_up();
-        let started = ticket.started();
-        self.queue_mut(started.request.tag.queue).in_flight -= 1;
-        let plain = outcome == Outcome::Ok
-            && started.slot.is_none()
-            && started.generation == self.generation;
-        if BYPASS || plain {
+        if self.is_plain(&ticket, outcome) {
+            self.finish_plain(ticket);
             return Verdict::Complete {
                 result: outcome.result(),
                 reported: None,
                 was_held: None,
             };
         }
+        let ticket = ticket.give_up();
+        let started = ticket.started();
+        self.queue_mut(started.request.tag.queue).in_flight -= 1;
         let verdict = self.judge(started, outcome);
         self.update_clear();
         verdict
     }
 
+    /// Whether there is nothing to decide about a request that has ended: it did what it should, has
+    /// never been held, and no reset came between.
+    #[inline]
+    pub fn is_plain(&self, ticket: &Ticket, outcome: Outcome) -> bool {
+        let Started {
+            generation, slot, ..
+        } = *ticket.started();
+        BYPASS || (outcome == Outcome::Ok && slot.is_none() && generation == self.generation)
+    }
+
+    /// As [`Self::finish`], for a request that [`Self::is_plain`]: it has to be completed.
+    #[inline]
+    pub fn finish_plain(&mut self, ticket: Ticket) {
+        debug_assert!(BYPASS || self.is_plain(&ticket, Outcome::Ok));
+        let queue = ticket.give_up().request().tag.queue;
+        self.queue_mut(queue).in_flight -= 1;
+    }
+
     /// What becomes of a request that has failed, has been held before or is of a former generation.
-    #[cold]
     fn judge(&mut self, started: &Started, outcome: Outcome) -> Verdict {
         let direction = started.request.op.direction();
         let action = match outcome {
@@ -452,7 +473,8 @@ impl Gate {
         elsewhere: impl Fn(u64, &Request) -> bool,
     ) -> bool {
         if self.is_clear() {
-            let blocked = request.op.modifies() && elsewhere(order, request);
+            // In this order: mostly there is nothing elsewhere.
+            let blocked = elsewhere(order, request) && request.op.modifies();
             return !self.queue(request.tag.queue).stopped && !blocked;
         }
         self.may_pop(request.tag.queue)

@@ -179,6 +179,7 @@ impl LocalBackend {
         }
     }
 
+    #[cold]
     fn take_up(&self, request: Request) {
         let inner = &*self.0;
         let (order, generation) = {
@@ -467,26 +468,35 @@ impl LocalBackend {
     /// From the end of a request to hold, freeze and message, or to its completion, without a
     /// pause in between.
     fn finish(&self, ticket: Ticket, outcome: Outcome, started: Started) {
-        let inner = &*self.0;
+        let mut gate = self.0.gate.borrow_mut();
+        if !gate.is_plain(&ticket, outcome) {
+            drop(gate);
+            return self.judge(ticket, outcome, started);
+        }
+        let request = *ticket.request();
+        gate.finish_plain(ticket);
+        let others_wait = gate.has_waiting();
+        drop(gate);
+        self.complete(&request, outcome.result(), started);
+        self.ended(others_wait);
+    }
+
+    /// The end of a request that has failed, has been held before or is of a former generation.
+    #[cold]
+    fn judge(&self, ticket: Ticket, outcome: Outcome, started: Started) {
         let (request, order) = (*ticket.request(), ticket.order());
-        let verdict = inner.gate.borrow_mut().finish(ticket, outcome);
+        let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
         match verdict {
             Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
             Verdict::Dropped => {
                 self.unblock(order);
-                inner.client.dropped(&request);
+                self.0.client.dropped(&request);
             }
             Verdict::Complete {
                 result,
                 reported,
                 was_held,
             } => {
-                let timed = match result {
-                    Ok(()) => inner.stats.done(request.op, request.bytes),
-                    Err(Fault::Io(_)) => inner.stats.failed(request.op),
-                    Err(Fault::Guest) => inner.stats.invalid(request.op),
-                };
-                self.account(request.op, timed, started);
                 if let Some((action, cause)) = reported {
                     self.report(request, action, cause);
                 }
@@ -494,20 +504,38 @@ impl LocalBackend {
                     self.unblock(order);
                     self.resolve(slot, order);
                 }
-                inner.client.complete(&request, result);
+                self.complete(&request, result, started);
             }
         }
-        if !inner.ended.borrow().is_empty() {
-            for waker in inner.ended.borrow_mut().drain(..) {
+        let others_wait = self.0.gate.borrow().has_waiting();
+        self.ended(others_wait);
+    }
+
+    // Here and below: on the path of every request, and once more on a cold one.
+    #[inline(always)]
+    fn complete(&self, request: &Request, result: Result<(), Fault>, started: Started) {
+        let timed = match result {
+            Ok(()) => self.0.stats.done(request.op, request.bytes),
+            Err(Fault::Io(_)) => self.0.stats.failed(request.op),
+            Err(Fault::Guest) => self.0.stats.invalid(request.op),
+        };
+        self.account(request.op, timed, started);
+        self.0.client.complete(request, result);
+    }
+
+    /// A request has ended: others go on.
+    #[inline(always)]
+    fn ended(&self, others_wait: bool) {
+        if !self.0.ended.borrow().is_empty() {
+            for waker in self.0.ended.borrow_mut().drain(..) {
                 waker.wake();
             }
         }
-        if inner.gate.borrow().has_waiting() {
+        if others_wait {
             self.start_ready();
         }
     }
 
-    #[cold]
     fn held(&self, slot: SlotId, seq: u64, order: u64, request: Request, cause: Cause) {
         let inner = &*self.0;
         inner.stats.held();
@@ -548,7 +576,6 @@ impl LocalBackend {
         }
     }
 
-    #[cold]
     fn report(&self, request: Request, action: Action, cause: Cause) {
         let reported = Reported {
             backend: self.0.backend.id(),

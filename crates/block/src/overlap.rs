@@ -52,8 +52,8 @@ impl Blockers {
         self.entries.len() != before
     }
 
-    /// Whether the request with arrival number `order` of `local` has to wait for one of another
-    /// part.
+    /// Whether the request with arrival number `order` of `local`, which modifies its range, has to
+    /// wait for one of another part.
     pub fn blocks(&self, local: LocalId, order: u64, request: &Request) -> bool {
         let held_before = self.contains(local, order);
         self.entries.iter().any(|entry| {
@@ -106,10 +106,16 @@ impl SharedBlockers {
     }
 
     /// As [`Blockers::blocks`].
+    #[inline]
     pub fn blocks(&self, local: LocalId, order: u64, request: &Request) -> bool {
         // A request that races with a failure elsewhere was in flight together with it: either
         // order is right.
-        self.len.load(Ordering::Acquire) > 0 && self.lock().blocks(local, order, request)
+        self.len.load(Ordering::Acquire) > 0 && self.look(local, order, request)
+    }
+
+    #[cold]
+    fn look(&self, local: LocalId, order: u64, request: &Request) -> bool {
+        request.op.modifies() && self.lock().blocks(local, order, request)
     }
 
     fn lock(&self) -> MutexGuard<'_, Blockers> {

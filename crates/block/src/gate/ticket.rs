@@ -87,7 +87,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// What the client sees if nobody intervenes.
-    pub(super) const fn result(self) -> Result<(), Fault> {
+    pub(crate) const fn result(self) -> Result<(), Fault> {
         match self {
             Self::Ok => Ok(()),
             Self::Error(cause) => Err(Fault::Io(cause)),
