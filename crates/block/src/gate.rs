@@ -202,14 +202,16 @@ impl Gate {
         verdict
     }
 
-    /// Whether there is nothing to decide about a request that has ended: it did what it should, has
-    /// never been held, and no reset came between.
+    /// Whether there is nothing to decide about a request that has ended, and nobody whose turn
+    /// could have come: it did what it should, has never been held, no reset came between, and
+    /// nothing waits.
     #[inline]
     pub fn is_plain(&self, ticket: &Ticket, outcome: Outcome) -> bool {
         let Started {
             generation, slot, ..
         } = *ticket.started();
-        BYPASS || (outcome == Outcome::Ok && slot.is_none() && generation == self.generation)
+        let plain = || outcome == Outcome::Ok && slot.is_none() && generation == self.generation;
+        BYPASS || (plain() && self.is_clear())
     }
 
     /// As [`Self::finish`], for a request that [`Self::is_plain`]: it has to be completed.
@@ -220,7 +222,7 @@ impl Gate {
         self.queue_mut(queue).in_flight -= 1;
     }
 
-    /// What becomes of a request that has failed, has been held before or is of a former generation.
+    /// What becomes of a request that [`Self::is_plain`] does not vouch for.
     fn judge(&mut self, started: &Started, outcome: Outcome) -> Verdict {
         let direction = started.request.op.direction();
         let action = match outcome {
@@ -466,17 +468,27 @@ impl Gate {
     }
 
     /// Whether a request that has just come may start. Behind those that wait it waits too.
+    #[inline]
     fn may_start_new(
         &self,
         request: &Request,
         order: u64,
         elsewhere: impl Fn(u64, &Request) -> bool,
     ) -> bool {
-        if self.is_clear() {
-            // In this order: mostly there is nothing elsewhere.
-            let blocked = elsewhere(order, request) && request.op.modifies();
-            return !self.queue(request.tag.queue).stopped && !blocked;
+        if !self.is_clear() || self.queue(request.tag.queue).stopped {
+            return self.may_start_among_others(request, order, elsewhere);
         }
+        // In this order: mostly there is nothing elsewhere.
+        !(elsewhere(order, request) && request.op.modifies())
+    }
+
+    #[cold]
+    fn may_start_among_others(
+        &self,
+        request: &Request,
+        order: u64,
+        elsewhere: impl Fn(u64, &Request) -> bool,
+    ) -> bool {
         self.may_pop(request.tag.queue)
             && !self.has_waiting()
             && !self.must_wait(request, order, false, elsewhere)

@@ -475,13 +475,13 @@ impl LocalBackend {
         }
         let request = *ticket.request();
         gate.finish_plain(ticket);
-        let others_wait = gate.has_waiting();
         drop(gate);
         self.complete(&request, outcome.result(), started);
-        self.ended(others_wait);
+        self.wake_ended();
     }
 
-    /// The end of a request that has failed, has been held before or is of a former generation.
+    /// The end of a request that has failed, has been held before or is of a former generation, or
+    /// others wait.
     #[cold]
     fn judge(&self, ticket: Ticket, outcome: Outcome, started: Started) {
         let (request, order) = (*ticket.request(), ticket.order());
@@ -507,8 +507,10 @@ impl LocalBackend {
                 self.complete(&request, result, started);
             }
         }
-        let others_wait = self.0.gate.borrow().has_waiting();
-        self.ended(others_wait);
+        self.wake_ended();
+        if self.0.gate.borrow().has_waiting() {
+            self.start_ready();
+        }
     }
 
     // Here and below: on the path of every request, and once more on a cold one.
@@ -523,16 +525,12 @@ impl LocalBackend {
         self.0.client.complete(request, result);
     }
 
-    /// A request has ended: others go on.
     #[inline(always)]
-    fn ended(&self, others_wait: bool) {
+    fn wake_ended(&self) {
         if !self.0.ended.borrow().is_empty() {
             for waker in self.0.ended.borrow_mut().drain(..) {
                 waker.wake();
             }
-        }
-        if others_wait {
-            self.start_ready();
         }
     }
 
@@ -556,6 +554,7 @@ impl LocalBackend {
 
     /// Counts the time that a request took, and that it was an access. The clock is read once a
     /// round, at its beginning; after what was answered at once also at its end.
+    #[inline(always)]
     fn account(&self, op: Operation, timed: Timed, started: Started) {
         let inner = &self.0;
         match started {
