@@ -13,8 +13,8 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, Event, EventKind, Fault, HoldScope, LocalId, Operation, Policy,
-    Request, RunState, Status, Tag, VmOrder,
+    Action, BackendId, Cause, Event, Fault, HoldScope, LocalId, Operation, Policy, Request,
+    RunState, Status, Tag, VmOrder,
 };
 
 /// A mistake that is put in on purpose, to see that the model finds it.
@@ -152,6 +152,8 @@ macro_rules! ensure {
         }
     };
 }
+
+mod checks;
 
 impl World {
     pub fn new(mutant: Mutant, configs: &[(Policy, HoldScope)]) -> Self {
@@ -831,72 +833,9 @@ impl World {
     }
 
     fn started(&mut self, b: usize, l: usize, ticket: Ticket) -> Check {
+        self.check_start(b, l, &ticket)?;
         let local = &mut self.backends[b].locals[l];
-        let request = *ticket.request();
-        let order = ticket.order();
-        let life = local.orders[&order];
-        ensure!(
-            self.lives[life].phase == Phase::Waiting,
-            "started in phase {:?}: {request:?}",
-            self.lives[life].phase
-        );
-        ensure!(
-            self.lives[life].generation == local.gate.generation(),
-            "started after its device was reset: {request:?}"
-        );
-        for (&other, &number) in &local.orders {
-            let older = &self.lives[number];
-            let waits_or_replays = match older.phase {
-                Phase::Held { .. } => true,
-                Phase::Waiting | Phase::InFlight => older.was_held,
-                Phase::Completed | Phase::Dropped => false,
-            };
-            if other >= order || !waits_or_replays {
-                continue;
-            }
-            // G5: what overlaps a held or replayed request waits behind it.
-            ensure!(
-                !(request.op.modifies() && older.request.overlaps(&request)),
-                "{request:?} overtook {:?} ({:?})",
-                older.request,
-                older.phase
-            );
-        }
-        if !self.lives[life].was_held && request.op.modifies() {
-            // G5, across iothreads.
-            for (number, other) in self.lives.iter().enumerate() {
-                let waits_or_replays = match other.phase {
-                    Phase::Held { .. } => true,
-                    Phase::Waiting | Phase::InFlight => other.was_held,
-                    Phase::Completed | Phase::Dropped => false,
-                };
-                ensure!(
-                    !(number != life
-                        && other.backend == b
-                        && other.local != l
-                        && waits_or_replays
-                        && other.request.overlaps(&request)),
-                    "{request:?} overtook {:?} of another iothread",
-                    other.request
-                );
-            }
-        }
-        // G5: what was released goes first, oldest first, unless it has to wait behind something
-        // itself (which a request that modifies nothing never does).
-        for (&other, &number) in &local.orders {
-            let first = &self.lives[number];
-            let goes_first = first.phase == Phase::Waiting
-                && first.was_held
-                && first.generation == self.lives[life].generation
-                && first.request.tag.queue == request.tag.queue
-                && !first.request.op.modifies();
-            ensure!(
-                !goes_first || (self.lives[life].was_held && order <= other),
-                "{request:?} started before released {:?}",
-                first.request
-            );
-        }
-        self.lives[life].phase = Phase::InFlight;
+        self.lives[local.orders[&ticket.order()]].phase = Phase::InFlight;
         local.in_flight.push(ticket);
         Ok(())
     }
@@ -939,168 +878,6 @@ impl World {
                 }
             }
         }
-    }
-
-    fn expect_transition(&self, outbox: &Outbox, to: RunState) -> Check {
-        ensure!(
-            self.control.state() == to,
-            "state {:?}, must be {to:?}",
-            self.control.state()
-        );
-        let expected: &[EventKind] = match (self.state, to) {
-            (a, b) if a == b => &[],
-            (_, RunState::Running) => &[EventKind::Resume],
-            _ => &[EventKind::Stop],
-        };
-        let kinds: Vec<_> = outbox
-            .events
-            .iter()
-            .map(|event| event.kind.clone())
-            .collect();
-        ensure!(kinds == expected, "events {kinds:?}, must be {expected:?}");
-        Ok(())
-    }
-
-    /// The link to the VMM is told of every change of the run state, and of every `cont`.
-    fn check_orders(&self, outbox: &Outbox, is_cont: bool) -> Check {
-        let expected: &[VmOrder] = match (self.state, self.control.state()) {
-            _ if is_cont => &[VmOrder::Resume { force: false }],
-            (a, b) if a == b => &[],
-            (_, RunState::Running) => &[VmOrder::Resume { force: false }],
-            _ => &[VmOrder::Pause],
-        };
-        let orders = &outbox.orders;
-        ensure!(
-            orders == expected,
-            "orders {orders:?}, must be {expected:?}"
-        );
-        Ok(())
-    }
-
-    /// G2: the order of the events of one message, and what a query sees after them.
-    fn check_events(
-        &self,
-        outbox: &Outbox,
-        cause: Option<(usize, bool)>,
-        before: &[Status],
-    ) -> Check {
-        let mut seen_cause = false;
-        for event in &outbox.events {
-            match &event.kind {
-                EventKind::BlockIoError(error) => {
-                    let Some((b, stop)) = cause else {
-                        return Err("an event for a stale failure".to_owned());
-                    };
-                    ensure!(
-                        (error.action == Action::Stop) == stop,
-                        "event says {:?}",
-                        error.action
-                    );
-                    if stop {
-                        let status = match self.mutant {
-                            Mutant::StatusAfterEvent => before[b],
-                            _ => error.io_status,
-                        };
-                        ensure!(status != Status::Ok, "the event went out before the status");
-                        ensure!(error.incident.is_some(), "a stop event without incident");
-                    }
-                    seen_cause = stop;
-                }
-                EventKind::Stop => {
-                    ensure!(
-                        self.state == RunState::Running,
-                        "STOP while {:?}",
-                        self.state
-                    );
-                    if self.control.state() == RunState::IoError {
-                        ensure!(seen_cause, "STOP before its cause");
-                    }
-                }
-                EventKind::Resume => {
-                    ensure!(self.state != RunState::Running, "RESUME while running");
-                }
-                EventKind::Shutdown { .. }
-                | EventKind::BlockExportDeleted { .. }
-                | EventKind::BlockExportQueueBroken { .. }
-                | EventKind::VmLink { .. } => {}
-            }
-        }
-        if let Some((b, true)) = cause {
-            ensure!(seen_cause, "a stop failure without an event");
-            let stops = self.backends[b].scope == HoldScope::Vm && self.state == RunState::Running;
-            ensure!(
-                (self.control.state() == RunState::IoError)
-                    == (stops || self.state == RunState::IoError),
-                "state {:?} after a failure in {:?}",
-                self.control.state(),
-                self.state
-            );
-        }
-        Ok(())
-    }
-
-    fn check_settled(&self) -> Check {
-        for backend in &self.backends {
-            let state = self.control.backend(backend.id).ok_or("backend is gone")?;
-            let mut held_here = 0;
-            for local in &backend.locals {
-                let gate = &local.gate;
-                ensure!(
-                    gate.in_flight() as usize == local.in_flight.len(),
-                    "in flight miscounted"
-                );
-                let held = gate.held().count();
-                held_here += held;
-                if self.state != RunState::Running {
-                    ensure!(
-                        gate.is_frozen(),
-                        "{:?} but {:?} is not frozen",
-                        self.state,
-                        local.id
-                    );
-                }
-                if backend.scope == HoldScope::Vm && self.state == RunState::Running {
-                    ensure!(held == 0, "running, but {held} held under scope vm");
-                }
-            }
-            if self.state == RunState::Running {
-                let frozen = backend.scope == HoldScope::Device && held_here > 0;
-                for local in &backend.locals {
-                    ensure!(
-                        local.gate.is_frozen() == frozen,
-                        "{:?} frozen: {}, must be {frozen}",
-                        local.id,
-                        local.gate.is_frozen()
-                    );
-                }
-            }
-            let known = state.held().len();
-            let expected = self
-                .lives
-                .iter()
-                .filter(|life| {
-                    self.backends[life.backend].id == backend.id
-                        && life.was_held
-                        && life.generation
-                            == self.backends[life.backend].locals[life.local]
-                                .gate
-                                .generation()
-                        && !matches!(life.phase, Phase::Completed | Phase::Dropped)
-                })
-                .count();
-            ensure!(
-                known == expected,
-                "run control knows {known} held, there are {expected}"
-            );
-            // What was handed back and has not failed since belongs to no incident.
-            let failed = state.held().any(|held| held.attempts > 0);
-            let incident = state.incident().is_some();
-            ensure!(
-                (incident || !failed) && (!incident || known > 0),
-                "incident: {incident}, held: {known}, of it failed here: {failed}"
-            );
-        }
-        Ok(())
     }
 
     fn raw_status(&self, id: BackendId) -> Status {
