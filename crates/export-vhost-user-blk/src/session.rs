@@ -3,76 +3,26 @@
 //! Runs on the export's control thread. A message that makes no sense is an error, which ends the
 //! connection; what concerns rings is done on the iothread, and waited for only if it ends by itself.
 
+mod regions;
+mod vring;
+
 use std::fmt;
 use std::fs::File;
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use block::Backend;
-use rustix::fs::FileType;
 
-use crate::config::{
-    self, F_CONFIG_WCE, F_EVENT_IDX, F_FLUSH, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, NEEDS_RESET,
-    WCE_OFFSET,
-};
+use crate::config::{self, F_CONFIG_WCE, F_FLUSH, NEEDS_RESET, WCE_OFFSET};
 use crate::device::{Closed, DeviceHandle};
 use crate::inflight::Region;
-use crate::memory::{Memory, MemoryError, RegionSpec};
+use crate::memory::{Memory, MemoryError};
 use crate::options::Options;
 use crate::protocol::back_channel::BackChannel;
-use crate::protocol::message::{Answer, ConfigRange, Inflight, Message, VringAddr, VringState};
-use crate::queue::Setup;
-use crate::ring::Layout;
+use crate::protocol::message::{Answer, ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
-
-/// Regions that a client can have mapped at once, if it adds them one by one: what KVM has.
-const MEM_SLOTS_MAX: usize = 509;
-
-/// Where the client has a ring, in its own addresses.
-#[derive(Clone, Copy, Debug)]
-struct Addresses {
-    table: u64,
-    avail: u64,
-    used: u64,
-}
-
-/// Whether a ring is served.
-#[derive(Debug, Default)]
-enum Running {
-    #[default]
-    No,
-    /// With a duplicate of its kick descriptor.
-    Yes(OwnedFd),
-    /// The client has removed the memory it is in, and may be about to add it again: a region is
-    /// moved or resized in two messages. Until then the ring is stopped.
-    Displaced(OwnedFd),
-}
-
-/// What the client has said about a queue.
-#[derive(Debug, Default)]
-struct Vring {
-    size: u16,
-    base: u16,
-    addresses: Option<Addresses>,
-    running: Running,
-}
-
-impl Vring {
-    fn is_running(&self) -> bool {
-        matches!(self.running, Running::Yes(_))
-    }
-
-    /// Whether all of it begins in memory that is there.
-    fn is_mapped(&self, memory: &Memory) -> bool {
-        self.addresses
-            .is_some_and(|Addresses { table, avail, used }| {
-                [table, avail, used]
-                    .iter()
-                    .all(|&address| memory.guest_address(address).is_some())
-            })
-    }
-}
+use regions::MEM_SLOTS_MAX;
+use vring::Vring;
 
 /// See the [module](self). One object serves one connection after the other.
 pub(crate) struct Session {
@@ -178,28 +128,6 @@ impl Session {
         Ok(())
     }
 
-    fn stop_all(&mut self) -> std::result::Result<(), Closed> {
-        for index in 0..self.options.num_queues {
-            let vring = &mut self.vrings[usize::from(index)];
-            if vring.is_running() {
-                self.stop(index)?;
-            } else {
-                vring.running = Running::No;
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns the next available index.
-    fn stop(&mut self, index: u16) -> std::result::Result<u16, Closed> {
-        let next = (self.device).call_queue(index, |queue| async move { queue.stop().await })?;
-        let vring = &mut self.vrings[usize::from(index)];
-        vring.running = Running::No;
-        // A ring that could not be started is where it was.
-        vring.base = next.unwrap_or(vring.base);
-        Ok(vring.base)
-    }
-
     /// A new life of the device: what was held is dropped, the I/O status reset.
     fn attach(&mut self) -> Result<()> {
         self.stop_all()?;
@@ -234,88 +162,6 @@ impl Session {
         let writeback = self.writeback();
         self.device
             .call_all(move |device| async move { device.set_writeback(writeback) })?;
-        Ok(())
-    }
-
-    fn index(&self, index: u32) -> Result<u16> {
-        match u16::try_from(index) {
-            Ok(index) if index < self.options.num_queues => Ok(index),
-            _ => Err(wrong(format!(
-                "queue {index} does not exist, there are {}",
-                self.options.num_queues
-            ))),
-        }
-    }
-
-    /// The vring of a queue that does not run.
-    fn stopped(&mut self, index: u32, message: &str) -> Result<&mut Vring> {
-        let index = self.index(index)?;
-        let vring = &mut self.vrings[usize::from(index)];
-        if !matches!(vring.running, Running::No) {
-            return Err(wrong(format!("{message} for queue {index}, which runs")));
-        }
-        Ok(vring)
-    }
-
-    fn setup(&mut self, index: u16, kick: OwnedFd) -> Result<Setup> {
-        let vring = &self.vrings[usize::from(index)];
-        let remedy = self.memory_remedy();
-        let (Some(memory), Some(addresses)) = (&self.memory, vring.addresses) else {
-            return Err(wrong(format!(
-                "SET_VRING_KICK for queue {index} before SET_MEM_TABLE or SET_VRING_ADDR{remedy}"
-            )));
-        };
-        let guest = |part: &str, address: u64| {
-            memory.guest_address(address).ok_or_else(|| {
-                wrong(format!(
-                    "the {part} of queue {index} at {address:#x} is not in the memory table{remedy}"
-                ))
-            })
-        };
-        let layout = Layout {
-            table: guest("descriptor table", addresses.table)?,
-            avail: guest("available ring", addresses.avail)?,
-            used: guest("used ring", addresses.used)?,
-            size: vring.size,
-            event_idx: self.features & F_EVENT_IDX != 0,
-            indirect: self.features & F_INDIRECT_DESC != 0,
-        };
-        Ok(Setup {
-            memory: Arc::clone(memory),
-            layout,
-            features: self.features,
-            base: vring.base,
-            region: self.region.clone(),
-            kick,
-        })
-    }
-
-    /// What to do about a ring that is in no memory.
-    fn memory_remedy(&self) -> &'static str {
-        match self.options.configure_mem_slots {
-            true => {
-                "; if the daemon was replaced while the VM was stopped, the VMM has told it only what \
-                 has changed since: end the VM and start it again, with configure-mem-slots=off"
-            }
-            false => "",
-        }
-    }
-
-    fn start(&mut self, index: u16, kick: OwnedFd) -> Result<()> {
-        let kept = duplicate(&kick)?;
-        if !self.begun {
-            // Neither a fresh region nor one that was handed back: nothing can go on.
-            self.attach()?;
-        }
-        let setup = self.setup(index, kick)?;
-        let always = self.features & F_PROTOCOL_FEATURES == 0;
-        self.device.call_queue(index, move |queue| async move {
-            if always {
-                queue.set_enabled(true).await;
-            }
-            queue.start(setup);
-        })?;
-        self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
     }
 
@@ -374,164 +220,6 @@ impl Session {
         offered("SET_FEATURES", features, possible)?;
         self.features = features;
         self.set_writeback()
-    }
-
-    fn set_memory(&mut self, mut memory: Memory) -> Result<()> {
-        if let Some(former) = &self.memory {
-            memory = memory.replacing(former);
-        }
-        let memory = Arc::new(memory);
-        self.memory = Some(Arc::clone(&memory));
-        self.device.call_all(move |device| {
-            let memory = Arc::clone(&memory);
-            async move {
-                for queue in device.queues() {
-                    queue.set_memory(&memory);
-                }
-            }
-        })?;
-        self.replace_displaced()
-    }
-
-    fn add_mem_reg(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<()> {
-        let empty = Memory::empty();
-        let memory = self.memory.as_deref().unwrap_or(&empty);
-        if memory.regions() >= MEM_SLOTS_MAX {
-            return Err(wrong(format!(
-                "ADD_MEM_REG: there are {MEM_SLOTS_MAX} memory regions, no more are possible"
-            )));
-        }
-        let memory = memory.with(spec, &File::from(fd))?;
-        self.set_memory(memory)
-    }
-
-    fn rem_mem_reg(&mut self, spec: &RegionSpec) -> Result<()> {
-        let empty = Memory::empty();
-        let memory = self.memory.as_deref().unwrap_or(&empty);
-        let memory = memory.without(spec)?;
-        for index in 0..self.options.num_queues {
-            let vring = &mut self.vrings[usize::from(index)];
-            if vring.is_mapped(&memory) {
-                continue;
-            }
-            if let Running::Yes(kick) = std::mem::take(&mut vring.running) {
-                self.stop(index)?;
-                self.vrings[usize::from(index)].running = Running::Displaced(kick);
-            }
-        }
-        self.set_memory(memory)
-    }
-
-    /// Starts the rings again whose memory is back.
-    fn replace_displaced(&mut self) -> Result<()> {
-        let Some(memory) = self.memory.clone() else {
-            return Ok(());
-        };
-        for index in 0..self.options.num_queues {
-            let vring = &mut self.vrings[usize::from(index)];
-            let back = matches!(vring.running, Running::Displaced(_)) && vring.is_mapped(&memory);
-            if back && let Running::Displaced(kick) = std::mem::take(&mut vring.running) {
-                self.start(index, kick)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_vring_num(&mut self, VringState { index, value }: VringState) -> Result<()> {
-        let max = self.options.queue_size_max;
-        let size = u16::try_from(value)
-            .ok()
-            .filter(|size| size.is_power_of_two() && *size <= max);
-        let size = size.ok_or_else(|| {
-            wrong(format!(
-                "SET_VRING_NUM {value} for queue {index}: it must be a power of two up to {max}"
-            ))
-        })?;
-        self.stopped(index, "SET_VRING_NUM")?.size = size;
-        Ok(())
-    }
-
-    fn set_vring_addr(&mut self, address: VringAddr) -> Result<()> {
-        self.stopped(address.index, "SET_VRING_ADDR")?.addresses = Some(Addresses {
-            table: address.table,
-            avail: address.avail,
-            used: address.used,
-        });
-        Ok(())
-    }
-
-    fn set_vring_base(&mut self, VringState { index, value }: VringState) -> Result<()> {
-        let base = u16::try_from(value).map_err(|_| {
-            wrong(format!(
-                "SET_VRING_BASE {value} for queue {index}: indexes have 16 bits"
-            ))
-        })?;
-        self.stopped(index, "SET_VRING_BASE")?.base = base;
-        Ok(())
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
-        let queue = self.index(index)?;
-        let vring = &mut self.vrings[usize::from(queue)];
-        let base = if vring.is_running() {
-            self.stop(queue)?
-        } else {
-            vring.running = Running::No;
-            vring.base
-        };
-        Ok(Answer::VringBase(VringState {
-            index,
-            value: base.into(),
-        }))
-    }
-
-    fn set_vring_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
-        let index = self.index(index.into())?;
-        let kick = fd.ok_or_else(|| {
-            wrong(format!(
-                "SET_VRING_KICK for queue {index} without a descriptor: rings that are only polled \
-                 are not supported"
-            ))
-        })?;
-        if !can_kick(&kick) {
-            return Err(wrong(format!(
-                "SET_VRING_KICK for queue {index} with a descriptor that is no eventfd, pipe or \
-                 socket"
-            )));
-        }
-        match &mut self.vrings[usize::from(index)].running {
-            Running::No => return self.start(index, kick),
-            Running::Displaced(kept) => {
-                *kept = kick;
-                return Ok(());
-            }
-            Running::Yes(kept) => *kept = duplicate(&kick)?,
-        }
-        self.device
-            .call_queue(index, move |queue| async move { queue.set_kick(kick) })?;
-        Ok(())
-    }
-
-    fn set_vring_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
-        let index = self.index(index.into())?;
-        self.device
-            .call_queue(index, move |queue| async move { queue.set_call(call) })?;
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
-        let index = self.index(index.into())?;
-        self.device
-            .call_queue(index, move |queue| async move { queue.set_error(error) })?;
-        Ok(())
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        let index = self.index(index)?;
-        self.device.call_queue(index, move |queue| async move {
-            queue.set_enabled(enable).await
-        })?;
-        Ok(())
     }
 
     /// The status is remembered, and that is all. Status 0 is not a reset here, although virtio calls
@@ -627,26 +315,4 @@ fn offered(message: &str, features: u64, possible: u64) -> Result<()> {
             "{message} with {unknown:#x}, which is not offered"
         ))),
     }
-}
-
-/// Whether a descriptor becomes ready by being written to, and only then. Files are ready always,
-/// whoever waits for one is never done.
-fn can_kick(kick: &OwnedFd) -> bool {
-    let Ok(stat) = rustix::fs::fstat(kick) else {
-        return false;
-    };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo | FileType::Socket => true,
-        FileType::Unknown => {
-            let link = format!("/proc/self/fd/{}", kick.as_raw_fd());
-            // Where there is no /proc to ask, anything without a file type may be one.
-            std::fs::read_link(link).map_or(true, |name| name == Path::new("anon_inode:[eventfd]"))
-        }
-        _ => false,
-    }
-}
-
-fn duplicate(kick: &OwnedFd) -> Result<OwnedFd> {
-    kick.try_clone()
-        .map_err(|error| wrong(format!("cannot duplicate a kick descriptor: {error}")))
 }
