@@ -6,43 +6,68 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// What a failure means for whoever has to decide about it.
+/// Why a request failed: what `x-cause` says, and with it the I/O status. Policy does not look at it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
-    /// No space or no quota left: ENOSPC, EDQUOT.
+    /// No space or no quota left.
     NoSpace,
-    /// The storage is no longer there: ENODEV, ENXIO, ESTALE, ENOMEDIUM.
+    /// The storage, or that part of it, is no longer there, or cannot be reached.
     BackingGone,
-    /// The storage did not answer in time: ETIMEDOUT.
+    /// The storage did not answer in time.
     Timeout,
-    /// Access refused: EPERM, EACCES, EROFS.
+    /// Access refused; EBADE is a reservation that somebody else holds.
     Permission,
-    /// The medium lost the data: ENODATA, EBADMSG, EILSEQ, EREMOTEIO.
+    /// The medium lost the data.
     Media,
-    /// The storage cannot do this: EOPNOTSUPP, ENOSYS, ENOTTY.
+    /// The storage cannot do this.
     Unsupported,
-    /// The storage found the request malformed: EINVAL.
+    /// The storage found the request malformed.
     Invalid,
     /// Anything else, EIO first of all.
     Failed,
 }
 
 impl ErrorKind {
-    /// Classifies a (positive) errno.
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::NoSpace,
+        Self::BackingGone,
+        Self::Timeout,
+        Self::Permission,
+        Self::Media,
+        Self::Unsupported,
+        Self::Invalid,
+        Self::Failed,
+    ];
+
+    /// What a (positive) errno stands for if nothing more is known ([`BlockError::because`]).
     pub const fn of_errno(errno: i32) -> Self {
         match errno {
             libc::ENOSPC | libc::EDQUOT => Self::NoSpace,
-            libc::ENODEV | libc::ENXIO | libc::ESTALE | libc::ENOMEDIUM => Self::BackingGone,
-            libc::ETIMEDOUT => Self::Timeout,
-            libc::EPERM | libc::EACCES | libc::EROFS => Self::Permission,
-            libc::ENODATA | libc::EBADMSG | libc::EILSEQ | libc::EREMOTEIO => Self::Media,
+            libc::ENOTCONN
+            | libc::EHOSTDOWN
+            | libc::EHOSTUNREACH
+            | libc::ENETDOWN
+            | libc::ENETUNREACH
+            | libc::ECONNRESET
+            | libc::ECONNREFUSED
+            | libc::ECONNABORTED
+            | libc::ESHUTDOWN
+            | libc::ENOLINK
+            | libc::EPIPE
+            | libc::ESTALE
+            | libc::ENODEV
+            | libc::ENXIO => Self::BackingGone,
+            libc::ETIMEDOUT | libc::ETIME => Self::Timeout,
+            libc::EACCES | libc::EPERM | libc::EROFS | libc::EBADE => Self::Permission,
+            libc::ENODATA | libc::EILSEQ | libc::EREMOTEIO | libc::EBADMSG => Self::Media,
             libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY => Self::Unsupported,
             libc::EINVAL => Self::Invalid,
             _ => Self::Failed,
         }
     }
 
-    /// The name that tables and extended events show.
+    /// The name that events, queries and tables show.
     pub const fn name(self) -> &'static str {
         match self {
             Self::NoSpace => "nospace",
@@ -58,9 +83,12 @@ impl ErrorKind {
 }
 
 /// Kind and errno of a failure: all that policy, status and events need, without allocation.
+///
+/// Policy goes by the errno, as in QEMU. The kind decides what the I/O status, `nospace` and `x-cause`
+/// say: they tell the truth where Linux has only one errno for two things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cause {
-    /// The class.
+    /// What it means.
     pub kind: ErrorKind,
     /// The errno, positive.
     pub errno: i32,
@@ -73,6 +101,12 @@ impl Cause {
             kind: ErrorKind::of_errno(errno),
             errno,
         }
+    }
+
+    /// Whether the errno is one of want of space or quota: what `enospc` policies stop for, whatever
+    /// the kind. ENOSPC as in QEMU; EDQUOT is ours.
+    pub const fn is_enospc(self) -> bool {
+        matches!(self.errno, libc::ENOSPC | libc::EDQUOT)
     }
 
     /// The text of the errno, as strerror(3) gives it: the `reason` of `BLOCK_IO_ERROR`.
@@ -127,6 +161,13 @@ impl BlockError {
         error
     }
 
+    /// Says what it means, where more is known than the errno says.
+    #[must_use]
+    pub fn because(mut self, kind: ErrorKind) -> Self {
+        self.0.cause.kind = kind;
+        self
+    }
+
     /// Says what was being done.
     #[must_use]
     pub fn doing(mut self, what: &'static str) -> Self {
@@ -150,7 +191,7 @@ impl BlockError {
         self.0.cause
     }
 
-    /// The class.
+    /// What it means.
     pub fn kind(&self) -> ErrorKind {
         self.0.cause.kind
     }
@@ -247,8 +288,39 @@ mod tests {
     }
 
     #[test]
-    fn quota_is_no_space_and_reason_has_no_number() {
-        assert_eq!(ErrorKind::of_errno(libc::EDQUOT), ErrorKind::NoSpace);
+    fn reason_has_no_number() {
         assert_eq!(Cause::of_errno(libc::EIO).reason(), "Input/output error");
+    }
+
+    /// Half of what networks say when the storage is away was `failed`.
+    #[test]
+    fn each_errno_has_one_cause() {
+        let of = |kind| (1..4096).filter(move |&errno| ErrorKind::of_errno(errno) == kind);
+        for (kind, name, expected) in [
+            (ErrorKind::NoSpace, "nospace", &[28, 122][..]),
+            (
+                // ENXIO ENODEV EPIPE ENOLINK ENETDOWN ENETUNREACH ECONNABORTED ECONNRESET ENOTCONN
+                // ESHUTDOWN ECONNREFUSED EHOSTDOWN EHOSTUNREACH ESTALE
+                ErrorKind::BackingGone,
+                "backing-gone",
+                &[
+                    6, 19, 32, 67, 100, 101, 103, 104, 107, 108, 111, 112, 113, 116,
+                ],
+            ),
+            // ETIME ETIMEDOUT
+            (ErrorKind::Timeout, "timeout", &[62, 110]),
+            // EPERM EACCES EROFS EBADE
+            (ErrorKind::Permission, "permission", &[1, 13, 30, 52]),
+            // ENODATA EBADMSG EILSEQ EREMOTEIO
+            (ErrorKind::Media, "media", &[61, 74, 84, 121]),
+            // ENOTTY ENOSYS EOPNOTSUPP
+            (ErrorKind::Unsupported, "unsupported", &[25, 38, 95]),
+            (ErrorKind::Invalid, "invalid", &[22]),
+        ] {
+            assert!(of(kind).eq(expected.iter().copied()), "{kind:?}");
+            assert_eq!(kind.name(), name);
+        }
+        assert_eq!(of(ErrorKind::Failed).count(), 4095 - 30);
+        assert_eq!(ErrorKind::Failed.name(), "failed");
     }
 }

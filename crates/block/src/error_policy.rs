@@ -1,6 +1,6 @@
 //! The error policy: which action follows from a failed request. Pure.
 
-use crate::error::{Cause, ErrorKind};
+use crate::error::Cause;
 
 /// The configured reaction to errors of one direction (QEMU's `BlockdevOnError`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -106,7 +106,7 @@ impl Policy {
             || matches!(self.rerror, OnError::Enospc | OnError::Stop)
     }
 
-    /// The action for one failure.
+    /// The action for one failure. Goes by the errno: what it means changes nothing.
     pub const fn action(self, direction: Direction, cause: Cause) -> Action {
         let on_error = match direction {
             Direction::Read => self.rerror,
@@ -115,7 +115,7 @@ impl Policy {
         match on_error {
             OnError::Ignore => Action::Ignore,
             OnError::Stop => Action::Stop,
-            OnError::Enospc if matches!(cause.kind, ErrorKind::NoSpace) => Action::Stop,
+            OnError::Enospc if cause.is_enospc() => Action::Stop,
             OnError::Report | OnError::Enospc | OnError::Auto => Action::Report,
         }
     }
@@ -124,6 +124,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::error::ErrorKind;
 
     #[test]
     fn action_table() {
@@ -157,6 +158,34 @@ mod tests {
                 );
             }
         }
+    }
+
+    /// A device that has vanished says ENOSPC: no want of space, and still a stop, as in QEMU.
+    #[test]
+    fn what_an_errno_means_changes_no_action() {
+        let policies = [
+            OnError::Report,
+            OnError::Ignore,
+            OnError::Enospc,
+            OnError::Stop,
+        ];
+        for (policy, errno) in policies
+            .into_iter()
+            .flat_map(|p| (1..134).map(move |e| (p, e)))
+        {
+            let policy = Policy::new(policy, policy);
+            let plain = policy.action(Direction::Write, Cause::of_errno(errno));
+            for kind in ErrorKind::ALL {
+                let cause = Cause { kind, errno };
+                assert_eq!(policy.action(Direction::Write, cause), plain, "{cause:?}");
+            }
+        }
+        let gone = Cause {
+            kind: ErrorKind::BackingGone,
+            errno: libc::ENOSPC,
+        };
+        let action = Policy::default().action(Direction::Write, gone);
+        assert_eq!(action, Action::Stop);
     }
 
     #[test]

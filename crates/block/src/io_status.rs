@@ -74,7 +74,8 @@ impl IoStatus {
         self.status = Status::Ok;
     }
 
-    /// Latches an error; only the first since the last reset counts. Total: no state refuses it.
+    /// Latches an error; only the first since the last reset counts. Goes by what the error means, not
+    /// by its errno. Total: no state refuses it.
     pub fn set_err(&mut self, cause: Cause) {
         if self.status == Status::Ok {
             self.status = match cause.kind {
@@ -109,6 +110,19 @@ mod tests {
         status.set_err(EIO);
         status.set_err(ENOSPC);
         assert_eq!(status.get(), Status::Failed);
+    }
+
+    /// A device that has vanished says ENOSPC: `nospace` would be a lie.
+    #[test]
+    fn goes_by_the_meaning() {
+        for kind in ErrorKind::ALL {
+            for errno in [libc::ENOSPC, libc::EIO] {
+                let mut status = IoStatus::default();
+                status.set_err(Cause { kind, errno });
+                let nospace = status.get() == Status::Nospace;
+                assert_eq!(nospace, kind == ErrorKind::NoSpace, "{kind:?} {errno}");
+            }
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::Cause;
+use crate::error::{Cause, ErrorKind};
 use crate::io_status::{IoStatus, Status};
 use crate::request::{Operation, Request, Tag};
 use crate::run_control::{ErrorRecord, Incident, RunState};
@@ -187,6 +187,9 @@ struct JsonIncident {
 #[derive(Serialize, Deserialize)]
 struct JsonError {
     errno: i32,
+    /// Where it is not what the errno stands for; daemons before there was that wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
     operation: String,
     unmap: bool,
     queue: u16,
@@ -268,8 +271,10 @@ impl TryFrom<JsonBackend> for SavedBackend {
 impl From<&ErrorRecord> for JsonError {
     fn from(record: &ErrorRecord) -> Self {
         let request = &record.request;
+        let Cause { kind, errno } = record.cause;
         Self {
-            errno: record.cause.errno,
+            errno,
+            cause: (kind != ErrorKind::of_errno(errno)).then(|| kind.name().to_owned()),
             operation: request.op.name().to_owned(),
             unmap: request.op == Operation::WriteZeroes { unmap: true },
             queue: request.tag.queue,
@@ -296,7 +301,13 @@ impl TryFrom<JsonError> for ErrorRecord {
             Operation::WriteZeroes { unmap: json.unmap },
         ];
         Ok(Self {
-            cause: Cause::of_errno(json.errno),
+            cause: Cause {
+                kind: match json.cause {
+                    None => ErrorKind::of_errno(json.errno),
+                    Some(name) => named(&ErrorKind::ALL, ErrorKind::name, &name, "cause")?,
+                },
+                errno: json.errno,
+            },
             request: Request {
                 tag: Tag {
                     queue: json.queue,
@@ -399,10 +410,12 @@ pub(crate) mod tests {
             any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
         ];
         let place = (any::<u16>(), any::<u16>(), any::<u64>(), any::<u64>());
-        (1..=ERRNO_MAX, op, place, time()).prop_map(|(errno, op, place, at)| {
+        let cause = (1..=ERRNO_MAX, proptest::sample::select(&ErrorKind::ALL[..]))
+            .prop_map(|(errno, kind)| Cause { kind, errno });
+        (cause, op, place, time()).prop_map(|(cause, op, place, at)| {
             let (queue, head, offset, bytes) = place;
             ErrorRecord {
-                cause: Cause::of_errno(errno),
+                cause,
                 request: Request {
                     tag: Tag { queue, head },
                     op,
@@ -512,7 +525,10 @@ pub(crate) mod tests {
         });
         state.backends.push(SavedBackend {
             last_error: Some(ErrorRecord {
-                cause: Cause::of_errno(28),
+                cause: Cause {
+                    kind: ErrorKind::BackingGone,
+                    errno: 28,
+                },
                 request: Request {
                     tag: Tag { queue: 0, head: 1 },
                     op: Operation::Write,
@@ -535,6 +551,7 @@ pub(crate) mod tests {
             ),
             ("\"errno\":28", "\"errno\":0", "'errno'"),
             ("\"errno\":28", "\"errno\":4096", "'errno'"),
+            ("\"backing-gone\"", "\"gone\"", "'cause'"),
             ("\"errno\":5", "\"errno\":-5", "'errno'"),
             ("\"write\"", "\"scribble\"", "'operation'"),
             ("\"at\":[0,0]", "\"at\":[0,1000000000]", "'time'"),
