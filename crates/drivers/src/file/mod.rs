@@ -8,6 +8,8 @@
 //!
 //! * A read is whole. A file that is shorter than the node was truncated behind our back: that is
 //!   EIO, never zeroes.
+//! * No space left is told as such only if that is so: a block device that has shrunk, or is gone,
+//!   says the same ([`device_size`]).
 //! * A short write is continued. EAGAIN, EINTR, ECANCELED and ENOMEM are tried again for about
 //!   100 ms.
 //! * With `cache.direct=on` any offset, length and buffer is fine: what O_DIRECT does not take is
@@ -20,11 +22,12 @@
 //!   latched ([`flush`]).
 //! * Zeroes are made by fallocate(2) where the storage can, and written where not. Discards are done
 //!   only with `discard=unmap`, in whole blocks of the filesystem, and ignored where the storage
-//!   does not support them.
+//!   cannot do them ([`zero`]).
 
 mod at_once;
 mod bounce;
 mod device_discard;
+mod device_size;
 mod flush;
 mod lock;
 mod open;
@@ -39,10 +42,13 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{BlockError, DiscardStats, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Result};
+use block::{
+    BlockError, DiscardStats, Driver, ErrorKind, Io, IoFuture, Limits, NodeInfo, Operation, Result,
+};
 
 use self::bounce::{ALIGNMENT, PIECE_MAX};
 use self::device_discard::DeviceDiscard;
+use self::device_size::DeviceSize;
 use self::flush::Flusher;
 use self::probe::{Deallocates, DirectAlignment, Kind};
 use self::serialise::Serialiser;
@@ -109,6 +115,8 @@ pub struct FileDriver {
     in_memory: bool,
     warning: Option<String>,
     length: AtomicU64,
+    /// What has been seen of the size of a block device.
+    device_size: DeviceSize,
     /// What the storage asks of reads and writes.
     alignment: DirectAlignment,
     /// What it asks of fallocate(2) in whole, so that nothing goes through the page cache that does
@@ -196,6 +204,7 @@ impl FileDriver {
             cache_no_flush: options.cache_no_flush,
             in_memory,
             length: AtomicU64::new(opened.length),
+            device_size: DeviceSize::new(opened.length),
             alignment: opened.alignment,
             zero_align: match kind {
                 Kind::Block => opened.logical_block,
@@ -218,10 +227,28 @@ impl FileDriver {
         self.length.load(Ordering::Acquire)
     }
 
+    #[cold]
     fn located(&self, io: &Io<'_>, error: BlockError) -> BlockError {
-        error
+        self.explained(io, error)
             .doing(io.op.name())
             .at(&self.node_name, io.offset, io.bytes)
+    }
+
+    /// The error, with its cause: of a block device the errno does not tell.
+    fn explained(&self, io: &Io<'_>, error: BlockError) -> BlockError {
+        if self.kind != Kind::Block {
+            return error;
+        }
+        let asked = self.device_size.ask(self.fd());
+        let range = match io.op {
+            Operation::Flush => 0..self.length_now(),
+            _ => io.offset..io.offset + io.bytes,
+        };
+        let no_space = error.errno() == libc::ENOSPC;
+        if no_space && asked.has_shrunk() || asked.is_gone(&range) {
+            return error.because(ErrorKind::BackingGone);
+        }
+        error
     }
 
     async fn flush(&self) -> Result<()> {
@@ -265,10 +292,16 @@ impl FileDriver {
         })
     }
 
+    /// The real size of a block device was taken over: what it was before does not count.
+    fn size_taken(&self, now: u64) {
+        self.device_size.taken(now);
+    }
+
     fn resize_device(&self, length: u64) -> Result<()> {
         let now = probe::length(self.fd()).map_err(BlockError::from)?;
         if length == now {
             self.length.store(now, Ordering::Release);
+            self.size_taken(now);
             return Ok(());
         }
         let (errno, verb) = if length > now {

@@ -81,6 +81,11 @@ pub fn length(fd: BorrowedFd<'_>) -> io::Result<u64> {
     if stat.kind == Kind::Regular {
         return Ok(stat.size);
     }
+    device_size(fd)
+}
+
+/// Length in bytes of a block device now. Does not wait for the device.
+pub fn device_size(fd: BorrowedFd<'_>) -> io::Result<u64> {
     let mut size: u64 = 0;
     // SAFETY: the ioctl stores one u64.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKGETSIZE64, &raw mut size) })?;

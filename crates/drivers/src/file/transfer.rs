@@ -2,12 +2,14 @@
 
 use std::io;
 
-use block::{BlockError, Result};
+use block::{BlockError, ErrorKind, Result};
 use iothread::ring;
 use libc::iovec;
 
 use super::FileDriver;
 use super::bounce::{Bounce, PIECE_MAX};
+use super::device_size::Again;
+use super::probe::Kind;
 use super::retry::Retry;
 use super::serialise::Mode;
 use crate::iov::{self, IOV_MAX};
@@ -89,12 +91,18 @@ impl FileDriver {
     ) -> Result<()> {
         let mut outcome = first;
         let mut retry = Retry::new();
+        let mut again = Again::default();
         let mut done = 0;
         loop {
             match outcome {
                 None => {}
                 Some(Err(error)) if retry.again(&error).await => {}
-                Some(Err(error)) => return Err(error.into()),
+                Some(Err(error)) => {
+                    let no_space = error.raw_os_error() == Some(libc::ENOSPC);
+                    if !no_space || !self.is_due(&mut again, offset + done as u64) {
+                        return Err(error.into());
+                    }
+                }
                 Some(Ok(bytes)) => {
                     let reached = done + bytes as usize;
                     if reached >= wanted {
@@ -103,7 +111,12 @@ impl FileDriver {
                     // What O_DIRECT left in the middle of a block is done again.
                     let next = reached & !(self.alignment.request as usize - 1);
                     if next == done {
-                        return Err(self.stuck(transfer, offset + reached as u64));
+                        let at = offset + reached as u64;
+                        if self.is_due(&mut again, at) {
+                            outcome = None;
+                            continue;
+                        }
+                        return Err(self.stuck(transfer, at));
                     }
                     done = next;
                     retry = Retry::new();
@@ -123,6 +136,12 @@ impl FileDriver {
         }
     }
 
+    /// Whether a transfer for which there was no storage at byte `at` is tried again at once: it is a
+    /// block device that may have had another size.
+    fn is_due(&self, again: &mut Again, at: u64) -> bool {
+        self.kind == Kind::Block && again.is_due(self.device_size.ask(self.fd()), at)
+    }
+
     /// The storage accepts a transfer and moves nothing.
     fn stuck(&self, transfer: Transfer, at: u64) -> BlockError {
         match transfer {
@@ -133,7 +152,8 @@ impl FileDriver {
                     self.filename,
                     self.length_now(),
                 ),
-            ),
+            )
+            .because(ErrorKind::BackingGone),
             Transfer::Write(_) => BlockError::new(
                 libc::ENOSPC,
                 format!("'{}' takes no more at byte {at}", self.filename),

@@ -1,4 +1,7 @@
 //! Write-zeroes and discard.
+//!
+//! Storage that cannot make zeroes, or cannot discard, is no failure: zeroes are written, and a discard
+//! is advice. Only what the storage tried and failed to do goes to policy ([`cannot`]).
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -9,13 +12,12 @@ use libc::iovec;
 
 use super::FileDriver;
 use super::device_discard::DeviceDiscard;
-use super::probe::Deallocates;
+use super::probe::{Deallocates, Kind};
 use super::retry::Retry;
 use super::serialise::{Entered, Mode};
 use super::transfer::index;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
-const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 /// What is written where the storage cannot make zeroes itself.
 #[repr(align(4096))]
@@ -85,8 +87,21 @@ impl Deallocation {
     }
 }
 
-/// What fallocate(2) answers if the storage does not know how. Never EINVAL: our ranges are valid.
-fn is_unsupported(errno: i32) -> bool {
+/// Whether fallocate(2), or the discard of a block device, means by this errno that it cannot do
+/// this, or not here. Some file systems (GPFS, some FUSE and network file systems) say EINVAL, EPERM
+/// or ENODEV for that, and a block device that somebody else has claimed says EBUSY. For a block
+/// device ENODEV means that it is offline.
+///
+/// EINVAL is also what a block device says to a range beyond its end. Zeroes that are written instead
+/// meet the end, too.
+fn cannot(kind: Kind, errno: i32) -> bool {
+    never(errno)
+        || matches!(errno, libc::EINVAL | libc::EBUSY | libc::EPERM)
+        || (errno == libc::ENODEV && kind != Kind::Block)
+}
+
+/// Of these, whether it will say so to every request: it is not asked again.
+fn never(errno: i32) -> bool {
     matches!(errno, libc::EOPNOTSUPP | libc::ENOSYS | libc::ENOTTY)
 }
 
@@ -120,21 +135,35 @@ impl FileDriver {
     }
 
     async fn zero_body(&self, body: &Range<u64>, unmap: bool) -> Result<()> {
+        // A block device must not leave out what lies beyond its end.
+        let zero = match self.kind {
+            Kind::Block => libc::FALLOC_FL_ZERO_RANGE,
+            _ => libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE,
+        };
         for (mode, possible, wanted) in [
             (PUNCH, &self.deallocation.punch, unmap),
-            (ZERO, &self.deallocation.zero_range, true),
+            (zero, &self.deallocation.zero_range, true),
         ] {
             if !wanted || !possible.load(Ordering::Relaxed) {
                 continue;
             }
             match self.fallocate(mode, body).await {
-                Err(error) if is_unsupported(error.errno()) => {
-                    possible.store(false, Ordering::Relaxed);
+                Err(error) if cannot(self.kind, error.errno()) => {
+                    if never(error.errno()) {
+                        possible.store(false, Ordering::Relaxed);
+                    }
                 }
+                Ok(()) if mode == PUNCH && !self.reaches(body) => {}
                 result => return result,
             }
         }
         self.write_zero_bytes(body.clone()).await
+    }
+
+    /// Whether all of a range lies on the storage. A hole is punched as far as a block device
+    /// reaches, and that is called a success.
+    fn reaches(&self, range: &Range<u64>) -> bool {
+        self.kind != Kind::Block || range.end <= self.device_size.ask(self.fd()).size
     }
 
     async fn write_zero_bytes(&self, range: Range<u64>) -> Result<()> {
@@ -175,9 +204,10 @@ impl FileDriver {
         self.deallocation
             .count(body.end - body.start, result.is_ok());
         match result {
-            Err(error) if is_unsupported(error.errno()) => {
-                // A discard is advice.
-                self.deallocation.discard.store(false, Ordering::Relaxed);
+            Err(error) if cannot(self.kind, error.errno()) && self.reaches(&body) => {
+                if never(error.errno()) {
+                    self.deallocation.discard.store(false, Ordering::Relaxed);
+                }
                 Ok(())
             }
             result => result,
@@ -206,6 +236,26 @@ impl FileDriver {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Only what Linux and file systems say where they cannot is no failure.
+    #[test]
+    fn cannot_is_not_failed() {
+        let said = |kind| (1..4096).filter(move |&errno| cannot(kind, errno));
+        let everywhere = [
+            libc::EPERM,
+            libc::EBUSY,
+            libc::EINVAL,
+            libc::ENOTTY,
+            libc::ENOSYS,
+            libc::EOPNOTSUPP,
+        ];
+        assert!(said(Kind::Block).eq(everywhere));
+        let mut of_files = everywhere.to_vec();
+        of_files.push(libc::ENODEV);
+        of_files.sort_unstable();
+        assert!(said(Kind::Regular).eq(of_files));
+        assert!((1..4096).all(|errno| !never(errno) || cannot(Kind::Block, errno)));
+    }
 
     #[test]
     fn inner_is_whole_units_or_nothing() {
