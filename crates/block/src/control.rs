@@ -196,7 +196,7 @@ impl ControlTask {
                 Message::Failed(failed) => state.failed(&failed, &mut self.wiring),
                 Message::Reported(reported) => state.reported(&reported, &mut self.wiring),
                 Message::Restored(restored) => state.restored(&restored),
-                Message::Resolved(resolved) => state.resolved(resolved),
+                Message::Resolved(resolved) => state.resolved(resolved, &mut self.wiring),
                 Message::Command(command) => command(&mut state, &mut self.wiring),
             }
             if std::mem::replace(&mut revision, state.revision()) != state.revision()

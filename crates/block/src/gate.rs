@@ -294,6 +294,15 @@ impl Gate {
         counts
     }
 
+    /// Run control knows of nothing that is held in any part of this backend: the freeze ends, unless
+    /// something has failed here meanwhile. False: an older epoch, ignored.
+    pub fn thaw_backend(&mut self, epoch: u64) -> bool {
+        let counts = self.enter_epoch(epoch);
+        self.frozen_by_sibling &= !counts;
+        self.update_clear();
+        counts
+    }
+
     /// Run control released all backends: what failed up to `upto` goes on; what failed later
     /// stays held, and with it the freeze. False: an older epoch, ignored.
     pub fn release(&mut self, epoch: u64, upto: u64) -> bool {
@@ -323,6 +332,13 @@ impl Gate {
         let removed = self.remove_waiting(|_, _| true);
         self.update_clear();
         removed
+    }
+
+    /// This part ends: as [`Self::reset`], for ever. Whatever is still in flight, of this generation
+    /// or of a former one, ends as [`Verdict::Dropped`].
+    pub fn close(&mut self) -> Vec<Removed> {
+        // Run control counts from 0 and will not get there.
+        self.reset(u64::MAX)
     }
 
     /// Drops the waiting requests of `queue` whose head `keep` does not accept: at a ring start the

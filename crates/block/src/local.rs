@@ -239,12 +239,7 @@ impl LocalBackend {
     /// Ends this part: what waits is dropped; returns when nothing is in flight.
     pub async fn close(self) {
         self.0.closed.set(true);
-        let removed = {
-            let mut gate = self.0.gate.borrow_mut();
-            let generation = gate.generation();
-            // Not a generation that run control would ever give: in flight requests end unseen.
-            gate.reset(generation.wrapping_sub(1))
-        };
+        let removed = self.0.gate.borrow_mut().close();
         self.forget(&removed);
         self.until(|gate| gate.in_flight() == 0).await;
         for worker in self.0.idle_workers.borrow_mut().drain(..) {
@@ -256,8 +251,8 @@ impl LocalBackend {
             .backend
             .control()
             .call(move |state, wiring| {
-                state.remove_local(backend, id);
                 wiring.remove_local(id);
+                state.remove_local(backend, id, wiring);
             })
             .await;
     }
@@ -299,6 +294,9 @@ impl LocalBackend {
             }
             GateMessage::FreezeBackend { epoch } => {
                 gate.freeze_backend(epoch);
+            }
+            GateMessage::ThawBackend { epoch } => {
+                gate.thaw_backend(epoch);
             }
             GateMessage::Release { epoch, upto } => {
                 gate.release(epoch, upto);

@@ -75,6 +75,14 @@ pub struct BackendConfig {
     pub scope: HoldScope,
 }
 
+/// What run control knows of a request that has been held and has not ended.
+#[derive(Debug)]
+struct Known {
+    record: HeldRecord,
+    /// It waits for a `cont`; no longer once it has been released.
+    waits: bool,
+}
+
 /// The state of one backend.
 #[derive(Debug)]
 pub struct BackendState {
@@ -83,7 +91,11 @@ pub struct BackendState {
     generation: u64,
     /// The last failure processed, for each part.
     locals: BTreeMap<LocalId, u64>,
-    held: BTreeMap<(LocalId, u64), HeldRecord>,
+    held: BTreeMap<(LocalId, u64), Known>,
+    /// Of `held`, those that wait for a `cont`.
+    waiting: usize,
+    /// Scope `device`: its parts were told to freeze, because something is held in one of them.
+    frozen: bool,
     incident: Option<Incident>,
     incidents: u64,
     first_error: Option<ErrorRecord>,
@@ -120,7 +132,7 @@ impl BackendState {
 
     /// Held requests (also those whose retry has not ended), by iothread, oldest first.
     pub fn held(&self) -> impl ExactSizeIterator<Item = &HeldRecord> {
-        self.held.values()
+        self.held.values().map(|known| &known.record)
     }
 
     /// The incident that goes on.
@@ -170,15 +182,41 @@ impl BackendState {
 
     fn forget_held(&mut self) {
         self.held.clear();
+        (self.waiting, self.frozen) = (0, false);
         self.awaited = false;
         self.incident = None;
     }
 
-    /// What a former daemon held is no longer waited for: whoever comes back finds it released.
-    fn stop_awaiting(&mut self) {
+    /// All that is held goes on. What a former daemon held is no longer waited for: whoever comes
+    /// back finds it released.
+    fn release(&mut self) {
+        if self.waiting > 0 {
+            for known in self.held.values_mut() {
+                known.waits = false;
+            }
+        }
+        (self.waiting, self.frozen) = (0, false);
         self.awaited = false;
         if self.held.is_empty() {
             self.incident = None;
+        }
+    }
+
+    fn forget(&mut self, place: (LocalId, u64)) {
+        if let Some(known) = self.held.remove(&place) {
+            self.waiting -= usize::from(known.waits);
+        }
+    }
+
+    /// Whatever has become of what was held: where nothing waits for a `cont` any more, nothing is
+    /// frozen because of it. Called whenever something that was held has gone.
+    fn thaw_if_nothing_held(&mut self, epoch: &mut u64, fx: &mut impl Effects) {
+        if self.frozen && self.waiting == 0 && !self.awaited {
+            self.frozen = false;
+            *epoch += 1;
+            for &local in self.locals.keys() {
+                fx.post(local, GateMessage::ThawBackend { epoch: *epoch });
+            }
         }
     }
 
@@ -357,11 +395,14 @@ impl RunControl {
             None => SavedBackend::default(),
         };
         let backend = BackendState {
-            config,
             io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
             held: BTreeMap::new(),
+            waiting: 0,
+            // A former daemon held something here, which froze it.
+            frozen: config.scope == HoldScope::Device && saved.incident.is_some(),
+            config,
             awaited: saved.incident.is_some(),
             incident: saved.incident,
             incidents: saved.incidents,
@@ -405,8 +446,7 @@ impl RunControl {
                 }
             },
         );
-        if state.config.scope == HoldScope::Device && state.awaited {
-            // A former daemon held something here, which froze it.
+        if state.frozen {
             self.epoch += 1;
             fx.post(local, GateMessage::FreezeBackend { epoch: self.epoch });
         }
@@ -414,13 +454,15 @@ impl RunControl {
     }
 
     /// A backend's part on an iothread has ended.
-    pub fn remove_local(&mut self, backend: BackendId, local: LocalId) {
+    pub fn remove_local(&mut self, backend: BackendId, local: LocalId, fx: &mut impl Effects) {
         if let Some(state) = self.backends.get_mut(&backend) {
             state.locals.remove(&local);
             state.held.retain(|&(of, _), _| of != local);
+            state.waiting = state.held.values().filter(|known| known.waits).count();
             if !state.holds() {
                 state.incident = None;
             }
+            state.thaw_if_nothing_held(&mut self.epoch, fx);
             self.revision += 1;
         }
     }
@@ -532,17 +574,21 @@ impl RunControl {
                 since: failed.at,
             });
         }
-        let record = backend
+        let known = backend
             .held
             .entry((failed.local, failed.order))
-            .or_insert(HeldRecord {
-                request: failed.request,
-                cause: None,
-                since: failed.at,
-                attempts: 0,
+            .or_insert(Known {
+                record: HeldRecord {
+                    request: failed.request,
+                    cause: None,
+                    since: failed.at,
+                    attempts: 0,
+                },
+                waits: false,
             });
-        record.cause = Some(failed.cause);
-        record.attempts += 1;
+        known.record.cause = Some(failed.cause);
+        known.record.attempts += 1;
+        backend.waiting += usize::from(!std::mem::replace(&mut known.waits, true));
 
         let kind = backend.event((Action::Stop, failed.cause), &failed.request);
         fx.event(Event {
@@ -552,6 +598,7 @@ impl RunControl {
         match backend.config.scope {
             HoldScope::Request => {}
             HoldScope::Device => {
+                backend.frozen = true;
                 // The failing part froze itself; the others of the same backend have to be told.
                 if backend.locals.len() > 1 {
                     self.epoch += 1;
@@ -605,29 +652,34 @@ impl RunControl {
         };
         let known = backend.locals.contains_key(&restored.local);
         if known && restored.generation == backend.generation {
-            let record = HeldRecord {
-                request: restored.request,
-                cause: None,
-                since: restored.at,
-                attempts: 0,
+            let known = Known {
+                record: HeldRecord {
+                    request: restored.request,
+                    cause: None,
+                    since: restored.at,
+                    attempts: 0,
+                },
+                waits: backend.awaited,
             };
+            backend.waiting += usize::from(known.waits);
             let place = (restored.local, restored.order);
-            backend.held.insert(place, record);
+            backend.held.insert(place, known);
         }
     }
 
     /// A request that was held has been completed or dropped.
-    pub fn resolved(&mut self, resolved: Resolved) {
+    pub fn resolved(&mut self, resolved: Resolved, fx: &mut impl Effects) {
         let Some(backend) = self.backends.get_mut(&resolved.backend) else {
             return;
         };
         if resolved.generation == backend.generation {
-            backend.held.remove(&(resolved.local, resolved.order));
+            backend.forget((resolved.local, resolved.order));
             if backend.held.is_empty() {
                 // Of what a former daemon held, all has been handed back by now.
                 backend.awaited = false;
                 self.revision += u64::from(backend.incident.take().is_some());
             }
+            backend.thaw_if_nothing_held(&mut self.epoch, fx);
         }
     }
 
@@ -658,7 +710,7 @@ impl RunControl {
         }
         for backend in self.backends.values_mut() {
             backend.reset_status();
-            backend.stop_awaiting();
+            backend.release();
         }
         if self.state != RunState::Running {
             self.resume(fx);
@@ -712,7 +764,7 @@ impl RunControl {
             return Err(Refusal::Blocked(reason));
         }
         backend.reset_status();
-        backend.stop_awaiting();
+        backend.release();
         self.revision += 1;
         self.epoch += 1;
         for (&local, &upto) in &backend.locals {

@@ -112,12 +112,13 @@ impl Daemon {
     }
 
     fn resolve(&mut self, number: usize, order: u64) {
-        self.control.resolved(Resolved {
+        let resolved = Resolved {
             backend: self.ids[number],
             local: LocalId(number as u64 + 1),
             generation: self.generation(number),
             order,
-        });
+        };
+        self.control.resolved(resolved, &mut self.outbox);
     }
 
     fn generation(&self, number: usize) -> u64 {

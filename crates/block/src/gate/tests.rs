@@ -109,6 +109,7 @@ enum Step {
     Ready,
     Freeze,
     FreezeBackend,
+    ThawBackend,
     Release(u64),
     ReleaseBackend(u64),
     Reset,
@@ -144,6 +145,7 @@ fn step() -> impl Strategy<Value = Step> {
         6 => Just(Step::Ready),
         1 => Just(Step::Freeze),
         1 => Just(Step::FreezeBackend),
+        1 => Just(Step::ThawBackend),
         3 => (0..4u64).prop_map(Step::Release),
         1 => (0..4u64).prop_map(Step::ReleaseBackend),
         1 => Just(Step::Reset),
@@ -217,6 +219,7 @@ impl World {
             Step::Ready => self.tickets.extend(gate.next_ready(nowhere)),
             Step::Freeze => assert!(gate.freeze(self.epoch)),
             Step::FreezeBackend => assert!(gate.freeze_backend(self.epoch)),
+            Step::ThawBackend => assert!(gate.thaw_backend(self.epoch)),
             Step::Release(less) => {
                 let upto = gate.last_seq.saturating_sub(less);
                 assert!(gate.release(self.epoch, upto));

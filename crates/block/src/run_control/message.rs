@@ -123,6 +123,11 @@ pub enum GateMessage {
         /// Its number.
         epoch: u64,
     },
+    /// Of this backend nothing is held any more: it goes on where it froze because of that.
+    ThawBackend {
+        /// Its number.
+        epoch: u64,
+    },
     /// All backends go on; failures up to `upto` are retried.
     Release {
         /// Its number.

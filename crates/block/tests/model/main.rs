@@ -9,6 +9,7 @@
 //! - a write that does not wait for what it overlaps on another iothread
 //! - `cont` that does not reset every status
 //! - requests handed back that run control does not know
+//! - a freeze that outlives what was held
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
@@ -67,6 +68,16 @@ enum Step {
         b: usize,
         l: usize,
         queue: u16,
+    },
+    Retain {
+        b: usize,
+        l: usize,
+        queue: u16,
+    },
+    AcceptLoss(usize),
+    CloseLocal {
+        b: usize,
+        l: usize,
     },
     AddBackend(Policy, HoldScope),
     Settle,
@@ -133,6 +144,9 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(b, length, errno)| Step::Resize { b, length, errno }),
         1 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::StopQueue { b, l, queue }),
         2 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::StartQueue { b, l, queue }),
+        2 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::Retain { b, l, queue }),
+        2 => b.clone().prop_map(Step::AcceptLoss),
+        1 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::CloseLocal { b, l }),
         1 => (policy(), scope()).prop_map(|(policy, scope)| Step::AddBackend(policy, scope)),
         2 => Just(Step::Settle),
     ]
@@ -182,6 +196,15 @@ fn apply(world: &mut World, step: &Step) -> Check {
         Step::Resize { b, length, errno } => world.resize(b, length, errno),
         Step::StopQueue { b, l, queue } => world.toggle_queue(b, l, queue, false),
         Step::StartQueue { b, l, queue } => world.toggle_queue(b, l, queue, true),
+        Step::Retain { b, l, queue } => world.retain(b, l, queue),
+        Step::AcceptLoss(b) => {
+            world.accept_loss(b);
+            Ok(())
+        }
+        Step::CloseLocal { b, l } => {
+            world.close_local(b, l);
+            Ok(())
+        }
         Step::AddBackend(policy, scope) => {
             // A backend that comes while others run or are frozen; a few are enough.
             if world.backends() < 5 {
@@ -286,6 +309,54 @@ fn nobody_waits_in_a_circle() {
     assert_eq!((world.holds, world.completions), (3, 3));
 }
 
+/// Scope `device`, two iothreads. The only held request went away without a `cont`: a flush, because
+/// the operator accepted a loss; a write, because its queue was started by a client that had no
+/// record of it, or because its part ended. The part on the other iothread stayed frozen with
+/// nothing held anywhere, and half of the guest's queues hung until somebody sent a `cont`.
+#[test]
+fn a_freeze_ends_with_what_was_held() {
+    let stop = (Policy::new(OnError::Stop, OnError::Stop), HoldScope::Device);
+    let submit = |l, op| Step::Submit {
+        b: 0,
+        l,
+        queue: 0,
+        op,
+        offset: 0,
+        bytes: 1,
+    };
+    let queue = 0;
+    for (op, gone) in [
+        (Operation::Flush, Step::AcceptLoss(0)),
+        (Operation::Write, Step::Retain { b: 0, l: 0, queue }),
+        (Operation::Write, Step::CloseLocal { b: 0, l: 0 }),
+    ] {
+        let steps = [
+            // Of the client's heads it keeps the even ones.
+            submit(0, Operation::Read),
+            submit(0, op),
+            Step::End {
+                b: 0,
+                l: 0,
+                nth: 1,
+                errno: Some(libc::ENOSPC),
+            },
+            Step::End {
+                b: 0,
+                l: 0,
+                nth: 0,
+                errno: None,
+            },
+            Step::Settle,
+            gone,
+            submit(1, Operation::Write),
+            // Checks that nothing is frozen where nothing is held.
+            Step::Settle,
+        ];
+        let world = run(Mutant::None, &[stop; 3], &steps).unwrap();
+        assert_eq!((world.holds, world.completions), (1, 2));
+    }
+}
+
 /// The model is worth something only if it finds mistakes.
 fn finds(mutant: Mutant) {
     let config = Config {
@@ -335,6 +406,11 @@ fn finds_overlap_that_another_iothread_ignores() {
 #[test]
 fn finds_requests_handed_back_unseen() {
     finds(Mutant::HandedBackUnseen);
+}
+
+#[test]
+fn finds_a_freeze_that_nothing_holds() {
+    finds(Mutant::ThawForgotten);
 }
 
 #[test]

@@ -177,7 +177,7 @@ impl World {
         for backend in &self.backends {
             let state = self.control.backend(backend.id).ok_or("backend is gone")?;
             let mut held_here = 0;
-            for local in &backend.locals {
+            for local in backend.locals.iter().filter(|local| !local.closed) {
                 let gate = &local.gate;
                 ensure!(
                     gate.in_flight() as usize == local.in_flight.len(),
@@ -199,7 +199,7 @@ impl World {
             }
             if self.state == RunState::Running {
                 let frozen = backend.scope == HoldScope::Device && held_here > 0;
-                for local in &backend.locals {
+                for local in backend.locals.iter().filter(|local| !local.closed) {
                     ensure!(
                         local.gate.is_frozen() == frozen,
                         "{:?} frozen: {}, must be {frozen}",

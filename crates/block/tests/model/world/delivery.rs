@@ -1,0 +1,272 @@
+//! The delivery of messages: one at a time, in any order that the real mailboxes allow.
+
+use super::*;
+
+impl World {
+    /// Run control takes one message.
+    pub fn control_step(&mut self) -> Check {
+        let Some(message) = self.inbox.pop_front() else {
+            return Ok(());
+        };
+        let before: Vec<Status> = self
+            .backends
+            .iter()
+            .map(|b| self.raw_status(b.id))
+            .collect();
+        let mut outbox = Outbox::default();
+        let mut cause: Option<(usize, bool)> = None;
+        let is_cont = matches!(message, Message::Cont);
+        match message {
+            Message::Failed(failed) => {
+                let b = self.index(failed.backend);
+                self.control.failed(&failed, &mut outbox);
+                let backend = &mut self.backends[b];
+                if failed.generation == backend.generation {
+                    if backend.status == Status::Ok {
+                        backend.status = match failed.cause.errno {
+                            libc::ENOSPC => Status::Nospace,
+                            _ => Status::Failed,
+                        };
+                    }
+                    cause = Some((b, true));
+                }
+            }
+            Message::Reported(reported) => {
+                let b = self.index(reported.backend);
+                self.control.reported(&reported, &mut outbox);
+                if reported.generation == self.backends[b].generation {
+                    cause = Some((b, false));
+                }
+            }
+            Message::Resolved(resolved) => self.control.resolved(resolved, &mut outbox),
+            Message::Restored(restored) => self.control.restored(&restored),
+            Message::Stop => {
+                self.control.stop(&mut outbox).map_err(|e| e.to_string())?;
+                let expected = match self.state {
+                    RunState::Running => RunState::Paused,
+                    other => other,
+                };
+                self.expect_transition(&outbox, expected)?;
+            }
+            Message::Cont => {
+                self.control
+                    .cont(None, false, &mut outbox)
+                    .map_err(|e| e.to_string())?;
+                self.expect_transition(&outbox, RunState::Running)?;
+                for (backend, &before) in self.backends.iter_mut().zip(&before) {
+                    backend.status = Status::Ok;
+                    if self.mutant == Mutant::StatusNotReset {
+                        backend.status = before;
+                    }
+                }
+                // G4: everything that has been processed is released.
+                for backend in &self.backends {
+                    for local in backend.locals.iter().filter(|local| !local.closed) {
+                        let upto = self
+                            .control
+                            .backend(backend.id)
+                            .and_then(|state| state.upto(local.id))
+                            .unwrap_or(0);
+                        ensure!(
+                            outbox.posts.iter().any(|&(to, message)| to == local.id
+                                && matches!(message, GateMessage::Release { upto: u, .. } if u == upto)),
+                            "cont does not release what {:?} had failed up to {upto}",
+                            local.id
+                        );
+                    }
+                }
+            }
+            Message::ContBackend(b) => {
+                let device = format!("disk{b}");
+                match self.control.cont_backend(&device, None, &mut outbox) {
+                    Ok(()) => self.backends[b].status = Status::Ok,
+                    Err(refusal) => {
+                        ensure!(
+                            self.backends[b].scope == HoldScope::Vm,
+                            "refused: {refusal}"
+                        );
+                        ensure!(outbox.posts.is_empty(), "a refused command had an effect");
+                    }
+                }
+            }
+            Message::Attach(b) => {
+                // Nothing is left that a `cont` could be needed for.
+                let resumes = self.state == RunState::IoError
+                    && self
+                        .control
+                        .backends()
+                        .all(|(id, state)| id == self.backends[b].id || state.held().len() == 0);
+                let generation = self
+                    .control
+                    .attach(self.backends[b].id, &mut outbox)
+                    .ok_or("attach of a backend that is not there")?;
+                self.backends[b].generation = generation;
+                self.backends[b].status = Status::Ok;
+                self.backends[b].attached = true;
+                let expected = if resumes {
+                    RunState::Running
+                } else {
+                    self.state
+                };
+                self.expect_transition(&outbox, expected)?;
+            }
+            Message::ResetDevice(b) => {
+                let generation = self
+                    .control
+                    .reset_device(self.backends[b].id, &mut outbox)
+                    .ok_or("reset of a backend that is not there")?;
+                self.backends[b].generation = generation;
+                self.backends[b].status = Status::Ok;
+                self.backends[b].attached = true;
+                self.expect_transition(&outbox, self.state)?;
+            }
+            Message::Detach(b) => {
+                self.control.detach(self.backends[b].id, &mut outbox);
+                let state = self
+                    .control
+                    .backend(self.backends[b].id)
+                    .ok_or("backend is gone")?;
+                ensure!(
+                    state.io_status().is_none(),
+                    "status enabled without a device"
+                );
+                self.backends[b].generation = state.generation();
+                self.backends[b].status = Status::Ok;
+                self.backends[b].attached = false;
+            }
+            Message::AcceptLoss(b) => {
+                let id = self.backends[b].id;
+                self.control.fail_held_flushes(id, &mut outbox);
+            }
+            Message::RemoveLocal(b, l) => {
+                let backend = &self.backends[b];
+                let (id, local) = (backend.id, backend.locals[l].id);
+                self.control.remove_local(id, local, &mut outbox);
+            }
+            Message::SetPolicy(b, policy) => {
+                self.control
+                    .set_policy(self.backends[b].id, policy, &mut outbox);
+                self.backends[b].policy = policy;
+            }
+        }
+        self.check_events(&outbox, cause, &before)?;
+        self.check_orders(&outbox, is_cont)?;
+        self.state = self.control.state();
+        // G3: first error wins, until a reset.
+        for backend in &self.backends {
+            ensure!(
+                self.raw_status(backend.id) == backend.status,
+                "status of {:?} is {:?}, must be {:?}",
+                backend.id,
+                self.raw_status(backend.id),
+                backend.status
+            );
+        }
+        self.deliver_posts(outbox.posts);
+        Ok(())
+    }
+
+    /// A backend's part takes one message.
+    pub fn local_step(&mut self, b: usize, l: usize) -> Check {
+        let Some(message) = self.backends[b].locals[l].mailbox.pop_front() else {
+            return Ok(());
+        };
+        if let Some(message) = message {
+            self.obey(b, l, message)?;
+        }
+        // An attach is settled when every part has taken it and nothing older is in flight.
+        let backend = &mut self.backends[b];
+        if backend.attaching
+            && backend.attached
+            && backend.locals.iter().all(|local| {
+                let told = local.gate.generation() == backend.generation;
+                local.closed || (told && local.mailbox.is_empty())
+            })
+            && !self
+                .inbox
+                .iter()
+                .any(|m| matches!(m, Message::Attach(of) | Message::ResetDevice(of) | Message::Detach(of) if *of == b))
+        {
+            backend.attaching = false;
+        }
+        self.pump(b, l)
+    }
+
+    fn obey(&mut self, b: usize, l: usize, message: GateMessage) -> Check {
+        let local = &mut self.backends[b].locals[l];
+        if local.closed {
+            return Ok(());
+        }
+        match message {
+            GateMessage::Freeze { epoch } => {
+                if !(self.mutant == Mutant::FreezeForgotten && local.iothread == 1) {
+                    local.gate.freeze(epoch);
+                }
+            }
+            GateMessage::FreezeBackend { epoch } => {
+                local.gate.freeze_backend(epoch);
+            }
+            GateMessage::ThawBackend { epoch } => {
+                if self.mutant != Mutant::ThawForgotten {
+                    local.gate.thaw_backend(epoch);
+                }
+            }
+            GateMessage::Release { epoch, upto } | GateMessage::ReleaseBackend { epoch, upto } => {
+                let held: Vec<_> = local.gate.held().collect();
+                let given = match self.mutant {
+                    Mutant::ReleaseWithoutUpto => u64::MAX,
+                    _ => upto,
+                };
+                if matches!(message, GateMessage::Release { .. }) {
+                    local.gate.release(epoch, given);
+                } else {
+                    local.gate.release_backend(epoch, given);
+                }
+                let still: Vec<_> = local.gate.held().map(|held| held.order).collect();
+                for held in held {
+                    let life = local.orders[&held.order];
+                    ensure!(
+                        still.contains(&held.order) == (held.seq > upto),
+                        "release up to {upto} treated failure {} wrongly",
+                        held.seq
+                    );
+                    if held.seq <= upto {
+                        self.lives[life].phase = Phase::Waiting;
+                    }
+                }
+            }
+            GateMessage::Reset { generation } => {
+                let removed = local.gate.reset(generation);
+                self.forget(b, l, &removed);
+            }
+            GateMessage::SetPolicy(policy) => local.gate.set_policy(policy),
+            GateMessage::FailHeldFlushes => {
+                let removed = local.gate.take_held_flushes();
+                self.forget(b, l, &removed);
+            }
+        }
+        Ok(())
+    }
+
+    /// A request that was held has ended: the other iothreads hear of it.
+    pub(super) fn unblock(&mut self, b: usize, l: usize, order: u64) {
+        let backend = &mut self.backends[b];
+        if backend.blockers.remove(backend.locals[l].id, order) {
+            for other in (0..IOTHREADS).filter(|&other| other != l) {
+                backend.locals[other].mailbox.push_back(None);
+            }
+        }
+    }
+
+    pub(super) fn deliver_posts(&mut self, posts: Vec<(LocalId, GateMessage)>) {
+        for (to, message) in posts {
+            for backend in &mut self.backends {
+                for local in &mut backend.locals {
+                    if local.id == to {
+                        local.mailbox.push_back(Some(message));
+                    }
+                }
+            }
+        }
+    }
+}

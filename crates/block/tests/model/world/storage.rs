@@ -1,0 +1,112 @@
+//! What storage does.
+
+use super::*;
+
+impl World {
+    pub fn end(&mut self, b: usize, l: usize, nth: usize, errno: Option<i32>) -> Check {
+        let local = &mut self.backends[b].locals[l];
+        if local.in_flight.is_empty() {
+            return Ok(());
+        }
+        let nth = nth % local.in_flight.len();
+        let ticket = local.in_flight.remove(nth);
+        let (order, request) = (ticket.order(), *ticket.request());
+        let life = local.orders[&order];
+        let stale = self.lives[life].generation != local.gate.generation();
+        let outcome = match errno {
+            None => Outcome::Ok,
+            Some(errno) => Outcome::Error(Cause::of_errno(errno)),
+        };
+        let frozen_before = local.gate.is_frozen();
+        let mut verdict = local.gate.finish(ticket, outcome);
+        if verdict == Verdict::Dropped && self.mutant == Mutant::CompletionAfterReset {
+            verdict = Verdict::Complete {
+                result: Ok(()),
+                reported: None,
+                was_held: None,
+            };
+        }
+        let generation = local.gate.generation();
+        let (backend, local_id) = (self.backends[b].id, self.backends[b].locals[l].id);
+        match verdict {
+            Verdict::Held { seq, cause, .. } => {
+                ensure!(!stale, "held after reset: {request:?}");
+                self.holds += 1;
+                if self.backends[b].scope != HoldScope::Request {
+                    let frozen = self.backends[b].locals[l].gate.is_frozen();
+                    let frozen = if self.mutant == Mutant::FreezeLate {
+                        frozen_before
+                    } else {
+                        frozen
+                    };
+                    ensure!(frozen, "not frozen at once by the failure of {request:?}");
+                }
+                let life = &mut self.lives[life];
+                life.phase = Phase::Held { seq };
+                life.was_held = true;
+                self.backends[b].blockers.insert(local_id, order, request);
+                self.inbox.push_back(Message::Failed(Failed {
+                    backend,
+                    local: local_id,
+                    generation,
+                    seq,
+                    order,
+                    request,
+                    cause,
+                    at: SystemTime::UNIX_EPOCH,
+                }));
+            }
+            Verdict::Dropped => {
+                ensure!(stale, "dropped without a reset: {request:?}");
+                self.lives[life].phase = Phase::Dropped;
+                self.unblock(b, l, order);
+            }
+            Verdict::Complete {
+                result,
+                reported,
+                was_held,
+            } => {
+                // G7: no completion after the reset.
+                ensure!(!stale, "completed after reset: {request:?}");
+                // G1: at most once, and no error where policy says stop.
+                ensure!(
+                    self.lives[life].phase == Phase::InFlight,
+                    "completed twice: {request:?} was {:?}",
+                    self.lives[life].phase
+                );
+                ensure!(
+                    was_held.is_some() == self.lives[life].was_held,
+                    "forgot the hold of {request:?}"
+                );
+                if let Some((action, cause)) = reported {
+                    ensure!(action != Action::Stop, "completed under stop: {request:?}");
+                    let expected = match action {
+                        Action::Ignore => Ok(()),
+                        Action::Report | Action::Stop => Err(Fault::Io(cause)),
+                    };
+                    ensure!(result == expected, "{action:?} gave {result:?}");
+                    self.inbox.push_back(Message::Reported(Reported {
+                        backend,
+                        generation,
+                        request,
+                        action,
+                        cause,
+                        at: SystemTime::UNIX_EPOCH,
+                    }));
+                }
+                self.lives[life].phase = Phase::Completed;
+                self.completions += 1;
+                if was_held.is_some() {
+                    self.unblock(b, l, order);
+                    self.inbox.push_back(Message::Resolved(Resolved {
+                        backend,
+                        local: local_id,
+                        generation,
+                        order,
+                    }));
+                }
+            }
+        }
+        self.pump(b, l)
+    }
+}
