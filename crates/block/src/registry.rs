@@ -81,7 +81,7 @@ pub struct Registry {
     control: Control,
     graph: Mutex<Graph>,
     exports: Mutex<Vec<Arc<dyn Export>>>,
-    /// What nodes that do not exist yet had lost when a former daemon ended.
+    /// What nodes had lost when a former daemon ended, until they exist: what is not claimed is kept.
     losses: Mutex<Vec<SavedLoss>>,
     link: Mutex<Option<Arc<dyn VmLink>>>,
     quit: Sender<&'static str>,
@@ -125,12 +125,19 @@ impl Registry {
     /// What the next daemon has to know. Called by threads that may wait shortly.
     pub fn save(&self) -> SavedState {
         let mut state = self.control.read(RunControl::save);
+        // First: what a node takes over meanwhile is found there.
+        let unclaimed = self.unclaimed_losses();
         let lost = self.nodes().into_iter().filter_map(|node| {
             let errno = node.driver().latched()?;
             let node = node.name().to_string();
             Some(SavedLoss { node, errno })
         });
         state.losses = lost.collect();
+        for loss in unclaimed {
+            if !state.losses.iter().any(|known| known.node == loss.node) {
+                state.losses.push(loss);
+            }
+        }
         state
     }
 
@@ -140,14 +147,21 @@ impl Registry {
         self.control.call(|run, _| run.restore(state)).await;
     }
 
-    /// A node is about to be added: it is told what it had lost when a former daemon ended.
+    /// A node is in the graph, and nothing uses it yet: it is told what it had lost when a former
+    /// daemon ended. A driver that has no flushes to fail does not take it.
     pub fn recall_loss(&self, node: &Node) {
-        let lost = lock(&self.losses)
-            .extract_if(.., |loss| *loss.node == **node.name())
-            .last();
-        if let Some(loss) = lost {
-            node.driver().latch(loss.errno);
-        }
+        lock(&self.losses).retain(|loss| {
+            let own = *loss.node == **node.name();
+            if own {
+                node.driver().latch(loss.errno);
+            }
+            !own || node.driver().latched().is_none()
+        });
+    }
+
+    /// What nodes had lost that do not exist, or cannot know it. The next daemon is told again.
+    pub fn unclaimed_losses(&self) -> Vec<SavedLoss> {
+        lock(&self.losses).clone()
     }
 
     /// A node.

@@ -7,6 +7,7 @@
 //! * [`json`]: the JSON dialect of QMP, as a stream.
 //! * [`keyval`] is `driver=file,node-name=n,cache.direct=on`.
 //! * [`de`]: turns either into a Rust type, with errors that name the member (`addr.path`).
+//! * [`os_text`]: file names that are no text, as text.
 //! * [`options`]: what the command line and `blockdev-add` and friends accept.
 //! * [`types`]: what commands return.
 //! * [`command`]: arguments of commands. [`event`]: events. [`wire`]: the QMP envelope.
@@ -23,6 +24,7 @@ pub mod id;
 pub mod json;
 pub mod keyval;
 pub mod options;
+pub mod os_text;
 mod size;
 pub mod types;
 pub mod wire;

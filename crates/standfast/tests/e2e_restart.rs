@@ -446,6 +446,51 @@ fn a_loss_is_not_forgotten() -> Result<()> {
     server.finish()
 }
 
+/// A daemon that was started once without the node forgot that it has lost data; the next one with it
+/// said "done" to the flush.
+#[test]
+fn a_loss_waits_for_a_node_that_is_left_out_once() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let lost = SavedState {
+        losses: vec![block::SavedLoss {
+            node: "disk1".to_owned(),
+            errno: 28,
+        }],
+        ..SavedState::default()
+    };
+    save(dir.path(), &state_file::boot_id()?, &lost)?;
+    let said = "node 'disk1' does not exist, or is no image any more";
+    let server = plain(dir.path())?.start()?;
+    ensure!(server.daemon.stderr().contains(said), "no {said:?}");
+    server.end()?;
+
+    // Neither does a node of that name take it that has nothing to flush.
+    let null = json!({ "driver": "null-co", "node-name": "disk1" });
+    let server = plain(dir.path())?.blockdev(&null).start()?;
+    ensure!(server.daemon.stderr().contains(said), "no {said:?}");
+    server.end()?;
+
+    let image = dir.path().join("image");
+    sparse(&image, MIB)?;
+    let file = json!({ "driver": "file", "node-name": "disk1", "filename": &image });
+    let with_file = || -> Result<Server> {
+        let setup = plain(dir.path())?.blockdev(&file);
+        setup.export("vdb", "disk1", json!({})).start()
+    };
+    let mut server = with_file()?;
+    ensure!(!server.daemon.stderr().contains(said));
+    let refused = server.qmp.execute("cont", Value::Null);
+    let text = refused.expect_err("cont must be refused").to_string();
+    ensure!(text.contains("'disk1' has lost data"), "{text}");
+    let disk1 = json!({ "node-name": "disk1" });
+    server.qmp.execute("x-node-accept-loss", disk1)?;
+    server.end()?;
+    let mut server = with_file()?;
+    let known = server.qmp.execute("cont", Value::Null);
+    ensure!(known.is_ok(), "what was accepted is back");
+    server.finish()
+}
+
 #[test]
 fn without_inflight_region_the_end_says_what_is_lost() -> Result<()> {
     let (mut server, tmpfs) = Thin::new(json!({}))?.with_state().start()?;

@@ -4,12 +4,14 @@ use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use block::VmState;
+use qapi::os_text;
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt};
 use tokio::process::{Child, Command as Program};
 use tokio::time::timeout;
 
 use crate::http::excerpt;
+use crate::limits;
 use crate::machine::{Action, Answer, Failure};
 use crate::vmm::TIME_LIMIT;
 
@@ -68,13 +70,16 @@ async fn run(argv: &[String]) -> Result<Ended, String> {
     let [program, arguments @ ..] = argv else {
         return Err("names no program".to_owned());
     };
-    let mut child = Program::new(program)
-        .args(arguments)
+    let mut program = Program::new(os_text::to_os(program));
+    program
+        .args(arguments.iter().map(|word| os_text::to_os(word)))
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .process_group(0)
-        .kill_on_drop(true)
+        .kill_on_drop(true);
+    limits::restore(&mut program);
+    let mut child = program
         .spawn()
         .map_err(|e| format!("cannot be started: {e}"))?;
     let mut group = Group::of(&child);

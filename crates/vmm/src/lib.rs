@@ -8,6 +8,7 @@ mod cloud_hypervisor;
 mod command;
 mod firecracker;
 mod http;
+mod limits;
 pub mod machine;
 mod qemu;
 pub mod qmp;
@@ -16,6 +17,7 @@ mod vmm;
 
 use std::path::PathBuf;
 
+pub use limits::set_program_descriptors;
 pub use task::{CLIENTS_TIME, Link};
 
 /// What a link is made from.

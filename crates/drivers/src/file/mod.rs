@@ -39,6 +39,7 @@ mod zero;
 
 use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -82,8 +83,10 @@ pub enum Locking {
 pub struct FileOptions {
     /// Name of the node, for messages.
     pub node_name: Arc<str>,
-    /// Path of the image.
+    /// Path of the image, as it is shown.
     pub filename: String,
+    /// The path itself, if that is something else: it need not be UTF-8.
+    pub path: Option<PathBuf>,
     /// `cache.direct`: O_DIRECT, past the page cache.
     pub cache_direct: bool,
     /// `cache.no-flush`: nothing is ever made durable.

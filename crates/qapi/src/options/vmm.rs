@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{QmpError, Value, json};
+use crate::{QmpError, Value, json, os_text};
 
 /// Longest path of a unix socket, in bytes (`sun_path` without its final NUL).
 const SOCKET_PATH_BYTES_MAX: usize = 107;
@@ -61,7 +61,7 @@ impl VmmSocketOptions {
         if path.contains('\0') {
             return Err(QmpError::generic("Parameter 'path' contains a NUL byte"));
         }
-        if path.len() > SOCKET_PATH_BYTES_MAX {
+        if os_text::to_os(path).len() > SOCKET_PATH_BYTES_MAX {
             return Err(QmpError::generic(format!(
                 "UNIX socket path '{path}' is too long\nPath must be less than {} bytes",
                 SOCKET_PATH_BYTES_MAX + 1

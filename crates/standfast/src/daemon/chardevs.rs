@@ -6,6 +6,7 @@ use std::path::Path;
 use export_vhost_user_blk::Socket;
 use monitor::Monitor;
 use qapi::options::{ChardevBackend, ChardevOptions, ChardevSocketAddress, MonitorOptions};
+use qapi::os_text;
 use qapi::wire::Layout;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
@@ -126,7 +127,7 @@ impl Chardevs {
     ) -> Result<Source, SetupError> {
         let (listener, name) = match address {
             ChardevSocketAddress::Path(path) => {
-                let (bound, listener) = bind(Path::new(&path))?;
+                let (bound, listener) = bind(Path::new(&os_text::to_os(&path)))?;
                 self.bound.push(bound);
                 (listener, path)
             }
@@ -155,7 +156,7 @@ async fn first_client(listener: &StdUnixListener, name: &str) -> Result<UnixStre
 async fn connect(address: ChardevSocketAddress) -> Result<UnixStream, SetupError> {
     match address {
         ChardevSocketAddress::Path(path) => {
-            let connected = UnixStream::connect(&path).await;
+            let connected = UnixStream::connect(os_text::to_os(&path)).await;
             connected.map_err(|error| {
                 let error = strerror(&error);
                 SetupError::new(format!("Failed to connect to '{path}': {error}"))

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, ValueHint};
+use qapi::os_text;
 
 /// What the daemon is called in its messages.
 pub const PROGRAM: &str = "standfastd";
@@ -54,7 +55,7 @@ impl Opt {
 pub struct Step {
     /// Which.
     pub opt: Opt,
-    /// Its argument: keyval or JSON.
+    /// Its argument: keyval or JSON. What is not UTF-8 in it is as in [`qapi::os_text`].
     pub arg: String,
 }
 
@@ -126,6 +127,7 @@ fn ordered(opt: Opt, value: &'static str, help: &'static str) -> Arg {
         .value_name(value)
         .help(help)
         .action(ArgAction::Append)
+        .value_parser(clap::value_parser!(OsString))
         // As getopt: the next word is the argument, whatever it begins with.
         .allow_hyphen_values(true)
 }
@@ -222,9 +224,13 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
             .indices_of(opt.name())
             .map(Iterator::collect)
             .unwrap_or_default();
-        let values = matches.remove_many::<String>(opt.name());
+        let values = matches.remove_many::<OsString>(opt.name());
         let values = values.into_iter().flatten();
-        steps.extend(places.into_iter().zip(values.map(|arg| Step { opt, arg })));
+        let steps_of = values.map(|arg| Step {
+            opt,
+            arg: os_text::from_os(&arg),
+        });
+        steps.extend(places.into_iter().zip(steps_of));
     }
     steps.sort_by_key(|(place, _)| *place);
     Ok(CommandLine {

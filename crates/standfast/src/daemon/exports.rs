@@ -11,6 +11,7 @@ use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,
 };
+use qapi::os_text;
 
 use super::iothreads::Iothreads;
 use super::setup_error::SetupError;
@@ -39,7 +40,9 @@ pub async fn add(
     let threads = iothreads.get(base.iothread.as_ref())?;
     let ExportVariant::VhostUserBlk(options) = variant;
     let socket = match &options.addr.variant {
-        SocketAddressVariant::Unix(address) => bind_socket(Path::new(&address.path))?,
+        SocketAddressVariant::Unix(address) => {
+            bind_socket(Path::new(&os_text::to_os(&address.path)))?
+        }
         SocketAddressVariant::Fd(address) => {
             Socket::inherited(inherited_socket(&address.str, true)?)?
         }

@@ -2,6 +2,7 @@
 
 mod chardevs;
 mod cli;
+mod descriptors;
 mod exports;
 mod incidents;
 mod iothreads;
@@ -22,6 +23,7 @@ pub use self::cli::PROGRAM;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
+use std::os::unix::ffi::OsStringExt;
 use std::path::Path;
 use std::pin::pin;
 use std::process::ExitCode;
@@ -33,8 +35,8 @@ use monitor::Monitor;
 use qapi::options::{
     BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,
 };
+use qapi::os_text;
 use qapi::types::{VersionInfo, VersionTriple};
-use rustix::event::EventfdFlags;
 
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
@@ -51,11 +53,9 @@ const QEMU_VERSION: VersionTriple = VersionTriple {
     micro: 0,
 };
 
-/// File descriptors that a daemon without any disk may come to need.
-const DESCRIPTORS_MIN: u32 = 32;
-
 /// Runs the daemon; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    descriptors::take_over();
     let line = match cli::parse(args) {
         Ok(line) => line,
         Err(Exit::Print(text)) => {
@@ -70,7 +70,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         return fail(&text);
     }
     shutdown::ignore_write_signals();
-    if let Err(text) = check_descriptors() {
+    if let Err(text) = descriptors::check() {
         return fail(&text);
     }
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -84,20 +84,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     // A read from standard input cannot be taken back.
     runtime.shutdown_background();
     code
-}
-
-/// The control plane cannot be made without descriptors, and has no error for that.
-fn check_descriptors() -> Result<(), String> {
-    let probe = |_| rustix::event::eventfd(0, EventfdFlags::CLOEXEC);
-    let probes: rustix::io::Result<Vec<_>> = (0..DESCRIPTORS_MIN).map(probe).collect();
-    let text = |errno: rustix::io::Errno| {
-        format!(
-            "cannot open {DESCRIPTORS_MIN} file descriptors: {}; raise the limit (ulimit -n, \
-             LimitNOFILE=)",
-            strerror(&errno.into())
-        )
-    };
-    probes.map(drop).map_err(text)
 }
 
 /// The text of a system error, as strerror(3) gives it.
@@ -114,7 +100,9 @@ fn fail(text: &str) -> ExitCode {
 
 fn fail_with(text: &str) -> ExitCode {
     // Nowhere to print to: the exit status says it.
-    let _ = writeln!(io::stderr(), "{text}");
+    let mut bytes = os_text::to_os(text).into_vec();
+    bytes.push(b'\n');
+    let _ = io::stderr().write_all(&bytes);
     ExitCode::FAILURE
 }
 

@@ -17,6 +17,7 @@ use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
     DiscardMode,
 };
+use qapi::os_text;
 
 use super::lock_wait::wait_for_lock;
 use super::setup_error::SetupError;
@@ -29,12 +30,13 @@ pub async fn add(registry: &Registry, options: BlockdevOptions) -> Result<(), Se
     let (links, mut below) = unchain(registry, options)?;
     for Link { name, options } in links.into_iter().rev() {
         let driver = open(&name, options, below.take()).await?;
-        let node = Node::new(&name, driver);
-        registry.recall_loss(&node);
-        below = Some(node);
+        below = Some(Node::new(&name, driver));
     }
     if let Some(root) = below {
         registry.graph().add(&root)?;
+        for node in root.subtree() {
+            registry.recall_loss(&node);
+        }
     }
     Ok(())
 }
@@ -159,6 +161,7 @@ async fn open_image(
 ) -> Result<Box<dyn Driver>, SetupError> {
     let options = FileOptions {
         node_name: name.into(),
+        path: Some(os_text::to_os(&file.filename).into()),
         filename: file.filename,
         cache_direct: base.cache_direct(),
         cache_no_flush: base.cache_no_flush(),

@@ -6,6 +6,7 @@ use block::{BoxFuture, Registry};
 use monitor::Objects as MonitorObjects;
 use qapi::QmpError;
 use qapi::options::{ObjectOptions, ObjectVariant, VmmSocketOptions};
+use qapi::os_text;
 use tokio::sync::{Mutex, MutexGuard};
 use vmm::Peer;
 
@@ -46,7 +47,7 @@ impl Objects {
         if iothreads.contains(&base.id) || is_link(&base.id) {
             return Err(SetupError::duplicate_object(&base.id));
         }
-        let path = |socket: VmmSocketOptions| socket.path.into();
+        let path = |socket: VmmSocketOptions| os_text::to_os(&socket.path).into();
         let peer = match variant {
             ObjectVariant::Iothread(options) => return iothreads.add(&base.id, &options),
             ObjectVariant::VmmQemu(socket) => Peer::Qemu { path: path(socket) },

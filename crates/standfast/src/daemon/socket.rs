@@ -6,15 +6,13 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use export_vhost_user_blk::{Socket, SocketError, bind_socket};
-use rustix::io::{FdFlags, fcntl_dupfd_cloexec, fcntl_getfd};
+use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
+use super::descriptors::{self, FD_MIN};
 use super::setup_error::SetupError;
 use super::strerror;
-
-/// Where inherited descriptors begin that are not standard streams.
-const FD_MIN: RawFd = 3;
 
 /// Binds `path`, mode 0600, with a lock beside it: the file is removed with what is returned first.
 ///
@@ -61,14 +59,11 @@ pub fn inherited_socket(number: &str, listening: bool) -> Result<OwnedFd, SetupE
     let not_found = || SetupError::new(format!("File descriptor '{number}' is not a socket"));
     let raw = number.parse::<RawFd>().ok().filter(|raw| *raw >= FD_MIN);
     let raw = raw.ok_or_else(not_found)?;
-    // SAFETY: used for the next calls only. Should no descriptor have this number, they fail; should
-    // it be one of ours, which all are close-on-exec, it is left alone: ours are opened and closed
-    // by this thread and by threads that keep theirs.
-    let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
-    let flags = fcntl_getfd(borrowed).map_err(|_| not_found())?;
-    if flags.contains(FdFlags::CLOEXEC) {
+    if !descriptors::is_inherited(raw) {
         return Err(not_found());
     }
+    // SAFETY: the process was started with it, and nobody closes it.
+    let borrowed = unsafe { BorrowedFd::borrow_raw(raw) };
     let fd = fcntl_dupfd_cloexec(borrowed, FD_MIN).map_err(|_| not_found())?;
     let unix = matches!(socket_domain(&fd), Ok(AddressFamily::UNIX));
     let accepts = socket_acceptconn(&fd).map_err(|_| not_found())?;

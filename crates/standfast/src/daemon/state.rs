@@ -72,6 +72,14 @@ pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, St
              node any more"
         );
     }
+    for loss in registry.unclaimed_losses() {
+        tracing::warn!(
+            "node '{}' does not exist, or is no image any more, and a former daemon could not flush \
+             it ({}): that is remembered until a node of this name is back",
+            loss.node,
+            block::Cause::of_errno(loss.errno).reason()
+        );
+    }
     let started = Saver::start(file, registry).await;
     started.map_err(|error| format!("cannot start saving the state: {error}"))
 }
