@@ -16,7 +16,7 @@ use iothread::{Deferred, time};
 
 use crate::backend::Backend;
 use crate::control::{LocalMessage, Message};
-use crate::error::Cause;
+use crate::error::{BlockError, Cause};
 use crate::error_policy::Action;
 use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
@@ -40,6 +40,10 @@ pub trait Client {
     /// # Errors
     /// If the client's memory is gone: the request is completed as the client's own fault.
     fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped>;
+
+    /// Whether the client has taken away memory of these buffers, which are mapped for the request.
+    /// Asked if the storage says EFAULT: it may have met that, or say it of its own accord.
+    fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool;
 
     /// The submission has ended; the mapping may go. Called once for each successful `map`.
     fn unmap(&self, request: &Request);
@@ -442,24 +446,33 @@ impl LocalBackend {
         result: crate::error::Result<()>,
     ) -> Outcome {
         let inner = &*self.0;
-        inner.client.unmap(request);
-        match result {
+        let error = match result {
             Ok(()) => {
+                inner.client.unmap(request);
                 if request.op.modifies() {
                     inner.node.wrote(request.end());
                 }
-                Outcome::Ok
+                return Outcome::Ok;
             }
-            Err(error) => {
-                tracing::debug!(device = %inner.backend.device(), %error, "request failed");
-                if error.errno() == libc::EFAULT && worker.has_buffers() {
-                    // The kernel could not access the buffers: the client has taken its memory
-                    // away. To hold that would be to hold it for ever.
-                    Outcome::GuestFault
-                } else {
-                    Outcome::Error(error.cause())
-                }
-            }
+            Err(error) => error,
+        };
+        self.failed(worker, request, &error)
+    }
+
+    /// The submission has failed.
+    #[cold]
+    fn failed(&self, worker: &Worker, request: &Request, error: &BlockError) -> Outcome {
+        let inner = &*self.0;
+        // A request whose memory the client has taken away would be held for ever.
+        let lost = error.errno() == libc::EFAULT && {
+            let iov = worker.ended_buffers();
+            !iov.is_empty() && inner.client.has_lost(request, &iov)
+        };
+        inner.client.unmap(request);
+        tracing::debug!(device = %inner.backend.device(), %error, lost, "request failed");
+        match lost {
+            true => Outcome::GuestFault,
+            false => Outcome::Error(error.cause()),
         }
     }
 

@@ -101,7 +101,7 @@ impl Request {
 /// for it that they stay mapped until the future that [`crate::Node::submit`] returns has ended
 /// (or has been dropped), and that their lengths add up to `bytes` for reads and writes. The client
 /// may take the memory itself away at any time: a driver that meets EFAULT there returns it, and the
-/// request ends as the client's own fault.
+/// request ends as the client's own fault ([`crate::Client::has_lost`]).
 #[derive(Clone, Copy, Debug)]
 pub struct Io<'a> {
     /// What to do.

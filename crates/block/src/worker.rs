@@ -4,7 +4,7 @@
 //! as many as there have ever been requests in flight at once. A request whose driver knows the
 //! result at once borrows a worker's buffer list and never runs in its task.
 
-use std::cell::{OnceCell, RefCell, RefMut};
+use std::cell::{OnceCell, Ref, RefCell, RefMut};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -133,8 +133,8 @@ impl Worker {
         }
     }
 
-    /// Whether the buffer list has any.
-    pub fn has_buffers(&self) -> bool {
-        !self.iov.borrow().is_empty()
+    /// The buffer list of the request that has just ended here.
+    pub fn ended_buffers(&self) -> Ref<'_, Vec<libc::iovec>> {
+        self.iov.borrow()
     }
 }

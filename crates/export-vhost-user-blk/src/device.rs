@@ -133,6 +133,11 @@ impl Client for Device {
         self.of(request).ok_or(Unmapped)?.map(request, iov)
     }
 
+    fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool {
+        let queue = self.of(request);
+        queue.is_none_or(|queue| queue.has_lost(request, iov))
+    }
+
     fn unmap(&self, request: &Request) {
         if let Some(queue) = self.of(request) {
             queue.unmap(request.tag.head);

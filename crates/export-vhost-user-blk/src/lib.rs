@@ -19,6 +19,7 @@ pub mod export;
 mod inflight;
 mod memory;
 mod options;
+mod populate;
 pub mod protocol;
 mod queue;
 mod record;

@@ -20,6 +20,7 @@ use iothread::{Deferred, LocalTask, Poller, PollerGuard};
 
 use crate::inflight::Region;
 use crate::memory::Memory;
+use crate::populate::{self, Access};
 use crate::request::{self, Action, BUFFERS_MAX, ID_BYTES, Rules};
 use crate::ring::{Layout, Ring};
 use crate::trouble::Trouble;
@@ -212,6 +213,18 @@ impl Queue {
         }
         slot.memory = Some(Rc::clone(view));
         Ok(())
+    }
+
+    /// Whether the buffers of a submission, which are still translated, are not there any more.
+    pub fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool {
+        let state = self.state.borrow();
+        let slot = state.slots.get(usize::from(request.tag.head));
+        let memory = slot.and_then(|slot| slot.memory.as_ref());
+        let access = match request.op {
+            Operation::Read => Access::Store,
+            _ => Access::Load,
+        };
+        memory.is_none_or(|view| view.memory().is_poisoned()) || !populate::is_there(iov, access)
     }
 
     /// The submission has ended.
