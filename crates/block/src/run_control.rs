@@ -60,6 +60,8 @@ pub struct Incident {
     pub number: u64,
     /// When it began.
     pub since: SystemTime,
+    /// Why; none if a daemon began it that did not save that.
+    pub cause: Option<Cause>,
 }
 
 /// What a backend is, to run control.
@@ -572,6 +574,7 @@ impl RunControl {
             backend.incident = Some(Incident {
                 number: backend.incidents,
                 since: failed.at,
+                cause: Some(failed.cause),
             });
         }
         let known = backend

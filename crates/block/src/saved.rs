@@ -182,14 +182,23 @@ struct JsonBackend {
 struct JsonIncident {
     number: u64,
     since: JsonTime,
+    /// Daemons before there was one wrote none.
+    #[serde(default)]
+    cause: Option<JsonCause>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct JsonCause {
+    errno: i32,
+    /// Where it is not what the errno stands for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    cause: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
 struct JsonError {
-    errno: i32,
-    /// Where it is not what the errno stands for; daemons before there was that wrote none.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    cause: Option<String>,
+    #[serde(flatten)]
+    cause: JsonCause,
     operation: String,
     unmap: bool,
     queue: u16,
@@ -231,6 +240,7 @@ impl From<&SavedBackend> for JsonBackend {
             incident: saved.incident.as_ref().map(|incident| JsonIncident {
                 number: incident.number,
                 since: incident.since.into(),
+                cause: incident.cause.map(JsonCause::from),
             }),
             first_error: saved.first_error.as_ref().map(JsonError::from),
             last_error: saved.last_error.as_ref().map(JsonError::from),
@@ -247,9 +257,14 @@ impl TryFrom<JsonBackend> for SavedBackend {
         let status = named(&statuses, Status::name, &json.io_status, "io-status")?;
         let incident = match json.incident {
             None => None,
-            Some(JsonIncident { number, since }) => Some(Incident {
+            Some(JsonIncident {
+                number,
+                since,
+                cause,
+            }) => Some(Incident {
                 number,
                 since: since.try_into()?,
+                cause: cause.map(Cause::try_from).transpose()?,
             }),
         };
         Ok(Self {
@@ -268,13 +283,36 @@ impl TryFrom<JsonBackend> for SavedBackend {
     }
 }
 
+impl From<Cause> for JsonCause {
+    fn from(Cause { kind, errno }: Cause) -> Self {
+        let other = kind != ErrorKind::of_errno(errno);
+        Self {
+            errno,
+            cause: other.then(|| kind.name().to_owned()),
+        }
+    }
+}
+
+impl TryFrom<JsonCause> for Cause {
+    type Error = DecodeError;
+
+    fn try_from(JsonCause { errno, cause }: JsonCause) -> Result<Self, DecodeError> {
+        if !is_errno(errno) {
+            return Err(DecodeError::Value("errno"));
+        }
+        let kind = match cause {
+            None => ErrorKind::of_errno(errno),
+            Some(name) => named(&ErrorKind::ALL, ErrorKind::name, &name, "cause")?,
+        };
+        Ok(Self { kind, errno })
+    }
+}
+
 impl From<&ErrorRecord> for JsonError {
     fn from(record: &ErrorRecord) -> Self {
         let request = &record.request;
-        let Cause { kind, errno } = record.cause;
         Self {
-            errno,
-            cause: (kind != ErrorKind::of_errno(errno)).then(|| kind.name().to_owned()),
+            cause: record.cause.into(),
             operation: request.op.name().to_owned(),
             unmap: request.op == Operation::WriteZeroes { unmap: true },
             queue: request.tag.queue,
@@ -290,9 +328,6 @@ impl TryFrom<JsonError> for ErrorRecord {
     type Error = DecodeError;
 
     fn try_from(json: JsonError) -> Result<Self, DecodeError> {
-        if !is_errno(json.errno) {
-            return Err(DecodeError::Value("errno"));
-        }
         let operations = [
             Operation::Read,
             Operation::Write,
@@ -301,13 +336,7 @@ impl TryFrom<JsonError> for ErrorRecord {
             Operation::WriteZeroes { unmap: json.unmap },
         ];
         Ok(Self {
-            cause: Cause {
-                kind: match json.cause {
-                    None => ErrorKind::of_errno(json.errno),
-                    Some(name) => named(&ErrorKind::ALL, ErrorKind::name, &name, "cause")?,
-                },
-                errno: json.errno,
-            },
+            cause: json.cause.try_into()?,
             request: Request {
                 tag: Tag {
                     queue: json.queue,
@@ -401,6 +430,11 @@ pub(crate) mod tests {
         })
     }
 
+    fn cause() -> impl Strategy<Value = Cause> {
+        (1..=ERRNO_MAX, proptest::sample::select(&ErrorKind::ALL[..]))
+            .prop_map(|(errno, kind)| Cause { kind, errno })
+    }
+
     fn record() -> impl Strategy<Value = ErrorRecord> {
         let op = prop_oneof![
             Just(Operation::Read),
@@ -410,9 +444,7 @@ pub(crate) mod tests {
             any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
         ];
         let place = (any::<u16>(), any::<u16>(), any::<u64>(), any::<u64>());
-        let cause = (1..=ERRNO_MAX, proptest::sample::select(&ErrorKind::ALL[..]))
-            .prop_map(|(errno, kind)| Cause { kind, errno });
-        (cause, op, place, time()).prop_map(|(cause, op, place, at)| {
+        (cause(), op, place, time()).prop_map(|(cause, op, place, at)| {
             let (queue, head, offset, bytes) = place;
             ErrorRecord {
                 cause,
@@ -447,8 +479,13 @@ pub(crate) mod tests {
         ];
         let status =
             (any::<bool>(), status).prop_map(|(device, status)| IoStatus::restored(device, status));
-        let incident =
-            (any::<u64>(), time()).prop_map(|(number, since)| Incident { number, since });
+        let incident = (any::<u64>(), time(), proptest::option::of(cause())).prop_map(
+            |(number, since, cause)| Incident {
+                number,
+                since,
+                cause,
+            },
+        );
         let stats = ([class(), class(), class(), class()], any::<[u64; 4]>()).prop_map(
             |([rd, wr, flush, unmap], [attempts, holds, hold_time_ns, events_merged])| {
                 BackendStats {

@@ -1,5 +1,7 @@
 //! EFAULT: the client's own fault if its buffers are not there, the storage's if they are.
 
+#![allow(clippy::unwrap_used, reason = "a helper of tests fails as tests do")]
+
 mod common;
 
 use block::{ErrorKind, OnError, Policy, RunState};

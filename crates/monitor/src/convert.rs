@@ -217,6 +217,9 @@ pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunContr
             .and_then(BackendState::incident)
             .map(|incident| incident.number),
         x_incident_since: run.and_then(BackendState::incident).map(|i| i.since.into()),
+        x_incident_cause: run
+            .and_then(|run| run.incident()?.cause)
+            .map(|cause| cause.kind.name().to_owned()),
         x_incidents: run.map(BackendState::incidents),
         x_first_error: run.and_then(BackendState::first_error).map(error),
         x_last_error: run.and_then(BackendState::last_error).map(error),

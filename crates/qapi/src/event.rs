@@ -97,7 +97,8 @@ pub struct BlockIoError {
     /// The error as Linux numbers it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_errno: Option<i32>,
-    /// The kind of error: nospace, backing-gone, timeout, permission, media, ...
+    /// What the error means: nospace, backing-gone, timeout, permission, media, unsupported, invalid,
+    /// failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_cause: Option<String>,
     /// The number of the incident that the error belongs to.

@@ -93,6 +93,13 @@ fn backend(out: &mut String, info: &BlockInfo, verbose: bool) {
     }
     if let Some(status) = info.io_status.filter(|s| *s != BlockDeviceIoStatus::Ok) {
         print!(out, "    I/O status:       {}\n", status.name());
+        // Ours: the status does not say whether the disk is full or gone.
+        if let Some(error) = &info.x_first_error {
+            print!(
+                out,
+                "    Cause:            {} ({})\n", error.cause, error.reason
+            );
+        }
     }
     if info.removable {
         print!(

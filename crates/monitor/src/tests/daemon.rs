@@ -261,6 +261,11 @@ impl Daemon {
 
     /// A write of `id` fails and is held.
     pub async fn fail(&mut self, id: &str, errno: i32) {
+        self.fail_because(id, Cause::of_errno(errno)).await;
+    }
+
+    /// The same, with a cause that the errno does not tell.
+    pub async fn fail_because(&mut self, id: &str, cause: Cause) {
         self.seq += 1;
         let (seq, backend) = (self.seq, self.backend(id));
         let failed = Failed {
@@ -275,7 +280,7 @@ impl Daemon {
                 offset: 8192,
                 bytes: 512,
             },
-            cause: Cause::of_errno(errno),
+            cause,
             at: SystemTime::now(),
         };
         self.control()

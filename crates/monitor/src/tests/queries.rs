@@ -339,6 +339,37 @@ async fn quota_and_blkdebug() {
     assert!(node.driver().fault_plan().unwrap().status().is_empty());
 }
 
+/// A device that has vanished says ENOSPC: a manager extended a healthy volume for ever.
+#[tokio::test]
+async fn the_cause_is_shown_wherever_an_error_is() {
+    let mut daemon = daemon().await;
+    let mut client = daemon.client().await;
+    let gone = block::Cause {
+        kind: block::ErrorKind::BackingGone,
+        errno: ENOSPC,
+    };
+    daemon.fail_because("e", gone).await;
+    let event = client.receive().await;
+    let data = &event["data"];
+    assert_eq!(
+        (&data["nospace"], &data["x-cause"], &data["x-errno"]),
+        (&json!(false), &json!("backing-gone"), &json!(ENOSPC))
+    );
+    assert_eq!(client.events(1).await, ["STOP"]);
+    let e = &client.result("query-block").await[0];
+    assert_eq!(e["io-status"], "failed");
+    for error in ["x-first-error", "x-last-error"] {
+        assert_eq!(e[error]["cause"], "backing-gone");
+    }
+    assert_eq!(e["x-incident-cause"], "backing-gone");
+    let held = client.result("x-query-held").await;
+    assert_eq!(held[0]["cause"], "backing-gone");
+    let shown = "    I/O status:       failed\r\n    \
+                 Cause:            backing-gone (No space left on device)\r\n";
+    let text = client.hmp("info block e").await;
+    assert!(text.contains(shown), "{text}");
+}
+
 #[tokio::test]
 async fn hmp() {
     let mut daemon = daemon().await;

@@ -69,6 +69,9 @@ pub struct BlockInfo {
     /// When it began.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_incident_since: Option<Timestamp>,
+    /// Its cause.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incident_cause: Option<String>,
     /// How many incidents there have been.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_incidents: Option<u64>,
@@ -95,7 +98,8 @@ pub struct BlockErrorInfo {
     pub length: u64,
     /// The error as Linux numbers it.
     pub errno: i32,
-    /// The kind of error.
+    /// What it means: nospace, backing-gone, timeout, permission, media, unsupported, invalid,
+    /// failed.
     pub cause: String,
     /// The error, for people.
     pub reason: String,
@@ -232,7 +236,7 @@ pub struct HeldRequestInfo {
     /// request back after a restart and it has not failed since.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub errno: Option<i32>,
-    /// Its kind.
+    /// What it means.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
     /// The same, for people.

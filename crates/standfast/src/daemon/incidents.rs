@@ -27,14 +27,15 @@ impl Observer for IncidentLog {
     fn event(&self, event: &Event) -> bool {
         match &event.kind {
             EventKind::BlockIoError(error) if self.is_news(error) => tracing::warn!(
-                "export '{}' holds requests: {} of {} bytes at offset {} on node '{}': {}; 'cont' \
-                 tries again",
+                "export '{}' holds requests: {} of {} bytes at offset {} on node '{}': {} \
+                 ({}); 'cont' tries again",
                 error.device,
                 error.operation,
                 error.bytes,
                 error.offset,
                 error.node_name,
-                error.cause.reason()
+                error.cause.reason(),
+                error.cause.kind.name()
             ),
             EventKind::Stop => tracing::warn!("stopped: no request is started until 'cont'"),
             EventKind::Resume => tracing::info!("running again"),

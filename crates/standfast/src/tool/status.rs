@@ -147,6 +147,7 @@ fn cause(error: &BlockErrorInfo) -> String {
         operation,
         offset,
         length,
+        cause,
         reason,
         timestamp,
         ..
@@ -156,7 +157,7 @@ fn cause(error: &BlockErrorInfo) -> String {
         _ => format!(" of {length} bytes at offset {offset}"),
     };
     format!(
-        "{reason}: {operation}{range}, first at {}",
+        "{cause}: {reason}: {operation}{range}, first at {}",
         time::utc(timestamp)
     )
 }
@@ -222,7 +223,7 @@ Run state: io-error (stopped by an I/O error; 'cont' retries what is held)
 DISK  NODE   SIZE    I/O STATUS  HELD  SINCE  POLICY
 vda   disk0  64 MiB  nospace     32    0 s    werror=stop rerror=report hold-scope=vm
 
-vda: No space left on device: write of 512 bytes at offset 4096, first at \
+vda: nospace: No space left on device: write of 512 bytes at offset 4096, first at \
 1970-01-01T00:00:00.000Z
 vda: 32 MiB of 32 MiB allocated
 vda: warning: the node is buffered
