@@ -1,10 +1,15 @@
 //! What the tests need of the host. Debian gets it installed; elsewhere the missing is named.
 
-use crate::run::{is_installed, run};
+mod apt;
+mod debian;
+mod fitting;
+
+use crate::run::is_installed;
 use crate::test::Part;
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
+use std::fmt;
 use std::fs;
-use std::process::Command;
+use std::path::Path;
 
 /// One thing the tests need.
 #[derive(Debug)]
@@ -23,9 +28,21 @@ struct Package {
 enum Probe {
     /// A program.
     Program(&'static str),
-    /// A kernel in /boot.
+    /// A kernel in /boot that `testkit` boots.
     Kernel,
 }
+
+impl fmt::Display for Probe {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Program(program) => f.write_str(program),
+            Kernel => write!(f, "/boot/vmlinuz-*{KERNEL_FLAVOUR} with its modules"),
+        }
+    }
+}
+
+/// How the names of the kernels that `testkit` boots end.
+const KERNEL_FLAVOUR: &str = "-cloud-amd64";
 
 use Probe::{Kernel, Program};
 
@@ -133,77 +150,11 @@ fn ensure_if(wanted: impl Fn(&Package) -> bool) -> Result<()> {
         println!("nothing is needed");
         return Ok(());
     }
-    if is_debian(&fs::read_to_string("/etc/os-release").unwrap_or_default()) {
-        ensure_debian(&needed)
+    if debian::is_here() {
+        debian::ensure(&needed)
     } else {
         ensure_elsewhere(&needed)
     }
-}
-
-fn is_debian(os_release: &str) -> bool {
-    os_release
-        .lines()
-        .any(|line| matches!(line, "ID=debian" | "ID=\"debian\""))
-}
-
-fn ensure_debian(needed: &[&Package]) -> Result<()> {
-    let names = needed.iter().map(|package| package.name);
-    // Its status is an error if one name is unknown; what it prints counts.
-    let output = Command::new("dpkg-query")
-        .args(["--show", "--showformat=${Package} ${db:Status-Status}\\n"])
-        .args(names)
-        .output()
-        .context("cannot run `dpkg-query`")?;
-    let missing = missing(needed, &String::from_utf8_lossy(&output.stdout));
-    if missing.is_empty() {
-        println!("all {} packages are installed", needed.len());
-        return Ok(());
-    }
-    list(&missing);
-    run(&mut apt_get(&["update"])?)?;
-    let mut install = apt_get(&["install", "--yes", "--no-install-recommends"])?;
-    install.args(missing.iter().map(|package| package.name));
-    run(&mut install)
-}
-
-/// Which packages are not installed, by what dpkg-query printed.
-fn missing<'a>(needed: &[&'a Package], status: &str) -> Vec<&'a Package> {
-    let installed = |package: &&&Package| {
-        let line = format!("{} installed", package.name);
-        status.lines().any(|l| l == line)
-    };
-    needed
-        .iter()
-        .filter(|package| !installed(package))
-        .copied()
-        .collect()
-}
-
-fn apt_get(args: &[&str]) -> Result<Command> {
-    // env: sudo drops the variables of its caller.
-    let mut words = vec![
-        "env",
-        "DEBIAN_FRONTEND=noninteractive",
-        "apt-get",
-        "--quiet",
-    ];
-    if !is_root()? {
-        if !is_installed("sudo") {
-            bail!("installing packages needs root or sudo: run this as root once");
-        }
-        words.insert(0, "sudo");
-    }
-    let mut command = Command::new(words[0]);
-    command.args(&words[1..]).args(args);
-    Ok(command)
-}
-
-fn is_root() -> Result<bool> {
-    let status =
-        fs::read_to_string("/proc/self/status").context("cannot read /proc/self/status")?;
-    let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
-    // Real, effective, saved, file system.
-    Ok(uids.and_then(|uids| uids.split_whitespace().nth(1)) == Some("0"))
 }
 
 fn ensure_elsewhere(needed: &[&Package]) -> Result<()> {
@@ -228,9 +179,14 @@ fn is_there(probe: &Probe) -> bool {
     match probe {
         Program(name) => is_installed(name),
         Kernel => fs::read_dir("/boot").is_ok_and(|entries| {
-            entries
-                .flatten()
-                .any(|e| e.file_name().to_string_lossy().starts_with("vmlinuz"))
+            entries.flatten().any(|entry| {
+                let name = entry.file_name();
+                let release = name.to_str().and_then(|name| name.strip_prefix("vmlinuz-"));
+                release.is_some_and(|release| {
+                    release.ends_with(KERNEL_FLAVOUR)
+                        && Path::new("/lib/modules").join(release).is_dir()
+                })
+            })
         }),
     }
 }
@@ -240,48 +196,13 @@ fn list(missing: &[&Package]) {
         name, probe, why, ..
     } in missing
     {
-        let what = match probe {
-            Program(program) => program,
-            Kernel => "/boot/vmlinuz*",
-        };
-        println!("missing: {name} ({what}): {why}");
+        println!("missing: {name} ({probe}): {why}");
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_what_dpkg_calls_installed_is_there() {
-        let needed: Vec<&Package> = PACKAGES.iter().take(3).collect();
-        let names = |status: &str| -> Vec<&str> {
-            missing(&needed, status)
-                .iter()
-                .map(|package| package.name)
-                .collect()
-        };
-        let all = ["qemu-system-x86", "qemu-system-common", "qemu-utils"];
-        assert_eq!(names(""), all);
-        assert_eq!(
-            names(
-                "qemu-system-x86 installed\nqemu-utils config-files\nqemu-system-common not-installed\n"
-            ),
-            all[1..]
-        );
-        let status: String = all
-            .iter()
-            .map(|name| format!("{name} installed\n"))
-            .collect();
-        assert_eq!(names(&status), [""; 0]);
-    }
-
-    #[test]
-    fn knows_debian() {
-        assert!(is_debian("NAME=\"Debian GNU/Linux\"\nID=debian\n"));
-        assert!(!is_debian("ID=ubuntu\nID_LIKE=debian\n"));
-        assert!(!is_debian(""));
-    }
 
     #[test]
     fn parts_without_needs_touch_nothing() {
