@@ -257,13 +257,8 @@ impl Session {
         let length = self.length();
         let limits = self.backend.node().driver().limits();
         let space = config::space(&self.options, length, limits, self.wce);
-        match config::part(&space, range.offset, range.len) {
-            Some(part) => {
-                self.told_length = Some(length);
-                Answer::Config(range, part)
-            }
-            None => Answer::NoConfig,
-        }
+        self.told_length = Some(length);
+        Answer::Config(range, config::part(&space, range.offset, range.len))
     }
 
     fn set_config(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<()> {

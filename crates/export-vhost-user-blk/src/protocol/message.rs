@@ -549,8 +549,6 @@ pub enum Answer<F> {
     VringBase(VringState),
     /// A part of the configuration space.
     Config(ConfigRange, Vec<u8>),
-    /// There is no such part of it.
-    NoConfig,
     /// A fresh inflight region.
     Inflight(Inflight, F),
 }
@@ -569,7 +567,6 @@ impl<F> Answer<F> {
                 payload.append(&mut bytes);
                 (payload, None)
             }
-            Self::NoConfig => (Vec::new(), None),
             Self::Inflight(Inflight { spec, padded }, fd) => {
                 let mut payload = Vec::with_capacity(INFLIGHT_BYTES + 4);
                 payload.extend(number(spec.bytes));

@@ -273,7 +273,6 @@ fn answers() {
                 Answer::Config(range(2), vec![7, 8]),
                 [words(&[32, 2, 1]), vec![7, 8]].concat(),
             ),
-            (24, Answer::NoConfig, vec![]),
         ];
         for (code, answer, payload) in cases {
             assert_eq!(
