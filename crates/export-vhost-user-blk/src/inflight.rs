@@ -3,16 +3,22 @@
 //!
 //! The layout is that of split virtqueues in the vhost-user specification: per queue a header
 //! (features, version, number of descriptors, head of the last batch, used index) and one state per
-//! descriptor (inflight, next, counter). Everything in it may be anything: the client, or a former
-//! process that died in the middle of an update, has written it.
+//! descriptor (inflight, next, counter). Behind the queues' parts is [`crate::trailer`]. Everything in
+//! it may be anything: the client, or a former process that died in the middle of an update, has
+//! written it.
+//!
+//! A part has room for the largest queue that the export serves, whatever the client asks for: QEMU
+//! asks with its `queue-size`, and on virtio-mmio the driver makes larger queues than that.
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use crate::ring;
 use crate::shared::{Area, Cells, MapError, Mapping, sealed_memfd};
+use crate::trailer::{self, Layout};
 
 const VERSION: u16 = 1;
 /// Places of 16 bits in the header.
@@ -57,8 +63,8 @@ pub(crate) enum InflightError {
         queue_size: u16,
         needed: u64,
     },
-    #[error("inflight region: it has no part for queue {queue}, only for {queues} queues")]
-    NoQueue { queue: u16, queues: u16 },
+    #[error("inflight region: its trailer has version {version}, this daemon knows another one")]
+    Trailer { version: u16 },
     #[error("inflight region: version {version}, supported is {VERSION}")]
     Version { version: u16 },
     #[error("inflight region: made for {found} descriptors, the queue has {size}")]
@@ -84,38 +90,48 @@ pub(crate) struct Marked {
 #[derive(Debug)]
 pub(crate) struct Region {
     mapping: Arc<Mapping>,
-    queues: u16,
-    queue_size: u16,
+    layout: Layout,
 }
 
 impl Region {
     /// A fresh region, for GET_INFLIGHT_FD.
     pub fn create(queues: u16, queue_size: u16) -> Result<(RegionSpec, File), InflightError> {
-        let bytes = bytes_of(queues, queue_size);
+        let layout = Layout { queues, queue_size };
+        let parts = bytes_of(layout);
+        let bytes = parts + trailer::BYTES as u64;
         let spec = RegionSpec {
             bytes,
             offset: 0,
             queues,
             queue_size,
         };
-        check(&spec)?;
-        let file = sealed_memfd("vhost-user-blk-inflight", bytes).map_err(|errno| {
-            InflightError::Create {
-                bytes,
-                source: errno.into(),
-            }
-        })?;
-        Ok((spec, File::from(file)))
+        check(&spec, layout, bytes)?;
+        let failed = |source| InflightError::Create { bytes, source };
+        let file = sealed_memfd("vhost-user-blk-inflight", bytes);
+        let file = File::from(file.map_err(|errno| failed(errno.into()))?);
+        (file.write_all_at(&trailer::fresh(layout), parts)).map_err(failed)?;
+        Ok((spec, file))
     }
 
     /// Maps the region that a client hands in.
     pub fn open(spec: &RegionSpec, file: &File) -> Result<Self, InflightError> {
-        check(spec)?;
-        Ok(Self {
-            mapping: Mapping::of_file(file.as_fd(), spec.offset, spec.bytes)?,
+        let said = Layout {
             queues: spec.queues,
             queue_size: spec.queue_size,
-        })
+        };
+        // The least that any region has, before it is mapped.
+        check(spec, said, 0)?;
+        let mapping = Mapping::of_file(file.as_fd(), spec.offset, spec.bytes)?;
+        let layout = match trailer_of(&mapping).map(|area| trailer::read(&area)) {
+            Some(found) => found?,
+            None => None,
+        };
+        let (layout, trailer) = match layout {
+            Some(layout) => (layout, trailer::BYTES as u64),
+            None => (said, 0),
+        };
+        check(spec, layout, bytes_of(layout) + trailer)?;
+        Ok(Self { mapping, layout })
     }
 
     /// Whether the client has taken memory of it away that was accessed here.
@@ -123,44 +139,45 @@ impl Region {
         self.mapping.is_poisoned()
     }
 
-    /// The part of one queue, which has `size` descriptors.
-    pub fn queue(&self, queue: u16, size: u16) -> Result<QueueRegion, InflightError> {
-        let no_queue = InflightError::NoQueue {
-            queue,
-            queues: self.queues,
-        };
-        if queue >= self.queues {
-            return Err(no_queue);
+    /// The part of one queue, which has `size` descriptors; none if the region has no room for it.
+    pub fn queue(&self, queue: u16, size: u16) -> Result<Option<QueueRegion>, InflightError> {
+        let Layout { queues, queue_size } = self.layout;
+        if queue >= queues || size > queue_size {
+            return Ok(None);
         }
-        if size > self.queue_size {
-            return Err(InflightError::Descriptors {
-                found: self.queue_size,
-                size,
-            });
-        }
-        let stride = stride(self.queue_size);
+        let stride = stride(queue_size);
         let area = self.mapping.area(stride * usize::from(queue), stride);
-        QueueRegion::new(&area.ok_or(no_queue)?, size)
+        area.map(|area| QueueRegion::new(&area, size)).transpose()
     }
+
+    /// Which queues it has parts for.
+    pub fn layout(&self) -> Layout {
+        self.layout
+    }
+}
+
+/// The last bytes of a region, if they can be a trailer.
+fn trailer_of(mapping: &Arc<Mapping>) -> Option<Area> {
+    let start = mapping.len().checked_sub(trailer::BYTES)?;
+    mapping
+        .area(start, trailer::BYTES)
+        .filter(|area| area.is_aligned(align_of::<AtomicU64>()))
 }
 
 fn stride(queue_size: u16) -> usize {
     (HEADER_BYTES + STATE_BYTES * usize::from(queue_size)).next_multiple_of(ALIGN)
 }
 
-fn bytes_of(queues: u16, queue_size: u16) -> u64 {
+/// Bytes of all parts.
+fn bytes_of(Layout { queues, queue_size }: Layout) -> u64 {
     // At most 65535 * (16 + 16 * 65535 + 64): no overflow.
     stride(queue_size) as u64 * u64::from(queues)
 }
 
-fn check(spec: &RegionSpec) -> Result<(), InflightError> {
-    let RegionSpec {
-        bytes,
-        offset,
-        queues,
-        queue_size,
-    } = *spec;
-    let needed = bytes_of(queues, queue_size);
+/// Whether a region can have this layout, which needs `needed` bytes.
+fn check(spec: &RegionSpec, layout: Layout, needed: u64) -> Result<(), InflightError> {
+    let RegionSpec { bytes, offset, .. } = *spec;
+    let Layout { queues, queue_size } = layout;
     let sizes = queues > 0 && queue_size > 0 && queue_size <= ring::SIZE_MAX;
     if !sizes || bytes < needed || !offset.is_multiple_of(8) {
         return Err(InflightError::Spec {
@@ -317,30 +334,31 @@ mod tests {
         assert_eq!(stride(3), 64);
         assert_eq!(stride(4), 128);
         let (region, _file, spec) = region(3, 4);
-        assert_eq!(spec.bytes, 384);
+        assert_eq!(spec.bytes, 384 + 64);
         for queue in 0..3 {
-            let mut part = region.queue(queue, 4).unwrap();
+            let mut part = region.queue(queue, 4).unwrap().unwrap();
             assert!(part.recover(0).unwrap().is_empty());
             part.mark(3);
         }
-        assert_eq!(heads(&region.queue(2, 4).unwrap().recover(0).unwrap()), [3]);
-        assert!(matches!(
-            region.queue(3, 4),
-            Err(InflightError::NoQueue { .. })
-        ));
+        assert_eq!(
+            heads(&region.queue(2, 4).unwrap().unwrap().recover(0).unwrap()),
+            [3]
+        );
+        assert!(region.queue(3, 4).unwrap().is_none());
+        assert!(region.queue(0, 5).unwrap().is_none());
     }
 
     #[test]
     fn marks_come_back_in_the_order_they_were_made() {
         let (region, _file, _) = region(1, 8);
-        let mut part = region.queue(0, 8).unwrap();
+        let mut part = region.queue(0, 8).unwrap().unwrap();
         for head in [5, 0, 7, 2] {
             part.mark(head);
         }
         part.add_to_batch(0);
         part.unmark(0);
         part.set_used(1);
-        let mut again = region.queue(0, 8).unwrap();
+        let mut again = region.queue(0, 8).unwrap().unwrap();
         assert_eq!(heads(&again.recover(1).unwrap()), [5, 7, 2]);
         assert_eq!(again.mark(1), 4, "counters go on");
     }
@@ -352,6 +370,7 @@ mod tests {
             region
                 .queue(0, 8)
                 .unwrap()
+                .unwrap()
                 .recover(5000)
                 .unwrap()
                 .is_empty()
@@ -360,18 +379,20 @@ mod tests {
             region
                 .queue(0, 8)
                 .unwrap()
+                .unwrap()
                 .recover(5000)
                 .unwrap()
                 .is_empty()
         );
-        assert!(region.queue(0, 8).unwrap().recover(5009).is_err());
+        let again = region.queue(0, 8).unwrap();
+        assert!(again.unwrap().recover(5009).is_err());
     }
 
     #[test]
     fn hostile_regions_are_refused() {
         let (region, file, spec) = region(1, 8);
-        let area = region.mapping.area(0, 128).unwrap();
-        let mut part = region.queue(0, 8).unwrap();
+        let area = region.mapping.area(0, region.mapping.len()).unwrap();
+        let mut part = region.queue(0, 8).unwrap().unwrap();
         assert!(part.recover(0).unwrap().is_empty());
         assert!(matches!(
             part.recover(9),
@@ -410,7 +431,6 @@ mod tests {
                 bytes: u64::MAX,
                 ..spec
             },
-            RegionSpec { queues: 2, ..spec },
         ] {
             let error = Region::open(&wrong, &file).unwrap_err();
             assert!(matches!(error, InflightError::Spec { .. }), "{error}");
@@ -425,6 +445,81 @@ mod tests {
         ));
     }
 
+    /// QEMU hands back what it asked for, not what it was given; only the length is ours.
+    #[test]
+    fn the_trailer_knows_better_than_the_client() {
+        let (region, file, spec) = region(2, 64);
+        for queue in 0..2 {
+            let mut part = region.queue(queue, 64).unwrap().unwrap();
+            part.recover(0).unwrap();
+            part.mark(63 - queue);
+        }
+        for (queues, queue_size) in [(2, 64), (1, 4), (2, 16), (16, 64), (2, 1024)] {
+            let said = RegionSpec {
+                queues,
+                queue_size,
+                ..spec
+            };
+            let again = Region::open(&said, &file).unwrap();
+            for queue in 0..2 {
+                let mut part = again.queue(queue, 64).unwrap().unwrap();
+                assert_eq!(heads(&part.recover(0).unwrap()), [63 - queue]);
+            }
+        }
+    }
+
+    #[test]
+    fn hostile_trailers() {
+        let (region, file, spec) = region(2, 8);
+        let area = region.mapping.area(0, region.mapping.len()).unwrap();
+        let at = area_len(&spec) - trailer::BYTES;
+        let mut good = [0; 8];
+        file.read_exact_at(&mut good, u64::try_from(at).unwrap() + 8)
+            .unwrap();
+        let (version, queues, size) = (at + 8, at + 10, at + 12);
+        for (place, value, expected) in [
+            (queues, 0, "448 bytes at offset 0 for 0 queues of 8"),
+            (queues, 3, "it needs 640 bytes"),
+            (queues, u16::MAX, "for 65535 queues of 8"),
+            (size, 0, "for 2 queues of 0"),
+            (size, 16, "it needs 704 bytes"),
+            (size, u16::MAX, "for 2 queues of 65535"),
+            (version, 0, "version 0"),
+            (version, 2, "version 2"),
+        ] {
+            area.store_u16(place, value, Ordering::Relaxed);
+            let error = Region::open(&spec, &file).unwrap_err().to_string();
+            assert!(error.contains(expected), "{error}");
+            for (index, chunk) in good.as_chunks::<2>().0.iter().enumerate() {
+                let value = u16::from_le_bytes(*chunk);
+                area.store_u16(version + 2 * index, value, Ordering::Relaxed);
+            }
+        }
+        // Fewer: whatever else is there is not looked at.
+        area.store_u16(queues, 1, Ordering::Relaxed);
+        let fewer = Region::open(&spec, &file).unwrap();
+        assert!(fewer.queue(1, 8).unwrap().is_none());
+        // No trailer, as in a region of an older daemon: the client's word counts.
+        area.store_u8(at, 0, Ordering::Relaxed);
+        let old = Region::open(&spec, &file).unwrap();
+        assert!(old.queue(1, 8).unwrap().is_some() && old.queue(2, 8).unwrap().is_none());
+        let more = RegionSpec { queues: 4, ..spec };
+        let error = Region::open(&more, &file).unwrap_err();
+        assert!(matches!(error, InflightError::Spec { .. }), "{error}");
+        // What is shorter than a trailer has none.
+        let short = RegionSpec {
+            queues: 1,
+            queue_size: 2,
+            bytes: 63,
+            ..spec
+        };
+        assert!(Region::open(&short, &file).is_err());
+    }
+
+    fn area_len(spec: &RegionSpec) -> usize {
+        usize::try_from(spec.bytes).unwrap()
+    }
+
     proptest! {
         /// A process may die between any two stores of a batch: what is in flight afterwards is
         /// what the driver has not seen as used.
@@ -436,7 +531,7 @@ mod tests {
             stop_after in 0usize..30,
         ) {
             let (region, _file, _) = region(1, 16);
-            let mut part = region.queue(0, 16).unwrap();
+            let mut part = region.queue(0, 16).unwrap().unwrap();
             for &head in &taken {
                 part.mark(head);
             }
@@ -456,7 +551,7 @@ mod tests {
                 steps = 0;
             }
             let expected = &taken[usize::from(used)..];
-            let found = region.queue(0, 16).unwrap().recover(used).unwrap();
+            let found = region.queue(0, 16).unwrap().unwrap().recover(used).unwrap();
             prop_assert_eq!(heads(&found), expected);
         }
     }

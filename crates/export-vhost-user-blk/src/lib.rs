@@ -5,7 +5,7 @@
 //! - `sigbus`, `shared`, `memory`, `view`: memory shared with the client; the only modules with
 //!   unsafe code;
 //! - `chain`, `record`, [`request`]: from descriptors to what is to be done, pure and total;
-//! - `ring`, `inflight`: what both sides write to each other;
+//! - `ring`, `inflight`, `trailer`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
 //! - [`protocol`]: vhost-user messages, as bytes and as what they mean;
 //! - `session`, `server`: what becomes of them, on a thread of its own per export, which blocks on
@@ -30,6 +30,7 @@ mod session;
 mod shared;
 mod sigbus;
 mod socket;
+mod trailer;
 mod trouble;
 mod view;
 

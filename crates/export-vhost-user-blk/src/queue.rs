@@ -23,6 +23,7 @@ use crate::memory::Memory;
 use crate::populate::{self, Access};
 use crate::request::{self, Action, BUFFERS_MAX, ID_BYTES, Rules};
 use crate::ring::{Layout, Ring};
+use crate::trailer;
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
 
@@ -346,6 +347,10 @@ impl Queue {
             Ok(marked) => marked,
             Err(broken) => return self.set_broken(&broken),
         };
+        let left_out = self.state.borrow().is_left_out();
+        if let Some(made_for) = left_out {
+            self.warn_left_out(made_for, layout.size);
+        }
         local.retain(self.index, |head| {
             self.state.borrow().is_kept(head, &marked)
         });
@@ -383,6 +388,21 @@ impl Queue {
             // Calls back into `process`, if nothing is frozen.
             local.start_queue(self.index);
         }
+    }
+
+    /// The queue is served, but nobody remembers its requests for the next daemon.
+    #[cold]
+    fn warn_left_out(&self, made_for: trailer::Layout, size: u16) {
+        self.context.backend.set_remembered(false);
+        tracing::warn!(
+            export = %self.context.backend.device(),
+            queue = self.index,
+            "the client's inflight region was made for {} queues of {}, and the queue has {size} \
+             descriptors: what is in flight or held in this queue is lost if the daemon ends, until \
+             the guest has reset the device",
+            made_for.queues,
+            made_for.queue_size,
+        );
     }
 
     /// Replaces the kick descriptor of a running ring, which is looked at once.

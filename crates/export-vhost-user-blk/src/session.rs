@@ -283,8 +283,10 @@ impl Session {
             )));
         }
         self.attach()?;
-        let (spec, file) =
-            Region::create(queues, queue_size).map_err(|error| wrong(error.to_string()))?;
+        // Never smaller than the largest queue: QEMU asks with its `queue-size` and hands that back,
+        // and on virtio-mmio the guest makes queues larger than it.
+        let (spec, file) = Region::create(queues, self.options.queue_size_max)
+            .map_err(|error| wrong(error.to_string()))?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
 

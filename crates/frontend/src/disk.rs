@@ -583,9 +583,9 @@ impl DiskState {
         let region = match self.inflight.take() {
             Some(region) => region,
             None => {
-                let Options {
-                    queues, queue_size, ..
-                } = self.options;
+                let Options { queues, .. } = self.options;
+                let queue_size = self.options.inflight_queue_size;
+                let queue_size = queue_size.unwrap_or(self.options.queue_size);
                 let question = InflightRegion::question(queues, queue_size);
                 let answer = connection.get(message::GET_INFLIGHT_FD, &question)?;
                 let fd = answer.fds.into_iter().next();

@@ -16,6 +16,8 @@ pub(crate) const PAYLOAD_BYTES: usize = 24;
 const QUEUE_HEADER_BYTES: usize = 16;
 /// Bytes of one descriptor state.
 const STATE_BYTES: usize = 16;
+/// What parts of queues begin at multiples of, in our own back end.
+const PART_ALIGN: usize = 64;
 
 /// A head the back end has marked as in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,8 +34,11 @@ pub struct InflightRegion {
     mapping: Arc<Mapping>,
     mmap_size: u64,
     mmap_offset: u64,
+    /// What was asked for, and is said of the region for ever, as QEMU does.
     queues: u16,
     queue_size: u16,
+    /// The queue size that the back end has answered: its parts may be larger than what was asked.
+    part_size: u16,
 }
 
 impl InflightRegion {
@@ -70,12 +75,17 @@ impl InflightRegion {
             _ => return Err(malformed(format!("{mmap_size} bytes, needed are {needed}"))),
         };
         let mapping = Arc::new(Mapping::of_fd(fd, mmap_offset, len)?);
+        let part_size = match answer.get(18..20) {
+            Some(&[low, high]) => u16::from_ne_bytes([low, high]).max(queue_size),
+            _ => queue_size,
+        };
         Ok(Self {
             mapping,
             mmap_size,
             mmap_offset,
             queues,
             queue_size,
+            part_size,
         })
     }
 
@@ -101,14 +111,14 @@ impl InflightRegion {
         &self.mapping
     }
 
-    /// Offset of a queue's part. The back end decides the stride; it is the same for all queues.
+    /// Offset of a queue's part, in a region of our own back end.
     ///
     /// # Panics
     /// If there is no such queue.
     #[must_use]
     pub fn queue_offset(&self, queue: u16) -> usize {
         assert!(queue < self.queues, "queue {queue} of {}", self.queues);
-        self.mapping.len() / usize::from(self.queues) * usize::from(queue) / 8 * 8
+        queue_bytes(self.part_size).next_multiple_of(PART_ALIGN) * usize::from(queue)
     }
 
     /// The heads marked as in flight, oldest first.
@@ -118,7 +128,7 @@ impl InflightRegion {
     #[must_use]
     pub fn marked(&self, queue: u16) -> Vec<Marked> {
         let first = self.queue_offset(queue) + QUEUE_HEADER_BYTES;
-        let mut marked: Vec<_> = (0..self.queue_size)
+        let mut marked: Vec<_> = (0..self.part_size)
             .filter_map(|head| {
                 let state = first + usize::from(head) * STATE_BYTES;
                 let inflight = self

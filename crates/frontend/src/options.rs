@@ -16,6 +16,9 @@ pub struct Options {
     pub indirect: bool,
     /// Negotiate INFLIGHT_SHMFD.
     pub inflight: bool,
+    /// Ask for an inflight region with this queue size instead of that of the queues: as QEMU does
+    /// for virtio-mmio, where the driver makes queues larger than the device's `queue-size`.
+    pub inflight_queue_size: Option<u16>,
     /// Negotiate REPLY_ACK and have every message acknowledged.
     pub reply_ack: bool,
     /// Negotiate BACKEND_REQ, to hear of configuration changes.
@@ -52,6 +55,7 @@ impl Default for Options {
             event_idx: true,
             indirect: true,
             inflight: true,
+            inflight_queue_size: None,
             reply_ack: true,
             backend_channel: true,
             device_status: true,

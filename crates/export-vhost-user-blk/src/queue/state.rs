@@ -8,6 +8,7 @@ use std::sync::Arc;
 use crate::inflight::{InflightError, Marked, QueueRegion, Region};
 use crate::request::{self, Action, Malformed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
+use crate::trailer;
 use crate::view::View;
 use iothread::ring as uring;
 
@@ -158,8 +159,11 @@ impl State {
         let places = usize::from(size).max(self.slots.len());
         self.slots.resize_with(places, Slot::default);
         let (mut next, mut marked, mut part) = (None, None, None);
-        if let Some(region) = &region {
-            let mut region = region.queue(index, size)?;
+        // A region without room for this queue is none.
+        let of_queue = region
+            .as_ref()
+            .map_or(Ok(None), |all| all.queue(index, size))?;
+        if let Some(mut region) = of_queue {
             let fresh = region.is_fresh();
             let found = region.recover(used)?;
             if !fresh {
@@ -203,6 +207,13 @@ impl State {
             broken: false,
         });
         Ok(marked)
+    }
+
+    /// Whether nothing of this ring is recorded although the client keeps a region: it has no room
+    /// for it. What it was made for.
+    pub(super) fn is_left_out(&self) -> Option<trailer::Layout> {
+        let live = self.live.as_ref().filter(|live| live.region.is_none())?;
+        live.whole.as_ref().map(|whole| whole.layout())
     }
 
     /// Whether our record of a head is the request that is marked there.
@@ -359,7 +370,7 @@ mod tests {
     fn region(heads: &[u16]) -> Arc<Region> {
         let (spec, file) = Region::create(1, 4).unwrap();
         let region = Region::open(&spec, &file).unwrap();
-        let mut part = region.queue(0, 4).unwrap();
+        let mut part = region.queue(0, 4).unwrap().unwrap();
         part.recover(5).unwrap();
         for &head in heads {
             part.mark(head);
