@@ -41,4 +41,4 @@ pub use queue::hostile::run as fuzz_vring;
 pub use device::Closed;
 pub use export::{ExportError, VhostUserBlkExport};
 pub use options::{OptionError, Options, QUEUE_SIZE_MAX, QUEUES_MAX};
-pub use socket::{Socket, SocketError, bind_socket};
+pub use socket::{Access, Socket, SocketError, bind_socket};

@@ -1,5 +1,5 @@
-//! The listening socket: private from the start, and ours alone as long as it exists; or one that
-//! somebody else has made, and keeps.
+//! The listening socket: for those it is meant for from the start, and ours alone as long as it
+//! exists; or one that somebody else has made, and keeps.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -13,8 +13,13 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-/// Clients that may wait for their turn.
-const BACKLOG: i32 = 16;
+mod access;
+
+pub use access::Access;
+
+/// Clients that may wait for their turn. With less, of many that connect at once some are refused
+/// (EAGAIN); the system caps it at net.core.somaxconn.
+const BACKLOG: i32 = 4096;
 
 /// Why a socket cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -24,6 +29,15 @@ pub enum SocketError {
         "socket {} is in use by another process; stop it, or choose another path", path.display()
     )]
     InUse {
+        /// The socket's path.
+        path: PathBuf,
+    },
+    /// Somebody else has put something in its place while it was made.
+    #[error(
+        "somebody else has replaced the new socket {}; choose a directory that others cannot write to",
+        path.display()
+    )]
+    Replaced {
         /// The socket's path.
         path: PathBuf,
     },
@@ -85,18 +99,18 @@ impl Drop for Files {
     }
 }
 
-/// Makes the listening socket `path` with mode 0600, and takes the lock `PATH.lock`, so that no
-/// other daemon can take the path over while this one uses it. A socket that nobody serves any
-/// more is replaced.
+/// Makes the listening socket `path` for those that `access` names, and takes the lock `PATH.lock`
+/// (mode 0600), so that no other daemon can take the path over while this one uses it. A socket that
+/// nobody serves any more is replaced. It asks the file system, and may wait for it.
 ///
 /// # Errors
-/// [`SocketError`] names the path and the remedy.
-pub fn bind_socket(path: &Path) -> Result<Socket, SocketError> {
+/// [`SocketError`] names the path and the remedy; nothing is left behind.
+pub fn bind_socket(path: &Path, access: Access) -> Result<Socket, SocketError> {
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
     let lock_path = PathBuf::from(lock_path);
     let lock = take_lock(path, &lock_path)?;
-    let bound = clear_path(path).and_then(|()| listen(path));
+    let bound = clear_path(path).and_then(|()| listen(path, access));
     match bound {
         Ok(listener) => Ok(Socket {
             listener,
@@ -162,26 +176,45 @@ fn clear_path(path: &Path) -> Result<(), SocketError> {
         }
         Ok(_) => {}
     }
-    match UnixStream::connect(path) {
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            std::fs::remove_file(path).map_err(system(path, "remove the stale socket"))
-        }
-        Ok(_) => Err(SocketError::InUse {
+    match is_served(path) {
+        Ok(false) => std::fs::remove_file(path).map_err(system(path, "remove the stale socket")),
+        Ok(true) => Err(SocketError::InUse {
             path: path.to_owned(),
         }),
-        Err(error) => Err(system(path, "find out whether it is in use")(error)),
+        Err(errno) => Err(system(path, "find out whether it is in use")(errno)),
     }
 }
 
-fn listen(path: &Path) -> Result<UnixListener, SocketError> {
-    let address = SocketAddrUnix::new(path).map_err(system(path, "use that path"))?;
+/// Whether somebody listens on `path`. Waits for nobody: where the backlog is full, nobody accepts.
+fn is_served(path: &Path) -> rustix::io::Result<bool> {
+    let address = SocketAddrUnix::new(path)?;
+    match rustix::net::connect(&new_socket()?, &address) {
+        Ok(()) | Err(rustix::io::Errno::AGAIN) => Ok(true),
+        Err(rustix::io::Errno::CONNREFUSED) => Ok(false),
+        Err(errno) => Err(errno),
+    }
+}
+
+fn new_socket() -> rustix::io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let fd = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
-        .map_err(system(path, "make a socket"))?;
+    rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
+}
+
+fn listen(path: &Path, access: Access) -> Result<UnixListener, SocketError> {
+    let address = SocketAddrUnix::new(path).map_err(system(path, "use that path"))?;
+    let fd = new_socket().map_err(system(path, "make a socket"))?;
     // The file gets the socket's mode, less the umask: it is private from the first moment.
     rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(system(path, "set the mode"))?;
     rustix::net::bind(&fd, &address).map_err(system(path, "bind"))?;
-    rustix::net::listen(&fd, BACKLOG).map_err(system(path, "listen"))?;
+    // Nobody can connect before the socket listens.
+    let listens = access
+        .grant(path)
+        .and_then(|()| rustix::net::listen(&fd, BACKLOG).map_err(system(path, "listen")));
+    if let Err(error) = listens {
+        // Nobody misses a socket that never listened.
+        let _ = std::fs::remove_file(path);
+        return Err(error);
+    }
     Ok(UnixListener::from(fd))
 }
 
@@ -265,11 +298,11 @@ mod tests {
     fn private_locked_and_removed() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.sock");
-        let socket = bind_socket(&path).unwrap();
+        let socket = bind_socket(&path, Access::default()).unwrap();
         assert_eq!(std::fs::metadata(&path).unwrap().mode() & 0o777, 0o600);
         let lock = dir.path().join("disk.sock.lock");
         assert_eq!(std::fs::metadata(&lock).unwrap().mode() & 0o777, 0o600);
-        let error = bind_socket(&path).unwrap_err();
+        let error = bind_socket(&path, Access::default()).unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -280,7 +313,7 @@ mod tests {
         assert!(path.exists(), "the refused one has removed nothing");
         drop(socket);
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-        drop(bind_socket(&path).unwrap());
+        drop(bind_socket(&path, Access::default()).unwrap());
     }
 
     #[test]
@@ -288,20 +321,23 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk.sock");
         let foreign = UnixListener::bind(&path).unwrap();
-        assert!(matches!(bind_socket(&path), Err(SocketError::InUse { .. })));
+        assert!(matches!(
+            bind_socket(&path, Access::default()),
+            Err(SocketError::InUse { .. })
+        ));
         drop(foreign);
         assert!(path.exists(), "a stale socket is left");
-        drop(bind_socket(&path).unwrap());
+        drop(bind_socket(&path, Access::default()).unwrap());
         std::fs::write(&path, "precious").unwrap();
         assert!(matches!(
-            bind_socket(&path),
+            bind_socket(&path, Access::default()),
             Err(SocketError::NotASocket { .. })
         ));
         assert_eq!(std::fs::read(&path).unwrap(), b"precious");
         assert!(!dir.path().join("disk.sock.lock").exists());
         let long = dir.path().join("x".repeat(120));
         assert!(matches!(
-            bind_socket(&long),
+            bind_socket(&long, Access::default()),
             Err(SocketError::System {
                 what: "use that path",
                 ..
@@ -309,9 +345,45 @@ mod tests {
         ));
         let nowhere = dir.path().join("no").join("where");
         assert!(matches!(
-            bind_socket(&nowhere),
+            bind_socket(&nowhere, Access::default()),
             Err(SocketError::System { .. })
         ));
+    }
+
+    /// A daemon that was started on the socket of a server which hangs waited for ever, and heard no
+    /// SIGTERM: the connection that was to find out whether somebody listens waited for a place in the
+    /// backlog.
+    #[test]
+    fn a_server_that_hangs_is_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let server = new_socket().unwrap();
+        rustix::net::bind(&server, &address).unwrap();
+        rustix::net::listen(&server, 0).unwrap();
+        let mut waiting = Vec::new();
+        loop {
+            let client = new_socket().unwrap();
+            match rustix::net::connect(&client, &address) {
+                Ok(()) => waiting.push(client),
+                Err(errno) => break assert_eq!(errno, rustix::io::Errno::AGAIN),
+            }
+        }
+        let bound = bind_socket(&path, Access::default());
+        assert!(matches!(bound, Err(SocketError::InUse { .. })));
+    }
+
+    /// Of 50 clients at once half got EAGAIN.
+    #[test]
+    fn many_may_wait() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let _socket = bind_socket(&path, Access::default()).unwrap();
+        let address = SocketAddrUnix::new(&path).unwrap();
+        let clients: Vec<_> = (0..100).map(|_| new_socket().unwrap()).collect();
+        for client in &clients {
+            rustix::net::connect(client, &address).unwrap();
+        }
     }
 
     #[test]

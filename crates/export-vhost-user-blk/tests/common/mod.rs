@@ -21,7 +21,9 @@ use block::{
 use frontend::protocol::message;
 use frontend::{Connection, Disk, Request};
 use iothread::{Config, IoThread};
-use standfast_export_vhost_user_blk::{ExportError, Options, VhostUserBlkExport, bind_socket};
+use standfast_export_vhost_user_blk::{
+    Access, ExportError, Options, VhostUserBlkExport, bind_socket,
+};
 
 pub const DISK_BYTES: usize = 8 << 20;
 pub const SECONDS: Duration = Duration::from_secs(10);
@@ -212,7 +214,7 @@ impl Daemon {
             let node = Node::new("node0", Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
             let backend = Backend::new(&control, &options.id, node, policy, scope).await;
-            let bound = bind_socket(&socket).unwrap();
+            let bound = bind_socket(&socket, Access::default()).unwrap();
             VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
         })?;
         Ok(Self {
@@ -244,7 +246,7 @@ impl Daemon {
             let node = Node::new(id, Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
             let backend = Backend::new(&self.control, id, node, policy, HoldScope::Vm).await;
-            let bound = bind_socket(&socket).unwrap();
+            let bound = bind_socket(&socket, Access::default()).unwrap();
             VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
         });
         (export.unwrap(), socket)

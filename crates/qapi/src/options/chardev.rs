@@ -1,6 +1,7 @@
 //! Character devices: `--chardev`. The syntax is older than keyval: no nesting, no JSON, and
 //! `server` is short for `server=on`, `nowait` for `wait=off`.
 
+use super::SocketAccess;
 use crate::{QmpError, TEXT_BYTES_MAX, id};
 
 /// A character device: what a monitor talks through.
@@ -24,6 +25,8 @@ pub enum ChardevBackend {
         /// Whether a server waits for the first client before anything else happens. Default of
         /// a server: on.
         wait: bool,
+        /// Who may connect to a server's path.
+        access: SocketAccess,
     },
     /// Standard input and output.
     Stdio {
@@ -114,10 +117,23 @@ fn socket(options: &mut Options) -> Result<ChardevBackend, QmpError> {
             "'wait' option is incompatible with socket in client connect mode",
         ));
     }
+    let access = SocketAccess {
+        mode: options.take("mode"),
+        owner: options.take("owner"),
+        group: options.take("group"),
+    };
+    access.check()?;
+    let made = server && matches!(address, ChardevSocketAddress::Path(_));
+    if !made && !access.is_default() {
+        return Err(QmpError::generic(
+            "'mode', 'owner' and 'group' are for a socket that is made: use 'path' and 'server=on'",
+        ));
+    }
     Ok(ChardevBackend::Socket {
         address,
         server,
         wait: wait.unwrap_or(server),
+        access,
     })
 }
 

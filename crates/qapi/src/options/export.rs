@@ -1,5 +1,6 @@
 //! Exports: `--export`, `block-export-add`.
 
+use super::SocketAccess;
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, Size, id};
 use serde::{Deserialize, Serialize};
@@ -210,6 +211,26 @@ pub struct SocketAddressBase {}
 pub struct UnixAddress {
     /// The path of the socket, which is made.
     pub path: String,
+    /// Its permissions; see [`SocketAccess`].
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+    /// Its owner.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub owner: Option<String>,
+    /// Its group.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+}
+
+impl UnixAddress {
+    /// Who may connect.
+    pub fn access(&self) -> SocketAccess {
+        SocketAccess {
+            mode: self.mode.clone(),
+            owner: self.owner.clone(),
+            group: self.group.clone(),
+        }
+    }
 }
 
 /// A socket that listens already.
@@ -269,6 +290,9 @@ impl VhostUserBlkOptions {
     }
 
     fn check(&self, export_id: &str) -> Result<(), QmpError> {
+        if let SocketAddressVariant::Unix(address) = &self.addr.variant {
+            address.access().check()?;
+        }
         let size = self.logical_block_size();
         if !(LOGICAL_BLOCK_SIZE_MIN..=LOGICAL_BLOCK_SIZE_MAX).contains(&size) {
             return Err(QmpError::generic(format!(

@@ -11,6 +11,7 @@
 //! Each has a `parse` for the argument of its option. Optional members that were not given are
 //! `None`; the accessor methods know the defaults.
 
+mod access;
 mod blockdev;
 mod chardev;
 mod export;
@@ -18,6 +19,7 @@ mod monitor;
 mod object;
 mod vmm;
 
+pub use access::SocketAccess;
 pub use blockdev::{
     AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
     BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,

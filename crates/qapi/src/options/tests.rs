@@ -675,6 +675,33 @@ fn vmm_links_by_commands() {
 }
 
 #[test]
+fn who_may_connect_to_an_export() {
+    let parsed = |options: &str| {
+        let text = format!("vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=s,{options}");
+        let ExportVariant::VhostUserBlk(options) =
+            ExportOptions::parse(&text).map_err(|e| e.desc)?.variant;
+        match options.addr.variant {
+            SocketAddressVariant::Unix(address) => Ok(address.access()),
+            SocketAddressVariant::Fd(_) => Err("a descriptor".to_owned()),
+        }
+    };
+    let access = parsed("addr.mode=0660,addr.group=kvm").unwrap();
+    assert_eq!(access.mode(), Ok(0o660));
+    assert_eq!((access.owner, access.group.as_deref()), (None, Some("kvm")));
+    assert!(parsed("writable=on").unwrap().is_default());
+    assert_eq!(
+        parsed("addr.mode=888").unwrap_err(),
+        "Parameter 'mode' expects octal permissions up to 0777, such as 0660, not '888'"
+    );
+    assert_eq!(
+        parsed("addr.owner=").unwrap_err(),
+        "Parameter 'owner' expects a name or a number"
+    );
+    let fd = "vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=3,addr.mode=0660";
+    assert_eq!(export(fd), "Parameter 'addr.mode' is unexpected");
+}
+
+#[test]
 fn chardev() {
     let parse = |text: &str| ChardevOptions::parse(text).map_err(|e: QmpError| e.desc);
     for (text, desc) in [
@@ -709,6 +736,18 @@ fn chardev() {
             "'wait' option is incompatible with socket in client connect mode",
         ),
         (
+            "socket,id=a,path=p,server=on,mode=rw",
+            "Parameter 'mode' expects octal permissions up to 0777, such as 0660, not 'rw'",
+        ),
+        (
+            "socket,id=a,path=p,mode=0660",
+            "'mode', 'owner' and 'group' are for a socket that is made: use 'path' and 'server=on'",
+        ),
+        (
+            "socket,id=a,fd=3,server=on,group=kvm",
+            "'mode', 'owner' and 'group' are for a socket that is made: use 'path' and 'server=on'",
+        ),
+        (
             "stdio,id=a,signal=x",
             "Parameter 'signal' expects 'on' or 'off'",
         ),
@@ -721,6 +760,7 @@ fn chardev() {
             address: ChardevSocketAddress::Path(path.to_owned()),
             server,
             wait,
+            access: SocketAccess::default(),
         },
     };
     assert_eq!(
@@ -738,6 +778,15 @@ fn chardev() {
     assert_eq!(
         parse("socket,id=a,path=p").unwrap(),
         socket("p", false, false)
+    );
+    let text = "socket,id=a,path=p,server=on,mode=0660,owner=qemu,group=36";
+    let ChardevBackend::Socket { access, .. } = parse(text).unwrap().backend else {
+        panic!("{text}");
+    };
+    let some = |text: &str| Some(text.to_owned());
+    assert_eq!(
+        (access.mode, access.owner, access.group),
+        (some("0660"), some("qemu"), some("36"))
     );
     assert_eq!(
         parse("stdio,id=a,signal=off").unwrap().backend,

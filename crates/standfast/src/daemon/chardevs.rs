@@ -5,14 +5,16 @@ use std::path::Path;
 
 use export_vhost_user_blk::Socket;
 use monitor::Monitor;
-use qapi::options::{ChardevBackend, ChardevOptions, ChardevSocketAddress, MonitorOptions};
+use qapi::options::{
+    ChardevBackend, ChardevOptions, ChardevSocketAddress, MonitorOptions, SocketAccess,
+};
 use qapi::os_text;
 use qapi::wire::Layout;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
 use super::setup_error::SetupError;
-use super::socket::{bind, inherited_socket};
+use super::socket::{bind_listener, inherited_socket};
 use super::{strerror, terminal};
 
 /// A character device that no monitor has taken yet.
@@ -62,7 +64,8 @@ impl Chardevs {
                 address,
                 server: true,
                 wait,
-            } => self.listen(address, wait).await?,
+                access,
+            } => self.listen(address, wait, access).await?,
             ChardevBackend::Socket {
                 address,
                 server: false,
@@ -124,10 +127,12 @@ impl Chardevs {
         &mut self,
         address: ChardevSocketAddress,
         wait: bool,
+        access: SocketAccess,
     ) -> Result<Source, SetupError> {
         let (listener, name) = match address {
             ChardevSocketAddress::Path(path) => {
-                let (bound, listener) = bind(Path::new(&os_text::to_os(&path)))?;
+                let bound = bind_listener(Path::new(&os_text::to_os(&path)), access).await?;
+                let (bound, listener) = bound;
                 self.bound.push(bound);
                 (listener, path)
             }

@@ -154,12 +154,14 @@ fn command() -> Command {
             Opt::Export,
             "[type=]vhost-user-blk,id=ID,node-name=N[,...]",
             "Offer a node to a client. Ours beside QEMU's members: werror, rerror \
-             (report|ignore|enospc|stop|auto) and hold-scope (vm|device|request)",
+             (report|ignore|enospc|stop|auto), hold-scope (vm|device|request), and who may connect: \
+             addr.mode=0660, addr.owner, addr.group",
         ))
         .arg(ordered(
             Opt::Chardev,
             "BACKEND,id=ID[,...]",
-            "Add a character device for a monitor: socket,path=P,server=on,wait=off or stdio",
+            "Add a character device for a monitor: socket,path=P,server=on,wait=off\
+             [,mode=0660][,owner=U][,group=G] or stdio",
         ))
         .arg(ordered(
             Opt::Monitor,

@@ -4,9 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
-use export_vhost_user_blk::{
-    self as vhost_user_blk, ExportError, Socket, VhostUserBlkExport, bind_socket,
-};
+use export_vhost_user_blk::{self as vhost_user_blk, ExportError, Socket, VhostUserBlkExport};
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,
@@ -15,7 +13,7 @@ use qapi::os_text;
 
 use super::iothreads::Iothreads;
 use super::setup_error::SetupError;
-use super::socket::inherited_socket;
+use super::socket::{bind, inherited_socket};
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -41,7 +39,7 @@ pub async fn add(
     let ExportVariant::VhostUserBlk(options) = variant;
     let socket = match &options.addr.variant {
         SocketAddressVariant::Unix(address) => {
-            bind_socket(Path::new(&os_text::to_os(&address.path)))?
+            bind(Path::new(&os_text::to_os(&address.path)), address.access()).await?
         }
         SocketAddressVariant::Fd(address) => {
             Socket::inherited(inherited_socket(&address.str, true)?)?

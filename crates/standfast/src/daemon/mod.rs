@@ -1,5 +1,7 @@
 //! `standfastd`: executes its command line, serves, and ends in order.
 
+mod access;
+mod blocking;
 mod chardevs;
 mod cli;
 mod descriptors;

@@ -6,20 +6,37 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use export_vhost_user_blk::{Socket, SocketError, bind_socket};
+use qapi::options::SocketAccess;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::AddressFamily;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain};
 
+use super::access::resolve;
+use super::blocking::beside;
 use super::descriptors::{self, FD_MIN};
 use super::setup_error::SetupError;
 use super::strerror;
 
-/// Binds `path`, mode 0600, with a lock beside it: the file is removed with what is returned first.
+/// Binds `path` for those that `access` names, with a lock beside it: the file is removed with what is
+/// returned. The file system and the user database may take their time: nobody else waits for them.
 ///
 /// # Errors
-/// If the path is in use, or cannot be bound.
-pub fn bind(path: &Path) -> Result<(Socket, UnixListener), SetupError> {
-    let socket = bind_socket(path)?;
+/// If the path is in use, or cannot be bound; if there is no such user or group.
+pub async fn bind(path: &Path, access: SocketAccess) -> Result<Socket, SetupError> {
+    let path = path.to_owned();
+    beside(move || Ok(bind_socket(&path, resolve(&access)?)?)).await
+}
+
+/// Binds `path` as [`bind`] does, to be listened on here: the file is removed with what is returned
+/// first.
+///
+/// # Errors
+/// As [`bind`].
+pub async fn bind_listener(
+    path: &Path,
+    access: SocketAccess,
+) -> Result<(Socket, UnixListener), SetupError> {
+    let socket = bind(path, access).await?;
     let listener = socket.as_fd().try_clone_to_owned();
     let listener = listener.map_err(|error| bind_error(path, &error))?;
     Ok((socket, listener.into()))
@@ -39,7 +56,9 @@ impl From<SocketError> for SetupError {
         let hint = Some(error.to_string());
         let desc = match &error {
             SocketError::System { path, source, .. } => bind_error(path, source).desc,
-            SocketError::InUse { path } | SocketError::NotASocket { path } => {
+            SocketError::InUse { path }
+            | SocketError::NotASocket { path }
+            | SocketError::Replaced { path } => {
                 let in_use = io::Error::from_raw_os_error(libc::EADDRINUSE);
                 bind_error(path, &in_use).desc
             }
@@ -84,13 +103,20 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
+    fn made(path: &Path) -> Result<(Socket, UnixListener), SetupError> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build();
+        runtime
+            .unwrap()
+            .block_on(bind_listener(path, SocketAccess::default()))
+    }
+
     #[test]
     fn a_socket_has_one_owner() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let (bound, _listener) = bind(&path).unwrap();
+        let (bound, _listener) = made(&path).unwrap();
         UnixStream::connect(&path).unwrap();
-        let error = bind(&path).unwrap_err();
+        let error = made(&path).unwrap_err();
         let name = path.display();
         assert_eq!(
             error.desc,
@@ -99,7 +125,7 @@ mod tests {
         assert!(error.hint.unwrap().contains("in use by another process"));
         drop(bound);
         assert!(!path.exists());
-        let error = bind(Path::new("/nonexistent/s")).unwrap_err();
+        let error = made(Path::new("/nonexistent/s")).unwrap_err();
         assert_eq!(
             error.desc,
             "Failed to bind socket to /nonexistent/s.lock: No such file or directory"
