@@ -1,51 +1,86 @@
 //! `cargo xtask lint`: style, lints, licences, advisories, documentation.
 
+use crate::circles;
 use crate::metadata::Metadata;
 use crate::report::Report;
-use crate::run::{cargo, output, run};
+use crate::run::{cargo, output, root, run};
 use anyhow::Result;
+use clap::ValueEnum;
 use std::path::Path;
 use std::process::ExitCode;
 
+/// Arguments of `cargo xtask lint`.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// What to check; everything if nothing is named
+    #[arg(value_name = "PART")]
+    parts: Vec<Part>,
+}
+
+/// What can be checked on its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Part {
+    /// Formatting
+    Fmt,
+    /// Clippy, on the fuzz targets too
+    Clippy,
+    /// Circles between the files of a crate
+    Circles,
+    /// Documentation
+    Doc,
+    /// Licences and sources of dependencies
+    Deny,
+    /// Known vulnerabilities of dependencies
+    Advisories,
+}
+
 /// Runs the command.
-pub fn main() -> ExitCode {
+pub fn main(args: &Args) -> ExitCode {
     let mut report = Report::default();
-    report.part("fmt", || {
-        let fuzz = ["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"];
-        let (ours, fuzz) = (fmt(), run(&mut cargo(fuzz)));
-        ours.and(fuzz)
-    });
-    report.part("clippy", || {
-        clippy().and(clippy_of_fuzz_targets(&Metadata::of(Path::new(
-            "Cargo.toml",
-        ))?))
-    });
-    report.part("doc", || {
-        let mut command = cargo([
-            "doc",
-            "--workspace",
-            "--no-deps",
-            "--document-private-items",
-        ]);
-        // Private items are documented too, so links to them lead somewhere.
-        let flags = "-D warnings -A rustdoc::private_intra_doc_links";
-        run(command.env("RUSTDOCFLAGS", flags))
-    });
-    report.part("deny", || {
-        ensure_cargo_deny()?;
-        run(&mut cargo(["deny", "check", "licenses", "bans", "sources"]))?;
-        let fuzz = ["deny", "--manifest-path", FUZZ_MANIFEST];
-        run(cargo(fuzz).args(["check", "licenses", "bans", "sources"]))
-    });
     let mut unreachable = None;
-    report.part("advisories", || {
-        advisories().map(|why_not| unreachable = why_not)
-    });
+    let parts = Part::value_variants().iter();
+    for part in parts.filter(|part| args.parts.is_empty() || args.parts.contains(part)) {
+        let name = part.to_possible_value().expect("no part is hidden");
+        report.part(name.get_name(), || match part {
+            Part::Fmt => {
+                let fuzz = ["fmt", "--manifest-path", FUZZ_MANIFEST, "--check"];
+                let (ours, fuzz) = (fmt(), run(&mut cargo(fuzz)));
+                ours.and(fuzz)
+            }
+            Part::Clippy => {
+                let metadata = Metadata::of(Path::new("Cargo.toml"))?;
+                clippy().and(clippy_of_fuzz_targets(&metadata))
+            }
+            Part::Circles => circles(),
+            Part::Doc => doc(),
+            Part::Deny => deny(),
+            Part::Advisories => advisories().map(|why_not| unreachable = why_not),
+        });
+    }
     let status = report.finish();
     if let Some(why) = unreachable {
         println!("advisories were NOT CHECKED, the database cannot be reached: {why}");
     }
     status
+}
+
+fn doc() -> Result<()> {
+    let mut command = cargo([
+        "doc",
+        "--workspace",
+        "--no-deps",
+        "--document-private-items",
+    ]);
+    // Private items are documented too, so links to them lead somewhere.
+    let flags = "-D warnings -A rustdoc::private_intra_doc_links";
+    run(command.env("RUSTDOCFLAGS", flags))
+}
+
+fn deny() -> Result<()> {
+    ensure_cargo_deny()?;
+    run(&mut cargo(["deny", "check", "licenses", "bans", "sources"]))?;
+    let fuzz = ["deny", "--manifest-path", FUZZ_MANIFEST];
+    run(cargo(fuzz).args(["check", "licenses", "bans", "sources"]))
 }
 
 const FUZZ_MANIFEST: &str = "fuzz/Cargo.toml";
@@ -60,6 +95,11 @@ pub fn fmt() -> Result<()> {
 pub fn clippy() -> Result<()> {
     let clippy = ["clippy", "--workspace", "--all-targets", "--"];
     run(cargo(clippy).args(WARNINGS_ARE_ERRORS))
+}
+
+/// No circle between the files of a crate.
+pub fn circles() -> Result<()> {
+    circles::check(&Metadata::of(Path::new("Cargo.toml"))?, &root())
 }
 
 /// Clippy on the fuzz targets, as they are built for fuzzing; in a directory of its own, since the

@@ -1,11 +1,12 @@
 //! Every developer command; CI runs exactly these.
 //!
 //! * `cargo xtask test [PART...] [--soak]`: everything that must hold before a change goes in.
-//! * `cargo xtask lint`: style, lints, licences, advisories, documentation.
+//! * `cargo xtask lint [PART...]`: style, lints, circles, licences, advisories, documentation.
 //! * `cargo xtask bench [LOAD...]`: standfastd against qemu-storage-daemon.
 //! * `cargo xtask fuzz [TARGET...] [--seconds N]`: the parsers that face strangers.
 
 mod bench;
+mod circles;
 mod demo;
 mod fuzz;
 mod lint;
@@ -34,8 +35,8 @@ struct Cli {
 enum Command {
     /// Install what the tests need and run them
     Test(test::Args),
-    /// Check style, lints, licences, advisories and documentation
-    Lint,
+    /// Check style, lints, circles, licences, advisories and documentation
+    Lint(lint::Args),
     /// Measure standfastd against qemu-storage-daemon
     Bench(bench::Args),
     /// Feed the parsers random input
@@ -45,7 +46,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Test(args) => test::main(&args),
-        Command::Lint => Ok(lint::main()),
+        Command::Lint(args) => Ok(lint::main(&args)),
         Command::Bench(args) => bench::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
     };

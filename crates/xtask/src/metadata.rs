@@ -22,6 +22,8 @@ pub struct Target {
     pub name: String,
     /// `lib`, `bin`, `test`, ...
     pub kind: String,
+    /// Its root file.
+    pub source: PathBuf,
 }
 
 impl Metadata {
@@ -46,6 +48,7 @@ impl Metadata {
                             .as_str()
                             .context("a target's kind is no string")?
                             .to_owned(),
+                        source: string(target, "src_path")?.into(),
                     });
                 }
             }
@@ -86,8 +89,9 @@ mod tests {
         let metadata = Metadata::parse(
             r#"{"target_directory": "/t", "packages": [
                 {"name": "b", "targets": [
-                    {"name": "e2e_x", "kind": ["test"]}, {"name": "b", "kind": ["lib"]}]},
-                {"name": "a", "targets": [{"name": "e2e_a", "kind": ["test"]}]}]}"#,
+                    {"name": "e2e_x", "kind": ["test"], "src_path": "/s"},
+                    {"name": "b", "kind": ["lib"], "src_path": "/l"}]},
+                {"name": "a", "targets": [{"name": "e2e_a", "kind": ["test"], "src_path": "/s"}]}]}"#,
         )
         .unwrap();
         assert_eq!(metadata.target_directory, Path::new("/t"));
@@ -95,6 +99,7 @@ mod tests {
             package: package.to_owned(),
             name: name.to_owned(),
             kind: "test".to_owned(),
+            source: "/s".into(),
         };
         assert_eq!(
             metadata.targets("test"),

@@ -162,6 +162,7 @@ mod tests {
             package: "p".into(),
             name: name.into(),
             kind: "test".into(),
+            source: "t.rs".into(),
         };
         let (ring, crash) = (target("ring"), target("e2e_crash"));
         assert_eq!(chosen(&[&ring, &crash], E2E_PREFIX).unwrap(), [&crash]);
