@@ -14,10 +14,10 @@ use slab::Slab;
 
 use crate::{
     deferred::Deferred,
-    executor::Runnable,
     poll::{Poller, Window},
     ring::driver::Driver,
     shared::Shared,
+    task::Runnable,
     timers::Timers,
 };
 

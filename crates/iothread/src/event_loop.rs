@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use crate::{
     context::Context,
-    executor::Runnable,
     poll::{IO_FACTOR, IO_POLLED_MAX, PollParams, Window},
     shared::count,
     stack::reverse,
+    task::Runnable,
 };
 
 /// Tasks run per round, so that neither the ring nor the timers starve.

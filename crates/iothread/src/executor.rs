@@ -10,16 +10,10 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use crate::{context, shared::Shared};
-
-/// What every task carries beside its future.
-pub(crate) struct TaskMeta {
-    /// Link of [`Shared::remote`].
-    pub(crate) next: AtomicPtr<()>,
-    shared: Arc<Shared>,
-}
-
-pub(crate) type Runnable = async_task::Runnable<TaskMeta>;
+use crate::{
+    context,
+    task::{Runnable, TaskMeta},
+};
 
 /// Starts a task on this iothread. It first runs in the next round.
 ///

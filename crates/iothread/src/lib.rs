@@ -29,6 +29,8 @@ mod stack;
 mod sync;
 
 #[cfg(not(loom))]
+mod api;
+#[cfg(not(loom))]
 mod context;
 #[cfg(not(loom))]
 mod deferred;
@@ -45,6 +47,8 @@ mod shared;
 #[cfg(not(loom))]
 mod start_error;
 #[cfg(not(loom))]
+mod task;
+#[cfg(not(loom))]
 mod thread;
 #[cfg(not(loom))]
 pub mod time;
@@ -53,9 +57,10 @@ mod timers;
 
 #[cfg(not(loom))]
 pub use crate::{
-    deferred::{Deferred, defer},
+    api::{PollerGuard, add_poller, defer},
+    deferred::Deferred,
     executor::{LocalTask, spawn_local, spawn_with_waker, yield_now},
-    poll::{PollParams, Poller, PollerGuard, add_poller},
+    poll::{PollParams, Poller},
     shared::Stats,
     start_error::StartError,
     thread::{Closed, Config, Handle, IoThread},

@@ -4,9 +4,7 @@
 //! left and entered again, 20 to 35 us for each of the two. So the thread polls before it blocks,
 //! for as long as it would have had to last time, and leaves it for a while when that does not pay.
 
-use std::{cell::Cell, fmt, rc::Rc, time::Duration};
-
-use crate::context;
+use std::{cell::Cell, time::Duration};
 
 /// A source of work that can be asked instead of waiting for its notification: a virtqueue.
 ///
@@ -24,48 +22,6 @@ pub trait Poller {
     /// then the thread does not block, and calls `poll` at once. May be called when notifications
     /// are on already.
     fn enable_notify(&self) -> bool;
-}
-
-/// Adds a poller to this iothread until the guard is dropped.
-///
-/// # Panics
-///
-/// Outside an iothread.
-#[must_use = "dropping the guard removes the poller"]
-pub fn add_poller(poller: Rc<dyn Poller>) -> PollerGuard {
-    context::with(|cx| {
-        if cx.notify_suppressed.get() {
-            poller.disable_notify();
-        }
-        cx.pollers.borrow_mut().push(Some(poller.clone()));
-    });
-    PollerGuard { poller }
-}
-
-/// Removes the poller when dropped. The poller's notifications are left as they are.
-pub struct PollerGuard {
-    poller: Rc<dyn Poller>,
-}
-
-impl Drop for PollerGuard {
-    fn drop(&mut self) {
-        let removed = context::try_with(|cx| {
-            // The place stays until the next round, because the pollers may be being walked through.
-            cx.pollers_removed.set(true);
-            let mut pollers = cx.pollers.borrow_mut();
-            let mut places = pollers.iter_mut();
-            places
-                .find(|place| place.as_ref().is_some_and(|p| Rc::ptr_eq(p, &self.poller)))
-                .and_then(Option::take)
-        });
-        drop(removed);
-    }
-}
-
-impl fmt::Debug for PollerGuard {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PollerGuard").finish_non_exhaustive()
-    }
 }
 
 /// QEMU's parameters of adaptive polling, with QEMU's meaning of 0.

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicBool, AtomicI32, AtomicU8, AtomicU32, AtomicU64, Ordering, fence},
 };
 
-use crate::{executor::Runnable, poll::PollParams, stack::Stack};
+use crate::{poll::PollParams, stack::Stack};
 
 /// The thread looks at `remote` by itself.
 const AWAKE: u8 = 0;
@@ -77,20 +77,6 @@ impl Shared {
             poll_shrink: AtomicU32::new(params.shrink),
             counters: Counters::default(),
         }
-    }
-
-    /// Makes a task runnable from another thread.
-    pub(crate) fn push_remote(&self, runnable: Runnable) {
-        let node = runnable.into_raw();
-        // SAFETY: `node` came from `into_raw` this moment; ManuallyDrop leaves the ownership with
-        // the list. `link` stays valid through the push because the task does; the push is the last
-        // use of it.
-        unsafe {
-            let runnable = std::mem::ManuallyDrop::new(Runnable::from_raw(node));
-            let link: *const _ = &raw const runnable.metadata().next;
-            self.remote.push(node, &*link);
-        }
-        self.wake();
     }
 
     /// Makes sure that the thread looks at what the caller has published.
