@@ -10,9 +10,10 @@ use crate::memory::GuestMemory;
 use crate::options::Options;
 use crate::protocol::{BlkConfig, device_status, feature, message, protocol_feature};
 use crate::queue::{Dropped, Queue};
-use crate::request::{Completion, Request, Shape, Token};
+use crate::request::{Completion, Request, Shape};
 use crate::ring::Ring;
 use crate::session::{Session, add_status, get_config, get_status, set_status, vring_state};
+use crate::token::Token;
 
 /// Offset of `wce` in the configuration space.
 const CONFIG_WCE_OFFSET: u32 = 32;

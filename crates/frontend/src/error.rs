@@ -4,7 +4,7 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::request::Token;
+use crate::token::Token;
 
 /// Why an operation on a connection or a device failed.
 #[derive(Debug, thiserror::Error)]

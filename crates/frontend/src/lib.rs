@@ -34,6 +34,7 @@ mod queue;
 pub mod request;
 pub mod ring;
 mod session;
+mod token;
 mod wait;
 
 pub use connection::Connection;
@@ -44,5 +45,6 @@ pub use lane::{Lane, LaneOptions};
 pub use memory::GuestMemory;
 pub use options::Options;
 pub use protocol::BlkConfig;
-pub use request::{Completion, RawChain, RawDescriptor, Request, Segment, Shape, Token};
+pub use request::{Completion, RawChain, RawDescriptor, Request, Segment, Shape};
 pub use ring::Ring;
+pub use token::Token;

@@ -9,10 +9,11 @@ use crate::error::{FrontendError, SubmitError, Violation};
 use crate::memory::{Block, GuestMemory};
 use crate::options::Options;
 use crate::protocol::{STATUS_OK, STATUS_POISON};
-use crate::request::{Completion, Data, RawChain, Request, Shape, Token, header, split};
+use crate::request::{Completion, Data, RawChain, Request, Shape, header, split};
 use crate::ring::{
     DESC_BYTES, DESC_F_INDIRECT, DESC_F_NEXT, DESC_F_WRITE, Descriptor, Ring, UsedElement,
 };
+use crate::token::Token;
 
 /// Bytes per head for header and status; the status is behind the header.
 const SLOT_BYTES: u64 = 32;

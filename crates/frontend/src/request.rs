@@ -2,10 +2,7 @@
 
 use crate::protocol::{ID_BYTES, STATUS_OK, WRITE_ZEROES_UNMAP, request_type};
 use crate::ring::Descriptor;
-
-/// Names one submitted request; unique for the life of a [`crate::Disk`], reconnects included.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Token(pub u64);
+use crate::token::Token;
 
 /// One range of a discard or write-zeroes request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
