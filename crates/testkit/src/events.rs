@@ -4,7 +4,16 @@ use std::fmt;
 
 use serde_json::Value;
 
-use crate::qmp::Event;
+/// An event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Event {
+    /// Its name.
+    pub name: String,
+    /// Its data; `Null` if there are none.
+    pub data: Value,
+    /// The whole message.
+    pub message: Value,
+}
 
 /// One thing sent or received.
 #[derive(Debug, Clone, PartialEq)]

@@ -19,11 +19,11 @@ pub mod workload;
 
 pub use checker::{Checker, CheckerFault, Operation, Summary};
 pub use daemon::Daemon;
-pub use events::{EventLog, LogEntry};
+pub use events::{Event, EventLog, LogEntry};
 pub use guest::{Guest, VhostUserBlk, VirtioBlk};
 pub use loop_device::LoopDevice;
 pub use mount::{Ext4, Tmpfs};
 pub use pattern::{Content, Pattern, PatternFault, Stamp};
-pub use qmp::{Event, Qmp, QmpError};
+pub use qmp::{Qmp, QmpError};
 pub use rng::Rng;
 pub use workload::{Driver, Mix, Workload};

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Map, Value, json};
 
-use crate::events::{EventLog, LogEntry};
+use crate::events::{Event, EventLog, LogEntry};
 
 /// Why a command or a wait failed.
 #[derive(Debug, thiserror::Error)]
@@ -52,17 +52,6 @@ impl QmpError {
             _ => None,
         }
     }
-}
-
-/// An event.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Event {
-    /// Its name.
-    pub name: String,
-    /// Its data; `Null` if there are none.
-    pub data: Value,
-    /// The whole message.
-    pub message: Value,
 }
 
 /// A connection to a QMP server, past the capabilities negotiation.

@@ -64,12 +64,6 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// A guest to be started: 512 MiB, one CPU, no disk.
-    #[must_use]
-    pub fn builder() -> Builder {
-        Builder::new()
-    }
-
     /// Waits until the guest, started or reset, has booted and found its disks. Returns how long
     /// it took since then.
     ///

@@ -33,8 +33,16 @@ pub struct Builder {
     qemu_args: Vec<OsString>,
 }
 
+impl Guest {
+    /// A guest to be started: 512 MiB, one CPU, no disk.
+    #[must_use]
+    pub fn builder() -> Builder {
+        Builder::new()
+    }
+}
+
 impl Builder {
-    pub(super) fn new() -> Self {
+    fn new() -> Self {
         Self {
             qemu: "qemu-system-x86_64".into(),
             // Only what the guest touches is ever allocated. It uses far less, but with 256 MiB two
