@@ -13,7 +13,7 @@ use tokio::time::timeout;
 use crate::http::excerpt;
 use crate::limits;
 use crate::machine::{Action, Answer, Failure};
-use crate::vmm::TIME_LIMIT;
+use crate::time_limit::TIME_LIMIT;
 
 /// Kept of what a command prints, in bytes.
 const OUTPUT_BYTES_MAX: usize = 4096;

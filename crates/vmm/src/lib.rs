@@ -12,7 +12,9 @@ mod limits;
 pub mod machine;
 mod qemu;
 pub mod qmp;
+mod report;
 mod task;
+mod time_limit;
 mod vmm;
 
 use std::path::PathBuf;

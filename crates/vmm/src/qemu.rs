@@ -13,8 +13,8 @@ use tokio::time::timeout;
 
 use crate::machine::{Action, Answer, Failure};
 use crate::qmp::{self, Input, Message};
-use crate::task::Report;
-use crate::vmm::TIME_LIMIT;
+use crate::report::Report;
+use crate::time_limit::TIME_LIMIT;
 
 /// Statuses in which a VM has not run yet: whoever has started it will resume it. After a reset a
 /// paused VM is in `prelaunch`, too.

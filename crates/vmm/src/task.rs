@@ -13,22 +13,10 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::machine::{Action, Answer, Failure, Machine, Output};
+use crate::machine::{Action, Machine, Output};
+use crate::report::Report;
 use crate::vmm::Vmm;
 use crate::{LinkConfig, StartError};
-
-/// What a VMM says.
-#[derive(Debug)]
-pub(crate) enum Report {
-    /// By an event: how the VM is.
-    Event(block::VmState),
-    /// By an event: something happened that may have changed it.
-    Changed,
-    /// The connection went while nothing was asked.
-    Lost(String),
-    /// What came of the request.
-    Done(Result<Answer, Failure>),
-}
 
 /// A link to a VMM.
 pub struct Link {

@@ -1,7 +1,5 @@
 //! The kinds of VMM, as the task of a link sees them.
 
-use std::time::Duration;
-
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
@@ -9,11 +7,9 @@ use crate::api::Api;
 use crate::command::Commands;
 use crate::machine::{Action, Answer, Failure, Traits};
 use crate::qemu::Qemu;
-use crate::task::Report;
+use crate::report::Report;
+use crate::time_limit::TIME_LIMIT;
 use crate::{Peer, cloud_hypervisor, firecracker};
-
-/// Time limit of one request to a VMM, all that belongs to it included.
-pub(crate) const TIME_LIMIT: Duration = Duration::from_secs(5);
 
 /// A VMM.
 #[derive(Debug)]
