@@ -4,7 +4,6 @@ use serde::Serialize;
 use serde_json::{Value, json};
 use std::fmt::Write;
 
-use crate::html;
 use crate::profile::Profile;
 use crate::statistics::{Metric, short};
 use crate::targets::{Findings, Target};
@@ -200,10 +199,5 @@ impl Report {
             "targets": self.targets,
             "profiles": self.profiles,
         })
-    }
-
-    /// For the browser: one file, nothing else needed.
-    pub fn html(&self) -> String {
-        html::page(self)
     }
 }

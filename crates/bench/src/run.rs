@@ -18,7 +18,7 @@ use crate::report::{Machine, Report};
 use crate::server::{Running, Server};
 use crate::statistics::{Metric, summarise};
 use crate::targets::{FIO, Findings, Instructions, Row, Target, judge};
-use crate::{error_path, fio, process};
+use crate::{error_path, fio, html, process};
 
 /// A round in which somebody else used more CPUs than this is repeated.
 const OTHERS_CPUS_MAX: f64 = 0.25;
@@ -168,7 +168,7 @@ pub fn main(args: &Args) -> Result<()> {
     drop(bench);
     print!("\n{}", report.text());
     let page = args.directory.join("report.html");
-    fs::write(&page, report.html()).with_context(|| page.display().to_string())?;
+    fs::write(&page, html::page(&report)).with_context(|| page.display().to_string())?;
     println!("\n{}", page.display());
     if let Some(file) = &args.json {
         let text = serde_json::to_string_pretty(&report.json())? + "\n";
