@@ -13,34 +13,17 @@
 //!   The macro `flat_union` writes them.
 //! * An *alternate* is an enum with variants named after JSON types: `@string`, `@object`, `@array`.
 
+mod error;
+mod path;
+mod union;
 mod value;
+
+pub use error::DeError;
+pub use path::{Mode, TYPED_DEPTH_MAX};
+pub use union::{BASE, FLAT_UNION, TAG, VARIANT};
 
 use crate::{Object, QmpError, Value, json, keyval};
 use serde::Deserialize;
-use std::cell::RefCell;
-use std::fmt;
-
-/// What the serde name of a flat union begins with; its discriminator follows.
-pub const FLAT_UNION: &str = "@";
-/// The member of a flat union that is its discriminator.
-pub const TAG: &str = "@tag";
-/// The member of a flat union that has what all variants share.
-pub const BASE: &str = "@base";
-/// The member of a flat union that depends on the discriminator.
-pub const VARIANT: &str = "@variant";
-
-/// Deepest nesting of members that [`from_value`] follows. Types that contain themselves (a node in
-/// a node) would otherwise let the input decide how much stack is used.
-pub const TYPED_DEPTH_MAX: usize = 32;
-
-/// How scalars are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// As strings, converted to what the type wants: `on`, `0x10`, `64K`.
-    Keyval,
-    /// As JSON's own types.
-    Json,
-}
 
 /// Makes a `T` from an object.
 pub fn from_object<'de, T: Deserialize<'de>>(
@@ -68,88 +51,6 @@ pub fn from_argument<T: for<'de> Deserialize<'de>>(
     } else {
         from_object(&keyval::parse(text, implied_key)?, Mode::Keyval)
     }
-}
-
-/// Why a value is not what the type wants.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{desc}")]
-pub struct DeError {
-    desc: String,
-}
-
-impl DeError {
-    fn new(desc: impl fmt::Display) -> Self {
-        DeError {
-            desc: desc.to_string(),
-        }
-    }
-}
-
-impl From<DeError> for QmpError {
-    fn from(e: DeError) -> Self {
-        QmpError::generic(e.desc)
-    }
-}
-
-impl serde::de::Error for DeError {
-    fn custom<T: fmt::Display>(msg: T) -> Self {
-        DeError::new(msg)
-    }
-
-    fn missing_field(field: &'static str) -> Self {
-        DeError::new(format_args!("Parameter '{field}' is missing"))
-    }
-
-    fn unknown_field(field: &str, _: &'static [&'static str]) -> Self {
-        DeError::new(format_args!("Parameter '{field}' is unexpected"))
-    }
-}
-
-/// Where in the input we are; a list through the stack.
-#[derive(Clone, Copy, Debug)]
-enum Path<'a> {
-    Root,
-    Member(&'a Path<'a>, &'a str),
-    Element(&'a Path<'a>, usize),
-}
-
-impl Path<'_> {
-    fn depth(&self) -> usize {
-        match self {
-            Path::Root => 0,
-            Path::Member(parent, _) | Path::Element(parent, _) => parent.depth() + 1,
-        }
-    }
-
-    /// The dotted name; QEMU writes indices as `a.0` or `a[0]`, as the input would.
-    fn name(&self, mode: Mode) -> String {
-        match self {
-            Path::Root => String::new(),
-            Path::Member(Path::Root, name) => (*name).to_owned(),
-            Path::Member(parent, name) => format!("{}.{name}", parent.name(mode)),
-            Path::Element(parent, n) => match mode {
-                Mode::Keyval => format!("{}.{n}", parent.name(mode)),
-                Mode::Json => format!("{}[{n}]", parent.name(mode)),
-            },
-        }
-    }
-
-    /// The last name alone: what QEMU prints for a wrong enum value.
-    fn leaf(&self) -> &str {
-        match self {
-            Path::Root => "",
-            Path::Member(_, name) => name,
-            Path::Element(parent, _) => parent.leaf(),
-        }
-    }
-}
-
-/// The object that the parts of a flat union share.
-#[derive(Clone, Copy, Debug)]
-struct Shared<'a> {
-    tag: &'static str,
-    /// Members that a part of the union has asked for.
-    known: &'a RefCell<Vec<&'static str>>,
 }
 
 /// Defines a flat union: an object whose discriminator decides which further members it has. The

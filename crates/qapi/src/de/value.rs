@@ -1,6 +1,8 @@
 //! The deserializer itself.
 
-use super::{BASE, DeError, FLAT_UNION, Mode, Path, Shared, TAG, TYPED_DEPTH_MAX, VARIANT};
+use super::error::DeError;
+use super::path::{Mode, Path, TYPED_DEPTH_MAX};
+use super::union::{BASE, FLAT_UNION, Shared, TAG, VARIANT};
 use crate::{Object, Size, Value};
 use serde::de::value::{BorrowedStrDeserializer, StrDeserializer, U64Deserializer};
 use serde::de::{

@@ -8,22 +8,14 @@
 //! with its closing bracket, not with a line. A bare number or keyword ends with the byte after
 //! it.
 
+mod error;
 mod lexer;
 mod parser;
 
+pub use error::JsonError;
+
 use crate::{DEPTH_MAX, JSON_TOKENS_MAX, TEXT_BYTES_MAX, Value};
 use lexer::{Lexer, Token};
-
-/// Why text is not JSON; the text is QEMU's.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0}")]
-pub struct JsonError(pub(crate) String);
-
-impl JsonError {
-    fn syntax(what: impl std::fmt::Display) -> Self {
-        JsonError(format!("JSON parse error, {what}"))
-    }
-}
 
 /// Splits a stream of bytes into JSON values. After an error it goes on with what follows.
 #[derive(Debug, Default)]

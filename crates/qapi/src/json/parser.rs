@@ -1,6 +1,6 @@
 //! Tokens to values. The stream has bounded their number and their depth.
 
-use super::JsonError;
+use super::error::JsonError;
 use super::lexer::Token;
 use crate::{Object, Value};
 use serde_json::Number;
