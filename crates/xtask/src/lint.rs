@@ -49,7 +49,8 @@ pub fn main(args: &Args) -> ExitCode {
             }
             Part::Clippy => {
                 let metadata = Metadata::of(Path::new("Cargo.toml"))?;
-                clippy().and(clippy_of_fuzz_targets(&metadata))
+                let (ours, fuzz) = (clippy(), clippy_of_fuzz_targets(&metadata));
+                ours.and(fuzz)
             }
             Part::Circles => circles(),
             Part::Doc => doc(),

@@ -12,6 +12,7 @@ mod fuzz;
 mod lint;
 mod metadata;
 mod packages;
+mod part;
 mod report;
 mod run;
 mod test;

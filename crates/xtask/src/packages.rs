@@ -4,8 +4,8 @@ mod apt;
 mod debian;
 mod fitting;
 
+use crate::part::Part;
 use crate::run::is_installed;
-use crate::test::Part;
 use anyhow::{Result, bail};
 use std::fmt;
 use std::fs;

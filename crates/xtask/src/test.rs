@@ -1,6 +1,7 @@
 //! `cargo xtask test`: everything that must hold before a change goes in.
 
 use crate::metadata::{Metadata, Target};
+use crate::part::Part;
 use crate::report::Report;
 use crate::run::{cargo, run};
 use crate::{bench, demo, fuzz, lint, packages};
@@ -19,25 +20,6 @@ pub struct Args {
     /// Raise the counts: more requests, more random schedules, more time
     #[arg(long)]
     soak: bool,
-}
-
-/// What can be run on its own.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Part {
-    /// Formatting and clippy
-    Check,
-    /// Unit tests, integration tests without outside help, and the examples in the documentation
-    Unit,
-    /// Every interleaving of the mailbox
-    Loom,
-    /// Tests against real daemons, guests and file systems
-    E2e,
-    /// What the README shows: build a release and run `standfast demo`
-    Demo,
-    /// Count the instructions per request of a release, and compare with what they were
-    BenchGate,
-    /// Build the fuzz targets and run each for some seconds
-    FuzzSmoke,
 }
 
 /// Test targets with this prefix need the packages and run in the part `e2e`.
@@ -63,7 +45,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     let mut report = Report::default();
     report.part("packages", || packages::ensure(&parts));
     for part in parts {
-        report.part(&name(part), || match part {
+        report.part(&part.name(), || match part {
             Part::Check => check(),
             Part::Unit => unit(&tests, args.soak),
             Part::Loom => loom(&tests, &metadata),
@@ -74,13 +56,6 @@ pub fn main(args: &Args) -> Result<ExitCode> {
         });
     }
     Ok(report.finish())
-}
-
-fn name(part: Part) -> String {
-    part.to_possible_value()
-        .expect("no part is hidden")
-        .get_name()
-        .to_owned()
 }
 
 fn check() -> Result<()> {
@@ -169,26 +144,6 @@ mod tests {
         assert_eq!(
             chosen(&[&ring], E2E_PREFIX).unwrap_err().to_string(),
             "no crate has a test target whose name starts with 'e2e_'"
-        );
-    }
-
-    #[test]
-    fn parts_have_the_documented_names() {
-        let names: Vec<_> = Part::value_variants()
-            .iter()
-            .map(|part| name(*part))
-            .collect();
-        assert_eq!(
-            names,
-            [
-                "check",
-                "unit",
-                "loom",
-                "e2e",
-                "demo",
-                "bench-gate",
-                "fuzz-smoke"
-            ]
         );
     }
 }

@@ -10,13 +10,11 @@ mod names;
 
 use crate::metadata::Metadata;
 use anyhow::{Result, bail};
+use names::Uses;
 use petgraph::algo::tarjan_scc;
 use petgraph::graphmap::DiGraphMap;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-
-/// Uses between files: from, to, and what is used.
-type Uses = BTreeMap<(PathBuf, PathBuf), BTreeSet<String>>;
 
 /// Checks every library and program of the workspace.
 ///

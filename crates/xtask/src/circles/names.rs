@@ -1,11 +1,14 @@
 //! Which file a name leads to.
 
-use super::Uses;
 use super::modules::{Module, ModulePath};
 use proc_macro2::{TokenStream, TokenTree};
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
 use syn::visit::{self, Visit};
 use syn::{Item, UseTree, Visibility};
+
+/// Uses between files: from, to, and what is used.
+pub type Uses = BTreeMap<(PathBuf, PathBuf), BTreeSet<String>>;
 
 type Modules = BTreeMap<ModulePath, Module>;
 
@@ -53,7 +56,7 @@ pub fn uses(modules: &Modules) -> Uses {
         let relative = found.relative.into_iter();
         let named = relative.map(|segments| absolute(path, &segments));
         for target in found.absolute.into_iter().chain(named) {
-            let Some((owner, name)) = resolver.resolve(path, &target, 0) else {
+            let Some((owner, name)) = resolver.resolve(&target, 0) else {
                 continue;
             };
             let to = &resolver.modules[owner].file;
@@ -78,12 +81,7 @@ const HOPS_MAX: u8 = 16;
 impl<'a> Resolver<'a> {
     /// The module in which what `path` (from the crate's root) leads to is defined, and its name. None:
     /// it is of another crate, or nothing we know.
-    fn resolve(
-        &self,
-        from: &ModulePath,
-        path: &[String],
-        hops: u8,
-    ) -> Option<(&'a ModulePath, String)> {
+    fn resolve(&self, path: &[String], hops: u8) -> Option<(&'a ModulePath, String)> {
         if hops > HOPS_MAX {
             return None;
         }
@@ -103,7 +101,7 @@ impl<'a> Resolver<'a> {
             }
             let onward = |target: &[String]| {
                 let path: Vec<_> = target.iter().chain(rest).cloned().collect();
-                self.resolve(from, &path, hops + 1)
+                self.resolve(&path, hops + 1)
             };
             if let Some(target) = scope.imported.get(name) {
                 return onward(target);
