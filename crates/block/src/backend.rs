@@ -111,10 +111,14 @@ impl Backend {
         &self.blockers
     }
 
-    /// Tells the other parts that a request they may wait for has ended.
-    pub(crate) fn recheck_all_but(&self, local: LocalId) {
+    /// A request of `local` has ended: tells the parts in which something has waited behind it.
+    pub(crate) fn unblock(&self, local: LocalId, order: u64) {
+        let told = self.blockers.remove(local, order);
+        if told.is_empty() {
+            return;
+        }
         for (id, sender) in self.locals() {
-            if id != local {
+            if told.contains(&id) {
                 // A part that has just ended waits for nothing.
                 let _ = sender.send(LocalMessage::Recheck);
             }

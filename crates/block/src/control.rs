@@ -63,7 +63,8 @@ pub enum LocalMessage {
     },
     /// Ends one `DrainBegin`.
     DrainEnd,
-    /// What was held on another iothread has ended: requests that waited for it may start.
+    /// What was held on another iothread has ended: requests that waited behind it may start. Sent
+    /// once until it is heard.
     Recheck,
 }
 

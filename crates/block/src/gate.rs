@@ -12,11 +12,13 @@ mod slots;
 mod tests;
 mod ticket;
 
-use crate::error_policy::{Action, Policy};
-use crate::hold::{SlotId, WaitList, Waiting};
-use crate::request::{Operation, Request, Tag};
+use std::collections::{BTreeMap, BTreeSet};
 
-use slots::{Slot, Slots, State};
+use crate::error_policy::{Action, Policy};
+use crate::hold::{Line, SlotId};
+use crate::request::{Operation, Request};
+
+use slots::{Place, Slot, Slots, State};
 use ticket::Started;
 
 pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
@@ -54,6 +56,9 @@ struct Queue {
     in_flight: u32,
 }
 
+/// What waits or is held of one queue, by arrival number.
+type Members = BTreeMap<u64, SlotId>;
+
 /// The state machine of one backend on one iothread.
 #[derive(Debug)]
 pub struct Gate {
@@ -75,9 +80,13 @@ pub struct Gate {
     next_order: u64,
     queues: Vec<Queue>,
     slots: Slots,
-    held: WaitList,
-    released: WaitList,
-    parked: WaitList,
+    /// By queue.
+    members: Vec<Members>,
+    /// What is held, by the number of its failure.
+    held: BTreeSet<(u64, SlotId)>,
+    line: Line,
+    /// What waits behind something on another iothread, by arrival number.
+    elsewhere: BTreeMap<u64, SlotId>,
 }
 
 impl Gate {
@@ -99,9 +108,10 @@ impl Gate {
             next_order: 0,
             queues: vec![Queue::default(); usize::from(queues)],
             slots: Slots::with_capacity(capacity),
-            held: WaitList::with_capacity(capacity),
-            released: WaitList::with_capacity(capacity),
-            parked: WaitList::with_capacity(capacity),
+            members: vec![Members::new(); usize::from(queues)],
+            held: BTreeSet::new(),
+            line: Line::new(queues),
+            elsewhere: BTreeMap::new(),
         }
     }
 
@@ -116,12 +126,13 @@ impl Gate {
     }
 
     /// Takes a request in. `elsewhere(order, request)` says whether it has to wait for one of the
-    /// same backend on another iothread ([`crate::overlap`]).
+    /// same backend on another iothread ([`crate::overlap`]), and if so takes note of it: when it may
+    /// be its turn, the gate is told ([`Self::recheck`]).
     #[inline]
     pub fn admit(
         &mut self,
         request: Request,
-        elsewhere: impl Fn(u64, &Request) -> bool,
+        elsewhere: impl FnMut(u64, &Request) -> bool,
     ) -> Admission {
         let order = self.next_order;
         let admission = if BYPASS || self.may_start_new(&request, order, elsewhere) {
@@ -136,12 +147,16 @@ impl Gate {
 
     #[cold]
     fn park(&mut self, request: Request, order: u64) {
-        self.parked.insert(self.slots.insert(Slot {
-            state: State::Parked,
-            request,
-            order,
-        }));
+        self.wait(Slot::new(State::Parked, request, order));
         self.update_clear();
+    }
+
+    /// Gives a request a place, and puts it in the line.
+    fn wait(&mut self, slot: Slot) {
+        let id = self.slots.insert(slot);
+        self.members_mut(slot.request.tag.queue)
+            .insert(slot.order, id);
+        self.line.insert(slot.turn(id));
     }
 
     /// Takes in a request that the client hands back: it was in flight or held when a former daemon
@@ -150,38 +165,61 @@ impl Gate {
     pub fn take_up(&mut self, request: Request) -> u64 {
         let order = self.next_order;
         self.next_order += 1;
-        self.released.insert(self.slots.insert(Slot {
-            state: State::Released,
-            request,
-            order,
-        }));
+        self.wait(Slot::new(State::Released, request, order));
         self.update_clear();
         order
     }
 
     /// The next waiting request whose turn has come: first what was released, oldest first, then
     /// what was parked. `elsewhere` as in [`Self::admit`].
-    pub fn next_ready(&mut self, elsewhere: impl Fn(u64, &Request) -> bool) -> Option<Ticket> {
+    pub fn next_ready(
+        &mut self,
+        mut elsewhere: impl FnMut(u64, &Request) -> bool,
+    ) -> Option<Ticket> {
         if self.is_frozen() {
             return None;
         }
-        let ready = |waiting| self.may_start(waiting, &elsewhere);
-        let released = self.released.iter().position(ready);
-        let next = if let Some(index) = released {
-            self.released.remove(index)
-        } else {
-            let index = self.parked.iter().position(ready)?;
-            self.parked.remove(index)
-        };
-        let request = self.slots.get(next.slot).request;
-        let slot = released.is_some().then_some(next.slot);
-        if slot.is_some() {
-            self.slots.set_state(next.slot, State::Replayed);
-        } else {
-            self.slots.free(next.slot);
+        loop {
+            let turn = self.line.pop()?;
+            let (order, slot) = (turn.order, turn.slot);
+            let request = self.slots.get(slot).request;
+            let queue = request.tag.queue;
+            if self.queue(queue).stopped {
+                self.line.set_aside(queue, turn);
+                continue;
+            }
+            if request.op.modifies() {
+                let front = self.slots.in_front_of(&request, order, !turn.parked);
+                if let Some(front) = front {
+                    self.slots.set_place(slot, Place::Behind(front));
+                    continue;
+                }
+                if elsewhere(order, &request) {
+                    self.slots.set_place(slot, Place::Elsewhere);
+                    self.elsewhere.insert(order, slot);
+                    continue;
+                }
+            }
+            self.members_mut(queue).remove(&order);
+            let kept = (!turn.parked).then_some(slot);
+            if kept.is_some() {
+                self.slots.set_state(slot, State::Replayed);
+            } else {
+                self.give_place_back(slot);
+            }
+            self.update_clear();
+            return Some(self.start(request, order, kept));
         }
-        self.update_clear();
-        Some(self.start(request, next.order, slot))
+    }
+
+    /// What the request with arrival number `order` waited behind on another iothread has ended: it
+    /// may be its turn.
+    pub fn recheck(&mut self, order: u64) {
+        // It may have been dropped meanwhile.
+        if let Some(slot) = self.elsewhere.remove(&order) {
+            self.slots.set_place(slot, Place::Line);
+            self.line.insert(self.slots.get(slot).turn(slot));
+        }
     }
 
     /// Takes note of how an executed request ended, and says what to do about it.
@@ -253,29 +291,31 @@ impl Gate {
 
     fn give_back(&mut self, started: &Started) {
         if let Some(slot) = started.slot {
-            self.slots.free(slot);
+            self.give_place_back(slot);
         }
+    }
+
+    fn give_place_back(&mut self, slot: SlotId) {
+        let line = &mut self.line;
+        self.slots.free(slot, |turn| line.insert(turn));
     }
 
     /// From here on the request waits for a release, at its old place in the order.
     fn hold(&mut self, started: &Started, seq: u64) -> SlotId {
         let (state, order) = (State::Held { seq }, started.order);
-        let waiting = if let Some(slot) = started.slot {
+        let request = started.request;
+        let slot = if let Some(slot) = started.slot {
             self.slots.set_state(slot, state);
-            Waiting { order, slot }
+            slot
         } else {
-            let request = started.request;
-            self.slots.insert(Slot {
-                state,
-                request,
-                order,
-            })
+            self.slots.insert(Slot::new(state, request, order))
         };
-        self.held.insert(waiting);
+        self.members_mut(request.tag.queue).insert(order, slot);
+        self.held.insert((seq, slot));
         if self.scope != HoldScope::Request {
             self.frozen_by_failure = true;
         }
-        waiting.slot
+        slot
     }
 
     /// Run control froze all backends. False: an older epoch, ignored.
@@ -329,7 +369,7 @@ impl Gate {
         self.generation = generation;
         self.frozen_by_failure = false;
         self.frozen_by_sibling = false;
-        let removed = self.remove_waiting(|_, _| true);
+        let removed = self.remove_waiting(0..self.members.len(), |_| true);
         self.update_clear();
         removed
     }
@@ -344,7 +384,9 @@ impl Gate {
     /// Drops the waiting requests of `queue` whose head `keep` does not accept: at a ring start the
     /// client's record decides, not ours.
     pub fn retain(&mut self, queue: u16, mut keep: impl FnMut(u16) -> bool) -> Vec<Removed> {
-        let removed = self.remove_waiting(|tag, _| tag.queue == queue && !keep(tag.head));
+        let queue = usize::from(queue);
+        let goes = |slot: &Slot| !keep(slot.request.tag.head);
+        let removed = self.remove_waiting(queue..queue + 1, goes);
         self.thaw_if_nothing_held();
         self.update_clear();
         removed
@@ -353,7 +395,7 @@ impl Gate {
     /// Takes out the held flushes, to be completed with an error: the operator accepts that what
     /// they should have made durable may be lost.
     pub fn take_held_flushes(&mut self) -> Vec<Removed> {
-        let removed = self.remove_waiting(|_, slot| {
+        let removed = self.remove_waiting(0..self.members.len(), |slot| {
             // Released ones too: those that a client has handed back wait there.
             let waits = matches!(slot.state, State::Held { .. } | State::Released);
             slot.request.op == Operation::Flush && waits
@@ -389,6 +431,7 @@ impl Gate {
     /// Takes `queue` up again.
     pub fn start_queue(&mut self, queue: u16) {
         self.queue_mut(queue).stopped = false;
+        self.line.start(queue);
     }
 
     /// Whether `queue` is stopped.
@@ -411,27 +454,23 @@ impl Gate {
         self.generation
     }
 
-    /// Held requests, oldest first.
+    /// Held requests, by the number of their failure.
     pub fn held(&self) -> impl Iterator<Item = HeldRequest> + '_ {
-        self.held.iter().filter_map(|waiting| {
-            let slot = self.slots.get(waiting.slot);
-            match slot.state {
-                State::Held { seq } => Some(HeldRequest {
-                    request: slot.request,
-                    seq,
-                    order: slot.order,
-                }),
-                _ => None,
+        self.held.iter().map(|&(seq, slot)| {
+            let slot = self.slots.get(slot);
+            HeldRequest {
+                request: slot.request,
+                seq,
+                order: slot.order,
             }
         })
     }
 
     /// Requests that wait for their turn: parked, or released and not yet started.
     pub fn waiting(&self) -> impl Iterator<Item = Request> + '_ {
-        self.released
-            .iter()
-            .chain(self.parked.iter())
-            .map(|waiting| self.slots.get(waiting.slot).request)
+        let waits = |slot: &Slot| matches!(slot.state, State::Parked | State::Released);
+        let waiting = self.slots.iter().filter(move |(_, slot)| waits(slot));
+        waiting.map(|(_, slot)| slot.request)
     }
 
     /// The request among the held and the waiting ones that ends last: a node must not become
@@ -461,17 +500,13 @@ impl Gate {
     /// Whether a request waits for its turn.
     #[inline]
     pub fn has_waiting(&self) -> bool {
-        let waiting = || !(self.parked.is_empty() && self.released.is_empty());
-        !BYPASS && !self.is_clear() && waiting()
+        !BYPASS && !self.is_clear() && self.slots.waiting() > 0
     }
 
     /// Whether nothing keeps a request of a queue that is not stopped from starting, unless it is
     /// something elsewhere: nothing is frozen, waits, is held or is replayed.
     fn looks_clear(&self) -> bool {
-        let waiting = [&self.held, &self.released, &self.parked];
-        !self.is_frozen()
-            && waiting.into_iter().all(WaitList::is_empty)
-            && !self.slots.has_replayed()
+        !self.is_frozen() && self.slots.is_empty()
     }
 
     fn is_clear(&self) -> bool {
@@ -489,7 +524,7 @@ impl Gate {
         &self,
         request: &Request,
         order: u64,
-        elsewhere: impl Fn(u64, &Request) -> bool,
+        mut elsewhere: impl FnMut(u64, &Request) -> bool,
     ) -> bool {
         if !self.is_clear() || self.queue(request.tag.queue).stopped {
             return self.may_start_among_others(request, order, elsewhere);
@@ -503,49 +538,16 @@ impl Gate {
         &self,
         request: &Request,
         order: u64,
-        elsewhere: impl Fn(u64, &Request) -> bool,
+        mut elsewhere: impl FnMut(u64, &Request) -> bool,
     ) -> bool {
-        self.may_pop(request.tag.queue)
-            && !self.has_waiting()
-            && !self.must_wait(request, order, false, elsewhere)
-    }
-
-    fn may_start(&self, waiting: Waiting, elsewhere: impl Fn(u64, &Request) -> bool) -> bool {
-        let slot = self.slots.get(waiting.slot);
-        let request = &slot.request;
-        !self.queue(request.tag.queue).stopped
-            && !self.must_wait(request, waiting.order, slot.was_held(), elsewhere)
-    }
-
-    /// Whether an older request that waits or is replayed overlaps this one. Were it overtaken, the
-    /// replay would bring old data back over newer.
-    ///
-    /// One that has been held waits only for others that have been held, in the order that
-    /// [`crate::overlap`] has too; one that has not waits for those and for older ones of its kind.
-    /// So nobody waits in a circle.
-    fn must_wait(
-        &self,
-        request: &Request,
-        order: u64,
-        was_held: bool,
-        elsewhere: impl Fn(u64, &Request) -> bool,
-    ) -> bool {
-        if !request.op.modifies() {
+        if !self.may_pop(request.tag.queue) || self.has_waiting() {
             return false;
         }
-        let blocks = |slot: &Slot| slot.order < order && slot.request.overlaps(request);
-        let waits = |list: &WaitList, blocks: &dyn Fn(&Slot) -> bool| {
-            list.iter()
-                .any(|waiting| blocks(self.slots.get(waiting.slot)))
-        };
-        elsewhere(order, request)
-            || waits(&self.held, &blocks)
-            || waits(&self.released, &blocks)
-            || (!was_held
-                && waits(&self.parked, &|slot| {
-                    blocks(slot) && slot.request.op.modifies()
-                }))
-            || self.slots.replayed().any(blocks)
+        // Whether an older request that is held or replayed overlaps this one. Were it overtaken,
+        // the replay would bring old data back over newer.
+        !request.op.modifies()
+            || (self.slots.in_front_of(request, order, false).is_none()
+                && !elsewhere(order, request))
     }
 
     fn enter_epoch(&mut self, epoch: u64) -> bool {
@@ -557,13 +559,12 @@ impl Gate {
     }
 
     fn release_upto(&mut self, upto: u64) {
-        let (slots, released) = (&mut self.slots, &mut self.released);
-        self.held.drain_into(
-            |waiting| matches!(slots.get(waiting.slot).state, State::Held { seq } if seq <= upto),
-            |waiting| released.insert(waiting),
-        );
-        for waiting in self.released.iter() {
-            slots.set_state(waiting.slot, State::Released);
+        while let Some(&(seq, slot)) = self.held.first()
+            && seq <= upto
+        {
+            self.held.pop_first();
+            self.slots.set_state(slot, State::Released);
+            self.line.insert(self.slots.get(slot).turn(slot));
         }
         self.frozen_by_sibling = false;
         self.thaw_if_nothing_held();
@@ -574,34 +575,52 @@ impl Gate {
         self.frozen_by_failure &= !self.held.is_empty();
     }
 
-    fn remove_waiting(&mut self, mut goes: impl FnMut(Tag, &Slot) -> bool) -> Vec<Removed> {
+    fn remove_waiting(
+        &mut self,
+        queues: std::ops::Range<usize>,
+        mut goes: impl FnMut(&Slot) -> bool,
+    ) -> Vec<Removed> {
         let mut removed = Vec::new();
-        for list in [&mut self.held, &mut self.released, &mut self.parked] {
-            let slots = &self.slots;
-            list.drain_into(
-                |waiting| {
-                    let slot = slots.get(waiting.slot);
-                    goes(slot.request.tag, slot)
-                },
-                |waiting| {
-                    let slot = slots.get(waiting.slot);
-                    removed.push(Removed {
-                        slot: waiting.slot,
-                        order: slot.order,
-                        request: slot.request,
-                        was_held: slot.was_held(),
-                    });
-                },
-            );
+        for members in &mut self.members[queues] {
+            let leaving = members.extract_if(.., |_, slot| goes(self.slots.get(*slot)));
+            removed.extend(leaving.map(|(order, slot)| {
+                let entry = self.slots.get(slot);
+                Removed {
+                    slot,
+                    order,
+                    request: entry.request,
+                    was_held: entry.was_held(),
+                }
+            }));
         }
         for entry in &removed {
-            self.slots.free(entry.slot);
+            self.leave(entry.slot);
         }
         removed
     }
 
+    /// A request that waits or is held goes from wherever it is.
+    fn leave(&mut self, id: SlotId) {
+        let slot = *self.slots.get(id);
+        match (slot.state, slot.place) {
+            (State::Held { seq }, _) => {
+                self.held.remove(&(seq, id));
+            }
+            (_, Place::Line) => self.line.remove(slot.request.tag.queue, slot.turn(id)),
+            (_, Place::Elsewhere) => {
+                self.elsewhere.remove(&slot.order);
+            }
+            (_, Place::Behind(_)) => {}
+        }
+        self.give_place_back(id);
+    }
+
     fn queue(&self, queue: u16) -> &Queue {
         &self.queues[usize::from(queue)]
+    }
+
+    fn members_mut(&mut self, queue: u16) -> &mut Members {
+        &mut self.members[usize::from(queue)]
     }
 
     fn queue_mut(&mut self, queue: u16) -> &mut Queue {

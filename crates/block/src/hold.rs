@@ -1,4 +1,6 @@
-//! The order in which waiting requests go on: sets of slots, sorted by arrival. Pure.
+//! The order in which waiting requests go on. Pure.
+
+use std::collections::BTreeSet;
 
 /// Identifies the place of a request in a gate's table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -11,100 +13,103 @@ impl SlotId {
     }
 }
 
-/// A request that waits, with what decides its turn.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Waiting {
-    /// Arrival number within the gate: never reused, so a request that fails again keeps its place.
+/// When it is the turn of a request that waits: first comes what was released, then what was parked,
+/// each in the order of arrival. Arrival numbers are never reused, so a request that fails again
+/// keeps its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Turn {
+    /// Whether it has never been held.
+    pub parked: bool,
+    /// Arrival number within the gate.
     pub order: u64,
     /// Which request.
     pub slot: SlotId,
 }
 
-/// Waiting requests, oldest first.
+/// Requests whose turn may have come, the first one first. Whether it has is looked at when they are
+/// taken out: those for which it has not wait behind somebody, who puts them in again.
 #[derive(Debug, Default)]
-pub struct WaitList {
-    entries: Vec<Waiting>,
+pub struct Line {
+    turns: BTreeSet<Turn>,
+    /// By queue: those that were looked at while their queue was stopped.
+    stopped: Vec<BTreeSet<Turn>>,
 }
 
-impl WaitList {
-    /// A list that holds `capacity` requests without allocating.
-    pub fn with_capacity(capacity: usize) -> Self {
+impl Line {
+    /// For `queues` queues.
+    pub fn new(queues: u16) -> Self {
         Self {
-            entries: Vec::with_capacity(capacity),
+            turns: BTreeSet::new(),
+            stopped: vec![BTreeSet::new(); usize::from(queues)],
         }
     }
 
-    /// Number of requests.
-    pub fn len(&self) -> usize {
-        self.entries.len()
+    /// It may be its turn.
+    pub fn insert(&mut self, turn: Turn) {
+        self.turns.insert(turn);
     }
 
-    /// Whether nothing waits.
-    pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+    /// Takes out the first one.
+    pub fn pop(&mut self) -> Option<Turn> {
+        self.turns.pop_first()
     }
 
-    /// Oldest first.
-    pub fn iter(&self) -> impl Iterator<Item = Waiting> + '_ {
-        self.entries.iter().copied()
+    /// Sets it aside until its queue is started.
+    pub fn set_aside(&mut self, queue: u16, turn: Turn) {
+        self.stopped[usize::from(queue)].insert(turn);
     }
 
-    /// Takes a request in, at the place its arrival number gives it.
-    pub fn insert(&mut self, waiting: Waiting) {
-        // Requests fail and are parked mostly in the order of their arrival: look from the end.
-        let at = self
-            .entries
-            .iter()
-            .rposition(|entry| entry.order < waiting.order);
-        self.entries.insert(at.map_or(0, |at| at + 1), waiting);
+    /// Those of `queue` that were set aside are looked at again.
+    pub fn start(&mut self, queue: u16) {
+        self.turns.append(&mut self.stopped[usize::from(queue)]);
     }
 
-    /// Takes out the request at `index` of [`Self::iter`].
-    pub fn remove(&mut self, index: usize) -> Waiting {
-        self.entries.remove(index)
-    }
-
-    /// Takes out the entry of `slot`, if it is here.
-    pub fn take(&mut self, slot: SlotId) -> Option<Waiting> {
-        let at = self.entries.iter().position(|entry| entry.slot == slot)?;
-        Some(self.entries.remove(at))
-    }
-
-    /// Moves every request that `leaves` accepts to `to`, oldest first.
-    pub fn drain_into(
-        &mut self,
-        mut leaves: impl FnMut(Waiting) -> bool,
-        mut to: impl FnMut(Waiting),
-    ) {
-        self.entries.retain(|&entry| {
-            let goes = leaves(entry);
-            if goes {
-                to(entry);
-            }
-            !goes
-        });
+    /// It waits no more.
+    pub fn remove(&mut self, queue: u16, turn: Turn) {
+        if !self.turns.remove(&turn) {
+            self.stopped[usize::from(queue)].remove(&turn);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use proptest::prelude::*;
 
-    proptest! {
-        #[test]
-        fn always_sorted_and_nothing_lost(orders in proptest::collection::vec(0u64..1000, 0..60), cut in 0u64..1000) {
-            let mut list = WaitList::default();
-            for (slot, &order) in orders.iter().enumerate() {
-                list.insert(Waiting { order, slot: SlotId(u32::try_from(slot).unwrap()) });
-            }
-            let sorted: Vec<u64> = list.iter().map(|w| w.order).collect();
-            prop_assert!(sorted.is_sorted());
-            let mut gone = Vec::new();
-            list.drain_into(|w| w.order < cut, |w| gone.push(w.order));
-            prop_assert!(gone.is_sorted() && gone.iter().all(|&order| order < cut));
-            prop_assert!(list.iter().all(|w| w.order >= cut));
-            prop_assert_eq!(gone.len() + list.len(), orders.len());
+    fn turn(parked: bool, order: u64, slot: u32) -> Turn {
+        let slot = SlotId(slot);
+        Turn {
+            parked,
+            order,
+            slot,
         }
+    }
+
+    #[test]
+    fn what_was_released_goes_first_and_the_oldest_of_it() {
+        let mut line = Line::new(2);
+        let turns = [
+            turn(true, 1, 0),
+            turn(false, 9, 1),
+            turn(true, 2, 2),
+            turn(false, 3, 3),
+        ];
+        for turn in turns {
+            line.insert(turn);
+        }
+        let first = line.pop().unwrap();
+        assert_eq!(first, turns[3]);
+        line.set_aside(1, first);
+        assert_eq!(line.pop(), Some(turns[1]));
+        line.start(0);
+        line.remove(0, turns[2]);
+        assert_eq!(line.pop(), Some(turns[0]));
+        assert_eq!(line.pop(), None, "its queue is stopped");
+        line.start(1);
+        assert_eq!(line.pop(), Some(turns[3]));
+        line.set_aside(1, turns[3]);
+        line.remove(1, turns[3]);
+        line.start(1);
+        assert_eq!(line.pop(), None);
     }
 }

@@ -22,6 +22,7 @@ pub mod local;
 pub mod node;
 mod outbox;
 pub mod overlap;
+mod range_index;
 pub mod registry;
 pub mod request;
 pub mod run_control;

@@ -224,15 +224,6 @@ impl LocalBackend {
         self.pump();
     }
 
-    /// The waiting requests of `queue`, held ones included.
-    pub fn waiting(&self, queue: u16) -> Vec<Request> {
-        let gate = self.0.gate.borrow();
-        let held = gate.held().map(|held| held.request);
-        held.chain(gate.waiting())
-            .filter(|request| request.tag.queue == queue)
-            .collect()
-    }
-
     /// Drops the waiting requests of `queue` whose head `keep` does not accept.
     pub fn retain(&self, queue: u16, keep: impl FnMut(u16) -> bool) {
         let removed = self.0.gate.borrow_mut().retain(queue, keep);
@@ -246,6 +237,7 @@ impl LocalBackend {
         let removed = self.0.gate.borrow_mut().close();
         self.forget(&removed);
         self.until(|gate| gate.in_flight() == 0).await;
+        self.0.backend.blockers().remove_part(self.0.id);
         for worker in self.0.idle_workers.borrow_mut().drain(..) {
             worker.wake();
         }
@@ -278,7 +270,12 @@ impl LocalBackend {
                     })
                     .detach();
                 }
-                LocalMessage::Recheck => self.start_ready(),
+                LocalMessage::Recheck => {
+                    for order in self.0.backend.blockers().take_woken(self.0.id) {
+                        self.0.gate.borrow_mut().recheck(order);
+                    }
+                    self.start_ready();
+                }
                 LocalMessage::DrainEnd => {
                     self.0.gate.borrow_mut().drain_end();
                     self.pump();
@@ -358,16 +355,14 @@ impl LocalBackend {
     }
 
     /// Whether a request has to wait for one of the same backend on another iothread.
-    fn elsewhere(&self) -> impl Fn(u64, &Request) -> bool {
+    fn elsewhere(&self) -> impl FnMut(u64, &Request) -> bool {
         let inner = &*self.0;
         move |order, request| inner.backend.blockers().blocks(inner.id, order, request)
     }
 
-    /// A request that was held has ended: what waited for it elsewhere may go on.
+    /// A request has ended that was held or has waited: what waited behind it elsewhere may go on.
     fn unblock(&self, order: u64) {
-        if self.0.backend.blockers().remove(self.0.id, order) {
-            self.0.backend.recheck_all_but(self.0.id);
-        }
+        self.0.backend.unblock(self.0.id, order);
     }
 
     /// Gives a request to the driver.
@@ -613,8 +608,8 @@ impl LocalBackend {
     /// What was waiting in these slots is gone without having been executed to its end.
     fn forget(&self, removed: &[Removed]) {
         for entry in removed {
+            self.unblock(entry.order);
             if entry.was_held {
-                self.unblock(entry.order);
                 self.resolve(entry.slot, entry.order);
             }
             self.give_up(entry.slot);

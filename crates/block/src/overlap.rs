@@ -6,78 +6,140 @@
 //! matter; what matters is that the order is total and agrees with the one within each iothread.
 //! (By the time of the first hold, say, it would not: then A waits for B within one iothread, B for
 //! C elsewhere, and C for A.)
+//!
+//! Whoever has to wait is told when what it waits behind has ended: it is noted here, under the same
+//! lock, what waits behind what. Each part has an index of its own, so that what is one's own is
+//! never looked at.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::range_index::RangeIndex;
 use crate::request::Request;
 use crate::run_control::LocalId;
 
-#[derive(Clone, Copy, Debug)]
-struct Blocker {
-    local: LocalId,
-    order: u64,
-    request: Request,
-}
+/// A request of one part, by arrival number. On all iothreads the one with the smaller number, then
+/// of the smaller part, goes first.
+type Turn = (u64, LocalId);
 
-impl Blocker {
-    fn turn(&self) -> (u64, LocalId) {
-        (self.order, self.local)
-    }
+/// What is known of one part.
+#[derive(Debug, Default)]
+struct Part {
+    /// What is held or replayed there.
+    requests: BTreeMap<u64, Request>,
+    ranges: RangeIndex<()>,
+    /// What waits there, and behind what.
+    waits: BTreeMap<u64, Turn>,
+    /// What may go on; the part takes it when it is told.
+    woken: Vec<u64>,
 }
 
 /// What is held or replayed of one backend. Pure.
 #[derive(Debug, Default)]
 pub struct Blockers {
-    entries: Vec<Blocker>,
+    parts: BTreeMap<LocalId, Part>,
+    /// Who waits behind whom: the one in front first.
+    behind: BTreeSet<(Turn, Turn)>,
+    len: usize,
 }
 
 impl Blockers {
     /// The request with arrival number `order` of `local` is held.
     pub fn insert(&mut self, local: LocalId, order: u64, request: Request) {
-        if request.bytes > 0 && !self.contains(local, order) {
-            self.entries.push(Blocker {
-                local,
-                order,
-                request,
-            });
+        let part = self.parts.entry(local).or_default();
+        if request.bytes > 0 && part.requests.insert(order, request).is_none() {
+            (part.ranges).insert(request.offset, request.end(), order, ());
+            self.len += 1;
         }
     }
 
-    /// It has been completed or dropped. True if it was known.
-    pub fn remove(&mut self, local: LocalId, order: u64) -> bool {
-        let before = self.entries.len();
-        self.entries
-            .retain(|entry| (entry.local, entry.order) != (local, order));
-        self.entries.len() != before
+    /// It has been completed or dropped, if it was held, and waits for nothing any more. Whoever
+    /// has waited behind it may go on: `tell` is called with each part that has to be told so
+    /// ([`Self::take_woken`]).
+    pub fn remove(&mut self, local: LocalId, order: u64, mut tell: impl FnMut(LocalId)) {
+        self.stop_waiting(local, order);
+        let Some(part) = self.parts.get_mut(&local) else {
+            return;
+        };
+        let Some(request) = part.requests.remove(&order) else {
+            return;
+        };
+        part.ranges.remove(request.offset, order);
+        self.len -= 1;
+        let gone = (order, local);
+        while let Some(&(front, waits)) = self.behind.range((gone, (0, LocalId(0)))..).next()
+            && front == gone
+        {
+            self.behind.remove(&(front, waits));
+            let (order, local) = waits;
+            let part = self.parts.entry(local).or_default();
+            part.waits.remove(&order);
+            if part.woken.is_empty() {
+                tell(local);
+            }
+            part.woken.push(order);
+        }
+    }
+
+    /// The arrival numbers of those of `local` that may go on.
+    pub fn take_woken(&mut self, local: LocalId) -> Vec<u64> {
+        let part = self.parts.get_mut(&local);
+        part.map(|part| std::mem::take(&mut part.woken))
+            .unwrap_or_default()
     }
 
     /// Whether the request with arrival number `order` of `local`, which modifies its range, has to
-    /// wait for one of another part.
-    pub fn blocks(&self, local: LocalId, order: u64, request: &Request) -> bool {
-        let held_before = self.contains(local, order);
-        self.entries.iter().any(|entry| {
-            entry.local != local
-                && (!held_before || entry.turn() < (order, local))
-                && entry.request.overlaps(request)
-        })
+    /// wait for one of another part. If so, its part is told when that one has ended.
+    pub fn blocks(&mut self, local: LocalId, order: u64, request: &Request) -> bool {
+        self.stop_waiting(local, order);
+        let own = self.parts.get(&local);
+        let was_held = own.is_some_and(|part| part.requests.contains_key(&order));
+        let front = (self.parts.iter())
+            .filter(|&(&other, _)| other != local)
+            .filter_map(|(&other, part)| {
+                // Those whose turn is before that of this one.
+                let before = match was_held {
+                    true => order + u64::from(other < local),
+                    false => u64::MAX,
+                };
+                let (start, end) = (request.offset, request.end());
+                let (turn, ()) = part.ranges.last_before(start, end, before)?;
+                Some((turn, other))
+            })
+            .max();
+        if let Some(front) = front {
+            self.behind.insert((front, (order, local)));
+            let part = self.parts.entry(local).or_default();
+            part.waits.insert(order, front);
+        }
+        front.is_some()
+    }
+
+    /// The part has ended, and with it all that was held or has waited there.
+    pub fn remove_part(&mut self, local: LocalId) {
+        debug_assert!(
+            (self.parts.get(&local))
+                .is_none_or(|part| part.requests.is_empty() && part.waits.is_empty())
+        );
+        self.parts.remove(&local);
     }
 
     /// Number of requests that block.
     pub fn len(&self) -> usize {
-        self.entries.len()
+        self.len
     }
 
     /// Whether nothing blocks.
     pub fn is_empty(&self) -> bool {
-        self.entries.is_empty()
+        self.len == 0
     }
 
-    fn contains(&self, local: LocalId, order: u64) -> bool {
-        let known = (local, order);
-        self.entries
-            .iter()
-            .any(|entry| (entry.local, entry.order) == known)
+    fn stop_waiting(&mut self, local: LocalId, order: u64) {
+        let part = self.parts.get_mut(&local);
+        if let Some(front) = part.and_then(|part| part.waits.remove(&order)) {
+            self.behind.remove(&(front, (order, local)));
+        }
     }
 }
 
@@ -97,12 +159,18 @@ impl SharedBlockers {
         self.len.store(blockers.len(), Ordering::Release);
     }
 
-    /// As [`Blockers::remove`].
-    pub fn remove(&self, local: LocalId, order: u64) -> bool {
+    /// As [`Blockers::remove`]. Returns the parts that have to be told.
+    pub fn remove(&self, local: LocalId, order: u64) -> Vec<LocalId> {
+        let mut tell = Vec::new();
         let mut blockers = self.lock();
-        let removed = blockers.remove(local, order);
+        blockers.remove(local, order, |part| tell.push(part));
         self.len.store(blockers.len(), Ordering::Release);
-        removed
+        tell
+    }
+
+    /// As [`Blockers::take_woken`].
+    pub fn take_woken(&self, local: LocalId) -> Vec<u64> {
+        self.lock().take_woken(local)
     }
 
     /// As [`Blockers::blocks`].
@@ -111,6 +179,11 @@ impl SharedBlockers {
         // A request that races with a failure elsewhere was in flight together with it: either
         // order is right.
         self.len.load(Ordering::Acquire) > 0 && self.look(local, order, request)
+    }
+
+    /// As [`Blockers::remove_part`].
+    pub fn remove_part(&self, local: LocalId) {
+        self.lock().remove_part(local);
     }
 
     #[cold]
@@ -128,6 +201,9 @@ mod tests {
     use super::*;
     use crate::request::{Operation, Tag};
 
+    const A: LocalId = LocalId(1);
+    const B: LocalId = LocalId(2);
+
     fn request(offset: u64) -> Request {
         Request {
             tag: Tag { queue: 0, head: 0 },
@@ -137,25 +213,81 @@ mod tests {
         }
     }
 
+    fn remove(blockers: &mut Blockers, local: LocalId, order: u64) -> Vec<LocalId> {
+        let mut told = Vec::new();
+        blockers.remove(local, order, |part| told.push(part));
+        told
+    }
+
     #[test]
     fn one_order_decides_on_all_iothreads() {
-        let (a, b) = (LocalId(1), LocalId(2));
         let mut blockers = Blockers::default();
-        blockers.insert(b, 1, request(5));
-        blockers.insert(a, 5, request(0));
-        blockers.insert(a, 5, request(0));
-        assert!(!blockers.blocks(b, 1, &request(5)), "arrived earlier");
-        assert!(blockers.blocks(a, 5, &request(0)));
+        blockers.insert(B, 1, request(5));
+        blockers.insert(A, 5, request(0));
+        blockers.insert(A, 5, request(0));
+        assert_eq!(blockers.len(), 2);
+        assert!(!blockers.blocks(B, 1, &request(5)), "arrived earlier");
+        assert!(blockers.blocks(A, 5, &request(0)));
         assert!(
-            blockers.blocks(b, 0, &request(5)),
+            blockers.blocks(B, 0, &request(5)),
             "never held: waits behind whatever is held elsewhere"
         );
-        assert!(blockers.blocks(a, 9, &request(5)));
-        assert!(!blockers.blocks(b, 9, &request(100)));
-        assert!(blockers.remove(b, 1));
-        assert!(!blockers.blocks(a, 5, &request(0)));
-        assert!(!blockers.remove(b, 1));
-        blockers.insert(b, 5, request(5));
-        assert!(blockers.blocks(b, 5, &request(5)) && !blockers.blocks(a, 5, &request(0)));
+        assert!(blockers.blocks(A, 9, &request(5)));
+        assert!(!blockers.blocks(B, 9, &request(100)));
+        assert_eq!(remove(&mut blockers, B, 1), [A]);
+        assert_eq!(blockers.take_woken(A), [5, 9]);
+        assert!(!blockers.blocks(A, 5, &request(0)));
+        assert_eq!(remove(&mut blockers, B, 1), []);
+        blockers.insert(B, 5, request(5));
+        assert!(blockers.blocks(B, 5, &request(5)) && !blockers.blocks(A, 5, &request(0)));
+    }
+
+    #[test]
+    fn a_part_is_told_once_and_of_what_waits_only() {
+        let mut blockers = Blockers::default();
+        for order in 0..3 {
+            blockers.insert(A, order, request(order * 10));
+        }
+        for order in 0..3 {
+            assert!(blockers.blocks(B, order, &request(order * 10)));
+            assert!(blockers.blocks(B, order, &request(order * 10)), "again");
+        }
+        // One is dropped while it waits.
+        assert_eq!(remove(&mut blockers, B, 1), []);
+        assert_eq!(remove(&mut blockers, A, 1), []);
+        assert_eq!(remove(&mut blockers, A, 0), [B]);
+        assert_eq!(remove(&mut blockers, A, 2), [], "it has been told");
+        assert_eq!(blockers.take_woken(B), [0, 2]);
+        assert!(blockers.take_woken(B).is_empty());
+        assert!(blockers.is_empty() && blockers.behind.is_empty());
+        blockers.remove_part(A);
+        blockers.remove_part(B);
+    }
+
+    /// Writes of one sector, from two iothreads in turn: for each that ended, all that were known
+    /// were looked at, twice, under a lock that both need, and all that waited were woken.
+    #[test]
+    fn each_wakes_the_next_one_only() {
+        let n = 1 << 15;
+        let mut blockers = Blockers::default();
+        for order in 0..n {
+            blockers.insert(A, order, request(0));
+            blockers.insert(B, order, request(0));
+        }
+        for order in 0..n {
+            assert_eq!(blockers.blocks(A, order, &request(0)), order > 0);
+            assert!(blockers.blocks(B, order, &request(0)));
+        }
+        for order in 0..n {
+            assert_eq!(remove(&mut blockers, A, order), [B]);
+            assert_eq!(blockers.take_woken(B), [order]);
+            assert!(!blockers.blocks(B, order, &request(0)));
+            let next = remove(&mut blockers, B, order);
+            if order + 1 < n {
+                assert_eq!((next, blockers.take_woken(A)), (vec![A], vec![order + 1]));
+                assert!(!blockers.blocks(A, order + 1, &request(0)));
+            }
+        }
+        assert!(blockers.is_empty());
     }
 }

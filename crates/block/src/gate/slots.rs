@@ -1,8 +1,12 @@
-//! The gate's table: a place for every request that waits or has been held. Pure.
+//! The gate's table: a place for every request that waits or has been held, and who waits behind
+//! whom. Pure.
 //!
 //! A request that starts at once and ends well never has one.
 
-use crate::hold::{SlotId, Waiting};
+use std::collections::BTreeSet;
+
+use crate::hold::{SlotId, Turn};
+use crate::range_index::RangeIndex;
 use crate::request::Request;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,17 +24,65 @@ pub(super) enum State {
     Replayed,
 }
 
+impl State {
+    const COUNT: usize = 5;
+
+    const fn number(self) -> usize {
+        match self {
+            Self::Free => 0,
+            Self::Parked => 1,
+            Self::Held { .. } => 2,
+            Self::Released => 3,
+            Self::Replayed => 4,
+        }
+    }
+}
+
+/// Where a request that is parked or released waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    /// In the line, or it does not wait.
+    Line,
+    /// Behind another one of this table.
+    Behind(SlotId),
+    /// Behind one on another iothread.
+    Elsewhere,
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
     pub(super) state: State,
     pub(super) request: Request,
     pub(super) order: u64,
+    pub(super) place: Place,
 }
 
 impl Slot {
+    pub(super) fn new(state: State, request: Request, order: u64) -> Self {
+        Self {
+            state,
+            request,
+            order,
+            place: Place::Line,
+        }
+    }
+
     /// Failed at least once under action stop: run control has a record of it.
     pub(super) fn was_held(&self) -> bool {
         !matches!(self.state, State::Free | State::Parked)
+    }
+
+    pub(super) fn turn(&self, slot: SlotId) -> Turn {
+        Turn {
+            parked: self.state == State::Parked,
+            order: self.order,
+            slot,
+        }
+    }
+
+    /// Whether others have to wait behind it because of its range.
+    fn blocks(&self) -> bool {
+        self.request.bytes > 0 && (self.was_held() || self.request.op.modifies())
     }
 }
 
@@ -38,17 +90,26 @@ impl Slot {
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<SlotId>,
-    /// Number of slots in state `Replayed`.
-    replayed: u32,
+    /// Number of slots in each state.
+    counts: [usize; State::COUNT],
+    /// What was held, by range: until it has ended it blocks.
+    was_held: RangeIndex<SlotId>,
+    /// What is parked and modifies its range.
+    parked: RangeIndex<SlotId>,
+    /// Who waits behind whom: the one in front first.
+    behind: BTreeSet<(SlotId, SlotId)>,
 }
 
 impl Slots {
-    /// A table that takes `capacity` requests without allocating.
+    /// A table that takes `capacity` requests without growing.
     pub(super) fn with_capacity(capacity: usize) -> Self {
         Self {
             slots: Vec::with_capacity(capacity),
             free: Vec::with_capacity(capacity),
-            replayed: 0,
+            counts: [0; State::COUNT],
+            was_held: RangeIndex::default(),
+            parked: RangeIndex::default(),
+            behind: BTreeSet::new(),
         }
     }
 
@@ -60,46 +121,117 @@ impl Slots {
         &self.slots[slot.index()]
     }
 
-    /// Gives a request that waits a place.
-    pub(super) fn insert(&mut self, slot: Slot) -> Waiting {
-        let order = slot.order;
-        if let Some(id) = self.free.pop() {
+    /// Gives a request a place.
+    pub(super) fn insert(&mut self, slot: Slot) -> SlotId {
+        self.counts[slot.state.number()] += 1;
+        let id = if let Some(id) = self.free.pop() {
+            self.counts[State::Free.number()] -= 1;
             self.slots[id.index()] = slot;
-            return Waiting { order, slot: id };
+            id
+        } else {
+            self.slots.push(slot);
+            // Queue sizes are u16 and there are at most 65536 queues, so the index fits; more than
+            // the announced number happens only while requests of a former generation end.
+            SlotId(u32::try_from(self.slots.len() - 1).unwrap_or(u32::MAX))
+        };
+        if slot.blocks() {
+            let (request, order) = (slot.request, slot.order);
+            self.index_of(&slot)
+                .insert(request.offset, request.end(), order, id);
         }
-        // Queue sizes are u16 and there are at most 65536 queues, so the index fits; more than the
-        // announced number happens only while requests of a former generation end.
-        let id = SlotId(u32::try_from(self.slots.len()).unwrap_or(u32::MAX));
-        self.slots.push(slot);
-        Waiting { order, slot: id }
+        id
     }
 
-    pub(super) fn free(&mut self, slot: SlotId) {
+    /// Gives a place up. Those that wait behind it are handed to `woken`: it may be their turn.
+    pub(super) fn free(&mut self, slot: SlotId, mut woken: impl FnMut(Turn)) {
+        let entry = self.slots[slot.index()];
+        if entry.blocks() {
+            self.index_of(&entry)
+                .remove(entry.request.offset, entry.order);
+        }
+        self.leave_place(slot);
+        while let Some(&(front, waits)) = self.behind.range((slot, SlotId(0))..).next()
+            && front == slot
+        {
+            self.behind.remove(&(front, waits));
+            let waiting = &mut self.slots[waits.index()];
+            waiting.place = Place::Line;
+            woken(waiting.turn(waits));
+        }
         self.set_state(slot, State::Free);
         self.free.push(slot);
     }
 
-    /// Changes the state of a request that keeps its place.
+    fn index_of(&mut self, slot: &Slot) -> &mut RangeIndex<SlotId> {
+        if slot.was_held() {
+            &mut self.was_held
+        } else {
+            &mut self.parked
+        }
+    }
+
+    /// Changes the state of a request that keeps its place, between those of [`Slot::was_held`].
     pub(super) fn set_state(&mut self, slot: SlotId, state: State) {
         let entry = &mut self.slots[slot.index()];
-        self.replayed -= u32::from(entry.state == State::Replayed);
-        self.replayed += u32::from(state == State::Replayed);
+        self.counts[entry.state.number()] -= 1;
+        self.counts[state.number()] += 1;
         entry.state = state;
     }
 
-    /// What is in flight again.
-    pub(super) fn replayed(&self) -> impl Iterator<Item = &Slot> {
-        let replayed = |slot: &&Slot| slot.state == State::Replayed;
-        // The table is looked through only if there is one.
-        let slots = if self.has_replayed() {
-            &*self.slots
-        } else {
-            &[]
-        };
-        slots.iter().filter(replayed)
+    /// It waits elsewhere than in the line.
+    pub(super) fn set_place(&mut self, slot: SlotId, place: Place) {
+        self.leave_place(slot);
+        if let Place::Behind(front) = place {
+            self.behind.insert((front, slot));
+        }
+        self.slots[slot.index()].place = place;
     }
 
-    pub(super) fn has_replayed(&self) -> bool {
-        self.replayed > 0
+    fn leave_place(&mut self, slot: SlotId) {
+        let entry = &mut self.slots[slot.index()];
+        if let Place::Behind(front) = std::mem::replace(&mut entry.place, Place::Line) {
+            self.behind.remove(&(front, slot));
+        }
+    }
+
+    /// The request that `request`, which modifies its range and has the arrival number `order`, has
+    /// to wait behind, if there is one. Of several it is the one that came last: the others have
+    /// mostly ended when it has.
+    ///
+    /// One that has been held waits only for others that have been held, in the order that
+    /// [`crate::overlap`] has too; one that has not waits for those and for older ones of its kind.
+    /// So nobody waits in a circle.
+    pub(super) fn in_front_of(
+        &self,
+        request: &Request,
+        order: u64,
+        was_held: bool,
+    ) -> Option<SlotId> {
+        let (start, end) = (request.offset, request.end());
+        let held = self.was_held.last_before(start, end, order);
+        let parked = if was_held {
+            None
+        } else {
+            self.parked.last_before(start, end, order)
+        };
+        held.max(parked).map(|(_, slot)| slot)
+    }
+
+    /// Number of requests that wait for their turn.
+    pub(super) fn waiting(&self) -> usize {
+        self.counts[State::Parked.number()] + self.counts[State::Released.number()]
+    }
+
+    /// Whether something waits, is held, or is in flight again.
+    pub(super) fn is_empty(&self) -> bool {
+        self.slots.len() == self.counts[State::Free.number()]
+    }
+
+    /// All that are in use.
+    pub(super) fn iter(&self) -> impl Iterator<Item = (SlotId, &Slot)> {
+        (0..)
+            .map(SlotId)
+            .zip(&self.slots)
+            .filter(|(_, slot)| slot.state != State::Free)
     }
 }

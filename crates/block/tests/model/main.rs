@@ -10,6 +10,7 @@
 //! - `cont` that does not reset every status
 //! - requests handed back that run control does not know
 //! - a freeze that outlives what was held
+//! - a write that is not told that what it waited behind on another iothread has ended
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
@@ -411,6 +412,11 @@ fn finds_requests_handed_back_unseen() {
 #[test]
 fn finds_a_freeze_that_nothing_holds() {
     finds(Mutant::ThawForgotten);
+}
+
+#[test]
+fn finds_a_wait_that_nobody_ends() {
+    finds(Mutant::RecheckLost);
 }
 
 #[test]

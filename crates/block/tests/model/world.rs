@@ -39,6 +39,8 @@ pub enum Mutant {
     HandedBackUnseen,
     /// What froze because of another part stays frozen when nothing is held there any more.
     ThawForgotten,
+    /// Nobody hears that what it waited behind on another iothread has ended.
+    RecheckLost,
 }
 
 /// Iothreads; each backend has a part on each of them.
@@ -74,7 +76,7 @@ struct Local {
     id: LocalId,
     iothread: usize,
     gate: Gate,
-    /// None: look again, something held elsewhere has ended.
+    /// None: something held elsewhere has ended, and something here has waited behind it.
     mailbox: VecDeque<Option<GateMessage>>,
     in_flight: Vec<Ticket>,
     /// Arrival number -> request number.
@@ -316,7 +318,7 @@ impl World {
     fn pump(&mut self, b: usize, l: usize) -> Check {
         loop {
             let backend = &mut self.backends[b];
-            let (local, blockers) = (&mut backend.locals[l], &backend.blockers);
+            let (local, blockers) = (&mut backend.locals[l], &mut backend.blockers);
             let id = local.id;
             let elsewhere = |order, request: &Request| {
                 self.mutant != Mutant::OverlapElsewhere && blockers.blocks(id, order, request)
@@ -342,8 +344,8 @@ impl World {
             let life = local.orders[&entry.order];
             let (id, generation) = (local.id, local.gate.generation());
             self.lives[life].phase = Phase::Dropped;
+            self.unblock(b, l, entry.order);
             if entry.was_held {
-                self.unblock(b, l, entry.order);
                 self.inbox.push_back(Message::Resolved(Resolved {
                     backend: self.backends[b].id,
                     local: id,

@@ -75,6 +75,51 @@ impl World {
         Ok(())
     }
 
+    /// Whether `request` of a life that waits must go on waiting for `other`: the rule, as it is
+    /// written down.
+    fn waits_behind(&self, waiting: (u64, usize), other: (u64, usize)) -> bool {
+        let ((order, life), (other_order, other_life)) = (waiting, other);
+        let (life, other) = (&self.lives[life], &self.lives[other_life]);
+        let locals = &self.backends[life.backend].locals;
+        let (here, there) = (locals[life.local].id, locals[other.local].id);
+        let held_or_replayed = match other.phase {
+            Phase::Held { .. } => true,
+            Phase::Waiting | Phase::InFlight => other.was_held,
+            Phase::Completed | Phase::Dropped => false,
+        };
+        let older = (other_order, there) < (order, here);
+        let comes_first = if held_or_replayed {
+            older || (!life.was_held && here != there)
+        } else {
+            let parked = other.phase == Phase::Waiting && other.request.op.modifies();
+            parked && older && here == there && !life.was_held
+        };
+        comes_first && life.request.op.modifies() && life.request.overlaps(&other.request)
+    }
+
+    /// Nobody waits for nothing: when no message is under way, what could start has started.
+    fn check_waiting(&self, b: usize, l: usize) -> Check {
+        let local = &self.backends[b].locals[l];
+        let all = self.backends[b]
+            .locals
+            .iter()
+            .flat_map(|local| &local.orders);
+        let all: Vec<_> = all.map(|(&order, &life)| (order, life)).collect();
+        for (&order, &life) in &local.orders {
+            let request = &self.lives[life].request;
+            let waits = self.lives[life].phase == Phase::Waiting;
+            if !waits || local.gate.is_frozen() || local.gate.is_stopped(request.tag.queue) {
+                continue;
+            }
+            ensure!(
+                all.iter()
+                    .any(|&other| self.waits_behind((order, life), other)),
+                "{request:?} waits for nothing"
+            );
+        }
+        Ok(())
+    }
+
     pub(super) fn expect_transition(&self, outbox: &Outbox, to: RunState) -> Check {
         ensure!(
             self.control.state() == to,
@@ -174,7 +219,7 @@ impl World {
     }
 
     pub(super) fn check_settled(&self) -> Check {
-        for backend in &self.backends {
+        for (b, backend) in self.backends.iter().enumerate() {
             let state = self.control.backend(backend.id).ok_or("backend is gone")?;
             let mut held_here = 0;
             for local in backend.locals.iter().filter(|local| !local.closed) {
@@ -185,6 +230,7 @@ impl World {
                 );
                 let held = gate.held().count();
                 held_here += held;
+                self.check_waiting(b, local.iothread)?;
                 if self.state != RunState::Running {
                     ensure!(
                         gate.is_frozen(),

@@ -65,7 +65,7 @@ impl World {
         }
         let may_pop = local.gate.may_pop(request.tag.queue);
         let id = local.id;
-        let blockers = &backend.blockers;
+        let blockers = &mut backend.blockers;
         match local.gate.admit(request, |order, request| {
             blockers.blocks(id, order, request)
         }) {

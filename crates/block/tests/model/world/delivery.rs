@@ -171,8 +171,17 @@ impl World {
         let Some(message) = self.backends[b].locals[l].mailbox.pop_front() else {
             return Ok(());
         };
-        if let Some(message) = message {
-            self.obey(b, l, message)?;
+        match message {
+            Some(message) => self.obey(b, l, message)?,
+            None => {
+                let backend = &mut self.backends[b];
+                let local = &mut backend.locals[l];
+                for order in backend.blockers.take_woken(local.id) {
+                    if self.mutant != Mutant::RecheckLost {
+                        local.gate.recheck(order);
+                    }
+                }
+            }
         }
         // An attach is settled when every part has taken it and nothing older is in flight.
         let backend = &mut self.backends[b];
@@ -251,11 +260,13 @@ impl World {
     /// A request that was held has ended: the other iothreads hear of it.
     pub(super) fn unblock(&mut self, b: usize, l: usize, order: u64) {
         let backend = &mut self.backends[b];
-        if backend.blockers.remove(backend.locals[l].id, order) {
-            for other in (0..IOTHREADS).filter(|&other| other != l) {
-                backend.locals[other].mailbox.push_back(None);
+        let locals = &mut backend.locals;
+        let ended = locals[l].id;
+        backend.blockers.remove(ended, order, |told| {
+            for local in locals.iter_mut().filter(|local| local.id == told) {
+                local.mailbox.push_back(None);
             }
-        }
+        });
     }
 
     pub(super) fn deliver_posts(&mut self, posts: Vec<(LocalId, GateMessage)>) {
