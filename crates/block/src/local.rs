@@ -214,7 +214,17 @@ impl LocalBackend {
     /// Starts nothing of `queue` any more and waits until nothing of it is in flight. What waits
     /// keeps waiting.
     pub async fn stop_queue(&self, queue: u16) {
+        self.suspend_queue(queue);
+        self.settle_queue(queue).await;
+    }
+
+    /// Starts nothing of `queue` any more. What is in flight ends as ever.
+    pub fn suspend_queue(&self, queue: u16) {
         self.0.gate.borrow_mut().stop_queue(queue);
+    }
+
+    /// Waits until nothing of `queue` is in flight.
+    pub async fn settle_queue(&self, queue: u16) {
         self.until(|gate| gate.queue_in_flight(queue) == 0).await;
     }
 

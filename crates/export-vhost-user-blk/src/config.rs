@@ -36,6 +36,7 @@ const P_INFLIGHT_SHMFD: u64 = 1 << 12;
 const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
 const P_STATUS: u64 = 1 << 16;
 const P_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+pub(crate) const P_GET_VRING_BASE_SKIP_DRAIN: u64 = 1 << 23;
 
 /// Device status bit: a queue is broken, only a reset helps.
 pub(crate) const NEEDS_RESET: u8 = 0x40;
@@ -74,7 +75,8 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
 }
 
 /// The protocol features that are offered. GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD beside it:
-/// what is held when the ring's index is told stays marked in the region.
+/// what is held when the ring's index is told stays marked in the region. So does, with
+/// GET_VRING_BASE_SKIP_DRAIN, what is in flight.
 pub(crate) fn protocol_features(options: &Options) -> u64 {
     let mut features = P_MQ
         | P_REPLY_ACK
@@ -82,7 +84,8 @@ pub(crate) fn protocol_features(options: &Options) -> u64 {
         | P_CONFIG
         | P_INFLIGHT_SHMFD
         | P_STATUS
-        | P_GET_VRING_BASE_INFLIGHT;
+        | P_GET_VRING_BASE_INFLIGHT
+        | P_GET_VRING_BASE_SKIP_DRAIN;
     if options.configure_mem_slots {
         features |= P_CONFIGURE_MEM_SLOTS;
     }

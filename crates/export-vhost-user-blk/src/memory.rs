@@ -11,7 +11,7 @@ use vm_memory::{
     GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use crate::shared::{Area, MapError, Mapping};
+use crate::shared::{Area, MapError, Mapping, Origin};
 use crate::sigbus;
 
 /// One region as the client describes it.
@@ -224,6 +224,35 @@ impl Memory {
                 || self.lost.load(Ordering::Acquire))
     }
 
+    /// Whether the `len` bytes at a guest address are the same bytes of the same files in both.
+    pub fn is_same_at(&self, other: &Self, mut guest_address: u64, len: u64) -> bool {
+        let mut left = len;
+        while left > 0 {
+            let (Some((here, mapped)), Some((there, also))) =
+                (self.origin(guest_address), other.origin(guest_address))
+            else {
+                return false;
+            };
+            if here != there {
+                return false;
+            }
+            let step = left.min(mapped).min(also);
+            left -= step;
+            // What is left is mapped behind it, or the next round says no.
+            guest_address = guest_address.saturating_add(step);
+        }
+        true
+    }
+
+    /// Where a guest address is mapped from, and how many bytes from there on are.
+    fn origin(&self, guest_address: u64) -> Option<(Origin, u64)> {
+        self.parts.iter().find_map(|Part { spec, mapping }| {
+            let offset = guest_address.checked_sub(spec.guest_address)?;
+            let left = spec.bytes.checked_sub(offset).filter(|&left| left > 0)?;
+            Some((mapping.origin().plus(offset), left))
+        })
+    }
+
     /// The guest address of what the client has mapped at `user_address`.
     pub fn guest_address(&self, user_address: u64) -> Option<u64> {
         self.parts.iter().find_map(|Part { spec, .. }| {
@@ -329,6 +358,34 @@ mod tests {
         let none = one.without(&high).unwrap();
         assert_eq!(none.regions(), 0);
         assert!(none.contiguous(0x2000, 1).is_none());
+    }
+
+    #[test]
+    fn the_same_bytes_of_the_same_files() {
+        let (one, two) = (file(0x4000), file(0x4000));
+        let clone = |file: &File| file.try_clone().unwrap();
+        let whole = Memory::new([(spec(0x1000, 0x4000, 0, 0), clone(&one))]).unwrap();
+        // The first two pages in pieces, the third from elsewhere, the fourth not at all.
+        let pieces = Memory::new([
+            (spec(0x1000, 0x1000, 0, 0), clone(&one)),
+            (spec(0x2000, 0x1000, 0x9000, 0x1000), one),
+            (spec(0x3000, 0x1000, 0x5000, 0x2000), two),
+        ])
+        .unwrap();
+        for (at, len, same) in [
+            (0x1000, 0x2000, true),
+            (0x1ff0, 0x20, true),
+            (0x2ff0, 0x11, false),
+            (0x3000, 1, false),
+            (0x3fff, 2, false),
+            (0x4000, 1, false),
+            (0, 1, false),
+            (u64::MAX, 1, false),
+            (0x4000, 0, true),
+        ] {
+            assert_eq!(whole.is_same_at(&pieces, at, len), same, "{at:#x}");
+            assert_eq!(pieces.is_same_at(&whole, at, len), same, "{at:#x}");
+        }
     }
 
     /// Requests in flight go on in the table they began with; what they find there counts.

@@ -230,7 +230,11 @@ impl Queue {
 
     /// The submission has ended.
     pub fn unmap(&self, head: u16) {
-        if let Some(slot) = self.state.borrow_mut().slots.get_mut(usize::from(head)) {
+        let state = &mut *self.state.borrow_mut();
+        // Without a ring nobody has been shown the data yet.
+        if state.live.is_some()
+            && let Some(slot) = state.slots.get_mut(usize::from(head))
+        {
             slot.memory = None;
         }
     }
@@ -322,7 +326,12 @@ impl Queue {
 
     /// Starts the ring: what the region says is in flight goes on, then new requests are taken. A
     /// ring that cannot be started is broken, which [`Trouble`] tells.
-    pub fn start(&self, setup: Setup) {
+    ///
+    /// A request that was suspended and is still in flight is joined to its I/O: the ring gets its
+    /// completion, and it is not submitted again. One that this ring does not know has to end first:
+    /// its head may be another request's now. So has one that reads into memory which the client has
+    /// replaced; it is done again.
+    pub async fn start(&self, setup: Setup) {
         self.context.trouble.clear_queue(self.index);
         let Setup {
             memory,
@@ -343,18 +352,28 @@ impl Queue {
             .state
             .borrow_mut()
             .prepare(self.index, ring, region, features, base);
-        let marked = match prepared {
-            Ok(marked) => marked,
+        let (live, marked) = match prepared {
+            Ok(prepared) => prepared,
             Err(broken) => return self.set_broken(&broken),
         };
-        let left_out = self.state.borrow().is_left_out();
-        if let Some(made_for) = left_out {
+        if let Some(made_for) = live.is_left_out() {
             self.warn_left_out(made_for, layout.size);
         }
+        let (strangers, moved) = {
+            let state = self.state.borrow();
+            (state.has_strangers(&marked), state.moved(&live, &marked))
+        };
+        if strangers || !moved.is_empty() {
+            local.settle_queue(self.index).await;
+        }
+        // Before the ring is ours: others are looked at as well, and nothing may be published before
+        // it is clear what is remembered.
         local.retain(self.index, |head| {
             self.state.borrow().is_kept(head, &marked)
         });
+        self.state.borrow_mut().live = Some(live);
         let left_out = self.state.borrow_mut().drop_unmarked(&marked);
+        self.state.borrow_mut().undo(&moved);
         if left_out > 0 && marked.is_none() {
             tracing::warn!(
                 export = %self.context.backend.device(),
@@ -445,23 +464,56 @@ impl Queue {
     /// how it ended. Returns the next available index; none if the ring does not run. After this
     /// the ring is not touched.
     pub async fn stop(&self) -> Option<u16> {
-        self.state.borrow_mut().live.as_mut()?.popping = false;
+        self.take_nothing();
+        self.settle().await;
+        self.leave().await
+    }
+
+    /// As [`Self::stop`], at once: what is in flight goes on, stays marked in the inflight region, and
+    /// is shown to the ring that is started next. Without a region this is [`Self::stop`].
+    pub async fn suspend(&self) -> Option<u16> {
+        self.take_nothing();
+        let recorded = {
+            let state = self.state.borrow();
+            (state.live.as_ref()).is_none_or(|live| live.region.is_some())
+        };
+        if !recorded {
+            self.settle().await;
+        }
+        self.leave().await
+    }
+
+    fn take_nothing(&self) {
+        if let Some(live) = &mut self.state.borrow_mut().live {
+            live.popping = false;
+        }
         let attached = self.attached.take();
         drop(attached);
+        if let Some(local) = &*self.context.local.borrow() {
+            local.suspend_queue(self.index);
+        }
+    }
+
+    /// Waits for what is in flight.
+    pub async fn settle(&self) {
         let local = self.context.local.borrow().clone();
         if let Some(local) = local {
-            local.stop_queue(self.index).await;
+            local.settle_queue(self.index).await;
         }
+    }
+
+    async fn leave(&self) -> Option<u16> {
         self.publish();
-        let next = self.state.borrow_mut().leave();
+        let next = self.state.borrow_mut().leave()?;
         // Let the call go out before anybody is told that the ring is stopped.
         iothread::yield_now().await;
         iothread::yield_now().await;
-        next
+        Some(next)
     }
 
-    /// SET_VRING_ENABLE. A ring that is disabled has nothing in flight when this returns.
-    pub async fn set_enabled(&self, enabled: bool) {
+    /// SET_VRING_ENABLE. Nothing is taken from a ring that is disabled; with `drain` nothing of it is
+    /// in flight when this returns.
+    pub async fn set_enabled(&self, enabled: bool, drain: bool) {
         let running = {
             let state = &mut *self.state.borrow_mut();
             state.enabled = enabled;
@@ -476,7 +528,10 @@ impl Queue {
             // A kick that came while it was disabled has told nobody.
             self.process();
         } else {
-            local.stop_queue(self.index).await;
+            local.suspend_queue(self.index);
+            if drain {
+                local.settle_queue(self.index).await;
+            }
         }
     }
 

@@ -30,6 +30,8 @@ pub(crate) struct Session {
     backend: Arc<Backend>,
     device: DeviceHandle,
     features: u64,
+    /// The protocol features that this connection has negotiated.
+    protocol: u64,
     memory: Option<Arc<Memory>>,
     region: Option<Arc<Region>>,
     vrings: Vec<Vring>,
@@ -95,6 +97,7 @@ impl Session {
             backend,
             device,
             features: 0,
+            protocol: 0,
             memory: None,
             region: None,
             vrings: queues.collect(),
@@ -113,12 +116,12 @@ impl Session {
         self.stop_all()?;
         self.device.call_all(|device| async move {
             for queue in device.queues() {
-                queue.set_enabled(false).await;
+                queue.set_enabled(false, true).await;
                 queue.set_call(None);
                 queue.set_error(None);
             }
         })?;
-        self.features = 0;
+        (self.features, self.protocol) = (0, 0);
         (self.memory, self.region) = (None, None);
         self.vrings.fill_with(Vring::default);
         self.begun = false;
@@ -167,8 +170,8 @@ impl Session {
 
     /// Does what the client says.
     ///
-    /// Nothing depends on whether the client has negotiated the protocol feature of a message on
-    /// this connection: QEMU 7.2, reconnecting while the VM is stopped, goes on as if it had.
+    /// No message depends on whether the client has negotiated its protocol feature on this
+    /// connection: QEMU 7.2, reconnecting while the VM is stopped, goes on as if it had.
     pub fn handle(&mut self, message: Message<OwnedFd>) -> Result<Answer<OwnedFd>> {
         let done = |()| Answer::Done;
         match message {
@@ -185,6 +188,7 @@ impl Session {
             Message::SetVringAddr(address) => self.set_vring_addr(address).map(done),
             Message::SetVringBase(state) => self.set_vring_base(state).map(done),
             Message::GetVringBase(index) => self.get_vring_base(index),
+            Message::GetVringBaseSkipDrain(index) => self.get_vring_base_skip_drain(index),
             Message::SetVringKick(index, fd) => self.set_vring_kick(index, fd).map(done),
             Message::SetVringCall(index, fd) => self.set_vring_call(index, fd).map(done),
             Message::SetVringErr(index, fd) => self.set_vring_err(index, fd).map(done),
@@ -193,7 +197,9 @@ impl Session {
             }
             Message::SetProtocolFeatures(features) => {
                 let possible = config::protocol_features(&self.options);
-                offered("SET_PROTOCOL_FEATURES", features, possible).map(done)
+                offered("SET_PROTOCOL_FEATURES", features, possible)?;
+                self.protocol = features;
+                Ok(Answer::Done)
             }
             Message::GetQueueNum => Ok(Answer::Number(self.options.num_queues.into())),
             Message::SetVringEnable(index, enable) => {

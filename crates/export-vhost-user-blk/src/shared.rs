@@ -52,6 +52,23 @@ pub enum MapError {
     },
 }
 
+/// Where in which file something is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Origin {
+    device: u64,
+    inode: u64,
+    /// Offset in bytes.
+    offset: u64,
+}
+
+impl Origin {
+    /// What is `bytes` behind it.
+    pub fn plus(self, bytes: u64) -> Self {
+        let offset = self.offset.saturating_add(bytes);
+        Self { offset, ..self }
+    }
+}
+
 /// A shared, writable mapping of a part of a file.
 pub(crate) struct Mapping {
     base: NonNull<libc::c_void>,
@@ -59,6 +76,7 @@ pub(crate) struct Mapping {
     /// Where the requested range begins in the mapping.
     skipped: usize,
     len: usize,
+    origin: Origin,
     /// None only while it is being dropped.
     guard: Option<Guarded>,
 }
@@ -116,6 +134,11 @@ impl Mapping {
             mapped,
             skipped,
             len,
+            origin: Origin {
+                device: stat.st_dev,
+                inode: stat.st_ino,
+                offset,
+            },
             guard: None,
         };
         let start = base.as_ptr().expose_provenance();
@@ -143,6 +166,11 @@ impl Mapping {
     pub fn pointer(&self) -> NonNull<u8> {
         // SAFETY: `skipped` is less than the length of the mapping.
         unsafe { self.base.cast::<u8>().add(self.skipped) }
+    }
+
+    /// Where the first byte is in its file.
+    pub fn origin(&self) -> Origin {
+        self.origin
     }
 
     /// Length of the requested range in bytes.

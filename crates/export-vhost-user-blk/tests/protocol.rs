@@ -32,7 +32,7 @@ fn what_is_offered() {
     let mut client = Connection::connect(&daemon.socket, SECONDS).unwrap();
     let offered = client.get_u64(message::GET_PROTOCOL_FEATURES).unwrap();
     let bits: Vec<_> = (0..64).filter(|bit| offered >> bit & 1 == 1).collect();
-    assert_eq!(bits, [0, 3, 5, 9, 12, 16, 20]);
+    assert_eq!(bits, [0, 3, 5, 9, 12, 16, 20, 23]);
     assert_eq!(client.get_u64(GET_MAX_MEM_SLOTS).unwrap(), 509);
     let slots = with_slots();
     let mut other = Connection::connect(&slots.socket, SECONDS).unwrap();
@@ -117,7 +117,7 @@ fn what_is_not_offered_is_refused_to_those_who_ask() {
     let daemon = Daemon::new();
     let mut client = Connection::connect(&daemon.socket, SECONDS).unwrap();
     client.set_reply_ack(true);
-    for code in [6, 7, 19, 22, 33, RESET_DEVICE, 35, 45, 99] {
+    for code in [6, 7, 19, 22, 33, RESET_DEVICE, 35, 44, 46, 99] {
         let refused = client.set(code, &[0; 8], &[]);
         assert!(
             matches!(refused, Err(FrontendError::Refused { code: 1, .. })),

@@ -41,6 +41,8 @@ struct Model {
     /// Sectors that a request in flight writes.
     writing: HashMap<Token, u64>,
     inflight: bool,
+    /// Whether rings may be stopped with I/O in flight.
+    suspends: bool,
 }
 
 impl Model {
@@ -91,7 +93,11 @@ impl Model {
             }
             6 | 7 => daemon.cont(),
             8 => {
-                disk.stop().unwrap();
+                if self.suspends && self.random.below(2) == 0 {
+                    disk.suspend().unwrap();
+                } else {
+                    disk.stop().unwrap();
+                }
                 if self.random.below(2) == 0 {
                     daemon.cont();
                 }
@@ -103,6 +109,9 @@ impl Model {
                 disk.set_enabled(0, true).unwrap();
             }
             10 if self.inflight => {
+                if self.suspends && self.random.below(2) == 0 {
+                    disk.suspend().unwrap();
+                }
                 let state = disk.disconnect();
                 if self.random.below(3) == 0 {
                     let faults = Arc::clone(&daemon.faults);
@@ -128,6 +137,7 @@ fn run(seed: u64, options: frontend::Options) {
         content: vec![0; usize::try_from(SECTORS).unwrap()],
         writing: HashMap::new(),
         inflight: options.inflight,
+        suspends: options.skip_drain,
     };
     let mut daemon = Daemon::new();
     if seed.is_multiple_of(2) {
@@ -178,6 +188,18 @@ fn small_rings_without_event_index() {
             ..frontend::Options::default()
         };
         run(seed * 0x517c_c1b7, options);
+    }
+}
+
+#[test]
+fn suspended_by_skip_drain() {
+    for seed in 1..=12 {
+        let options = frontend::Options {
+            base_inflight: true,
+            skip_drain: true,
+            ..frontend::Options::default()
+        };
+        run(seed * 0x6c07_8965, options);
     }
 }
 

@@ -194,6 +194,19 @@ impl Disk {
     /// # Errors
     /// [`FrontendError::State`] if it is not running; errors of the connection.
     pub fn stop(&mut self) -> Result<Vec<u16>, FrontendError> {
+        self.stop_by(message::GET_VRING_BASE)
+    }
+
+    /// As [`Disk::stop`], by GET_VRING_BASE_SKIP_DRAIN: what is in flight may go on, but must not be
+    /// seen in the ring before the next start.
+    ///
+    /// # Errors
+    /// As [`Disk::stop`].
+    pub fn suspend(&mut self) -> Result<Vec<u16>, FrontendError> {
+        self.stop_by(message::GET_VRING_BASE_SKIP_DRAIN)
+    }
+
+    fn stop_by(&mut self, code: u32) -> Result<Vec<u16>, FrontendError> {
         self.check_state("stop", true)?;
         if self.state.protocol & protocol_feature::STATUS != 0 {
             self.set_status(0)?;
@@ -206,7 +219,6 @@ impl Disk {
         } = self;
         let mut bases = Vec::with_capacity(state.queues.len());
         for queue in &mut state.queues {
-            let code = message::GET_VRING_BASE;
             let reply = connection
                 .get(code, &vring_state(queue.index, 0))?
                 .u64(code)?;
@@ -437,6 +449,14 @@ impl Disk {
     /// [`FrontendError::Io`].
     pub fn take_queue_error(&mut self, queue: u16) -> Result<bool, FrontendError> {
         take_event(&self.queue_mut(queue)?.err)
+    }
+
+    /// Whether the back end has called for this queue since the last call or wait.
+    ///
+    /// # Errors
+    /// [`FrontendError::Io`].
+    pub fn take_queue_call(&mut self, queue: u16) -> Result<bool, FrontendError> {
+        take_event(&self.queue_mut(queue)?.call)
     }
 
     /// Negotiated virtio features, [`feature`] masks.

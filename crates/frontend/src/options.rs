@@ -19,6 +19,10 @@ pub struct Options {
     /// Ask for an inflight region with this queue size instead of that of the queues: as QEMU does
     /// for virtio-mmio, where the driver makes queues larger than the device's `queue-size`.
     pub inflight_queue_size: Option<u16>,
+    /// Negotiate GET_VRING_BASE_INFLIGHT.
+    pub base_inflight: bool,
+    /// Negotiate GET_VRING_BASE_SKIP_DRAIN, for [`crate::Disk::suspend`].
+    pub skip_drain: bool,
     /// Negotiate REPLY_ACK and have every message acknowledged.
     pub reply_ack: bool,
     /// Negotiate BACKEND_REQ, to hear of configuration changes.
@@ -56,6 +60,8 @@ impl Default for Options {
             indirect: true,
             inflight: true,
             inflight_queue_size: None,
+            base_inflight: false,
+            skip_drain: false,
             reply_ack: true,
             backend_channel: true,
             device_status: true,

@@ -52,6 +52,8 @@ pub mod message {
     pub const SET_STATUS: u32 = 39;
     /// Reads the device status.
     pub const GET_STATUS: u32 = 40;
+    /// Stops a ring without waiting for what is in flight.
+    pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 
     /// Request code, from the back end: the configuration space changed.
     pub const BACKEND_CONFIG_CHANGE: u32 = 2;
@@ -84,6 +86,7 @@ pub mod message {
             REM_MEM_REG => "REM_MEM_REG",
             SET_STATUS => "SET_STATUS",
             GET_STATUS => "GET_STATUS",
+            GET_VRING_BASE_SKIP_DRAIN => "GET_VRING_BASE_SKIP_DRAIN",
             _ => "an unknown message",
         }
     }
@@ -116,6 +119,10 @@ pub mod protocol_feature {
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     /// SET_STATUS and GET_STATUS.
     pub const STATUS: u64 = 1 << 16;
+    /// What is in flight when a ring is stopped stays in the inflight region.
+    pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    /// GET_VRING_BASE_SKIP_DRAIN.
+    pub const GET_VRING_BASE_SKIP_DRAIN: u64 = 1 << 23;
 }
 
 /// Device status bits.

@@ -70,31 +70,23 @@ impl Session {
             });
         }
         let mut protocol = protocol_feature::CONFIG | protocol_feature::MQ;
-        protocol |= if options.reply_ack {
-            protocol_feature::REPLY_ACK
-        } else {
-            0
-        };
-        protocol |= if options.inflight {
-            protocol_feature::INFLIGHT_SHMFD
-        } else {
-            0
-        };
-        protocol |= if options.backend_channel {
-            protocol_feature::BACKEND_REQ
-        } else {
-            0
-        };
-        protocol |= if options.device_status {
-            protocol_feature::STATUS
-        } else {
-            0
-        };
-        protocol |= if options.mem_slots {
-            protocol_feature::CONFIGURE_MEM_SLOTS
-        } else {
-            0
-        };
+        for (wanted, bit) in [
+            (options.reply_ack, protocol_feature::REPLY_ACK),
+            (options.inflight, protocol_feature::INFLIGHT_SHMFD),
+            (
+                options.base_inflight,
+                protocol_feature::GET_VRING_BASE_INFLIGHT,
+            ),
+            (
+                options.skip_drain,
+                protocol_feature::GET_VRING_BASE_SKIP_DRAIN,
+            ),
+            (options.backend_channel, protocol_feature::BACKEND_REQ),
+            (options.device_status, protocol_feature::STATUS),
+            (options.mem_slots, protocol_feature::CONFIGURE_MEM_SLOTS),
+        ] {
+            protocol |= if wanted { bit } else { 0 };
+        }
         protocol &= protocol_offered;
 
         let (features, protocol) = match in_use {

@@ -58,6 +58,7 @@ mod code {
     pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
+    pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 }
 
 /// Request code of the back end: the configuration space has changed.
@@ -206,6 +207,7 @@ impl Header {
                 | code::GET_INFLIGHT_FD
                 | code::GET_MAX_MEM_SLOTS
                 | code::GET_STATUS
+                | code::GET_VRING_BASE_SKIP_DRAIN
         )
     }
 }
@@ -265,6 +267,7 @@ pub enum Message<F> {
     SetVringAddr(VringAddr),
     SetVringBase(VringState),
     GetVringBase(u32),
+    GetVringBaseSkipDrain(u32),
     SetVringKick(u16, Option<F>),
     SetVringCall(u16, Option<F>),
     SetVringErr(u16, Option<F>),
@@ -325,6 +328,9 @@ impl<F> Body<'_, F> {
             code::SET_VRING_ADDR => Message::SetVringAddr(self.vring_addr()?),
             code::SET_VRING_BASE => Message::SetVringBase(self.vring_state()?),
             code::GET_VRING_BASE => Message::GetVringBase(self.vring_state()?.index),
+            code::GET_VRING_BASE_SKIP_DRAIN => {
+                Message::GetVringBaseSkipDrain(self.vring_state()?.index)
+            }
             code::SET_VRING_KICK => self.vring_fd(Message::SetVringKick)?,
             code::SET_VRING_CALL => self.vring_fd(Message::SetVringCall)?,
             code::SET_VRING_ERR => self.vring_fd(Message::SetVringErr)?,

@@ -105,9 +105,10 @@ impl Bench {
         let ring = Ring::new(Arc::clone(&self.memory), self.layout).expect("it is mapped");
         let region = self.region.as_ref().map(|(region, _)| Arc::clone(region));
         self.state.enabled = true;
-        let Ok(marked) = self.state.prepare(0, ring, region, 0, base) else {
+        let Ok((live, marked)) = self.state.prepare(0, ring, region, 0, base) else {
             return;
         };
+        self.state.live = Some(live);
         let state = &mut self.state;
         self.taken.retain(|&head| {
             let kept = state.is_kept(head, &marked);

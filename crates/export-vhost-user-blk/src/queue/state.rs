@@ -38,7 +38,8 @@ pub(super) struct Slot {
     /// The inflight region's counter of this request.
     pub(super) counter: u64,
     pub(super) record: Record,
-    /// The memory that a submission in flight uses.
+    /// The memory that a submission in flight uses; or that the last one has used, if it has ended
+    /// while there was no ring.
     pub(super) memory: Option<Rc<View>>,
 }
 
@@ -64,6 +65,17 @@ pub(super) struct State {
     pub(super) error: Option<Rc<OwnedFd>>,
     /// How the ring was left, if it had no inflight region.
     pub(super) left: Option<Identity>,
+}
+
+impl Live {
+    /// Whether nothing of this ring is recorded although the client keeps a region: it has no room
+    /// for it. What it was made for.
+    pub(super) fn is_left_out(&self) -> Option<trailer::Layout> {
+        match &self.whole {
+            Some(whole) if self.region.is_none() => Some(whole.layout()),
+            _ => None,
+        }
+    }
 }
 
 /// Why a queue cannot go on.
@@ -145,7 +157,7 @@ impl State {
         Ok(Some((head, action)))
     }
 
-    /// Makes the ring ours, with what was in flight before; nothing is taken from it yet. The
+    /// Looks at a ring that is to be started, and at what was in flight in it before. The second
     /// result is what the region has marked; none without a region that leaves all as it was.
     pub(super) fn prepare(
         &mut self,
@@ -154,7 +166,7 @@ impl State {
         region: Option<Arc<Region>>,
         features: u64,
         base: u16,
-    ) -> Result<Option<Vec<Marked>>, Broken> {
+    ) -> Result<(Live, Option<Vec<Marked>>), Broken> {
         let (size, used) = (ring.layout().size, ring.used_index());
         let places = usize::from(size).max(self.slots.len());
         self.slots.resize_with(places, Slot::default);
@@ -198,22 +210,53 @@ impl State {
                 .collect(),
             );
         }
-        self.live = Some(Live {
+        let live = Live {
             ring,
             region: part,
             whole: region,
             features,
             popping: false,
             broken: false,
-        });
-        Ok(marked)
+        };
+        Ok((live, marked))
     }
 
-    /// Whether nothing of this ring is recorded although the client keeps a region: it has no room
-    /// for it. What it was made for.
-    pub(super) fn is_left_out(&self) -> Option<trailer::Layout> {
-        let live = self.live.as_ref().filter(|live| live.region.is_none())?;
-        live.whole.as_ref().map(|whole| whole.layout())
+    /// Whether something that has not been completed is not the request that is marked there.
+    pub(super) fn has_strangers(&self, marked: &Option<Vec<Marked>>) -> bool {
+        (0..)
+            .zip(&self.slots)
+            .any(|(head, slot)| slot.state == SlotState::Taken && !self.is_kept(head, marked))
+    }
+
+    /// The requests whose data went, or go, to other memory than the client has there now: it has not
+    /// seen them complete, and would not find what was read.
+    pub(super) fn moved(&self, live: &Live, marked: &Option<Vec<Marked>>) -> Vec<u16> {
+        let memory = live.ring.view().memory();
+        let is_moved = |slot: &Slot| {
+            let used = slot.memory.as_ref().map(|view| view.memory());
+            let mut buffers = slot.record.writable().iter();
+            used.is_some_and(|used| {
+                !buffers.all(|buffer| used.is_same_at(memory, buffer.address, buffer.len.into()))
+            })
+        };
+        (0..)
+            .zip(&self.slots)
+            .filter(|&(head, slot)| self.is_kept(head, marked) && is_moved(slot))
+            .map(|(head, _)| head)
+            .collect()
+    }
+
+    /// Forgets how these requests have ended, so that they are done again.
+    pub(super) fn undo(&mut self, moved: &[u16]) {
+        for &head in moved {
+            let slot = &mut self.slots[usize::from(head)];
+            if matches!(slot.state, SlotState::Done { .. }) {
+                slot.state = SlotState::Free;
+            }
+        }
+        let slots = &self.slots;
+        let is_done = |&head: &u16| slots[usize::from(head)].state != SlotState::Free;
+        self.done.retain(is_done);
     }
 
     /// Whether our record of a head is the request that is marked there.
@@ -240,7 +283,7 @@ impl State {
         before - self.done.len()
     }
 
-    /// Takes up a head that is marked: none if we remember it.
+    /// Takes up a head that is marked: none if we remember it, be it held, done, or in flight.
     pub(super) fn resume(
         &mut self,
         marked: Marked,
@@ -378,6 +421,18 @@ mod tests {
         Arc::new(region)
     }
 
+    fn start(
+        state: &mut State,
+        used: u16,
+        region: Option<Arc<Region>>,
+        features: u64,
+        base: u16,
+    ) -> Option<Vec<Marked>> {
+        let (live, marked) = (state.prepare(0, ring(used), region, features, base)).unwrap();
+        state.live = Some(live);
+        marked
+    }
+
     fn next_avail(state: &State) -> u16 {
         state.live.as_ref().unwrap().ring.next_avail()
     }
@@ -392,20 +447,15 @@ mod tests {
             (&[3, 2, 1, 0], 0, 9),
         ] {
             let mut state = state();
-            let marked = state.prepare(0, ring(5), Some(region(heads)), 0, base);
+            let marked = start(&mut state, 5, Some(region(heads)), 0, base);
             assert_eq!(next_avail(&state), expected, "{heads:?}, base {base}");
-            let found: Vec<_> = marked
-                .unwrap()
-                .unwrap()
-                .iter()
-                .map(|marked| marked.head)
-                .collect();
+            let found: Vec<_> = marked.unwrap().iter().map(|marked| marked.head).collect();
             assert_eq!(found, heads);
         }
         let (spec, file) = Region::create(1, 4).unwrap();
         let fresh = Arc::new(Region::open(&spec, &file).unwrap());
         let mut state = state();
-        let marked = state.prepare(0, ring(5), Some(fresh), 0, BASE).unwrap();
+        let marked = start(&mut state, 5, Some(fresh), 0, BASE);
         assert_eq!((next_avail(&state), marked), (BASE, Some(vec![])));
     }
 
@@ -434,9 +484,7 @@ mod tests {
     #[test]
     fn a_record_survives_only_as_the_very_request_that_is_marked() {
         let mut state = state();
-        let marked = state
-            .prepare(0, ring(5), Some(region(&[2, 1])), 0, 0)
-            .unwrap();
+        let marked = start(&mut state, 5, Some(region(&[2, 1])), 0, 0);
         for (head, counter) in [(0, 0), (1, 1), (2, 9)] {
             state.slots[head].state = SlotState::Done { status: 0 };
             state.slots[head].counter = counter;
@@ -460,10 +508,11 @@ mod tests {
             (5, 1, 5, false),
         ] {
             let mut state = state();
-            state.prepare(0, ring(5), None, 1, 6).unwrap();
+            start(&mut state, 5, None, 1, 6);
             state.slots[3].state = SlotState::Taken;
             assert_eq!(state.leave(), Some(6));
-            let marked = state.prepare(0, ring(used), None, features, base).unwrap();
+            let marked = start(&mut state, used, None, features, base);
+            assert_eq!(state.has_strangers(&marked), !goes_on);
             assert_eq!(marked.is_some(), goes_on, "{used} {features} {base}");
             assert_eq!(state.is_kept(3, &marked), goes_on);
         }

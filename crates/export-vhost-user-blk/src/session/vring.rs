@@ -8,7 +8,9 @@ use std::sync::Arc;
 use rustix::fs::FileType;
 
 use super::{Result, Session, wrong};
-use crate::config::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
+use crate::config::{
+    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, P_GET_VRING_BASE_SKIP_DRAIN,
+};
 use crate::device::Closed;
 use crate::memory::Memory;
 use crate::protocol::message::{Answer, VringAddr, VringState};
@@ -70,17 +72,26 @@ impl Session {
                 vring.running = Running::No;
             }
         }
-        Ok(())
+        // What was suspended may still be in flight.
+        self.device.call_all(|device| async move {
+            for queue in device.queues() {
+                queue.settle().await;
+            }
+        })
     }
 
-    /// Returns the next available index.
+    /// Returns the next available index. Nothing of the queue is in flight then.
     pub(super) fn stop(&mut self, index: u16) -> std::result::Result<u16, Closed> {
         let next = (self.device).call_queue(index, |queue| async move { queue.stop().await })?;
+        Ok(self.stopped_at(index, next))
+    }
+
+    fn stopped_at(&mut self, index: u16, next: Option<u16>) -> u16 {
         let vring = &mut self.vrings[usize::from(index)];
         vring.running = Running::No;
         // A ring that could not be started is where it was.
         vring.base = next.unwrap_or(vring.base);
-        Ok(vring.base)
+        vring.base
     }
 
     fn index(&self, index: u32) -> Result<u16> {
@@ -146,9 +157,9 @@ impl Session {
         let always = self.features & F_PROTOCOL_FEATURES == 0;
         self.device.call_queue(index, move |queue| async move {
             if always {
-                queue.set_enabled(true).await;
+                queue.set_enabled(true, true).await;
             }
-            queue.start(setup);
+            queue.start(setup).await;
         })?;
         self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
@@ -187,19 +198,23 @@ impl Session {
         Ok(())
     }
 
+    /// What is in flight is completed first, whatever has been negotiated: by the specification it
+    /// must be, and GET_VRING_BASE_INFLIGHT alone, which once said otherwise, allows it. What is held
+    /// is not waited for: it stays marked in the region.
     pub(super) fn get_vring_base(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
         let queue = self.index(index)?;
-        let vring = &mut self.vrings[usize::from(queue)];
-        let base = if vring.is_running() {
-            self.stop(queue)?
-        } else {
-            vring.running = Running::No;
-            vring.base
-        };
-        Ok(Answer::VringBase(VringState {
-            index,
-            value: base.into(),
-        }))
+        // A ring that does not run may have been suspended.
+        let base = self.stop(queue)?;
+        Ok(vring_base(index, base))
+    }
+
+    /// Nothing is waited for: what is in flight stays marked in the region. Without a region nobody
+    /// would know of it, so there it is completed.
+    pub(super) fn get_vring_base_skip_drain(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
+        let queue = self.index(index)?;
+        let next = (self.device).call_queue(queue, |queue| async move { queue.suspend().await })?;
+        let base = self.stopped_at(queue, next);
+        Ok(vring_base(index, base))
     }
 
     pub(super) fn set_vring_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
@@ -245,8 +260,11 @@ impl Session {
 
     pub(super) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
         let index = self.index(index)?;
+        // It comes before GET_VRING_BASE_SKIP_DRAIN, which must not wait. To others it is all that
+        // they say about a pause.
+        let drain = self.protocol & P_GET_VRING_BASE_SKIP_DRAIN == 0;
         self.device.call_queue(index, move |queue| async move {
-            queue.set_enabled(enable).await
+            queue.set_enabled(enable, drain).await
         })?;
         Ok(())
     }
@@ -267,6 +285,11 @@ fn can_kick(kick: &OwnedFd) -> bool {
         }
         _ => false,
     }
+}
+
+fn vring_base(index: u32, base: u16) -> Answer<OwnedFd> {
+    let value = base.into();
+    Answer::VringBase(VringState { index, value })
 }
 
 fn duplicate(kick: &OwnedFd) -> Result<OwnedFd> {

@@ -81,6 +81,7 @@ fn messages() -> Vec<(u32, Vec<u8>, usize, Message<u32>)> {
         (9, addresses, 0, Message::SetVringAddr(address)),
         (10, words(&[3, 9]), 0, Message::SetVringBase(state(9))),
         (11, words(&[3, 9]), 0, Message::GetVringBase(3)),
+        (45, words(&[3, 0]), 0, Message::GetVringBaseSkipDrain(3)),
         (12, longs(&[3]), 1, Message::SetVringKick(3, Some(0))),
         (13, longs(&[255]), 1, Message::SetVringCall(255, Some(0))),
         (14, longs(&[0x103]), 0, Message::SetVringErr(3, None)),
@@ -241,6 +242,7 @@ fn what_is_not_offered_has_a_name() {
         (1, "GET_FEATURES"),
         (24, "GET_CONFIG"),
         (39, "SET_STATUS"),
+        (44, "GET_SHMEM_CONFIG"),
         (45, "GET_VRING_BASE_SKIP_DRAIN"),
         (0, "message 0"),
         (46, "message 46"),
@@ -296,7 +298,7 @@ fn refusals() {
         let parsed = |flags| Header::parse(header(code, flags, 0)).unwrap();
         assert_eq!(refusal(parsed(1)), None);
         let expected = [words(&[code, 5, 8]), longs(&[1])].concat();
-        let asks = [1, 11, 15, 17, 24, 31, 36, 40].contains(&code);
+        let asks = [1, 11, 15, 17, 24, 31, 36, 40, 45].contains(&code);
         assert_eq!(refusal(parsed(9)), (!asks).then_some(expected), "{code}");
     }
 }
