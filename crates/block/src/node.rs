@@ -10,8 +10,8 @@ use crate::fault::FaultPlan;
 use crate::future::IoFuture;
 use crate::request::{Io, Operation};
 
-/// What a node asks of the requests that are sent to it, in bytes. All alignments are powers of
-/// two and at least 1.
+/// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
+/// that is known, are powers of two; alignments are at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// Offset and length of reads and writes must be multiples of it, or the driver bounces.
@@ -20,6 +20,15 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// Granularity that discard works best with.
     pub discard_alignment: u32,
+    /// What the storage writes without reading first; 0: not known. As the following: advice for
+    /// guests.
+    pub physical_block: u32,
+    /// The smallest request that the storage likes; 0: not known.
+    pub minimum_io: u32,
+    /// The size of request that the storage likes best; 0: not known.
+    pub optimal_io: u32,
+    /// Where the first physical block begins.
+    pub alignment_offset: u32,
     /// Whether a discard can give space back (it is accepted and ignored otherwise).
     pub discard: bool,
     /// Whether write-zeroes with `unmap` gives space back too (it only zeroes otherwise).
@@ -32,6 +41,10 @@ impl Default for Limits {
             request_alignment: 1,
             memory_alignment: 1,
             discard_alignment: 512,
+            physical_block: 0,
+            minimum_io: 0,
+            optimal_io: 0,
+            alignment_offset: 0,
             discard: true,
             unmap_zeroes: true,
         }
@@ -119,6 +132,18 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// The client has reset the device: what was latched for it is void.
     fn client_reset(&self) {}
 
+    /// The length that [`Driver::resize`] to `length` would give the node: not every length is
+    /// possible. May ask the storage.
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        Ok(length)
+    }
+
+    /// Whether the node goes on as it should if one of its children gets another length by itself. A
+    /// filter does: it is as long as its child.
+    fn follows_child(&self) -> bool {
+        true
+    }
+
     /// Changes the length in bytes. Called drained.
     fn resize(&self, _length: u64) -> Result<()> {
         Err(BlockError::new(
@@ -141,15 +166,15 @@ pub trait Driver: Send + Sync + fmt::Debug {
         ))
     }
 
-    /// The ranges in bytes that may hold data, ascending and disjoint; what lies between reads as
-    /// zeroes and occupies no space. May ask the storage, and is as old as its answer.
-    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
+    /// Calls `each` with the ranges in bytes from `from` on that may hold data, ascending and
+    /// disjoint; what lies between reads as zeroes and occupies no space. Asks the storage, at length
+    /// if the image is in many pieces, and is as old as its answer.
+    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
         let length = self.length();
-        Ok(if length > 0 {
-            std::iter::once(0..length).collect()
-        } else {
-            Vec::new()
-        })
+        if from < length {
+            each(from..length);
+        }
+        Ok(())
     }
 
     /// Bytes allowed and bytes allocated, where the driver limits them.

@@ -111,8 +111,16 @@ impl Driver for Blkdebug {
         self.image.driver().resize(length)
     }
 
-    fn data_extents(&self) -> block::Result<Vec<std::ops::Range<u64>>> {
-        self.image.driver().data_extents()
+    fn resized_length(&self, length: u64) -> block::Result<u64> {
+        self.image.driver().resized_length(length)
+    }
+
+    fn data_extents(
+        &self,
+        from: u64,
+        each: &mut dyn FnMut(std::ops::Range<u64>),
+    ) -> block::Result<()> {
+        self.image.driver().data_extents(from, each)
     }
 
     fn fault_plan(&self) -> Option<&FaultPlan> {

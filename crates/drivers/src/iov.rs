@@ -64,6 +64,18 @@ pub fn scatter(iov: &[iovec], skip: usize, from: &[u8]) {
     debug_assert_eq!(done, from.len(), "buffers shorter than the request");
 }
 
+/// The first `bytes` bytes of the buffers.
+pub fn first(iov: &[iovec], bytes: usize) -> Vec<iovec> {
+    let mut first = Vec::new();
+    for_pieces(iov, 0, bytes, |piece, bytes| {
+        first.push(iovec {
+            iov_base: piece.cast(),
+            iov_len: bytes,
+        });
+    });
+    first
+}
+
 /// The buffers from byte `skip` on, at most [`IOV_MAX`] elements.
 pub fn advanced(iov: &[iovec], skip: usize) -> Vec<iovec> {
     let mut rest = Vec::new();

@@ -80,8 +80,12 @@ impl Driver for NullCo {
         })
     }
 
-    fn data_extents(&self) -> block::Result<Vec<std::ops::Range<u64>>> {
-        Ok(Vec::new())
+    fn data_extents(
+        &self,
+        _from: u64,
+        _each: &mut dyn FnMut(std::ops::Range<u64>),
+    ) -> block::Result<()> {
+        Ok(())
     }
 }
 

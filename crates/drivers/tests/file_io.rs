@@ -196,7 +196,7 @@ mod tests {
                 .write_all_at(&pattern(5, 10_000), 0)
                 .expect("space");
             let disk = image.open(direct);
-            assert_eq!(disk.driver().length(), 10_000);
+            assert_eq!(disk.driver().length(), 10_240);
             let mut model = pattern(5, 10_000);
             assert!(bench.run(&disk, Op::read(0, 10_000)).expect("read") == model);
             bench
@@ -204,12 +204,12 @@ mod tests {
                 .expect("written");
             model[9_000..].fill(9);
             assert!(bench.run(&disk, Op::read(8_999, 1_001)).expect("read") == model[8_999..]);
-            assert_eq!(disk.driver().length(), 10_000);
+            assert_eq!(disk.driver().length(), 10_240);
             let content = image.content();
             assert!(content[..10_000] == model);
             assert!(content[10_000..].iter().all(|&byte| byte == 0));
             let error = bench
-                .run(&disk, Op::read(9_999, 2))
+                .run(&disk, Op::read(10_239, 2))
                 .expect_err("beyond the node");
             assert_eq!(error.kind(), ErrorKind::Invalid);
         }

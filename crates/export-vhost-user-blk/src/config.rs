@@ -12,6 +12,7 @@ use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
 
 use crate::options::Options;
 use crate::request::{DISCARD_SECTORS_MAX, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
+use crate::topology::Topology;
 
 pub(crate) const F_FLUSH: u64 = 1 << virtio_blk::VIRTIO_BLK_F_FLUSH;
 pub(crate) const F_CONFIG_WCE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
@@ -100,8 +101,7 @@ pub(crate) fn space(
     writeback: bool,
 ) -> [u8; CONFIG_BYTES] {
     let block = options.logical_block_size;
-    let physical = limits.request_alignment.max(block);
-    let discard = limits.discard_alignment.max(block);
+    let topology = Topology::of(&limits, block);
     let mut space = [0; CONFIG_BYTES];
     let mut put =
         |offset: usize, bytes: &[u8]| space[offset..offset + bytes.len()].copy_from_slice(bytes);
@@ -112,15 +112,17 @@ pub(crate) fn space(
         .max(1);
     put(12, &segments.to_le_bytes());
     put(20, &block.to_le_bytes());
-    let exponent = physical.ilog2() - block.ilog2();
-    put(24, &[u8::try_from(exponent).unwrap_or(0), 0]);
-    put(26, &1_u16.to_le_bytes());
-    put(28, &1_u32.to_le_bytes());
+    put(
+        24,
+        &[topology.physical_block_exp, topology.alignment_offset],
+    );
+    put(26, &topology.min_io_size.to_le_bytes());
+    put(28, &topology.opt_io_size.to_le_bytes());
     put(32, &[u8::from(writeback)]);
     put(34, &options.num_queues.to_le_bytes());
     put(36, &DISCARD_SECTORS_MAX.to_le_bytes());
     put(40, &1_u32.to_le_bytes());
-    put(44, &(discard / 512).to_le_bytes());
+    put(44, &topology.discard_sector_alignment.to_le_bytes());
     put(48, &WRITE_ZEROES_SECTORS_MAX.to_le_bytes());
     put(52, &1_u32.to_le_bytes());
     put(56, &[1]);

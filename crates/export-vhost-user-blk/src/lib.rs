@@ -30,6 +30,7 @@ mod session;
 mod shared;
 mod sigbus;
 mod socket;
+mod topology;
 mod trailer;
 mod trouble;
 mod view;

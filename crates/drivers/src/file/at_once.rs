@@ -22,6 +22,7 @@ impl FileDriver {
     pub(super) fn is_at_once(&self, io: &Io<'_>) -> bool {
         // Requests that fit no blocks keep others away from them; here every one fits.
         self.in_memory
+            && !self.tail.is_reached(io.offset + io.bytes)
             && self.alignment.request == 1
             && self.alignment.memory == 1
             && !io.fua

@@ -68,11 +68,7 @@ pub fn acquire(
     held: Permissions,
     shared: Permissions,
 ) -> Result<(), OpenError> {
-    let taken = held
-        .bits()
-        .map(|(bit, _)| PERM_BASE + bit)
-        .chain(shared.not().bits().map(|(bit, _)| SHARED_BASE + bit));
-    for byte in taken {
+    for byte in taken(held, shared) {
         fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             let message = format!(
@@ -101,6 +97,21 @@ pub fn acquire(
         }
     }
     Ok(())
+}
+
+/// Takes the same for another descriptor of the same image as [`acquire`] has for the first: the locks
+/// end with the last of the two.
+pub fn share(fd: BorrowedFd<'_>, held: Permissions, shared: Permissions) -> io::Result<()> {
+    for byte in taken(held, shared) {
+        fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte)?;
+    }
+    Ok(())
+}
+
+/// The bytes to be locked.
+fn taken(held: Permissions, shared: Permissions) -> impl Iterator<Item = i64> {
+    let held = held.bits().map(|(bit, _)| PERM_BASE + bit);
+    held.chain(shared.not().bits().map(|(bit, _)| SHARED_BASE + bit))
 }
 
 fn conflict(desc: String, filename: &str) -> OpenError {

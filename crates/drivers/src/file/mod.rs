@@ -6,7 +6,7 @@
 //!
 //! # What a request can rely on
 //!
-//! * A read is whole. A file that is shorter than the node was truncated behind our back: that is
+//! * A read is whole. A file that is shorter than it was has been truncated behind our back: that is
 //!   EIO, never zeroes.
 //! * No space left is told as such only if that is so: a block device that has shrunk, or is gone,
 //!   says the same ([`device_size`]).
@@ -14,9 +14,9 @@
 //!   100 ms.
 //! * With `cache.direct=on` any offset, length and buffer is fine: what O_DIRECT does not take is
 //!   copied through aligned memory, and a write that does not fill its blocks reads them first, with
-//!   other writes to these blocks kept away. Writing the last, partial block of a file whose length
-//!   is no multiple of the blocks makes the file longer, by zeroes up to the block's end; the node
-//!   keeps its length.
+//!   other writes to these blocks kept away.
+//! * A node is as long as its file, rounded up to 512 bytes, whatever its length and the storage's
+//!   blocks are ([`tail`]).
 //! * Durability: a flush is fdatasync(2), force-unit-access is RWF_DSYNC with `cache.direct=on` and a
 //!   flush otherwise. `cache.no-flush=on` turns both off. A failed flush of a buffered file is
 //!   latched ([`flush`]).
@@ -29,11 +29,14 @@ mod bounce;
 mod device_discard;
 mod device_size;
 mod flush;
+mod geometry;
 mod lock;
 mod open;
 mod probe;
+mod resize;
 mod retry;
 mod serialise;
+mod tail;
 mod transfer;
 mod zero;
 
@@ -51,8 +54,12 @@ use self::bounce::{ALIGNMENT, PIECE_MAX};
 use self::device_discard::DeviceDiscard;
 use self::device_size::DeviceSize;
 use self::flush::Flusher;
+use self::geometry::Geometry;
+use self::lock::Permissions;
 use self::probe::{Deallocates, DirectAlignment, Kind};
+use self::resize::node_length;
 use self::serialise::Serialiser;
+use self::tail::Tail;
 use self::zero::Deallocation;
 use crate::{OpenError, iov};
 
@@ -118,6 +125,10 @@ pub struct FileDriver {
     in_memory: bool,
     warning: Option<String>,
     length: AtomicU64,
+    /// The end of an image that does not fill its last block.
+    tail: Tail,
+    /// What is locked.
+    locks: Option<(Permissions, Permissions)>,
     /// What has been seen of the size of a block device.
     device_size: DeviceSize,
     /// What the storage asks of reads and writes.
@@ -125,8 +136,9 @@ pub struct FileDriver {
     /// What it asks of fallocate(2) in whole, so that nothing goes through the page cache that does
     /// not have to.
     zero_align: u32,
-    /// Units in which space is given back.
+    /// Units that are given back.
     discard_align: u32,
+    geometry: Geometry,
     serialiser: Serialiser,
     flusher: Flusher,
     deallocation: Deallocation,
@@ -194,6 +206,25 @@ impl FileDriver {
             _ => opened.stat.block_size,
         };
         let in_memory = probe::in_memory(fd, &opened.stat);
+        let geometry = match kind {
+            Kind::Block => geometry::of_device(fd, &opened.stat),
+            _ => Geometry::default(),
+        };
+        let failed = |errno: i32, text: &str| {
+            let reason = block::Cause::of_errno(errno).reason();
+            OpenError::new(errno, format!("{text} '{}': {reason}", options.filename))
+        };
+        let length = node_length(kind, opened.length, opened.logical_block)
+            .ok_or_else(|| failed(libc::EFBIG, "Could not round up the length of"))?;
+        let tail = Tail::new(opened.length.min(length), length, request);
+        if !opened.read_only {
+            tail.prepare(length, fd, opened.locks).map_err(|error| {
+                failed(
+                    error.raw_os_error().unwrap_or(libc::EIO),
+                    "Could not open the end of the image, through /proc/self/fd, a second time for",
+                )
+            })?;
+        }
         let buffered =
             !options.cache_direct && !opened.read_only && !options.cache_no_flush && !in_memory;
         Ok(Self {
@@ -206,7 +237,9 @@ impl FileDriver {
             cache_direct: options.cache_direct,
             cache_no_flush: options.cache_no_flush,
             in_memory,
-            length: AtomicU64::new(opened.length),
+            length: AtomicU64::new(length),
+            tail,
+            locks: opened.locks,
             device_size: DeviceSize::new(opened.length),
             alignment: opened.alignment,
             zero_align: match kind {
@@ -215,6 +248,7 @@ impl FileDriver {
                 _ => 1,
             },
             discard_align: fs_block,
+            geometry,
             serialiser: Serialiser::default(),
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device),
@@ -278,7 +312,8 @@ impl FileDriver {
             });
         }
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
-        if self.fits(io.iov, io.offset, io.bytes)
+        if !self.tail.is_reached(io.offset + io.bytes)
+            && self.fits(io.iov, io.offset, io.bytes)
             && let Some(entered) = self.serialiser.try_enter_shared()
         {
             // The common case, small enough to be stored inline.
@@ -298,27 +333,6 @@ impl FileDriver {
     /// The real size of a block device was taken over: what it was before does not count.
     fn size_taken(&self, now: u64) {
         self.device_size.taken(now);
-    }
-
-    fn resize_device(&self, length: u64) -> Result<()> {
-        let now = probe::length(self.fd()).map_err(BlockError::from)?;
-        if length == now {
-            self.length.store(now, Ordering::Release);
-            self.size_taken(now);
-            return Ok(());
-        }
-        let (errno, verb) = if length > now {
-            (libc::EINVAL, "grow")
-        } else {
-            (libc::ENOTSUP, "resize")
-        };
-        Err(BlockError::new(
-            errno,
-            format!(
-                "Cannot {verb} device files: '{}' has {now} bytes, asked for {length}",
-                self.filename
-            ),
-        ))
     }
 }
 
@@ -354,9 +368,13 @@ impl Driver for FileDriver {
         Limits {
             request_alignment: self.alignment.request,
             memory_alignment: self.alignment.memory,
-            discard_alignment: self.discard_align,
+            discard_alignment: self.discard_align.max(self.geometry.discard),
             discard: self.deallocation.discards(),
             unmap_zeroes: self.deallocation.unmaps_zeroes(),
+            physical_block: self.geometry.physical_block,
+            minimum_io: self.geometry.minimum_io,
+            optimal_io: self.geometry.optimal_io,
+            alignment_offset: self.geometry.alignment_offset,
         }
     }
 
@@ -373,6 +391,12 @@ impl Driver for FileDriver {
             Operation::Flush if self.in_memory => {
                 let result = self.flush_at_once();
                 IoFuture::ready(result.map_err(|error| self.located(&io, error)))
+            }
+            Operation::Read if self.tail.is_reached(io.offset + io.bytes) => {
+                IoFuture::new(async move {
+                    let result = self.read_to_tail(io.iov, io.offset, io.bytes).await;
+                    result.map_err(|error| self.located(&io, error))
+                })
             }
             Operation::Read if self.fits(io.iov, io.offset, io.bytes) => {
                 IoFuture::new(async move {
@@ -430,29 +454,21 @@ impl Driver for FileDriver {
     }
 
     fn resize(&self, length: u64) -> Result<()> {
-        if self.kind == Kind::Block {
-            return self.resize_device(length);
-        }
-        if self.read_only {
-            return Err(BlockError::new(
-                libc::EACCES,
-                format!("'{}' is open for reading only", self.filename),
-            ));
-        }
-        rustix::fs::ftruncate(&self.fd, length).map_err(|errno| {
-            BlockError::from(std::io::Error::from(errno))
-                .doing("resize")
-                .at(&self.node_name, 0, length)
-        })?;
-        self.length.store(length, Ordering::Release);
-        Ok(())
+        self.change_length(length)
+    }
+
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        self.length_after(length)
     }
 
     fn discard_stats(&self) -> Option<DiscardStats> {
         Some(self.deallocation.stats())
     }
 
-    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
-        Ok(probe::data_extents(self.fd())?)
+    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        for extent in probe::data_extents(self.fd(), from)? {
+            each(extent?);
+        }
+        Ok(())
     }
 }

@@ -28,6 +28,8 @@ pub struct Opened {
     pub logical_block: u32,
     /// Length in bytes.
     pub length: u64,
+    /// What is held, and what others may hold.
+    pub locks: Option<(Permissions, Permissions)>,
 }
 
 /// Opens, checks, locks and measures.
@@ -66,8 +68,9 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
     // O_NONBLOCK was only to keep open() from waiting for the other end of a FIFO; with it io_uring
     // would fail requests with EAGAIN instead of waiting for the storage.
     clear_nonblock(&fd).map_err(|error| failed("set the flags of", error))?;
-    if options.locking != Locking::Off {
-        let (held, shared) = permissions(read_only, options.force_share);
+    let locks =
+        (options.locking != Locking::Off).then(|| permissions(read_only, options.force_share));
+    if let Some((held, shared)) = locks {
         lock::acquire(fd.as_fd(), name, held, shared)?;
     }
     let length = probe::length(fd.as_fd()).map_err(|error| failed("get size of", error))?;
@@ -92,6 +95,7 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
         alignment,
         logical_block,
         length,
+        locks,
     })
 }
 
@@ -115,11 +119,18 @@ fn permissions(read_only: bool, force_share: bool) -> (Permissions, Permissions)
 
 fn open_descriptor(options: &FileOptions) -> Result<(OwnedFd, bool), OpenError> {
     let name = &options.filename;
-    let mut error = match try_open(options, !options.read_only, options.cache_direct) {
+    let mut writable = !options.read_only;
+    let mut error = match try_open(options, writable, options.cache_direct) {
+        // It can be opened for writing, and then refuses to be written.
+        Ok(fd) if writable && probe::is_write_protected(fd.as_fd()) => {
+            if !options.auto_read_only {
+                return Err(write_protected(name));
+            }
+            io::Error::from_raw_os_error(libc::EACCES)
+        }
         Ok(fd) => return Ok((fd, options.read_only)),
         Err(error) => error,
     };
-    let mut writable = !options.read_only;
     let refused = matches!(
         error.raw_os_error(),
         Some(libc::EACCES | libc::EROFS | libc::EPERM)
@@ -146,6 +157,17 @@ fn open_descriptor(options: &FileOptions) -> Result<(OwnedFd, bool), OpenError> 
     Err(OpenError::new(
         errno,
         format!("Could not open '{name}': {reason}"),
+    ))
+}
+
+fn write_protected(name: &str) -> OpenError {
+    OpenError::new(
+        libc::EACCES,
+        "The device is not writable: Permission denied",
+    )
+    .hint(format!(
+        "'{name}' is read-only for the kernel ('blockdev --getro'): make it writable, or give \
+         read-only=on or auto-read-only=on"
     ))
 }
 

@@ -143,7 +143,7 @@ impl FileDriver {
     }
 
     /// The storage accepts a transfer and moves nothing.
-    fn stuck(&self, transfer: Transfer, at: u64) -> BlockError {
+    pub(super) fn stuck(&self, transfer: Transfer, at: u64) -> BlockError {
         match transfer {
             Transfer::Read => BlockError::new(
                 libc::EIO,
@@ -176,6 +176,20 @@ impl FileDriver {
 
     /// Writes whatever there is, at whatever offset.
     pub(super) async fn write(
+        &self,
+        iov: &[iovec],
+        offset: u64,
+        bytes: u64,
+        rw_flags: i32,
+    ) -> Result<()> {
+        if self.tail.is_reached(offset + bytes) {
+            return Box::pin(self.write_to_tail(iov, offset, bytes, rw_flags)).await;
+        }
+        self.write_blocks(iov, offset, bytes, rw_flags).await
+    }
+
+    /// Writes what the storage takes in whole blocks.
+    pub(super) async fn write_blocks(
         &self,
         iov: &[iovec],
         offset: u64,
@@ -227,7 +241,7 @@ impl FileDriver {
         Ok(())
     }
 
-    /// Reads the block at `at` to its place in the buffer of a piece. What lies beyond the node is
+    /// Reads the block at `at` to its place in the buffer of a piece. What lies beyond the image is
     /// zeroes: it becomes the end of a file that did not end with a block.
     async fn read_block(&self, buffer: &mut Bounce, piece: &Piece, at: u64) -> Result<()> {
         let block = u64::from(self.alignment.request);
@@ -237,7 +251,7 @@ impl FileDriver {
             iov_base: buffer[place].as_mut_ptr().cast(),
             iov_len: index(block),
         }];
-        let inside = self.length_now().saturating_sub(at).min(block);
+        let inside = self.tail.end().saturating_sub(at).min(block);
         self.read(&vector, at, index(inside)).await
     }
 
@@ -262,7 +276,8 @@ impl FileDriver {
     }
 }
 
-fn take(bytes: usize) -> Result<Bounce> {
+/// A bounce buffer.
+pub fn take(bytes: usize) -> Result<Bounce> {
     Bounce::take(bytes).ok_or_else(|| {
         BlockError::new(
             libc::ENOMEM,

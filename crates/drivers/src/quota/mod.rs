@@ -66,7 +66,9 @@ impl Quota {
         let length = options.file.driver().length();
         check_length(length).map_err(|text| OpenError::new(libc::EFBIG, text))?;
         let mut account = Account::new(options.limit, length.div_ceil(GRANULARITY));
-        let extents = options.file.driver().data_extents().map_err(|error| {
+        let mut allocated = |extent: Range<u64>| account.note_allocated(touched(&extent));
+        let asked = (options.file.driver()).data_extents(0, &mut allocated);
+        asked.map_err(|error| {
             OpenError::new(
                 error.errno(),
                 format!(
@@ -75,9 +77,6 @@ impl Quota {
                 ),
             )
         })?;
-        for extent in extents {
-            account.note_allocated(touched(&extent));
-        }
         Ok(Self {
             node_name: options.node_name,
             file: options.file,
@@ -257,26 +256,33 @@ impl Driver for Quota {
         vec![("file", Arc::clone(&self.file))]
     }
 
-    fn resize(&self, length: u64) -> Result<()> {
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        let length = self.file.driver().resized_length(length)?;
         check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
+        Ok(length)
+    }
+
+    /// What a child has beyond its former end would be counted anew by each write.
+    fn follows_child(&self) -> bool {
+        false
+    }
+
+    fn resize(&self, length: u64) -> Result<()> {
+        self.resized_length(length)?;
         let driver = self.file.driver();
         let before = driver.length();
         driver.resize(length)?;
+        let granules = driver.length().div_ceil(GRANULARITY);
+        self.account().resize(granules);
         // What the child has beyond its old end may be allocated already, on a device for instance.
-        let extents = driver.data_extents()?;
-        let mut account = self.account();
-        account.resize(length.div_ceil(GRANULARITY));
-        for extent in extents {
-            let new = extent.start.max(before)..extent.end;
-            if !new.is_empty() {
-                account.note_allocated(touched(&new));
-            }
-        }
-        Ok(())
+        // Whoever asks for the account meanwhile does not wait for the storage.
+        driver.data_extents(before, &mut |extent| {
+            self.account().note_allocated(touched(&extent));
+        })
     }
 
-    fn data_extents(&self) -> Result<Vec<Range<u64>>> {
-        self.file.driver().data_extents()
+    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        self.file.driver().data_extents(from, each)
     }
 
     fn set_quota(&self, limit: u64) -> Result<u64> {

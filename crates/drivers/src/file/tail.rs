@@ -1,0 +1,221 @@
+//! The end of an image whose length is no multiple of 512 bytes, or of the blocks of O_DIRECT.
+//!
+//! A node is as long as its image, rounded up to whole sectors of 512 bytes: nothing of the image is
+//! out of the guest's reach, and behind its end there are zeroes. What a guest writes there makes the
+//! image longer, up to that and never beyond: whoever opens it the next time finds a node of the same
+//! length, even if this process is killed half way.
+//!
+//! O_DIRECT cannot do that where blocks are larger than a sector: a whole block would have to be
+//! written, and the image be as long as that from then on. So the last block, if it is not a whole one,
+//! is written through the page cache, by a second descriptor, which carries the same image locks. Each
+//! such write is durable when it ends (RWF_DSYNC), so that a failure is the failure of this write and of
+//! no later flush.
+//!
+//! Only requests that end there come here; all others cost one comparison.
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::Result;
+use iothread::ring;
+use libc::iovec;
+use rustix::fs::{Mode, OFlags};
+
+use super::FileDriver;
+use super::lock::{self, Permissions};
+use super::retry::Retry;
+use super::transfer::{self, Transfer, index};
+use crate::iov;
+
+/// A node's length is a multiple of it.
+pub const SECTOR_BYTES: u64 = 512;
+
+/// The length of a node on `bytes` bytes; none beyond what there can be.
+pub fn whole_sectors(bytes: u64) -> Option<u64> {
+    bytes.checked_next_multiple_of(SECTOR_BYTES)
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Tail {
+    /// What is known to be there: up to here reads have to be whole, from here on zeroes are read.
+    end: AtomicU64,
+    /// Requests that end here, or before, are as all others.
+    plain: AtomicU64,
+    /// What the image is written in, by O_DIRECT.
+    block: u64,
+    /// Goes through the page cache; there once it is needed.
+    buffered: OnceLock<OwnedFd>,
+}
+
+impl Tail {
+    /// An image of `end` bytes, written in blocks of `block` bytes, under a node of `length` bytes.
+    pub fn new(end: u64, length: u64, block: u32) -> Self {
+        let tail = Self {
+            end: AtomicU64::new(0),
+            plain: AtomicU64::new(0),
+            block: u64::from(block),
+            buffered: OnceLock::new(),
+        };
+        tail.set(end, length);
+        tail
+    }
+
+    /// The image has `end` bytes now, the node `length`.
+    pub fn set(&self, end: u64, length: u64) {
+        self.end.store(end, Ordering::Release);
+        let whole = end >= length && self.has_whole_blocks(length);
+        let plain = if whole {
+            u64::MAX
+        } else {
+            self.blocks_end(end)
+        };
+        self.plain.store(plain, Ordering::Release);
+    }
+
+    fn has_whole_blocks(&self, length: u64) -> bool {
+        length & (self.block - 1) == 0
+    }
+
+    /// Where the last whole block ends.
+    fn blocks_end(&self, length: u64) -> u64 {
+        length & !(self.block - 1)
+    }
+
+    /// Whether a request that ends at `end` is a matter of this file.
+    pub fn is_reached(&self, end: u64) -> bool {
+        end > self.plain.load(Ordering::Acquire)
+    }
+
+    /// What is known to be there.
+    pub fn end(&self) -> u64 {
+        self.end.load(Ordering::Acquire)
+    }
+
+    /// Opens what is needed for an image under a node of `length` bytes, unless that was done before.
+    /// `fd` is open with O_DIRECT, and has these locks.
+    pub fn prepare(
+        &self,
+        length: u64,
+        fd: BorrowedFd<'_>,
+        locks: Option<(Permissions, Permissions)>,
+    ) -> io::Result<()> {
+        if self.has_whole_blocks(length) || self.buffered.get().is_some() {
+            return Ok(());
+        }
+        // Not by its name, which may be another file's by now.
+        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let buffered = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
+        if let Some((held, shared)) = locks {
+            lock::share(buffered.as_fd(), held, shared)?;
+        }
+        // Nobody else opens one at the same time: a node is opened once and resized drained.
+        let _: std::result::Result<(), OwnedFd> = self.buffered.set(buffered);
+        Ok(())
+    }
+
+    /// A write that ends at `end` has succeeded.
+    fn written(&self, end: u64, length: u64) {
+        let end = end.min(length);
+        if self.end() < end {
+            self.set(end, length);
+        }
+    }
+}
+
+impl FileDriver {
+    /// Reads what is there, and zeroes behind it.
+    pub(super) async fn read_to_tail(&self, iov: &[iovec], offset: u64, bytes: u64) -> Result<()> {
+        let there = self.tail.end().saturating_sub(offset).min(bytes);
+        if there > 0 && self.fits(iov, offset, bytes) {
+            self.read(iov, offset, index(there)).await?;
+        } else if there > 0 {
+            self.read_bounced(iov, offset, there).await?;
+        }
+        let behind = iov::advanced(iov, index(there));
+        iov::fill_zero(&behind);
+        Ok(())
+    }
+
+    /// Writes, and no further than the request reaches.
+    pub(super) async fn write_to_tail(
+        &self,
+        iov: &[iovec],
+        offset: u64,
+        bytes: u64,
+        rw_flags: i32,
+    ) -> Result<()> {
+        let (end, length) = (offset + bytes, self.length_now());
+        let blocks_end = self.tail.blocks_end(length);
+        match self.tail.buffered.get() {
+            Some(buffered) if end > blocks_end => {
+                let from = offset.max(blocks_end);
+                if offset < from {
+                    let body = iov::first(iov, index(from - offset));
+                    self.write_blocks(&body, offset, from - offset, rw_flags)
+                        .await?;
+                }
+                let mut last = transfer::take(index(end - from))?;
+                iov::gather(iov, index(from - offset), &mut last);
+                self.write_last(buffered.as_fd(), last.iovec(), from)
+                    .await?;
+            }
+            _ => self.write_blocks(iov, offset, bytes, rw_flags).await?,
+        }
+        self.tail.written(end, length);
+        Ok(())
+    }
+
+    /// Writes a part of the last block through the page cache.
+    async fn write_last(&self, fd: BorrowedFd<'_>, from: iovec, offset: u64) -> Result<()> {
+        let mut retry = Retry::new();
+        let mut done = 0;
+        while done < from.iov_len {
+            let at = offset + done as u64;
+            let rest = [iovec {
+                iov_base: from.iov_base.wrapping_byte_add(done),
+                iov_len: from.iov_len - done,
+            }];
+            // SAFETY: the caller keeps the buffer as long as this future; `rest` lies inside and
+            // outlives the operation.
+            match unsafe { ring::writev(fd, &rest, at, libc::RWF_DSYNC) }.await {
+                Ok(0) => return Err(self.stuck(Transfer::Write(0), at)),
+                Ok(bytes) => done += bytes as usize,
+                Err(error) if retry.again(&error).await => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_ends_in_the_last_part_is_no_plain_request() {
+        // Image, node, block, the end of what is plain.
+        for (end, length, block, plain) in [
+            (4096, 4096, 1, u64::MAX),
+            (4096, 4096, 4096, u64::MAX),
+            (4096, 4096, 512, u64::MAX),
+            (4100, 4608, 1, 4100),
+            (4100, 4608, 512, 4096),
+            (4100, 4608, 4096, 4096),
+            (4608, 4608, 512, u64::MAX),
+            (4608, 4608, 4096, 4096),
+            (100, 512, 4096, 0),
+            (0, 0, 4096, u64::MAX),
+        ] {
+            let tail = Tail::new(end, length, block);
+            assert_eq!(tail.plain.load(Ordering::Acquire), plain, "{end} {block}");
+        }
+        let tail = Tail::new(4100, 4608, 512);
+        tail.written(4608, 4608);
+        assert!(!tail.is_reached(4608), "it is there now");
+        assert_eq!(tail.end(), 4608);
+    }
+}
