@@ -39,6 +39,8 @@ mod event_loop;
 #[cfg(not(loom))]
 mod executor;
 #[cfg(not(loom))]
+mod last_words;
+#[cfg(not(loom))]
 mod poll;
 #[cfg(not(loom))]
 pub mod ring;
@@ -60,6 +62,7 @@ pub use crate::{
     api::{PollerGuard, add_poller, defer},
     deferred::Deferred,
     executor::{LocalTask, spawn_local, spawn_with_waker, yield_now},
+    last_words::set_last_words,
     poll::{PollParams, Poller},
     shared::Stats,
     start_error::StartError,

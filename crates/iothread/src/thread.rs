@@ -17,7 +17,7 @@ use crate::{
     StartError,
     context::{self, Context},
     executor::{spawn_local, yield_now},
-    mailbox,
+    last_words, mailbox,
     poll::PollParams,
     ring::driver::Driver,
     shared::{Shared, Stats},
@@ -159,9 +159,7 @@ struct AbortOnPanic<'a>(&'a str);
 impl Drop for AbortOnPanic<'_> {
     fn drop(&mut self) {
         if thread::panicking() {
-            tracing::error!(iothread = self.0, "an iothread panicked; aborting");
-            eprintln!("iothread {}: panicked; aborting", self.0);
-            std::process::abort();
+            last_words::abort(&format!("iothread {}: panicked; aborting", self.0));
         }
     }
 }

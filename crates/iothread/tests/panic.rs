@@ -5,9 +5,9 @@ mod common;
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::process::ExitStatusExt, process::Command};
+    use std::{io::Write, os::unix::process::ExitStatusExt, process::Command};
 
-    use standfast_iothread::ring;
+    use standfast_iothread::{ring, set_last_words};
 
     use crate::common::*;
 
@@ -19,7 +19,7 @@ mod tests {
         if let Ok(kind) = std::env::var(CHILD) {
             child(&kind);
         }
-        for kind in ["plain", "in-flight", "spawn"] {
+        for kind in ["plain", "in-flight", "spawn", "told"] {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["tests::aborts_the_process_loudly", "--exact", "--nocapture"])
                 .env(CHILD, kind)
@@ -32,7 +32,11 @@ mod tests {
                 "{kind}: {stderr}"
             );
             assert!(stderr.contains("half of it"), "{kind}: {stderr}");
-            assert!(stderr.contains("panicked; aborting"), "{kind}: {stderr}");
+            let said = match kind {
+                "told" => "said by the log: iothread test: panicked; aborting\n",
+                _ => "panicked; aborting",
+            };
+            assert!(stderr.contains(said), "{kind}: {stderr}");
         }
     }
 
@@ -43,6 +47,14 @@ mod tests {
             maximum: Some(0),
         };
         rustix::process::setrlimit(rustix::process::Resource::Core, no_core).unwrap();
+        if kind == "told" {
+            // A daemon's log writes it: stderr may be a pipe that is full, and must not keep a broken
+            // process alive.
+            set_last_words(|text| {
+                let text = format!("said by the log: {text}");
+                std::io::stderr().write_all(text.as_bytes()).unwrap();
+            });
+        }
         let iothread = default_iothread();
         let kind = kind.to_owned();
         let result = iothread.handle().run_blocking(move || {

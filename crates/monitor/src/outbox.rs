@@ -50,6 +50,8 @@ pub(crate) struct Outbox {
     subscribed: AtomicBool,
     queue: Mutex<Queue>,
     phase: watch::Sender<Phase>,
+    /// Too much waited for it.
+    overflowed: AtomicBool,
     /// A message was put in. Only the writer waits.
     filled: Notify,
     /// Messages were sent. Only the reader waits.
@@ -72,6 +74,7 @@ impl Outbox {
             subscribed: AtomicBool::new(false),
             queue: Mutex::default(),
             phase: watch::Sender::new(Phase::Open),
+            overflowed: AtomicBool::new(false),
             filled: Notify::new(),
             drained: Notify::new(),
         }
@@ -125,10 +128,8 @@ impl Outbox {
             }
             queue.messages = VecDeque::new();
         }
-        tracing::warn!(
-            client = %self.client,
-            "monitor client does not read: disconnected, {OUTPUT_BYTES_MAX} bytes waited for it"
-        );
+        // The session logs it: here, run control's lock may be held.
+        self.overflowed.store(true, Ordering::Relaxed);
         self.enter(Phase::Closed);
     }
 
@@ -189,6 +190,12 @@ impl Outbox {
         }
         self.enter(Phase::Closed);
         *self.queue() = Queue::default();
+        if self.overflowed.load(Ordering::Relaxed) {
+            tracing::warn!(
+                client = %self.client,
+                "monitor client does not read: disconnected, {OUTPUT_BYTES_MAX} bytes waited for it"
+            );
+        }
         // The client may be gone already.
         let _ = tokio::time::timeout(FINISH_TIME_MAX, writer.shutdown()).await;
     }

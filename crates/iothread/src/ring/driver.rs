@@ -19,6 +19,7 @@ use io_uring::{
 };
 use slab::Slab;
 
+use crate::last_words;
 use crate::shared::{Shared, count};
 
 /// User data of the poll on the wake eventfd.
@@ -378,16 +379,10 @@ impl Driver {
             }
             _ => {
                 // The ring itself is broken: nothing in flight would ever end.
-                tracing::error!(
-                    iothread = self.shared.name,
-                    %error,
-                    "io_uring_enter failed; aborting"
-                );
-                eprintln!(
+                last_words::abort(&format!(
                     "iothread {}: io_uring_enter failed: {error}; aborting",
                     self.shared.name
-                );
-                std::process::abort();
+                ));
             }
         }
     }

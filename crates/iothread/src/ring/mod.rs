@@ -32,7 +32,7 @@ use io_uring::{
 };
 
 pub use self::readiness::{EventFd, Readiness};
-use crate::context;
+use crate::{context, last_words};
 
 /// An operation: a future that yields the system call's result, or its errno.
 ///
@@ -110,8 +110,7 @@ fn end_in_flight(key: usize) {
     if std::thread::panicking() {
         // The process is about to abort anyway (see the crate's documentation); storage that does
         // not answer must not keep it from doing so.
-        eprintln!("a task of an iothread panicked; aborting");
-        std::process::abort();
+        last_words::abort("a task of an iothread panicked; aborting");
     }
     context::try_with(|thread| thread.driver.cancel(key));
 }

@@ -1,15 +1,28 @@
 //! Tells the log of incidents: one line when an export begins to hold requests, however many fail.
+//!
+//! Events come while run control's lock is held, and nothing is logged then: a task does it.
 
-use std::collections::HashMap;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{BlockIoError, Event, EventKind, Observer};
+use tokio::sync::Notify;
+
+/// What is to be told.
+#[derive(Debug)]
+enum News {
+    Holds(String),
+    Stopped,
+    Running,
+}
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct IncidentLog {
     /// The last incident of each export that was told of.
     told: Mutex<HashMap<String, u64>>,
+    news: Mutex<VecDeque<News>>,
+    came: Notify,
 }
 
 impl IncidentLog {
@@ -21,12 +34,39 @@ impl IncidentLog {
         let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
         told.insert(error.device.clone(), incident) != Some(incident)
     }
+
+    /// Tells what comes, for ever.
+    pub async fn run(self: Arc<Self>) {
+        loop {
+            self.tell();
+            self.came.notified().await;
+        }
+    }
+
+    /// Tells what has come.
+    pub fn tell(&self) {
+        loop {
+            let next = self.news().pop_front();
+            match next {
+                None => return,
+                Some(News::Holds(text)) => tracing::warn!("{text}"),
+                Some(News::Stopped) => {
+                    tracing::warn!("stopped: no request is started until 'cont'");
+                }
+                Some(News::Running) => tracing::info!("running again"),
+            }
+        }
+    }
+
+    fn news(&self) -> MutexGuard<'_, VecDeque<News>> {
+        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Observer for IncidentLog {
     fn event(&self, event: &Event) -> bool {
-        match &event.kind {
-            EventKind::BlockIoError(error) if self.is_news(error) => tracing::warn!(
+        let news = match &event.kind {
+            EventKind::BlockIoError(error) if self.is_news(error) => News::Holds(format!(
                 "export '{}' holds requests: {} of {} bytes at offset {} on node '{}': {} \
                  ({}); 'cont' tries again",
                 error.device,
@@ -36,11 +76,13 @@ impl Observer for IncidentLog {
                 error.node_name,
                 error.cause.reason(),
                 error.cause.kind.name()
-            ),
-            EventKind::Stop => tracing::warn!("stopped: no request is started until 'cont'"),
-            EventKind::Resume => tracing::info!("running again"),
-            _ => {}
-        }
+            )),
+            EventKind::Stop => News::Stopped,
+            EventKind::Resume => News::Running,
+            _ => return true,
+        };
+        self.news().push_back(news);
+        self.came.notify_one();
         true
     }
 }

@@ -83,8 +83,9 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Err(error) => return fail(&format!("cannot start the control plane: {error}")),
     };
     let code = runtime.block_on(run(line));
-    // A read from standard input cannot be taken back.
+    // Neither a read from standard input nor a question to storage that hangs can be taken back.
     runtime.shutdown_background();
+    logging::finish();
     code
 }
 
@@ -101,10 +102,10 @@ fn fail(text: &str) -> ExitCode {
 }
 
 fn fail_with(text: &str) -> ExitCode {
-    // Nowhere to print to: the exit status says it.
     let mut bytes = os_text::to_os(text).into_vec();
     bytes.push(b'\n');
-    let _ = io::stderr().write_all(&bytes);
+    // Nobody reads it: the exit status says it.
+    logging::say(&bytes);
     ExitCode::FAILURE
 }
 
@@ -125,7 +126,9 @@ async fn run(line: CommandLine) -> ExitCode {
     };
     let (control, task) = block::control();
     tokio::spawn(task.run());
-    control.observe(Arc::new(IncidentLog::default())).await;
+    let incidents = Arc::new(IncidentLog::default());
+    tokio::spawn(Arc::clone(&incidents).run());
+    control.observe(Arc::<IncidentLog>::clone(&incidents)).await;
     let (registry, mut quit) = Registry::new(control);
     let objects = Arc::new(Objects::new(Arc::clone(&registry)));
     let shared: Arc<dyn monitor::Objects> = Arc::<Objects>::clone(&objects);
@@ -152,7 +155,10 @@ async fn run(line: CommandLine) -> ExitCode {
     // Kept when a second signal comes: dropping iothreads would wait for the storage.
     let mut closing = pin!(daemon.close(reason));
     tokio::select! {
-        () = &mut closing => code,
+        () = &mut closing => {
+            incidents.tell();
+            code
+        }
         name = signals.next() => shutdown::abandon(name),
     }
 }
@@ -219,13 +225,13 @@ impl Daemon {
     ) -> &'static str {
         self.chardevs.serve(&self.monitor);
         tracing::info!("{PROGRAM} {} is ready", env!("CARGO_PKG_VERSION"));
-        service::ready(self.registry.control());
+        service::ready(self.registry.control()).await;
         shutdown::requested(signals, quit).await
     }
 
     /// Ends everything in order.
     async fn close(self, reason: &'static str) {
-        service::stopping();
+        service::stopping().await;
         shutdown::close_all(&self.registry, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;

@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 
+use super::logging;
 use block::{Drained, Export, Registry, Saver};
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -77,6 +78,7 @@ pub fn abandon(name: &str) -> ! {
     tracing::error!(
         "{name} while shutting down: ending at once, without waiting for I/O in flight"
     );
+    logging::finish();
     std::process::exit(1)
 }
 
