@@ -23,7 +23,6 @@
 //!
 //! Only [`mailbox`] is built; see `tests/loom_mailbox.rs`.
 
-mod atomic_waker;
 pub mod mailbox;
 mod stack;
 mod sync;

@@ -27,9 +27,8 @@ use std::{
 };
 
 use crate::{
-    atomic_waker::AtomicWaker,
     stack::{Push, Stack, reverse},
-    sync::{Arc, AtomicBool, AtomicPtr, AtomicUsize, Ordering, UnsafeCell},
+    sync::{self, Arc, AtomicBool, AtomicPtr, AtomicUsize, AtomicWaker, Ordering, UnsafeCell},
 };
 
 /// Makes a mailbox.
@@ -252,7 +251,7 @@ impl<T> Receiver<T> {
         if let Some(value) = self.try_recv() {
             return Poll::Ready(Some(value));
         }
-        self.shared.waker.register(cx.waker());
+        sync::register(&self.shared.waker, cx.waker());
         // Again: a post that came before the waker was stored woke nobody.
         if let Some(value) = self.try_recv() {
             return Poll::Ready(Some(value));

@@ -3,11 +3,15 @@
 #[cfg(loom)]
 pub(crate) use loom::{
     cell::UnsafeCell,
+    future::AtomicWaker,
     sync::{
         Arc,
         atomic::{AtomicBool, AtomicPtr, AtomicUsize},
     },
 };
+
+#[cfg(not(loom))]
+pub(crate) use atomic_waker::AtomicWaker;
 
 #[cfg(not(loom))]
 pub(crate) use std::sync::{
@@ -17,11 +21,13 @@ pub(crate) use std::sync::{
 
 pub(crate) use std::sync::atomic::Ordering;
 
-/// Another thread has to get on: the model checker must run it, a processor may relax.
-#[cfg(loom)]
-pub(crate) use loom::hint::spin_loop;
-#[cfg(not(loom))]
-pub(crate) use std::hint::spin_loop;
+/// Stores the waker of the one consumer, which looks at its queue again afterwards.
+pub(crate) fn register(slot: &AtomicWaker, waker: &std::task::Waker) {
+    #[cfg(loom)]
+    slot.register_by_ref(waker);
+    #[cfg(not(loom))]
+    slot.register(waker);
+}
 
 /// `std`'s cell with the closure interface of loom's, which tracks who accesses it when.
 #[cfg(not(loom))]

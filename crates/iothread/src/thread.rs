@@ -3,14 +3,12 @@
 use std::{
     fmt,
     future::Future,
-    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
         mpsc,
     },
-    task::{Poll, Wake, Waker},
-    thread::{self, JoinHandle, Thread},
+    thread::{self, JoinHandle},
 };
 
 use crate::{
@@ -291,7 +289,7 @@ impl Handle {
             "run_blocking on iothread {} by itself would never return",
             self.name()
         );
-        block_on(self.run(f))
+        pollster::block_on(self.run(f))
     }
 
     /// The parameters of adaptive polling.
@@ -327,26 +325,5 @@ impl fmt::Debug for Handle {
             .field("name", &self.shared.name)
             .field("id", &self.shared.id)
             .finish_non_exhaustive()
-    }
-}
-
-/// Runs a future on the calling thread.
-fn block_on<F: Future>(future: F) -> F::Output {
-    struct Unpark(Thread);
-
-    impl Wake for Unpark {
-        fn wake(self: Arc<Self>) {
-            self.0.unpark();
-        }
-    }
-
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(thread::current())));
-    let mut cx = std::task::Context::from_waker(&waker);
-    loop {
-        match future.as_mut().poll(&mut cx) {
-            Poll::Ready(result) => return result,
-            Poll::Pending => thread::park(),
-        }
     }
 }

@@ -4,40 +4,14 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use qapi::types::Timestamp;
 
-const DAY_SECONDS: i64 = 86400;
-
 /// UTC with milliseconds, as RFC 3339 has it; `-` if the time is not known.
 pub fn utc(at: &Timestamp) -> String {
-    if at.microseconds < 0 {
-        return "-".to_owned();
-    }
-    let (days, second) = (
-        at.seconds.div_euclid(DAY_SECONDS),
-        at.seconds.rem_euclid(DAY_SECONDS),
-    );
-    let (year, month, day) = civil(days);
-    format!(
-        "{year:04}-{month:02}-{day:02}T{:02}:{:02}:{:02}.{:03}Z",
-        second / 3600,
-        second / 60 % 60,
-        second % 60,
-        at.microseconds / 1000
-    )
-}
-
-/// Year, month and day of a number of days since 1970-01-01, in the proleptic Gregorian calendar.
-fn civil(days: i64) -> (i64, i64, i64) {
-    // Years begin in March here, so that the leap day is the last of its year; eras are 400 years.
-    let days = days + 719_468;
-    let (era, day_of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
-    let year_of_era =
-        (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = (month_from_march + 2) % 12 + 1;
-    let year = era * 400 + year_of_era + i64::from(month <= 2);
-    (year, month, day)
+    let nanoseconds = i32::try_from(at.microseconds.saturating_mul(1000));
+    let time = match nanoseconds {
+        Ok(nanoseconds @ 0..) => jiff::Timestamp::new(at.seconds, nanoseconds).ok(),
+        _ => None,
+    };
+    time.map_or_else(|| "-".to_owned(), |time| format!("{time:.3}"))
 }
 
 /// How long ago that was: `12 s`, `3 min 20 s`, `2 h 5 min`, `4 d 2 h`.
