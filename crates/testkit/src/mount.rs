@@ -12,12 +12,12 @@ use crate::loop_device::LoopDevice;
 
 /// A mount point in a directory of its own. Unmounted on drop, lazily if it is busy.
 #[derive(Debug)]
-struct MountPoint {
+pub(crate) struct MountPoint {
     dir: TempDir,
 }
 
 impl MountPoint {
-    fn new(source: &Path, kind: &str, options: &str) -> Result<Self> {
+    pub fn new(source: &Path, kind: &str, options: &str) -> Result<Self> {
         let dir = tempfile::Builder::new()
             .prefix("standfast-mount-")
             .tempdir()?;
@@ -36,6 +36,10 @@ impl MountPoint {
             )
         })?;
         Ok(Self { dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
     }
 }
 
@@ -74,7 +78,7 @@ impl Tmpfs {
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.mount.dir.path()
+        self.mount.path()
     }
 
     /// Changes its size, as an administrator does who extends a volume.
@@ -129,7 +133,7 @@ impl Ext4 {
     /// Where it is mounted.
     #[must_use]
     pub fn path(&self) -> &Path {
-        self.mount.dir.path()
+        self.mount.path()
     }
 }
 
