@@ -3,21 +3,23 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::future::Future;
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::{self, Receiver, Sender};
 
+use crate::alarm::Alarm;
 use crate::event::{Event, EventKind, Observer};
 use crate::node::Node;
+use crate::reports::Reports;
 use crate::request::Request;
 use crate::run_control::{
-    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Reported, Resolved, Restored,
-    RunControl,
+    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Resolved, Restored, RunControl,
 };
 use crate::saver::Changes;
 use crate::vm_link::{VmLink, VmOrder, VmPause};
@@ -29,8 +31,8 @@ pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
 pub enum Message {
     /// A request is held.
     Failed(Failed),
-    /// A request was reported or ignored.
-    Reported(Reported),
+    /// Requests were reported or ignored.
+    Reported(Reports),
     /// A request was handed back by a client of a former daemon.
     Restored(Restored),
     /// A request is no longer held.
@@ -43,7 +45,7 @@ impl fmt::Debug for Message {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Failed(failed) => failed.fmt(f),
-            Self::Reported(reported) => reported.fmt(f),
+            Self::Reported(reports) => reports.fmt(f),
             Self::Restored(restored) => restored.fmt(f),
             Self::Resolved(resolved) => resolved.fmt(f),
             Self::Command(_) => f.write_str("Command"),
@@ -167,7 +169,12 @@ pub struct ControlTask {
     receiver: Receiver<Message>,
     state: Arc<Mutex<RunControl>>,
     wiring: Wiring,
+    alarm: Alarm,
 }
+
+/// How many messages are taken before others have their turn: what shares the thread with run
+/// control are the monitors, signals and the watchdog, and its mailbox may never be empty.
+const MESSAGES_AT_ONCE: u32 = 8;
 
 /// Run control and the task that serves it.
 pub fn control() -> (Control, ControlTask) {
@@ -183,6 +190,7 @@ pub fn control() -> (Control, ControlTask) {
             receiver,
             state,
             wiring: Wiring::default(),
+            alarm: Alarm::default(),
         },
     )
 }
@@ -190,23 +198,73 @@ pub fn control() -> (Control, ControlTask) {
 impl ControlTask {
     /// Serves until every [`Control`] is gone.
     pub async fn run(mut self) {
-        let mut revision = 0;
-        while let Some(message) = self.receiver.recv().await {
-            let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-            match message {
-                Message::Failed(failed) => state.failed(&failed, &mut self.wiring),
-                Message::Reported(reported) => state.reported(&reported, &mut self.wiring),
-                Message::Restored(restored) => state.restored(&restored),
-                Message::Resolved(resolved) => state.resolved(resolved, &mut self.wiring),
-                Message::Command(command) => command(&mut state, &mut self.wiring),
-            }
-            if std::mem::replace(&mut revision, state.revision()) != state.revision()
-                && let Some(saver) = &self.wiring.saver
-            {
-                saver.changed();
+        let mut taken = 0;
+        while let Some(woken) = self.next().await {
+            self.apply(woken);
+            taken += 1;
+            if taken == MESSAGES_AT_ONCE {
+                taken = 0;
+                let_others_run().await;
             }
         }
     }
+
+    /// The next message; inside it none if the alarm has rung.
+    async fn next(&mut self) -> Option<Option<Message>> {
+        poll_fn(|cx| {
+            // First: it must not wait for the mailbox to be empty.
+            if self.alarm.has_rung(cx) {
+                return Poll::Ready(Some(None));
+            }
+            self.receiver.poll_recv(cx).map(|message| message.map(Some))
+        })
+        .await
+    }
+
+    fn apply(&mut self, message: Option<Message>) {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = (state.revision(), state.next_tick());
+        match message {
+            None => state.tick(Instant::now(), &mut self.wiring),
+            Some(Message::Failed(failed)) => state.failed(&failed, &mut self.wiring),
+            Some(Message::Reported(reports)) => reported(&mut state, &reports, &mut self.wiring),
+            Some(Message::Restored(restored)) => state.restored(&restored),
+            Some(Message::Resolved(resolved)) => state.resolved(resolved, &mut self.wiring),
+            Some(Message::Command(command)) => command(&mut state, &mut self.wiring),
+        }
+        let after = (state.revision(), state.next_tick());
+        drop(state);
+        if before.0 != after.0
+            && let Some(saver) = &self.wiring.saver
+        {
+            saver.changed();
+        }
+        if before.1 != after.1 {
+            self.alarm.set(after.1);
+        }
+    }
+}
+
+fn reported(state: &mut RunControl, reports: &Reports, wiring: &mut Wiring) {
+    let Some(batch) = reports.take() else { return };
+    let now = Instant::now();
+    state.left_out(batch.first.backend, batch.left_out);
+    for reported in std::iter::once(&batch.first).chain(&batch.last) {
+        state.reported(reported, now, wiring);
+    }
+}
+
+/// Ends this turn of the task and asks for another one.
+async fn let_others_run() {
+    let mut asked = false;
+    poll_fn(|cx| {
+        if std::mem::replace(&mut asked, true) {
+            return Poll::Ready(());
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 impl Control {

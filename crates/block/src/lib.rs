@@ -6,6 +6,7 @@
 //! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`mod@control`] and
 //! [`local`] run them.
 
+mod alarm;
 pub mod backend;
 pub mod control;
 pub mod error;
@@ -24,6 +25,7 @@ mod outbox;
 pub mod overlap;
 mod range_index;
 pub mod registry;
+pub mod reports;
 pub mod request;
 pub mod run_control;
 pub mod saved;

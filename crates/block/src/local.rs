@@ -22,6 +22,7 @@ use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::node::Node;
 use crate::outbox::Outbox;
+use crate::reports::Reporter;
 use crate::request::{Operation, Request};
 use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved, Restored};
 use crate::stats::{Batch, LocalStats, Timed};
@@ -91,6 +92,7 @@ struct Inner {
     batch: Batch,
     control: Sender<Message>,
     outbox: Outbox,
+    reporter: Reporter,
 }
 
 /// A backend on one iothread. Clones are the same part.
@@ -133,7 +135,8 @@ impl LocalBackend {
             batch: Batch::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
-            outbox: Outbox::new(control.sender().clone(), slots),
+            outbox: Outbox::new(control.sender().clone()),
+            reporter: Reporter::new(control.sender().clone()),
         });
         let this = Self(inner);
         let of = backend.id();
@@ -592,17 +595,14 @@ impl LocalBackend {
     }
 
     fn report(&self, request: Request, action: Action, cause: Cause) {
-        let reported = Reported {
+        self.0.reporter.reported(Reported {
             backend: self.0.backend.id(),
             generation: self.0.gate.borrow().generation(),
             request,
             action,
             cause,
             at: SystemTime::now(),
-        };
-        if !self.0.outbox.reported(reported) {
-            self.0.stats.event_merged();
-        }
+        });
     }
 
     fn resolve(&self, slot: SlotId, order: u64) {

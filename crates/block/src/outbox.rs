@@ -1,15 +1,14 @@
-//! What a part of a backend tells run control: failures, what has become of them, and what was
-//! reported or ignored. To post a failure neither fails nor allocates: the entries are there before.
+//! What a part of a backend tells run control: failures, and what has become of them. To post one
+//! neither fails nor allocates: the entries are there before.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
 use std::time::Instant;
 
 use iothread::mailbox::{Entry, Sender};
 
 use crate::control::Message;
 use crate::hold::SlotId;
-use crate::run_control::{Failed, Reported, Resolved};
+use crate::run_control::{Failed, Resolved};
 
 /// What the request in a slot of the gate's table posts. Each entry carries one message at a time.
 #[derive(Debug, Default)]
@@ -36,19 +35,14 @@ impl SlotEntries {
 pub struct Outbox {
     control: Sender<Message>,
     slots: RefCell<Vec<SlotEntries>>,
-    /// Taken in turn, so the first one is the first to be free again.
-    reports: RefCell<VecDeque<Entry<Message>>>,
-    max_reports: usize,
 }
 
 impl Outbox {
-    /// For a part with `requests` requests at once.
-    pub fn new(control: Sender<Message>, requests: u32) -> Self {
+    /// Without any entry.
+    pub fn new(control: Sender<Message>) -> Self {
         Self {
             control,
             slots: RefCell::default(),
-            reports: RefCell::default(),
-            max_reports: requests as usize,
         }
     }
 
@@ -92,21 +86,6 @@ impl Outbox {
         entries.held_since.take()
     }
 
-    /// A failure was reported to the client or ignored. False: it is left out, because as many as
-    /// there may be requests at once have not been received yet.
-    #[must_use]
-    pub fn reported(&self, reported: Reported) -> bool {
-        let mut reports = self.reports.borrow_mut();
-        let free = reports.pop_front_if(|entry| !entry.is_queued());
-        if free.is_none() && reports.len() >= self.max_reports {
-            return false;
-        }
-        let entry = free.unwrap_or_default();
-        self.post(&entry, Message::Reported(reported));
-        reports.push_back(entry);
-        true
-    }
-
     fn post(&self, entry: &Entry<Message>, message: Message) {
         let posted = self.control.post(entry, message);
         debug_assert!(
@@ -124,16 +103,15 @@ mod tests {
 
     use super::*;
     use crate::error::Cause;
-    use crate::error_policy::Action;
     use crate::request::{Operation, Request, Tag};
     use crate::run_control::{BackendId, LocalId};
 
     const BACKEND: BackendId = BackendId(1);
     const LOCAL: LocalId = LocalId(1);
 
-    fn outbox(requests: u32) -> (Outbox, Receiver<Message>) {
+    fn outbox() -> (Outbox, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Outbox::new(sender, requests), receiver)
+        (Outbox::new(sender), receiver)
     }
 
     fn request(head: u16) -> Request {
@@ -142,17 +120,6 @@ mod tests {
             op: Operation::Write,
             offset: 0,
             bytes: 512,
-        }
-    }
-
-    fn reported(head: u16) -> Reported {
-        Reported {
-            backend: BACKEND,
-            generation: 1,
-            request: request(head),
-            action: Action::Report,
-            cause: Cause::of_errno(libc::EIO),
-            at: SystemTime::UNIX_EPOCH,
         }
     }
 
@@ -178,14 +145,13 @@ mod tests {
         }
     }
 
-    /// Arrival numbers, or heads of what was reported.
+    /// Arrival numbers.
     fn received(receiver: &mut Receiver<Message>) -> Vec<(&'static str, u64)> {
         let mut all = Vec::new();
         while let Some(message) = receiver.try_recv() {
             all.push(match message {
                 Message::Failed(failed) => ("failed", failed.order),
                 Message::Resolved(resolved) => ("resolved", resolved.order),
-                Message::Reported(reported) => ("reported", reported.request.tag.head.into()),
                 _ => unreachable!("nothing else is posted here"),
             });
         }
@@ -193,37 +159,8 @@ mod tests {
     }
 
     #[test]
-    fn undelivered_reports_are_bounded_and_their_entries_used_again() {
-        let (outbox, mut receiver) = outbox(3);
-        for head in 0..5 {
-            assert_eq!(outbox.reported(reported(head)), head < 3, "{head}");
-        }
-        assert_eq!(outbox.reports.borrow().len(), 3);
-        assert!(receiver.try_recv().is_some());
-        assert!(outbox.reported(reported(5)), "one has been delivered");
-        assert!(!outbox.reported(reported(6)));
-        let expected = [("reported", 1), ("reported", 2), ("reported", 5)];
-        assert_eq!(received(&mut receiver), expected);
-        for head in 7..100 {
-            assert!(outbox.reported(reported(head)));
-            assert_eq!(received(&mut receiver), [("reported", head.into())]);
-        }
-        assert_eq!(outbox.reports.borrow().len(), 3);
-    }
-
-    #[test]
-    fn entries_for_reports_come_as_they_are_needed() {
-        let (outbox, mut receiver) = outbox(1000);
-        for head in 0..10 {
-            assert!(outbox.reported(reported(head)));
-            assert_eq!(received(&mut receiver).len(), 1);
-        }
-        assert_eq!(outbox.reports.borrow().len(), 1);
-    }
-
-    #[test]
     fn a_slot_that_is_used_again_loses_no_message() {
-        let (outbox, mut receiver) = outbox(1);
+        let (outbox, mut receiver) = outbox();
         let slot = SlotId(0);
         outbox.provide(1);
         outbox.failed(slot, failed(1));

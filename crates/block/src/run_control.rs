@@ -9,10 +9,11 @@
 //! sees the status; `STOP` never precedes its cause.
 
 mod message;
+mod report_limit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use crate::error::Cause;
 use crate::error_policy::{Action, Policy};
@@ -24,9 +25,12 @@ use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 use crate::vm_link::{VmOrder, VmPause};
 
+use self::report_limit::{Offered, ReportLimit};
+
 pub use self::message::{
     BackendId, Effects, Failed, GateMessage, LocalId, Reported, Resolved, Restored, RunState,
 };
+pub use self::report_limit::REPORT_INTERVAL;
 
 /// The first or last error of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -106,6 +110,7 @@ pub struct BackendState {
     /// A former daemon held something of this backend, and its client has not been heard of since:
     /// what it may hand back counts as held.
     awaited: bool,
+    reports: ReportLimit,
     accounting: Arc<Accounting>,
 }
 
@@ -235,6 +240,14 @@ impl BackendState {
         }
     }
 
+    fn tell(&self, reported: &Reported, fx: &mut impl Effects) {
+        let kind = self.event((reported.action, reported.cause), &reported.request);
+        fx.event(Event {
+            at: reported.at,
+            kind,
+        });
+    }
+
     fn event(&self, kind: (Action, Cause), request: &Request) -> EventKind {
         let (action, cause) = kind;
         EventKind::BlockIoError(Box::new(BlockIoError {
@@ -290,6 +303,8 @@ pub struct RunControl {
     /// The state has been other than running since a former daemon's time.
     inherited: bool,
     revision: u64,
+    /// When the first of the events that wait is due.
+    report_due: Option<Instant>,
 }
 
 impl RunControl {
@@ -411,6 +426,7 @@ impl RunControl {
             first_error: saved.first_error,
             last_error: saved.last_error,
             stale_failures: 0,
+            reports: ReportLimit::default(),
             accounting: Arc::new(Accounting::starting_from(saved.stats)),
         };
         self.backends.insert(id, backend);
@@ -506,6 +522,7 @@ impl RunControl {
         state.first_error = None;
         state.generation += 1;
         state.forget_held();
+        state.accounting.merged(state.reports.forget());
         let generation = state.generation;
         for &local in state.locals.keys() {
             fx.post(local, GateMessage::Reset { generation });
@@ -625,8 +642,9 @@ impl RunControl {
         }
     }
 
-    /// A request was reported or ignored.
-    pub fn reported(&mut self, reported: &Reported, fx: &mut impl Effects) {
+    /// A request was reported or ignored. The event comes now or, if there has been one a short time
+    /// ago, with [`Self::tick`].
+    pub fn reported(&mut self, reported: &Reported, now: Instant, fx: &mut impl Effects) {
         let Some(backend) = self.backends.get_mut(&reported.backend) else {
             return;
         };
@@ -640,11 +658,41 @@ impl RunControl {
             request: reported.request,
             at: reported.at,
         });
-        let kind = backend.event((reported.action, reported.cause), &reported.request);
-        fx.event(Event {
-            at: reported.at,
-            kind,
-        });
+        let (offered, merged) = backend.reports.offer(reported, now);
+        backend.accounting.merged(merged);
+        match offered {
+            Offered::Now => backend.tell(reported, fx),
+            Offered::Later(due) => {
+                let first = self.report_due.map_or(due, |known| known.min(due));
+                self.report_due = Some(first);
+            }
+        }
+    }
+
+    /// `number` more failures of a backend were reported or ignored, of which nobody is told.
+    pub fn left_out(&mut self, backend: BackendId, number: u64) {
+        if let Some(backend) = self.backends.get(&backend) {
+            backend.accounting.merged(number);
+        }
+    }
+
+    /// When [`Self::tick`] is to be called.
+    pub fn next_tick(&self) -> Option<Instant> {
+        self.report_due
+    }
+
+    /// Sends the events whose time has come.
+    pub fn tick(&mut self, now: Instant, fx: &mut impl Effects) {
+        self.report_due = None;
+        for backend in self.backends.values_mut() {
+            if let Some(reported) = backend.reports.take_due(now) {
+                backend.tell(&reported, fx);
+            }
+            self.report_due = match (self.report_due, backend.reports.due()) {
+                (Some(first), Some(due)) => Some(first.min(due)),
+                (first, due) => first.or(due),
+            };
+        }
     }
 
     /// A client of a former daemon has handed a request back. It is as good as held: it may have

@@ -107,7 +107,6 @@ pub struct LocalStats {
     attempts: Counter,
     holds: Counter,
     hold_time_ns: Counter,
-    events_merged: Counter,
     /// Nanoseconds after `epoch`; 0: no access yet.
     last_access: Counter,
     epoch: Instant,
@@ -125,7 +124,6 @@ impl LocalStats {
             attempts: Counter::default(),
             holds: Counter::default(),
             hold_time_ns: Counter::default(),
-            events_merged: Counter::default(),
             last_access: Counter::default(),
             epoch: Instant::now(),
         }
@@ -195,12 +193,6 @@ impl LocalStats {
     pub fn unheld(&self, duration: Duration) {
         self.hold_time_ns.add(nanoseconds(duration));
     }
-
-    /// An event under `report` or `ignore` was left out, because as many as there may be requests at
-    /// once had not been delivered yet.
-    pub fn event_merged(&self) {
-        self.events_merged.add(1);
-    }
 }
 
 impl Default for LocalStats {
@@ -242,7 +234,8 @@ pub struct BackendStats {
     pub holds: u64,
     /// Time that requests were held, in nanoseconds; counted when they go on.
     pub hold_time_ns: u64,
-    /// Events under `report` and `ignore` that were left out.
+    /// Failures under `report` and `ignore` of which no event tells, because others came within the
+    /// same second.
     pub events_merged: u64,
     /// Time since the last request ended, if there was one.
     pub idle: Option<Duration>,
@@ -266,7 +259,6 @@ impl BackendStats {
         self.attempts = self.attempts.saturating_add(local.attempts.get());
         self.holds = self.holds.saturating_add(local.holds.get());
         self.hold_time_ns = self.hold_time_ns.saturating_add(local.hold_time_ns.get());
-        self.events_merged = self.events_merged.saturating_add(local.events_merged.get());
         let last = local.last_access.get();
         if last > 0 {
             let idle = local
@@ -283,6 +275,7 @@ impl BackendStats {
 pub struct Accounting {
     /// What a former daemon has counted.
     before: BackendStats,
+    events_merged: AtomicU64,
     locals: Mutex<Vec<Arc<LocalStats>>>,
 }
 
@@ -294,6 +287,7 @@ impl Accounting {
                 idle: None,
                 ..before
             },
+            events_merged: AtomicU64::new(0),
             locals: Mutex::default(),
         }
     }
@@ -308,9 +302,18 @@ impl Accounting {
         stats
     }
 
+    /// `number` events have become one with others.
+    pub fn merged(&self, number: u64) {
+        if number > 0 {
+            self.events_merged.fetch_add(number, Ordering::Relaxed);
+        }
+    }
+
     /// The sum.
     pub fn read(&self) -> BackendStats {
         let mut sum = self.before;
+        let merged = self.events_merged.load(Ordering::Relaxed);
+        sum.events_merged = sum.events_merged.saturating_add(merged);
         for local in self
             .locals
             .lock()

@@ -6,7 +6,7 @@
     reason = "the whole file is a test"
 )]
 
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
@@ -366,6 +366,7 @@ fn the_revision_tells_what_is_to_be_saved() {
             cause: Cause::of_errno(libc::EIO),
             at: AT,
         },
+        Instant::now(),
         &mut daemon.outbox,
     );
     assert!(changed(&daemon), "the last error");

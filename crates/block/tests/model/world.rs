@@ -5,7 +5,7 @@
 //! the world keeps its own plain record of what must be true, and compares.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use standfast_block::gate::{Admission, Gate, Outcome, Removed, Ticket, Verdict};
 use standfast_block::overlap::Blockers;
@@ -145,6 +145,7 @@ pub struct World {
     lives: Vec<Life>,
     state: RunState,
     next_local: u64,
+    now: Instant,
     /// Statistics, so that a test can see that the interesting things happened.
     pub holds: usize,
     pub completions: usize,
@@ -176,6 +177,7 @@ impl World {
             lives: Vec::new(),
             state: RunState::Running,
             next_local: 0,
+            now: Instant::now(),
             holds: 0,
             completions: 0,
         };

@@ -1,8 +1,8 @@
 //! What the sessions talk to.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use block::run_control::Failed;
 use block::{
@@ -191,6 +191,9 @@ pub struct Daemon {
     objects: Arc<FakeObjects>,
     pub quit: iothread::mailbox::Receiver<&'static str>,
     seq: u64,
+    began: Instant,
+    /// Number of reported failures.
+    reports: AtomicUsize,
 }
 
 impl Daemon {
@@ -219,6 +222,8 @@ impl Daemon {
             objects,
             quit,
             seq: 0,
+            began: Instant::now(),
+            reports: AtomicUsize::new(0),
         }
     }
 
@@ -289,7 +294,7 @@ impl Daemon {
             .unwrap();
     }
 
-    /// A write of `id` fails and is reported.
+    /// A write of `id` fails and is reported, again and again, so slowly that each is told of.
     pub async fn report(&self, id: &str, errno: i32, times: usize) {
         let reported = block::run_control::Reported {
             backend: self.backend(id),
@@ -304,8 +309,14 @@ impl Daemon {
             cause: Cause::of_errno(errno),
             at: SystemTime::now(),
         };
+        let before = self.reports.fetch_add(times, Ordering::Relaxed);
+        let first = self.began;
         let all = move |state: &mut block::run_control::RunControl, wiring: &mut _| {
-            (0..times).for_each(|_| state.reported(&reported, wiring));
+            for number in (before..).take(times) {
+                let seconds = u32::try_from(number).unwrap();
+                let now = first + block::run_control::REPORT_INTERVAL * seconds;
+                state.reported(&reported, now, wiring);
+            }
         };
         self.control().call(all).await.unwrap();
     }

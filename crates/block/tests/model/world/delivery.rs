@@ -33,7 +33,7 @@ impl World {
             }
             Message::Reported(reported) => {
                 let b = self.index(reported.backend);
-                self.control.reported(&reported, &mut outbox);
+                self.control.reported(&reported, self.now, &mut outbox);
                 if reported.generation == self.backends[b].generation {
                     cause = Some((b, false));
                 }

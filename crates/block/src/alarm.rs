@@ -1,0 +1,97 @@
+//! A clock that wakes the control task: it runs on any executor, so it has a thread for that, which
+//! begins when it is needed for the first time.
+
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Waker};
+use std::time::Instant;
+
+#[derive(Debug, Default)]
+struct State {
+    at: Option<Instant>,
+    rung: bool,
+    waker: Option<Waker>,
+    ended: bool,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn run(&self) {
+        let mut state = self.lock();
+        while !state.ended {
+            let now = Instant::now();
+            state = match state.at {
+                None => self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner),
+                Some(at) if at > now => {
+                    let waited = self.changed.wait_timeout(state, at - now);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                Some(_) => {
+                    state.at = None;
+                    state.rung = true;
+                    let waker = state.waker.take();
+                    drop(state);
+                    if let Some(waker) = waker {
+                        waker.wake();
+                    }
+                    self.lock()
+                }
+            };
+        }
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug, Default)]
+pub struct Alarm {
+    shared: Arc<Shared>,
+    started: bool,
+}
+
+impl Alarm {
+    /// It rings at `at`, instead of when it was to ring before.
+    pub fn set(&mut self, at: Option<Instant>) {
+        if at.is_some() && !self.started {
+            let shared = Arc::clone(&self.shared);
+            let thread = std::thread::Builder::new().name("alarm".to_owned());
+            // If there can be no thread now, it is tried again the next time.
+            self.started = thread.spawn(move || shared.run()).is_ok();
+        }
+        let mut state = self.shared.lock();
+        if state.at != at {
+            state.at = at;
+            self.shared.changed.notify_one();
+        }
+    }
+
+    /// Whether it has rung since it was asked the last time. If not, whoever asks is woken then.
+    pub fn has_rung(&self, cx: &Context<'_>) -> bool {
+        let mut state = self.shared.lock();
+        let rung = std::mem::take(&mut state.rung);
+        if !rung {
+            match &mut state.waker {
+                Some(waker) => waker.clone_from(cx.waker()),
+                waker => *waker = Some(cx.waker().clone()),
+            }
+        }
+        rung
+    }
+}
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        self.shared.lock().ended = true;
+        self.shared.changed.notify_one();
+    }
+}
