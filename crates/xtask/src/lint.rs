@@ -28,6 +28,8 @@ pub enum Part {
     Circles,
     /// Documentation
     Doc,
+    /// Dependencies that nobody uses
+    Unused,
     /// Licences and sources of dependencies
     Deny,
     /// Known vulnerabilities of dependencies
@@ -54,6 +56,7 @@ pub fn main(args: &Args) -> ExitCode {
             }
             Part::Circles => circles(),
             Part::Doc => doc(),
+            Part::Unused => unused(),
             Part::Deny => deny(),
             Part::Advisories => advisories().map(|why_not| unreachable = why_not),
         });
@@ -77,8 +80,13 @@ fn doc() -> Result<()> {
     run(command.env("RUSTDOCFLAGS", flags))
 }
 
+fn unused() -> Result<()> {
+    ensure("machete")?;
+    run(&mut cargo(["machete"]))
+}
+
 fn deny() -> Result<()> {
-    ensure_cargo_deny()?;
+    ensure("deny")?;
     run(&mut cargo(["deny", "check", "licenses", "bans", "sources"]))?;
     let fuzz = ["deny", "--manifest-path", FUZZ_MANIFEST];
     run(cargo(fuzz).args(["check", "licenses", "bans", "sources"]))
@@ -113,18 +121,20 @@ fn clippy_of_fuzz_targets(metadata: &Metadata) -> Result<()> {
     run(command.args(WARNINGS_ARE_ERRORS))
 }
 
-fn ensure_cargo_deny() -> Result<()> {
-    if output(&mut cargo(["deny", "--version"])).is_ok() {
+/// Sees to it that a subcommand of cargo is there.
+fn ensure(subcommand: &str) -> Result<()> {
+    if output(&mut cargo([subcommand, "--version"])).is_ok() {
         return Ok(());
     }
-    println!("cargo-deny is missing; installing it with cargo, which takes some minutes");
-    run(&mut cargo(["install", "--locked", "cargo-deny"]))
+    let package = format!("cargo-{subcommand}");
+    println!("{package} is missing; installing it with cargo, which takes some minutes");
+    run(&mut cargo(["install", "--locked", &package]))
 }
 
 /// Known vulnerabilities. Without the network there is nothing to compare with, and that is not
 /// the fault of the code: the reason is returned.
 fn advisories() -> Result<Option<String>> {
-    ensure_cargo_deny()?;
+    ensure("deny")?;
     if let Err(error) = run(&mut cargo(["deny", "fetch", "db"])) {
         return Ok(Some(format!("{error:#}")));
     }
