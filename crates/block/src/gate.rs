@@ -74,6 +74,8 @@ pub struct Gate {
     /// Frozen by what the same backend holds on another iothread.
     frozen_by_sibling: bool,
     draining: u32,
+    /// Frozen by a request whose memory the client is moving.
+    memory_moves: bool,
     /// [`Self::looks_clear`], kept up to date by whoever changes what it looks at.
     clear: bool,
     last_seq: u64,
@@ -103,6 +105,7 @@ impl Gate {
             frozen_by_failure: false,
             frozen_by_sibling: false,
             draining: 0,
+            memory_moves: false,
             clear: false,
             last_seq: 0,
             next_order: 0,
@@ -117,7 +120,11 @@ impl Gate {
 
     /// Whether nothing new may be taken from a queue.
     pub fn is_frozen(&self) -> bool {
-        self.frozen || self.frozen_by_failure || self.frozen_by_sibling || self.draining > 0
+        self.frozen
+            || self.frozen_by_failure
+            || self.frozen_by_sibling
+            || self.draining > 0
+            || self.memory_moves
     }
 
     /// Whether a new request may be taken from `queue`.
@@ -268,6 +275,10 @@ impl Gate {
                 self.give_back(started);
                 return Verdict::Dropped;
             }
+            Outcome::MemoryMoves => {
+                self.put_back(started);
+                return Verdict::PutBack;
+            }
             Outcome::Error(cause) => Some((self.policy.action(direction, cause), cause)),
             Outcome::Ok | Outcome::GuestFault => None,
         };
@@ -287,6 +298,18 @@ impl Gate {
             reported: action,
             was_held: started.slot,
         }
+    }
+
+    /// It has not been executed, and waits as before.
+    fn put_back(&mut self, started: &Started) {
+        let (request, order) = (started.request, started.order);
+        self.memory_moves = true;
+        let Some(slot) = started.slot else {
+            return self.wait(Slot::new(State::Parked, request, order));
+        };
+        self.slots.set_state(slot, State::Released);
+        self.members_mut(request.tag.queue).insert(order, slot);
+        self.line.insert(self.slots.get(slot).turn(slot));
     }
 
     fn give_back(&mut self, started: &Started) {
@@ -420,6 +443,18 @@ impl Gate {
     pub fn drain_end(&mut self) {
         debug_assert!(self.draining > 0);
         self.draining = self.draining.saturating_sub(1);
+        self.update_clear();
+    }
+
+    /// Starts nothing any more until [`Self::memory_settled`].
+    pub fn memory_moves(&mut self) {
+        self.memory_moves = true;
+        self.update_clear();
+    }
+
+    /// The client's memory is as it is going to be.
+    pub fn memory_settled(&mut self) {
+        self.memory_moves = false;
         self.update_clear();
     }
 

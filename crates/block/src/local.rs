@@ -28,9 +28,15 @@ use crate::run_control::{Failed, GateMessage, LocalId, Reported, Resolved, Resto
 use crate::stats::{Batch, LocalStats, Timed};
 use crate::worker::Worker;
 
-/// The client's memory is not there any more.
+/// Why buffers cannot be translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Unmapped;
+pub enum Unmapped {
+    /// They are not in the client's memory.
+    Gone,
+    /// The client has taken memory away and may be about to give it back: nothing of this part is
+    /// started before [`LocalBackend::memory_settled`].
+    Moving,
+}
 
 /// The export, as the block layer sees it on an iothread. Methods are called on that iothread and
 /// must not call back into [`LocalBackend`], except [`Client::resume`].
@@ -39,7 +45,7 @@ pub trait Client {
     /// them mapped until [`Client::unmap`]. Called before each submission; `iov` is empty.
     ///
     /// # Errors
-    /// If the client's memory is gone: the request is completed as the client's own fault.
+    /// If the client's memory is gone: the request is completed as the client's own fault, or waits.
     fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped>;
 
     /// Whether the client has taken away memory of these buffers, which are mapped for the request.
@@ -237,6 +243,18 @@ impl LocalBackend {
         self.pump();
     }
 
+    /// The client is changing its memory, and needs what is not there at the moment: nothing is taken
+    /// or started before [`Self::memory_settled`].
+    pub fn memory_moves(&self) {
+        self.0.gate.borrow_mut().memory_moves();
+    }
+
+    /// What could not be started for want of memory is tried again.
+    pub fn memory_settled(&self) {
+        self.0.gate.borrow_mut().memory_settled();
+        self.pump();
+    }
+
     /// Drops the waiting requests of `queue` whose head `keep` does not accept.
     pub fn retain(&self, queue: u16, keep: impl FnMut(u16) -> bool) {
         let removed = self.0.gate.borrow_mut().retain(queue, keep);
@@ -407,8 +425,14 @@ impl LocalBackend {
         let mut iov = worker.buffers();
         iov.clear();
         let check = inner.node.check(request.op, request.offset, request.bytes);
-        if check.is_err() || inner.client.map(request, &mut iov).is_err() {
+        if check.is_err() {
             return Some(Outcome::GuestFault);
+        }
+        if let Err(unmapped) = inner.client.map(request, &mut iov) {
+            return Some(match unmapped {
+                Unmapped::Gone => Outcome::GuestFault,
+                Unmapped::Moving => Outcome::MemoryMoves,
+            });
         }
         drop(iov);
         inner.stats.attempt();
@@ -507,6 +531,7 @@ impl LocalBackend {
         let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
         match verdict {
             Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
+            Verdict::PutBack => self.provide_entries(),
             Verdict::Dropped => {
                 self.unblock(order);
                 self.0.client.dropped(&request);

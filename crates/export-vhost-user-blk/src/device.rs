@@ -115,6 +115,14 @@ impl Device {
         self.context.writeback.set(writeback);
     }
 
+    /// The memory table has changed: what could not be reached before is tried again.
+    pub fn memory_settled(&self) {
+        let local = self.context.local.borrow().clone();
+        if let Some(local) = local {
+            local.memory_settled();
+        }
+    }
+
     /// Ends the block layer's part. All rings are stopped.
     pub async fn close(&self) {
         let local = self.context.local.borrow_mut().take();
@@ -130,7 +138,7 @@ impl Device {
 
 impl Client for Device {
     fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped> {
-        self.of(request).ok_or(Unmapped)?.map(request, iov)
+        self.of(request).ok_or(Unmapped::Gone)?.map(request, iov)
     }
 
     fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool {

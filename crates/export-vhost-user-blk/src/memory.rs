@@ -1,6 +1,7 @@
 //! The client's memory table: guest memory, mapped.
 
 use std::fs::File;
+use std::ops::Range;
 use std::os::fd::AsFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
@@ -13,6 +14,9 @@ use vm_memory::{
 
 use crate::shared::{Area, MapError, Mapping, Origin};
 use crate::sigbus;
+
+/// Gaps that are remembered; older ones are taken for final.
+const GAPS_MAX: usize = 509;
 
 /// One region as the client describes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +121,8 @@ pub struct Memory {
     table: GuestMemoryMmap,
     /// What `table` points into.
     parts: Vec<Part>,
+    /// Guest addresses of regions that were removed and may come back.
+    gaps: Vec<Range<u64>>,
     /// Whether a table that this one has replaced was poisoned when its last user let go of it.
     lost: Arc<AtomicBool>,
 }
@@ -133,7 +139,7 @@ impl Memory {
             .collect();
         match parts? {
             parts if parts.is_empty() => Err(MemoryError::Overlap),
-            parts => Self::of_parts(parts, Arc::default()),
+            parts => Self::of_parts(parts, Vec::new(), Arc::default()),
         }
     }
 
@@ -142,6 +148,7 @@ impl Memory {
         Self {
             table: GuestMemoryMmap::new(),
             parts: Vec::new(),
+            gaps: Vec::new(),
             lost: Arc::default(),
         }
     }
@@ -153,10 +160,14 @@ impl Memory {
     pub fn with(&self, spec: RegionSpec, file: &File) -> Result<Self, MemoryError> {
         let mut parts = self.parts.clone();
         parts.push(Part::new(spec, file)?);
-        Self::of_parts(parts, Arc::clone(&self.lost))
+        let (start, end) = (spec.guest_address, spec.guest_address + spec.bytes);
+        let before = (self.gaps.iter()).map(|gap| gap.start..gap.end.min(start));
+        let behind = (self.gaps.iter()).map(|gap| gap.start.max(end)..gap.end);
+        let gaps = before.chain(behind).filter(|gap| !gap.is_empty()).collect();
+        Self::of_parts(parts, gaps, Arc::clone(&self.lost))
     }
 
-    /// This memory without one of its regions. The file offset does not count.
+    /// This memory without one of its regions, which may come back. The file offset does not count.
     ///
     /// # Errors
     /// [`MemoryError::NoRegion`] if it has no such region.
@@ -168,10 +179,26 @@ impl Memory {
             bytes: spec.bytes,
         })?;
         parts.remove(at);
-        if parts.is_empty() {
-            return Ok(Self::empty().replacing(self));
+        let mut gaps = self.gaps.clone();
+        if gaps.len() == GAPS_MAX {
+            gaps.remove(0);
         }
-        Self::of_parts(parts, Arc::clone(&self.lost))
+        gaps.push(spec.guest_address..spec.guest_address + spec.bytes);
+        Self::of_parts(parts, gaps, Arc::clone(&self.lost))
+    }
+
+    /// This memory, as it is going to stay: what was removed does not come back.
+    ///
+    /// # Errors
+    /// As [`Self::with`]; none is expected, because all of it was accepted before.
+    pub fn settled(&self) -> Result<Self, MemoryError> {
+        Self::of_parts(self.parts.clone(), Vec::new(), Arc::clone(&self.lost))
+    }
+
+    /// Whether something that was removed may come back: a region is moved or resized by removing and
+    /// adding it.
+    pub fn is_moving(&self) -> bool {
+        !self.gaps.is_empty()
     }
 
     /// This memory in place of the client's former one, which requests in flight still use.
@@ -181,7 +208,16 @@ impl Memory {
         self
     }
 
-    fn of_parts(mut parts: Vec<Part>, lost: Arc<AtomicBool>) -> Result<Self, MemoryError> {
+    fn of_parts(
+        mut parts: Vec<Part>,
+        gaps: Vec<Range<u64>>,
+        lost: Arc<AtomicBool>,
+    ) -> Result<Self, MemoryError> {
+        if parts.is_empty() {
+            let mut empty = Self::empty();
+            (empty.gaps, empty.lost) = (gaps, lost);
+            return Ok(empty);
+        }
         parts.sort_by_key(|part| part.spec.guest_address);
         let mut table = Vec::with_capacity(parts.len());
         for Part { spec, mapping } in &parts {
@@ -202,6 +238,7 @@ impl Memory {
         Ok(Self {
             table: GuestMemoryMmap::from_regions(table).map_err(|_| MemoryError::Overlap)?,
             parts,
+            gaps,
             lost,
         })
     }
@@ -255,9 +292,16 @@ impl Memory {
 
     /// The guest address of what the client has mapped at `user_address`.
     pub fn guest_address(&self, user_address: u64) -> Option<u64> {
+        self.guest_range(user_address, 1)
+    }
+
+    /// The guest address of the `len` bytes that the client has mapped at `user_address`, if they lie
+    /// inside one region.
+    pub fn guest_range(&self, user_address: u64, len: u64) -> Option<u64> {
         self.parts.iter().find_map(|Part { spec, .. }| {
             let offset = user_address.checked_sub(spec.user_address)?;
-            (offset < spec.bytes).then(|| spec.guest_address + offset)
+            let end = offset.checked_add(len)?;
+            (end <= spec.bytes).then(|| spec.guest_address + offset)
         })
     }
 
@@ -355,7 +399,20 @@ mod tests {
         assert_eq!(one.guest_address(0x5010), None);
         // What has been mapped before stays so.
         assert!(both.contiguous(0x1000, 1).is_some() && one.contiguous(0x1000, 1).is_none());
+        assert!(one.is_moving() && !both.is_moving());
+        assert!(!one.settled().unwrap().is_moving());
+        let back = |first, bytes| one.with(spec(first, bytes, 0x5000, 0), &file(0x1000));
+        assert!(!back(0x1000, 0x1000).unwrap().is_moving());
+        // The rest may come in pieces.
+        for (first, bytes, rest) in [(0x1000, 0x800, 0x1800), (0x1800, 0x800, 0x1000)] {
+            let part = back(first, bytes).unwrap();
+            assert!(part.is_moving());
+            let rest = spec(rest, 0x800, 0x7000, 0);
+            assert!(!part.with(rest, &file(0x1000)).unwrap().is_moving());
+        }
+        assert!(back(0x8000, 0x1000).unwrap().is_moving());
         let none = one.without(&high).unwrap();
+        assert!(none.is_moving() && !none.settled().unwrap().is_moving());
         assert_eq!(none.regions(), 0);
         assert!(none.contiguous(0x2000, 1).is_none());
     }

@@ -127,7 +127,11 @@ impl Queue {
                 }
                 Ok(None) => break,
                 Err(broken) => {
-                    self.set_broken(&broken);
+                    if matches!(*broken, Broken::MemoryMoves { .. }) {
+                        local.memory_moves();
+                    } else {
+                        self.set_broken(&broken);
+                    }
                     break;
                 }
             }
@@ -197,7 +201,7 @@ impl Queue {
             &state.live,
             state.slots.get_mut(usize::from(request.tag.head)),
         ) else {
-            return Err(Unmapped);
+            return Err(Unmapped::Gone);
         };
         let buffers = match request.op {
             Operation::Read => slot.record.writable(),
@@ -206,11 +210,16 @@ impl Queue {
         };
         let view = live.ring.view();
         for &buffer in buffers {
-            view.translate(buffer, iov).map_err(|_| Unmapped)?;
+            if view.translate(buffer, iov).is_err() {
+                return Err(match view.memory().is_moving() {
+                    true => Unmapped::Moving,
+                    false => Unmapped::Gone,
+                });
+            }
         }
         // Buffers may lie across regions; no system call takes more pieces.
         if iov.len() > BUFFERS_MAX {
-            return Err(Unmapped);
+            return Err(Unmapped::Gone);
         }
         slot.memory = Some(Rc::clone(view));
         Ok(())
@@ -558,6 +567,9 @@ impl Queue {
         };
         if let Err(error) = moved {
             self.set_broken(&error.into());
+        }
+        if !self.state.borrow().done.is_empty() {
+            self.queue_publish();
         }
     }
 }

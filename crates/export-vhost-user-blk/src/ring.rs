@@ -214,6 +214,12 @@ fn load(cell: &AtomicU16, order: Ordering) -> u16 {
     u16::from_le(cell.load(order))
 }
 
+/// Lengths of descriptor table, available and used ring of a queue of `size`, in bytes.
+pub(crate) fn part_bytes(size: u16) -> [usize; 3] {
+    let size = usize::from(size);
+    [16 * size, 6 + 2 * size, 6 + USED_ELEMENT * size]
+}
+
 /// Where the rings are mapped.
 #[derive(Debug)]
 struct Parts {
@@ -240,9 +246,10 @@ impl Parts {
                 bytes,
             })
         };
-        part("descriptor table", layout.table, 16 * size, 16)?;
-        let avail = part("available ring", layout.avail, 6 + 2 * size, 2)?;
-        let used = part("used ring", layout.used, 6 + USED_ELEMENT * size, 4)?;
+        let [table_bytes, avail_bytes, used_bytes] = part_bytes(layout.size);
+        part("descriptor table", layout.table, table_bytes, 16)?;
+        let avail = part("available ring", layout.avail, avail_bytes, 2)?;
+        let used = part("used ring", layout.used, used_bytes, 4)?;
         Ok(Self {
             avail: avail.cells(0, 3 + size),
             used: used.cells(0, 2),

@@ -19,6 +19,10 @@ use crate::trouble::Trouble;
 /// How long to leave a listening socket alone that cannot accept.
 const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 
+/// How long a client may say nothing between the removal of memory and its return. Front ends do not
+/// pause there at all, but a machine may be busy.
+const MEMORY_RETURN_MAX: Duration = Duration::from_secs(5);
+
 #[derive(Debug, Default)]
 struct State {
     closing: bool,
@@ -162,6 +166,12 @@ fn serve(stream: UnixStream, session: &mut Session, stopper: &Stopper) -> Option
     }
     let connection = Connection::new(stream);
     let why = loop {
+        if session.memory_moves() && !connection.is_readable_within(MEMORY_RETURN_MAX) {
+            // It is not in the middle of a change.
+            if let Err(refused) = session.settle_memory() {
+                break Some(refused.to_string());
+            }
+        }
         match serve_message(&connection, session) {
             Ok(()) => {}
             Err(End::Gone) => break None,

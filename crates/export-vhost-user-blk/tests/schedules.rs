@@ -13,8 +13,10 @@
 mod common;
 
 use common::*;
+use frontend::protocol::message;
 use frontend::{Disk, Request, SubmitError, Token};
 use std::collections::HashMap;
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -41,6 +43,8 @@ struct Model {
     /// Sectors that a request in flight writes.
     writing: HashMap<Token, u64>,
     inflight: bool,
+    /// Whether memory is told region by region, so that it can be moved.
+    slots: bool,
     /// Whether rings may be stopped with I/O in flight.
     suspends: bool,
 }
@@ -82,6 +86,35 @@ impl Model {
         }
     }
 
+    /// Some regions are removed, and come back in any order; the guest goes on meanwhile.
+    fn move_memory(&mut self, disk: &mut Disk) {
+        let regions = disk.memory().regions();
+        let mut moved: Vec<_> = regions
+            .iter()
+            .map(|region| {
+                let user = region.mapping().address();
+                let words = [0, region.guest_address(), region.len(), user, 0];
+                let fd = region.mapping().fd().try_clone_to_owned().unwrap();
+                (words.map(u64::to_ne_bytes).concat(), fd)
+            })
+            .collect();
+        moved.retain(|_| self.random.below(3) > 0);
+        for (region, _) in &moved {
+            (disk.connection_mut())
+                .set(message::REM_MEM_REG, region, &[])
+                .unwrap();
+            self.submit(disk);
+        }
+        while !moved.is_empty() {
+            let next = self.random.below(moved.len() as u64);
+            let (region, fd) = moved.swap_remove(usize::try_from(next).unwrap());
+            (disk.connection_mut())
+                .set(message::ADD_MEM_REG, &region, &[fd.as_fd()])
+                .unwrap();
+            self.submit(disk);
+        }
+    }
+
     /// One step; the client, and sometimes the daemon, is another one afterwards.
     fn step(&mut self, mut daemon: Daemon, mut disk: Disk) -> (Daemon, Disk) {
         match self.random.below(12) {
@@ -108,6 +141,7 @@ impl Model {
                 self.submit(&mut disk);
                 disk.set_enabled(0, true).unwrap();
             }
+            11 if self.slots => self.move_memory(&mut disk),
             10 if self.inflight => {
                 if self.suspends && self.random.below(2) == 0 {
                     disk.suspend().unwrap();
@@ -116,7 +150,7 @@ impl Model {
                 if self.random.below(3) == 0 {
                     let faults = Arc::clone(&daemon.faults);
                     daemon.close();
-                    daemon = Daemon::over(writable(), faults).unwrap();
+                    daemon = Daemon::over(options_with_slots(), faults).unwrap();
                 }
                 disk = Disk::reconnect(state, &daemon.socket)
                     .map_err(|(error, _)| error)
@@ -137,9 +171,10 @@ fn run(seed: u64, options: frontend::Options) {
         content: vec![0; usize::try_from(SECTORS).unwrap()],
         writing: HashMap::new(),
         inflight: options.inflight,
+        slots: options.mem_slots,
         suspends: options.skip_drain,
     };
-    let mut daemon = Daemon::new();
+    let mut daemon = with_slots();
     if seed.is_multiple_of(2) {
         daemon.iothread.handle().set_poll_max_ns(0);
     }
@@ -200,6 +235,23 @@ fn suspended_by_skip_drain() {
             ..frontend::Options::default()
         };
         run(seed * 0x6c07_8965, options);
+    }
+}
+
+#[test]
+fn memory_that_moves() {
+    for seed in 1..=12 {
+        let options = frontend::Options {
+            mem_slots: true,
+            memory_regions: 4,
+            // Small enough for requests to be in all of them.
+            memory_bytes: 4 << 15,
+            base_inflight: true,
+            skip_drain: seed % 2 == 0,
+            inflight: seed % 3 > 0,
+            ..frontend::Options::default()
+        };
+        run(seed * 0x8088_405b, options);
     }
 }
 

@@ -9,7 +9,6 @@ use block::RunState;
 use common::*;
 use frontend::protocol::{STATUS_OK, message, protocol_feature};
 use frontend::{Disk, FrontendError, RawChain, RawDescriptor, Request, Token};
-use standfast_export_vhost_user_blk::Options;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -183,10 +182,7 @@ fn memory_is_told_anew_while_a_read_is_suspended() {
 #[test]
 fn other_memory_while_a_read_is_suspended() {
     for ends_before in [true, false] {
-        let daemon = Daemon::with(Options {
-            configure_mem_slots: true,
-            ..writable()
-        });
+        let daemon = with_slots();
         let mut disk = daemon.connect_with(frontend::Options {
             mem_slots: true,
             ..features(true, true)

@@ -94,6 +94,33 @@ fn a_place_comes_into_being_only_for_what_waits() {
     assert_eq!((gate.slots_in_use(), gate.in_flight()), (0, 0));
 }
 
+/// What could not be executed because the client moves its memory goes ahead of what came later,
+/// whether it has been held before or not, and no sooner than the memory has settled.
+#[test]
+fn what_was_put_back_keeps_its_place() {
+    let mut gate = gate(HoldScope::Request);
+    let fails = started(gate.admit(request(0, Operation::Write, 0), nowhere));
+    let first = started(gate.admit(request(1, Operation::Write, 100), nowhere));
+    assert!(matches!(gate.finish(fails, NO_SPACE), Verdict::Held { .. }));
+    assert!(gate.release(2, 1));
+    let replayed = gate.next_ready(nowhere).unwrap();
+    for ticket in [first, replayed] {
+        assert_eq!(gate.finish(ticket, Outcome::MemoryMoves), Verdict::PutBack);
+    }
+    let admission = gate.admit(request(2, Operation::Write, 105), nowhere);
+    assert!(matches!(admission, Admission::Parked));
+    assert!(gate.release(3, 1) && gate.next_ready(nowhere).is_none() && !gate.may_pop(0));
+    assert_eq!((gate.in_flight(), gate.held().count()), (0, 0));
+    gate.memory_settled();
+    let mut order = Vec::new();
+    while let Some(ticket) = gate.next_ready(nowhere) {
+        order.push((ticket.request().tag.head, ticket.slot().is_some()));
+        gate.finish(ticket, Outcome::Ok);
+    }
+    assert_eq!(order, [(0, true), (1, false), (2, false)]);
+    assert!(gate.is_clear());
+}
+
 #[derive(Clone, Debug)]
 enum Step {
     Submit {
@@ -115,6 +142,7 @@ enum Step {
     ReleaseBackend(u64),
     Reset,
     Drain(bool),
+    MemorySettled,
     Stop(u16),
     Start(u16),
     Retain(u16),
@@ -131,6 +159,7 @@ fn step() -> impl Strategy<Value = Step> {
         3 => Just(Outcome::Ok),
         2 => Just(NO_SPACE),
         1 => Just(Outcome::GuestFault),
+        1 => Just(Outcome::MemoryMoves),
     ];
     prop_oneof![
         8 => (0..2u16, op, 0..40u64, any::<bool>()).prop_map(
@@ -151,6 +180,7 @@ fn step() -> impl Strategy<Value = Step> {
         1 => (0..4u64).prop_map(Step::ReleaseBackend),
         1 => Just(Step::Reset),
         1 => any::<bool>().prop_map(Step::Drain),
+        3 => Just(Step::MemorySettled),
         1 => (0..2u16).prop_map(Step::Stop),
         2 => (0..2u16).prop_map(Step::Start),
         1 => (0..2u16).prop_map(Step::Retain),
@@ -205,6 +235,10 @@ impl World {
                 assert!(slot.is_none_or(|before| before == now));
                 assert!(self.gate.held().any(|held| held.request == request));
             }
+            Verdict::PutBack => {
+                assert!(self.gate.is_frozen());
+                assert!(self.gate.waiting().any(|waiting| waiting == request));
+            }
             Verdict::Dropped => {}
         }
     }
@@ -239,6 +273,7 @@ impl World {
             Step::Drain(true) => gate.drain_begin(),
             Step::Drain(false) if gate.draining > 0 => gate.drain_end(),
             Step::Drain(false) => {}
+            Step::MemorySettled => gate.memory_settled(),
             Step::Stop(queue) => gate.stop_queue(queue),
             Step::Start(queue) => gate.start_queue(queue),
             Step::Retain(queue) => drop(gate.retain(queue, |head| head % 2 == 0)),

@@ -83,6 +83,9 @@ pub enum Outcome {
     Error(Cause),
     /// The client asked for what cannot be done (out of range, memory gone): always reported.
     GuestFault,
+    /// It was not executed: the client is changing its memory, and what the request needs may come
+    /// back.
+    MemoryMoves,
 }
 
 impl Outcome {
@@ -91,7 +94,7 @@ impl Outcome {
         match self {
             Self::Ok => Ok(()),
             Self::Error(cause) => Err(Fault::Io(cause)),
-            Self::GuestFault => Err(Fault::Guest),
+            Self::GuestFault | Self::MemoryMoves => Err(Fault::Guest),
         }
     }
 }
@@ -109,6 +112,9 @@ pub enum Verdict {
         /// to be told that it is not any more.
         was_held: Option<SlotId>,
     },
+    /// It waits at its old place until the client's memory has settled
+    /// ([`super::Gate::memory_settled`]).
+    PutBack,
     /// Tell run control; the client learns nothing.
     Held {
         /// The place it has now.

@@ -79,6 +79,14 @@ impl Connection {
         })
     }
 
+    /// Waits until the client says something, or leaves; false if it does neither in time.
+    pub fn is_readable_within(&self, time: Duration) -> bool {
+        let timeout = Timespec::try_from(time).ok();
+        let mut fds = [PollFd::new(&self.stream, PollFlags::IN)];
+        // An error is found again by whoever reads.
+        !matches!(rustix::event::poll(&mut fds, timeout.as_ref()), Ok(0))
+    }
+
     /// Sends a message.
     pub fn send(&self, bytes: &[u8], fd: Option<&OwnedFd>) -> io::Result<()> {
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

@@ -97,6 +97,8 @@ pub(super) enum Broken {
     Base { base: u16, used: u16, size: u16 },
     #[error("the kick descriptor cannot be polled: {0}")]
     Kick(std::io::Error),
+    #[error("request at descriptor {head}: it needs memory that the client has removed")]
+    MemoryMoves { head: u16 },
     #[error("request at descriptor {head}: its status byte is not in guest memory any more")]
     StatusGone { head: u16 },
     #[error("the client has truncated memory that it shares with this device")]
@@ -309,7 +311,7 @@ impl State {
         if self.done.is_empty() {
             return Ok(());
         }
-        let mut gone = Ok(());
+        let (mut gone, mut later) = (Ok(()), Vec::new());
         // Those that cannot be completed are left out.
         let mut published = 0;
         for place in 0..self.done.len() {
@@ -319,6 +321,10 @@ impl State {
                 continue;
             };
             if (live.ring.view().store(slot.record.status_address, status)).is_err() {
+                if live.ring.view().memory().is_moving() {
+                    later.push(head);
+                    continue;
+                }
                 // Without a status it cannot be completed: it stays marked.
                 gone = Err(Broken::StatusGone { head });
                 continue;
@@ -339,6 +345,9 @@ impl State {
             region.set_used(live.ring.used_index());
         }
         self.done.clear();
+        if !later.is_empty() {
+            self.done = later;
+        }
         if let (true, Some(call)) = (call, &self.call) {
             uring::notify(Rc::clone(call));
         }
@@ -385,8 +394,14 @@ fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
 
 impl Slot {
     fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Box<Broken>> {
-        request::parse(&**ring.view(), ring.table(), head, rules, &mut self.record)
-            .map_err(|source| Broken::request(head, source))
+        let view = ring.view();
+        match request::parse(&**view, ring.table(), head, rules, &mut self.record) {
+            Ok(action @ Action::Submit { .. }) => Ok(action),
+            // Its header or its buffers may be what is not there.
+            _ if view.memory().is_moving() => Err(Broken::MemoryMoves { head }.into()),
+            Ok(action) => Ok(action),
+            Err(source) => Err(Broken::request(head, source)),
+        }
     }
 }
 

@@ -24,6 +24,7 @@ impl Session {
                 for queue in device.queues() {
                     queue.set_memory(&memory);
                 }
+                device.memory_settled();
             }
         })?;
         self.replace_displaced()
@@ -47,15 +48,33 @@ impl Session {
         let memory = memory.without(spec)?;
         for index in 0..self.options.num_queues {
             let vring = &mut self.vrings[usize::from(index)];
-            if vring.is_mapped(&memory) {
-                continue;
-            }
-            if let Running::Yes(kick) = std::mem::take(&mut vring.running) {
+            // One that is displaced already stays so, whatever else goes.
+            if vring.is_running()
+                && !vring.is_mapped(&memory)
+                && let Running::Yes(kick) = std::mem::take(&mut vring.running)
+            {
                 self.stop(index)?;
                 self.vrings[usize::from(index)].running = Running::Displaced(kick);
             }
         }
         self.set_memory(memory)
+    }
+
+    /// Whether the client may be about to add memory that it has removed.
+    pub(crate) fn memory_moves(&self) -> bool {
+        (self.memory.as_ref()).is_some_and(|memory| memory.is_moving())
+    }
+
+    /// What the client has removed and not added again is not waited for any more: requests that need
+    /// it have an error.
+    pub(crate) fn settle_memory(&mut self) -> Result<()> {
+        match &self.memory {
+            Some(memory) if memory.is_moving() => {
+                let memory = memory.settled()?;
+                self.set_memory(memory)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Starts the rings again whose memory is back.

@@ -15,7 +15,7 @@ use crate::device::Closed;
 use crate::memory::Memory;
 use crate::protocol::message::{Answer, VringAddr, VringState};
 use crate::queue::Setup;
-use crate::ring::Layout;
+use crate::ring::{Layout, part_bytes};
 
 /// Where the client has a ring, in its own addresses.
 #[derive(Clone, Copy, Debug)]
@@ -47,17 +47,18 @@ pub(super) struct Vring {
 }
 
 impl Vring {
-    fn is_running(&self) -> bool {
+    pub(super) fn is_running(&self) -> bool {
         matches!(self.running, Running::Yes(_))
     }
 
-    /// Whether all of it begins in memory that is there.
+    /// Whether all of it is in memory that is there.
     pub(super) fn is_mapped(&self, memory: &Memory) -> bool {
         self.addresses
             .is_some_and(|Addresses { table, avail, used }| {
                 [table, avail, used]
-                    .iter()
-                    .all(|&address| memory.guest_address(address).is_some())
+                    .into_iter()
+                    .zip(part_bytes(self.size))
+                    .all(|(address, bytes)| memory.guest_range(address, bytes as u64).is_some())
             })
     }
 }
@@ -232,7 +233,11 @@ impl Session {
             )));
         }
         match &mut self.vrings[usize::from(index)].running {
-            Running::No => return self.start(index, kick),
+            Running::No => {
+                // A client that starts a ring has told its memory.
+                self.settle_memory()?;
+                return self.start(index, kick);
+            }
             Running::Displaced(kept) => {
                 *kept = kick;
                 return Ok(());

@@ -172,6 +172,18 @@ pub fn writable() -> Options {
     }
 }
 
+/// A daemon that offers CONFIGURE_MEM_SLOTS.
+pub fn with_slots() -> Daemon {
+    Daemon::with(options_with_slots())
+}
+
+pub fn options_with_slots() -> Options {
+    Options {
+        configure_mem_slots: true,
+        ..writable()
+    }
+}
+
 impl Daemon {
     pub fn new() -> Self {
         Self::with(writable())

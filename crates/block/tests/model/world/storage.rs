@@ -56,6 +56,7 @@ impl World {
                     at: SystemTime::UNIX_EPOCH,
                 }));
             }
+            Verdict::PutBack => ensure!(false, "put back: {request:?}"),
             Verdict::Dropped => {
                 ensure!(stale, "dropped without a reset: {request:?}");
                 self.lives[life].phase = Phase::Dropped;
