@@ -7,7 +7,7 @@ use crate::run::{cargo, output, root, run};
 use anyhow::Result;
 use clap::ValueEnum;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 
 /// Arguments of `cargo xtask lint`.
 #[derive(Debug, clap::Args)]
@@ -82,7 +82,7 @@ fn doc() -> Result<()> {
 
 fn unused() -> Result<()> {
     ensure("machete")?;
-    run(&mut cargo(["machete"]))
+    run(&mut subcommand("machete"))
 }
 
 fn deny() -> Result<()> {
@@ -121,12 +121,20 @@ fn clippy_of_fuzz_targets(metadata: &Metadata) -> Result<()> {
     run(command.args(WARNINGS_ARE_ERRORS))
 }
 
+/// A subcommand of cargo that is a program of its own.
+fn subcommand(name: &str) -> Command {
+    let mut command = cargo([name]);
+    // cargo-machete takes itself for started without cargo if it sees what we have from `cargo run`.
+    command.env_remove("CARGO_PKG_NAME");
+    command
+}
+
 /// Sees to it that a subcommand of cargo is there.
-fn ensure(subcommand: &str) -> Result<()> {
-    if output(&mut cargo([subcommand, "--version"])).is_ok() {
+fn ensure(name: &str) -> Result<()> {
+    if output(subcommand(name).arg("--version")).is_ok() {
         return Ok(());
     }
-    let package = format!("cargo-{subcommand}");
+    let package = format!("cargo-{name}");
     println!("{package} is missing; installing it with cargo, which takes some minutes");
     run(&mut cargo(["install", "--locked", &package]))
 }
