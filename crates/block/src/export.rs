@@ -32,6 +32,12 @@ pub trait Export: Send + Sync + fmt::Debug {
         None
     }
 
+    /// What clients may still hand back that nobody in this process has seen, and how it would come:
+    /// requests that a former daemon had taken.
+    fn may_hand_back(&self) -> Option<String> {
+        None
+    }
+
     /// The node has a new length: tell the client.
     fn resized(&self) {}
 

@@ -6,11 +6,11 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::backend::Backend;
 use crate::control::Control;
-use crate::error::BlockError;
 use crate::event::{Event, EventKind};
 use crate::export::Export;
 use crate::graph::{Graph, GraphError};
 use crate::node::Node;
+use crate::resize::ResizeError;
 use crate::run_control::{RunControl, RunState};
 use crate::saved::{SavedLoss, SavedState};
 use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
@@ -27,26 +27,9 @@ pub enum RegistryError {
     /// No such export.
     #[error("Export '{0}' is not found")]
     NoExport(String),
-    /// A held request would not fit any more.
-    #[error(
-        "Cannot resize node '{node}' to {size} bytes: export '{export}' holds a {operation} of \
-         {bytes} bytes at offset {offset}, which ends beyond that; let it go on ('cont') or reset \
-         the device first"
-    )]
-    Held {
-        /// The node.
-        node: String,
-        /// The size asked for, in bytes.
-        size: u64,
-        /// The export whose request it is.
-        export: String,
-        /// What the request does.
-        operation: &'static str,
-        /// Its first byte.
-        offset: u64,
-        /// Its length in bytes.
-        bytes: u64,
-    },
+    /// The length cannot be changed.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
     /// There is a link already.
     #[error(
         "Object '{id}' cannot be added: the daemon has a link to a VMM already, object '{existing}'; \
@@ -67,9 +50,6 @@ pub enum RegistryError {
     /// There is no latched failure to accept.
     #[error("Node '{0}' has no failed flush: there is no loss to accept")]
     NoLoss(String),
-    /// The driver refused.
-    #[error("{0}")]
-    Driver(#[from] BlockError),
     /// The daemon ends.
     #[error("The daemon is shutting down")]
     ShuttingDown,
@@ -308,45 +288,6 @@ impl Registry {
             .collect()
     }
 
-    /// Changes the length of a node, drained, and tells the exports on it.
-    ///
-    /// # Errors
-    /// If there is no such node, if a held request would end beyond `size`, or if the driver
-    /// refuses.
-    pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
-        let node = self.node(name)?;
-        let backends = self.backends_above(&node);
-        let mut drained = Vec::with_capacity(backends.len());
-        for backend in &backends {
-            drained.push(backend.drain().await);
-        }
-        for (backend, drained) in backends.iter().zip(&drained) {
-            if let Some(request) = drained.furthest().filter(|request| request.end() > size) {
-                return Err(RegistryError::Held {
-                    node: name.to_owned(),
-                    size,
-                    export: backend.device().to_string(),
-                    operation: request.op.name(),
-                    offset: request.offset,
-                    bytes: request.bytes,
-                });
-            }
-        }
-        blocking(move || node.driver().resize(size))
-            .await
-            .ok_or(RegistryError::ShuttingDown)??;
-        drop(drained);
-        for export in self.exports() {
-            if backends
-                .iter()
-                .any(|backend| Arc::ptr_eq(backend, export.backend()))
-            {
-                export.resized();
-            }
-        }
-        Ok(())
-    }
-
     /// Completes the flushes that are held because of a latched failure of `name` with an error,
     /// and clears the latch.
     ///
@@ -387,7 +328,9 @@ fn is_needed(link: &dyn VmLink) -> bool {
 }
 
 /// Runs `f`, which may block shortly, beside the control plane.
-async fn blocking<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> Option<R> {
+pub(crate) async fn blocking<R: Send + 'static>(
+    f: impl FnOnce() -> R + Send + 'static,
+) -> Option<R> {
     let (reply, mut answer) = mailbox::channel();
     let thread = std::thread::Builder::new()
         .name("block-resize".to_owned())

@@ -15,6 +15,7 @@ use crate::server::{Server, Stopper};
 use crate::session::Session;
 use crate::socket::Socket;
 use crate::trouble::Trouble;
+use crate::unclaimed::Unclaimed;
 
 /// Why an export cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -61,6 +62,7 @@ pub struct VhostUserBlkExport {
     trouble: Arc<Trouble>,
     device: DeviceHandle,
     back_channel: Arc<BackChannel>,
+    unclaimed: Arc<Unclaimed>,
     stopper: Arc<Stopper>,
     /// Yields none when the control thread has ended.
     ended: Mutex<Option<Receiver<()>>>,
@@ -101,12 +103,14 @@ impl VhostUserBlkExport {
         let Ok(device) = opened else {
             return Err(ExportError::Closed { id });
         };
+        let unclaimed = Arc::new(Unclaimed::default());
         let session = Session::new(
             options.clone(),
             Arc::clone(&backend),
             device.clone(),
             Arc::clone(&back_channel),
             Arc::clone(&trouble),
+            Arc::clone(&unclaimed),
         );
         let (ending, ended) = mailbox::channel();
         let server = Server {
@@ -124,6 +128,7 @@ impl VhostUserBlkExport {
                 trouble,
                 device,
                 back_channel,
+                unclaimed,
                 stopper,
                 ended: Mutex::new(Some(ended)),
             })),
@@ -163,6 +168,10 @@ impl Export for VhostUserBlkExport {
 
     fn trouble(&self) -> Option<String> {
         self.trouble.text()
+    }
+
+    fn may_hand_back(&self) -> Option<String> {
+        self.unclaimed.reason()
     }
 
     fn resized(&self) {

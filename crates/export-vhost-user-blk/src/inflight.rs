@@ -150,6 +150,19 @@ impl Region {
         area.map(|area| QueueRegion::new(&area, size)).transpose()
     }
 
+    /// Whether anything of a queue is marked: a former device may have had it in flight.
+    pub fn has_marks(&self, queue: u16) -> bool {
+        let Layout { queues, queue_size } = self.layout;
+        let stride = stride(queue_size);
+        let area = self.mapping.area(stride * usize::from(queue), stride);
+        area.filter(|_| queue < queues).is_some_and(|area| {
+            let states =
+                area.cells::<[AtomicU8; STATE_BYTES]>(HEADER_BYTES, usize::from(queue_size));
+            let mut states = states.iter();
+            states.any(|marks| marks[MARK].load(Ordering::Acquire) != 0)
+        })
+    }
+
     /// Which queues it has parts for.
     pub fn layout(&self) -> Layout {
         self.layout

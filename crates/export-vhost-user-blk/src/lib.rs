@@ -33,6 +33,7 @@ mod socket;
 mod topology;
 mod trailer;
 mod trouble;
+mod unclaimed;
 mod view;
 
 /// A queue whose guest writes what it likes, for the fuzz target `vring`.

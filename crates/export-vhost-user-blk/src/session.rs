@@ -21,6 +21,7 @@ use crate::options::Options;
 use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{Answer, ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
+use crate::unclaimed::Unclaimed;
 use regions::MEM_SLOTS_MAX;
 use vring::Vring;
 
@@ -43,6 +44,7 @@ pub(crate) struct Session {
     wce: bool,
     back_channel: Arc<BackChannel>,
     trouble: Arc<Trouble>,
+    unclaimed: Arc<Unclaimed>,
     /// The device status that this client has set.
     status: u8,
     /// The length of the disk that this client has read, in bytes.
@@ -89,6 +91,7 @@ impl Session {
         device: DeviceHandle,
         back_channel: Arc<BackChannel>,
         trouble: Arc<Trouble>,
+        unclaimed: Arc<Unclaimed>,
     ) -> Self {
         let queues = (0..options.num_queues).map(|_| Vring::default());
         Self {
@@ -105,6 +108,7 @@ impl Session {
             begun: false,
             back_channel,
             trouble,
+            unclaimed,
             status: 0,
             told_length: None,
         }
@@ -141,6 +145,7 @@ impl Session {
             block::block_on(self.backend.attach())
         };
         begun.ok_or(Closed)?;
+        self.unclaimed.nothing();
         self.attached = true;
         self.begun = true;
         self.wce = !self.options.writethrough;
@@ -299,6 +304,10 @@ impl Session {
     fn set_inflight_fd(&mut self, inflight: Inflight, fd: OwnedFd) -> Result<()> {
         let region = Region::open(&inflight.spec, &File::from(fd));
         let region = region.map_err(|error| wrong(error.to_string()))?;
+        // Before anybody could believe that there is nothing.
+        let queues = 0..self.options.num_queues;
+        self.unclaimed
+            .in_queues(queues.filter(|queue| region.has_marks(*queue)));
         if !self.attached {
             // The first client of this process goes on with what a former one has left.
             block::block_on(self.backend.reattach()).ok_or(Closed)?;

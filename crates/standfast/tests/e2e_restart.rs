@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use block::state_file::{self, FILE_NAME};
 use block::{RunState, SavedState, StateFile};
 use frontend::{Disk, Options, Request};
-use harness::{MIB, PATIENCE, Server, Setup, sparse, writes};
+use harness::{MIB, PATIENCE, Server, Setup, eventually, sparse, writes};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::{Driver, LoopDevice, Tmpfs};
@@ -93,15 +93,6 @@ fn kill(server: &mut Server) -> Result<()> {
     };
     eventually("the state is saved", || Ok(saved()))?;
     server.daemon.kill()?;
-    Ok(())
-}
-
-fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition()? {
-        ensure!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
     Ok(())
 }
 

@@ -19,9 +19,27 @@ impl LoopDevice {
     /// # Errors
     /// If losetup fails.
     pub fn new(file: &Path, direct_io: bool) -> Result<Self> {
+        Self::attach(
+            file,
+            if direct_io {
+                "--direct-io=on"
+            } else {
+                "--direct-io=off"
+            },
+        )
+    }
+
+    /// The same with sectors of `bytes` bytes, and the page cache in between.
+    ///
+    /// # Errors
+    /// If losetup fails.
+    pub fn with_sectors(file: &Path, bytes: u32) -> Result<Self> {
+        Self::attach(file, &format!("--sector-size={bytes}"))
+    }
+
+    fn attach(file: &Path, option: &str) -> Result<Self> {
         let file = file.to_str().context("the file's name is not UTF-8")?;
-        let direct_io = format!("--direct-io={}", if direct_io { "on" } else { "off" });
-        let path = run("losetup", &["--find", "--show", &direct_io, file])?;
+        let path = run("losetup", &["--find", "--show", option, file])?;
         ensure!(
             path.starts_with("/dev/loop"),
             "losetup printed {path:?}, expected a loop device"

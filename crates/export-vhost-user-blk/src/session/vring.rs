@@ -162,6 +162,7 @@ impl Session {
             }
             queue.start(setup).await;
         })?;
+        self.unclaimed.taken_up(index);
         self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
     }

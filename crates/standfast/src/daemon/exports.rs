@@ -47,6 +47,7 @@ pub async fn add(
     };
     let options = vhost_user_blk_options(&base, &options)?;
 
+    warn_of_odd_end(&base.id, &node, options.logical_block_size);
     let policy = policy(&base);
     warn_if_unsafe(&base.id, &node, policy);
     let backend = Backend::new(
@@ -105,6 +106,19 @@ fn vhost_user_blk_options(
 impl From<ExportError> for SetupError {
     fn from(error: ExportError) -> Self {
         Self::new(error.to_string())
+    }
+}
+
+/// A guest does not use a part of a block, as with QEMU.
+fn warn_of_odd_end(id: &str, node: &Node, block: u32) {
+    let length = node.driver().length();
+    let rest = length % u64::from(block);
+    if rest != 0 {
+        tracing::warn!(
+            "export '{id}': logical-block-size is {block}, so the last {rest} of its {length} bytes \
+             are out of the guest's reach; resize node '{}' to a multiple of it, or use 512",
+            node.name()
+        );
     }
 }
 

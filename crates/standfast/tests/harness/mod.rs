@@ -23,6 +23,16 @@ pub const MIB: u64 = 1 << 20;
 /// How long anything that should happen may take on a busy machine.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
+/// Waits until `condition` holds.
+pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition()? {
+        ensure!(Instant::now() < deadline, "never: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    Ok(())
+}
+
 /// Rounds and requests are multiplied by this in a soak run.
 pub fn soak(few: u64, many: u64) -> u64 {
     if std::env::var_os("STANDFAST_SOAK").is_some() {

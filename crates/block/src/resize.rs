@@ -1,0 +1,175 @@
+//! A node gets another length, and so does everything above it.
+
+use std::sync::Arc;
+
+use crate::backend::Drained;
+use crate::error::BlockError;
+use crate::export::Export;
+use crate::node::Node;
+use crate::registry::{Registry, RegistryError, blocking};
+
+/// Why a node keeps its length.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// A held request would not fit any more.
+    #[error(
+        "Cannot resize node '{node}' to {size} bytes: export '{export}' holds a {operation} of \
+         {bytes} bytes at offset {offset}, which ends beyond that; let it go on ('cont') or reset \
+         the device first"
+    )]
+    Held {
+        /// The node.
+        node: String,
+        /// The size it would have, in bytes.
+        size: u64,
+        /// The export whose request it is.
+        export: String,
+        /// What the request does.
+        operation: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// A client may hand requests back that nobody here has seen, and they might not fit any more.
+    #[error(
+        "Cannot resize node '{node}' to {size} bytes, which is less than it has: {reason} on export \
+         '{export}', which may end beyond that; resize when they have been completed, or while no \
+         daemon serves the node"
+    )]
+    HandedBack {
+        /// The node.
+        node: String,
+        /// The size it would have, in bytes.
+        size: u64,
+        /// The export.
+        export: String,
+        /// What may come.
+        reason: String,
+    },
+    /// A node above counts on the length.
+    #[error(
+        "Permission conflict on node '{node}': permissions 'resize' are both required by an unnamed \
+         block device (uses node '{root}' as 'root' child) and unshared by node '{parent}' (uses \
+         node '{node}' as '{role}' child); resize node '{parent}' instead"
+    )]
+    Unshared {
+        /// The node that would change.
+        node: Arc<str>,
+        /// The node that was to be resized.
+        root: Arc<str>,
+        /// The node that does not go along.
+        parent: Arc<str>,
+        /// What the child is to it.
+        role: &'static str,
+    },
+    /// The driver refused.
+    #[error("{0}")]
+    Driver(#[from] BlockError),
+}
+
+impl Registry {
+    /// Changes the length of a node, drained, and tells the exports on it and above it.
+    ///
+    /// Nothing that a client sent validly may end as an error for that. So a node does not become
+    /// shorter than what is held or waits, on any export that it is below of, nor as long as a client
+    /// may hand something back that is not known here.
+    ///
+    /// # Errors
+    /// If there is no such node, or one of [`ResizeError`].
+    pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
+        let node = self.node(name)?;
+        let affected = self.affected(&node)?;
+        let mut exports = self.exports();
+        exports.retain(|export| {
+            let root = export.backend().node();
+            affected.iter().any(|node| Arc::ptr_eq(node, root))
+        });
+        let mut drained = Vec::with_capacity(exports.len());
+        for export in &exports {
+            drained.push(export.backend().drain().await);
+        }
+        let asked = Arc::clone(&node);
+        let length = blocking(move || asked.driver().resized_length(size))
+            .await
+            .ok_or(RegistryError::ShuttingDown)?
+            .map_err(ResizeError::from)?;
+        for (export, drained) in exports.iter().zip(&drained) {
+            check_held(name, length, &**export, drained)?;
+            if length < node.driver().length() {
+                check_handed_back(name, length, &**export)?;
+            }
+        }
+        blocking(move || node.driver().resize(size))
+            .await
+            .ok_or(RegistryError::ShuttingDown)?
+            .map_err(ResizeError::from)?;
+        drop(drained);
+        for export in exports {
+            export.resized();
+        }
+        Ok(())
+    }
+
+    /// The nodes that get another length with `node`: those below it, which it resizes in its turn, and
+    /// all above any of these.
+    fn affected(&self, node: &Arc<Node>) -> Result<Vec<Arc<Node>>, ResizeError> {
+        let nodes = self.nodes();
+        let mut affected = node.subtree();
+        let is_in = |all: &[Arc<Node>], node: &Arc<Node>| all.iter().any(|n| Arc::ptr_eq(n, node));
+        loop {
+            let next = nodes
+                .iter()
+                .filter(|parent| !is_in(&affected, parent))
+                .find_map(|parent| {
+                    let children = parent.driver().children();
+                    let mut children = children.into_iter();
+                    let child = children.find(|(_, child)| is_in(&affected, child))?;
+                    Some((parent, child))
+                });
+            let Some((parent, (role, child))) = next else {
+                return Ok(affected);
+            };
+            if !parent.driver().follows_child() {
+                return Err(ResizeError::Unshared {
+                    node: Arc::clone(child.name()),
+                    root: Arc::clone(node.name()),
+                    parent: Arc::clone(parent.name()),
+                    role,
+                });
+            }
+            affected.push(Arc::clone(parent));
+        }
+    }
+}
+
+fn check_held(
+    node: &str,
+    size: u64,
+    export: &dyn Export,
+    drained: &Drained,
+) -> Result<(), ResizeError> {
+    match drained.furthest().filter(|request| request.end() > size) {
+        None => Ok(()),
+        Some(request) => Err(ResizeError::Held {
+            node: node.to_owned(),
+            size,
+            export: export.id().to_owned(),
+            operation: request.op.name(),
+            offset: request.offset,
+            bytes: request.bytes,
+        }),
+    }
+}
+
+fn check_handed_back(node: &str, size: u64, export: &dyn Export) -> Result<(), ResizeError> {
+    match export.may_hand_back() {
+        None => Ok(()),
+        Some(reason) => Err(ResizeError::HandedBack {
+            node: node.to_owned(),
+            size,
+            export: export.id().to_owned(),
+            reason,
+        }),
+    }
+}
