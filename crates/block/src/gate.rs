@@ -92,10 +92,8 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// A gate for `queues` queues and `slots` requests at once, frozen until run control says how
-    /// things are.
-    pub fn new(policy: Policy, scope: HoldScope, queues: u16, slots: u32) -> Self {
-        let capacity = slots as usize;
+    /// A gate for `queues` queues, frozen until run control says how things are.
+    pub fn new(policy: Policy, scope: HoldScope, queues: u16) -> Self {
         Self {
             policy,
             scope,
@@ -110,12 +108,17 @@ impl Gate {
             last_seq: 0,
             next_order: 0,
             queues: vec![Queue::default(); usize::from(queues)],
-            slots: Slots::with_capacity(capacity),
+            slots: Slots::default(),
             members: vec![Members::new(); usize::from(queues)],
             held: BTreeSet::new(),
             line: Line::new(queues),
             elsewhere: BTreeMap::new(),
         }
+    }
+
+    /// From now on `requests` at once can wait without the table growing for them.
+    pub fn reserve(&mut self, requests: usize) {
+        self.slots.reserve(requests);
     }
 
     /// Whether nothing new may be taken from a queue.

@@ -93,6 +93,8 @@ struct Inner {
     closed: Cell<bool>,
     /// Whether somebody is in the loop of [`LocalBackend::start_ready`].
     starting: Cell<bool>,
+    /// How many there may be at once.
+    requests: Cell<usize>,
     stats: Arc<LocalStats>,
     /// What has been answered at once in this round.
     batch: Batch,
@@ -115,14 +117,9 @@ impl fmt::Debug for LocalBackend {
 }
 
 impl LocalBackend {
-    /// Opens the part of `backend` on the calling iothread, for `queues` queues (numbered from 0)
-    /// and `slots` requests at once. None: the daemon ends.
-    pub async fn open(
-        backend: &Arc<Backend>,
-        client: Rc<dyn Client>,
-        queues: u16,
-        slots: u32,
-    ) -> Option<Self> {
+    /// Opens the part of `backend` on the calling iothread, for `queues` queues (numbered from 0).
+    /// None: the daemon ends.
+    pub async fn open(backend: &Arc<Backend>, client: Rc<dyn Client>, queues: u16) -> Option<Self> {
         let control = backend.control();
         let id = control.fresh_local();
         let (sender, receiver) = mailbox::channel();
@@ -132,12 +129,13 @@ impl LocalBackend {
             id,
             client,
             node: Arc::clone(backend.node()),
-            gate: RefCell::new(Gate::new(backend.policy(), backend.scope(), queues, slots)),
+            gate: RefCell::new(Gate::new(backend.policy(), backend.scope(), queues)),
             idle_workers: RefCell::default(),
             workers: Cell::new(0),
             ended: RefCell::default(),
             closed: Cell::new(false),
             starting: Cell::new(false),
+            requests: Cell::new(0),
             batch: Batch::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
@@ -158,6 +156,14 @@ impl LocalBackend {
         }
         iothread::spawn_local(this.clone().serve(receiver)).detach();
         Some(this)
+    }
+
+    /// From now on there may be `more` requests at once than before. Those of a queue are announced
+    /// before its first one: what waits is then not allocated for.
+    pub fn expect(&self, more: usize) {
+        let requests = self.0.requests.get().saturating_add(more);
+        self.0.requests.set(requests);
+        self.0.gate.borrow_mut().reserve(requests);
     }
 
     /// Whether a new request may be taken from `queue` now. If not, [`Client::resume`] is called

@@ -69,24 +69,20 @@ impl Device {
             writeback: Cell::new(!options.writethrough),
             local: RefCell::new(None),
         });
-        let size_max = options.queue_size_max;
         let queues: Vec<_> = (share.queues(options.num_queues))
-            .map(|index| Queue::new(index, size_max, Rc::clone(&context)))
+            .map(|index| Queue::new(index, Rc::clone(&context)))
             .collect();
         let mut by_index = vec![None; usize::from(options.num_queues)];
         for (index, queue) in share.queues(options.num_queues).zip(&queues) {
             by_index[usize::from(index)] = Some(Rc::clone(queue));
         }
-        let slots = queues.len() as u64 * u64::from(size_max);
         let device = Rc::new(Self {
             context,
             queues,
             by_index,
         });
         let client = Rc::clone(&device) as Rc<dyn Client>;
-        // At most 64 queues of 1024.
-        let slots = u32::try_from(slots).unwrap_or(u32::MAX);
-        let local = LocalBackend::open(backend, client, options.num_queues, slots).await?;
+        let local = LocalBackend::open(backend, client, options.num_queues).await?;
         for queue in share.queues(options.num_queues) {
             // Started by their rings.
             local.stop_queue(queue).await;

@@ -17,7 +17,7 @@ pub struct Options {
     pub logical_block_size: u32,
     /// Largest queue a client may set up; a power of two, 4 to [`QUEUE_SIZE_MAX`].
     pub queue_size_max: u16,
-    /// Number of queues, 1 to [`QUEUES_MAX`].
+    /// Most queues that a client may use, 1 to [`QUEUES_MAX`]. A queue takes memory once it is used.
     pub num_queues: u16,
     /// Whether the client may tell changes of its memory instead of all of it. A daemon that replaces
     /// another one while the VM is stopped then does not hear of the rest from QEMU.
@@ -26,8 +26,9 @@ pub struct Options {
 
 /// Largest queue there can be, as in QEMU.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
-/// Most queues there can be.
-pub const QUEUES_MAX: u16 = 64;
+/// Most queues there can be: SET_VRING_KICK, SET_VRING_CALL and SET_VRING_ERR have 8 bits for the
+/// number of the queue. virtio, and so QEMU's `num-queues`, goes as far as 1024.
+pub const QUEUES_MAX: u16 = 256;
 
 impl Options {
     /// The defaults: read-only, writeback, blocks of 512 bytes, one queue of at most 1024.
@@ -147,7 +148,7 @@ mod tests {
             };
             assert_eq!(options.check(), Err(OptionError::QueueSize { size }));
         }
-        for count in [0, 65, u16::MAX] {
+        for count in [0, 257, u16::MAX] {
             let options = Options {
                 num_queues: count,
                 ..good.clone()

@@ -87,11 +87,11 @@ impl fmt::Debug for Queue {
 }
 
 impl Queue {
-    pub fn new(index: u16, size_max: u16, context: Rc<Context>) -> Rc<Self> {
+    pub fn new(index: u16, context: Rc<Context>) -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             index,
             context,
-            state: RefCell::new(State::new(size_max)),
+            state: RefCell::default(),
             publish_queued: Cell::new(false),
             processing: Cell::new(false),
             unfinished: Cell::new(false),
@@ -357,10 +357,14 @@ impl Queue {
             Ok(ring) => ring,
             Err(error) => return self.set_broken(&error.into()),
         };
-        let prepared = self
-            .state
-            .borrow_mut()
-            .prepare(self.index, ring, region, features, base);
+        let prepared = {
+            let state = &mut *self.state.borrow_mut();
+            let before = state.slots.len();
+            let prepared = state.prepare(self.index, ring, region, features, base);
+            // Many queues are offered and few are used: what a queue needs it gets when it starts.
+            local.expect(state.slots.len() - before);
+            prepared
+        };
         let (live, marked) = match prepared {
             Ok(prepared) => prepared,
             Err(broken) => return self.set_broken(&broken),

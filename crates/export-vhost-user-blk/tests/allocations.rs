@@ -14,6 +14,7 @@ use std::cell::Cell;
 
 thread_local! {
     static ALLOCATIONS: Cell<u64> = const { Cell::new(0) };
+    static BYTES: Cell<u64> = const { Cell::new(0) };
 }
 
 struct Counting;
@@ -23,6 +24,7 @@ unsafe impl GlobalAlloc for Counting {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         // A thread that is being torn down counts no more.
         let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        let _ = BYTES.try_with(|bytes| bytes.set(bytes.get() + layout.size() as u64));
         // SAFETY: passed on.
         unsafe { System.alloc(layout) }
     }
@@ -50,6 +52,38 @@ fn nor_do_those_of_a_queue_among_several_on_another_iothread() {
     };
     let daemon = Daemon::on(2, HoldScope::Vm, options, Faults::new()).unwrap();
     measure(&daemon, &daemon.others[0], 3);
+}
+
+/// Many more queues are offered than a client uses. Each of them once came with room for 1024
+/// requests, a hundred kilobytes of it.
+#[test]
+fn a_queue_takes_memory_when_it_is_used() {
+    let bytes = |queues: u16, used: u16| {
+        let options = Options {
+            num_queues: queues,
+            ..writable()
+        };
+        let daemon = Daemon::on(1, HoldScope::Vm, options, Faults::new()).unwrap();
+        let mut disk = daemon.connect_with(frontend::Options {
+            queues: used,
+            ..frontend::Options::default()
+        });
+        disk.submit(used - 1, Request::Flush).unwrap();
+        disk.kick(used - 1).unwrap();
+        disk.wait(used - 1, SECONDS).unwrap().expect("a completion");
+        let count = || async { BYTES.get() };
+        daemon.iothread.handle().run_blocking(count).unwrap()
+    };
+    let (one, many, used) = (bytes(1, 1), bytes(256, 1), bytes(256, 2));
+    let per_unused = many.saturating_sub(one) / 255;
+    assert!(
+        per_unused < 1024,
+        "{per_unused} bytes for a queue that is not used"
+    );
+    assert!(
+        used > many + 8192,
+        "{many} and {used}: the measurement sees nothing"
+    );
 }
 
 fn measure(daemon: &Daemon, iothread: &IoThread, queue: u16) {

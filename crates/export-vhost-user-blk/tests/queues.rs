@@ -8,7 +8,7 @@ mod common;
 use block::{HoldScope, RunState};
 use common::*;
 use frontend::{Disk, Request, Token};
-use standfast_export_vhost_user_blk::Options;
+use standfast_export_vhost_user_blk::{Options, QUEUES_MAX};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use testkit::{Driver, Rng, Workload};
@@ -244,4 +244,31 @@ fn queues_of_1024() {
         tokens.retain(|token| *token != completion.token);
     }
     expect_clean(&disk);
+}
+
+/// Messages that carry a descriptor have 8 bits for the number of the queue.
+#[test]
+fn as_many_queues_as_the_protocol_can_number() {
+    let daemon = daemon(QUEUES_MAX, HoldScope::Vm);
+    for queues in [QUEUES_MAX, 3] {
+        let mut disk = daemon.connect_with(front(queues));
+        assert_eq!(disk.config().num_queues, QUEUES_MAX);
+        for queue in [0, 1, 127, 128, 254, 255].map(|queue| queue.min(queues - 1)) {
+            let token = post_on(&mut disk, queue, u64::from(queue) * 8, 7);
+            expect_on(&mut disk, queue, token);
+        }
+        // What is held is found again, in its own queue.
+        let last = queues - 1;
+        daemon.fail_writes(libc::ENOSPC);
+        let token = post_on(&mut disk, last, 0, 9);
+        daemon.wait_held(1);
+        let left = disk.disconnect();
+        let mut disk = Disk::reconnect(left, &daemon.socket)
+            .map_err(|(error, _)| error)
+            .unwrap();
+        daemon.wait_held(1);
+        daemon.fail_writes(0);
+        daemon.cont();
+        expect_on(&mut disk, last, token);
+    }
 }

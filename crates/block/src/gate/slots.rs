@@ -86,7 +86,7 @@ impl Slot {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<SlotId>,
@@ -101,16 +101,11 @@ pub(super) struct Slots {
 }
 
 impl Slots {
-    /// A table that takes `capacity` requests without growing.
-    pub(super) fn with_capacity(capacity: usize) -> Self {
-        Self {
-            slots: Vec::with_capacity(capacity),
-            free: Vec::with_capacity(capacity),
-            counts: [0; State::COUNT],
-            was_held: RangeIndex::default(),
-            parked: RangeIndex::default(),
-            behind: BTreeSet::new(),
-        }
+    /// From now on the table takes `capacity` requests without growing.
+    pub(super) fn reserve(&mut self, capacity: usize) {
+        self.slots
+            .reserve(capacity.saturating_sub(self.slots.len()));
+        self.free.reserve(capacity.saturating_sub(self.free.len()));
     }
 
     pub(super) fn in_use(&self) -> usize {

@@ -9,7 +9,7 @@ use crate::request::Tag;
 const NO_SPACE: Outcome = Outcome::Error(Cause::of_errno(libc::ENOSPC));
 
 fn gate(scope: HoldScope) -> Gate {
-    let mut gate = Gate::new(Policy::new(OnError::Enospc, OnError::Report), scope, 2, 8);
+    let mut gate = Gate::new(Policy::new(OnError::Enospc, OnError::Report), scope, 2);
     assert!(gate.release(1, 0));
     gate
 }
@@ -315,7 +315,7 @@ fn much_that_is_held_is_released_in_linear_time() {
     const N: u64 = 1 << 16;
     for sectors in [1, N] {
         let policy = Policy::new(OnError::Stop, OnError::Stop);
-        let mut gate = Gate::new(policy, HoldScope::Vm, 64, 1 << 16);
+        let mut gate = Gate::new(policy, HoldScope::Vm, 64);
         assert!(gate.release(1, 0));
         let mut tickets: Vec<_> = (0..N)
             .map(|n| {

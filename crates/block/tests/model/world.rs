@@ -206,7 +206,7 @@ impl World {
             locals.push(Local {
                 id: LocalId(self.next_local),
                 iothread,
-                gate: Gate::new(policy, scope, QUEUES, 8),
+                gate: Gate::new(policy, scope, QUEUES),
                 mailbox: VecDeque::new(),
                 in_flight: Vec::new(),
                 orders: BTreeMap::new(),

@@ -80,7 +80,7 @@ impl Bench {
             (Arc::new(Region::open(&spec, &file).expect("ours")), area)
         });
         Self {
-            state: State::new(size),
+            state: State::default(),
             memory,
             guest,
             region,

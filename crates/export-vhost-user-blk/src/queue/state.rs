@@ -54,6 +54,7 @@ pub(super) struct Live {
     pub(super) broken: bool,
 }
 
+#[derive(Default)]
 pub(super) struct State {
     pub(super) live: Option<Live>,
     /// SET_VRING_ENABLE.
@@ -118,18 +119,6 @@ impl Broken {
 }
 
 impl State {
-    pub(super) fn new(size_max: u16) -> Self {
-        Self {
-            live: None,
-            enabled: false,
-            slots: Vec::new(),
-            done: Vec::with_capacity(usize::from(size_max)),
-            call: None,
-            error: None,
-            left: None,
-        }
-    }
-
     /// Takes the next request from the ring. The error is boxed, so that what is popped is not
     /// moved about with room for it.
     pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Action)>, Box<Broken>> {
@@ -172,6 +161,7 @@ impl State {
         let (size, used) = (ring.layout().size, ring.used_index());
         let places = usize::from(size).max(self.slots.len());
         self.slots.resize_with(places, Slot::default);
+        self.done.reserve(places - self.done.len());
         let (mut next, mut marked, mut part) = (None, None, None);
         // A region without room for this queue is none.
         let of_queue = region
@@ -414,7 +404,7 @@ mod tests {
     const BASE: u16 = 7;
 
     fn state() -> State {
-        State::new(4)
+        State::default()
     }
 
     /// A ring whose used index is `used`.

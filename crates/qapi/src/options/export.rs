@@ -169,7 +169,7 @@ pub struct VhostUserBlkOptions {
     /// Block size in bytes, a power of two from 512 to 2 MiB. Default: 512.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub logical_block_size: Option<Size>,
-    /// Number of request queues, 1 to 64. Default: 1.
+    /// Most request queues that a client may use, 1 to 256. Default: 128.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub num_queues: Option<u16>,
     /// Most descriptors a client may give a queue, a power of two from 4 to 1024. Default: 1024.
@@ -244,8 +244,12 @@ pub struct FdAddress {
 /// Longest serial number virtio-blk has room for, in bytes.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
-/// Most request queues of an export.
-pub const QUEUES_MAX: u16 = 64;
+/// Most request queues of an export: vhost-user has 8 bits for the number of a queue.
+pub const QUEUES_MAX: u16 = 256;
+/// Request queues that are offered unless the user says otherwise. QEMU asks for as many as there are
+/// virtual CPUs and refuses an export that has fewer. Others (crosvm) make as many as are offered,
+/// with a descriptor and an interrupt vector each, of which crosvm has room for 256: hence not all.
+pub const QUEUES_DEFAULT: u16 = 128;
 /// Most descriptors of a queue, as in QEMU.
 pub const QUEUE_SIZE_MAX: u16 = 1024;
 
@@ -279,9 +283,9 @@ impl VhostUserBlkOptions {
             .map_or(LOGICAL_BLOCK_SIZE_MIN, |size| size.0)
     }
 
-    /// The number of queues.
+    /// The most queues that a client may use.
     pub fn num_queues(&self) -> u16 {
-        self.num_queues.unwrap_or(1)
+        self.num_queues.unwrap_or(QUEUES_DEFAULT)
     }
 
     /// The most descriptors of a queue.

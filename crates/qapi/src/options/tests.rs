@@ -380,8 +380,8 @@ fn export_error_texts() {
             "num-queues must be greater than 0",
         ),
         (
-            format!("{e},{a},num-queues=65"),
-            "Property e.num-queues doesn't take value 65 (minimum: 1, maximum: 64)",
+            format!("{e},{a},num-queues=257"),
+            "Property e.num-queues doesn't take value 257 (minimum: 1, maximum: 256)",
         ),
         (
             format!("{e},{a},queue-size=2"),

@@ -7,7 +7,7 @@ use std::time::Duration;
 #[derive(Debug, Clone)]
 pub struct VhostUserBlk {
     socket: PathBuf,
-    queues: u16,
+    queues: Option<u16>,
     reconnect: Option<Duration>,
 }
 
@@ -33,12 +33,13 @@ pub enum Disk {
 pub(super) type Version = (u32, u32);
 
 impl VhostUserBlk {
-    /// A disk with one queue, served on `socket`. QEMU does not reconnect.
+    /// A disk served on `socket`. QEMU asks for as many queues as there are CPUs, and does not
+    /// reconnect.
     #[must_use]
     pub fn new(socket: impl AsRef<Path>) -> Self {
         Self {
             socket: socket.as_ref().to_owned(),
-            queues: 1,
+            queues: None,
             reconnect: None,
         }
     }
@@ -46,7 +47,7 @@ impl VhostUserBlk {
     /// Number of queues.
     #[must_use]
     pub fn queues(mut self, queues: u16) -> Self {
-        self.queues = queues;
+        self.queues = Some(queues);
         self
     }
 
@@ -119,9 +120,10 @@ impl Disk {
                 if let Some(after) = disk.reconnect {
                     chardev.push_str(&reconnect(after, version));
                 }
-                let queues = disk.queues;
-                let device =
-                    format!("vhost-user-blk-pci,chardev=chardev{index},num-queues={queues}");
+                let mut device = format!("vhost-user-blk-pci,chardev=chardev{index}");
+                if let Some(queues) = disk.queues {
+                    device.push_str(&format!(",num-queues={queues}"));
+                }
                 (["-chardev".into(), chardev], device)
             }
             Self::VirtioBlk(disk) => {
@@ -182,6 +184,9 @@ mod tests {
         assert_eq!(disk.arguments(2, (9, 2)), expected(",reconnect-ms=1500"));
         assert_eq!(disk.arguments(2, (10, 0)), expected(",reconnect-ms=1500"));
         assert!(disk.needs_version());
+        let disk = Disk::from(VhostUserBlk::new("/s"));
+        let device = "vhost-user-blk-pci,chardev=chardev0,id=disk0,disable-legacy=on";
+        assert_eq!(disk.arguments(0, (7, 2))[3], device);
     }
 
     #[test]
