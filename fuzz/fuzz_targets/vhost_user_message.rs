@@ -11,6 +11,7 @@ use std::mem::MaybeUninit;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -26,6 +27,8 @@ use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
+/// Code of the message that hands an inflight region in.
+const SET_INFLIGHT_FD: u32 = 32;
 /// Messages of one client.
 const MESSAGES_MAX: usize = 32;
 /// Size of the memory behind each descriptor in bytes.
@@ -176,8 +179,30 @@ fn descriptor(message: &[u8]) -> OwnedFd {
         let fd = rustix::fs::memfd_create("fuzz", MemfdFlags::CLOEXEC).expect("a memfd");
         let file = File::from(fd);
         file.set_len(FILE_BYTES).expect("room");
+        if let Some((trailer, end)) = trailer(message) {
+            file.write_all_at(&trailer, end - trailer.len() as u64)
+                .expect("room");
+        }
         file.into()
     }
+}
+
+/// What ends an inflight region that the export itself has made, and where it ends. The message has
+/// some bytes of padding: they say what the trailer does.
+fn trailer(message: &[u8]) -> Option<([u8; 64], u64)> {
+    let payload = message
+        .strip_prefix(&SET_INFLIGHT_FD.to_ne_bytes())?
+        .get(8..)?;
+    let (bytes, rest) = payload.split_first_chunk()?;
+    let (offset, rest) = rest.split_first_chunk()?;
+    let &[queues, size, version, cache] = rest.get(4..8)? else {
+        return None;
+    };
+    let end = u64::from_ne_bytes(*bytes).checked_add(u64::from_ne_bytes(*offset))?;
+    let mut trailer = [0; 64];
+    trailer[..8].copy_from_slice(b"STNDFINF");
+    trailer[8..15].copy_from_slice(&[1 ^ version / 128, 0, queues, 0, size, 0, cache]);
+    (64..=FILE_BYTES).contains(&end).then_some((trailer, end))
 }
 
 /// The export must answer what it has to, and close.

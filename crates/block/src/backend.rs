@@ -5,17 +5,20 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
-use crate::control::{Control, LocalMessage, Wiring};
+use crate::control::{Control, LocalMessage, Wiring, block_on};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
 use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::request::Request;
-use crate::run_control::{BackendConfig, BackendId, LocalId, RunControl};
+use crate::run_control::{BackendConfig, BackendId, BackendState, LocalId, RunControl};
+use crate::saver::Saved;
 use crate::stats::{Accounting, BackendStats};
+use crate::write_cache::WriteCache;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]
@@ -178,6 +181,28 @@ impl Backend {
     /// Says so. A fresh life of the device begins without.
     pub fn set_remembered(&self, remembered: bool) {
         self.remembered.store(remembered, Ordering::Relaxed);
+    }
+
+    /// Whether the guest believes in a write cache, as it was last recorded, by a former daemon maybe.
+    pub fn write_cache(&self) -> WriteCache {
+        let state = |run: &RunControl| run.backend(self.id).map(BackendState::write_cache);
+        self.control.read(state).unwrap_or_default()
+    }
+
+    /// Records it for the next daemon. Waits at most `limit` for the state file, where there is one;
+    /// not at all if that is 0. For threads that may block.
+    pub fn record_write_cache(&self, write_cache: WriteCache, limit: Duration) -> Saved {
+        let id = self.id;
+        let told = self.control.call(move |state, wiring| {
+            state.set_write_cache(id, write_cache);
+            wiring.saver().cloned()
+        });
+        match block_on(told) {
+            Some(Some(_)) if limit.is_zero() => Saved::No,
+            Some(Some(changes)) => changes.save_within(limit),
+            // A daemon that ends saves once more.
+            Some(None) | None => Saved::Nowhere,
+        }
     }
 
     /// The device is gone: what was held is dropped and the I/O status disabled. When this returns,

@@ -91,6 +91,11 @@ impl Wiring {
         self.saver = Some(saver);
     }
 
+    /// Who saves, if anybody does.
+    pub fn saver(&self) -> Option<&Changes> {
+        self.saver.as_ref()
+    }
+
     /// Makes a part of a backend reachable.
     pub fn add_local(&mut self, local: LocalId, sender: Sender<LocalMessage>) {
         self.locals.insert(local, sender);

@@ -35,6 +35,7 @@ pub mod state_file;
 pub mod stats;
 pub mod vm_link;
 mod worker;
+pub mod write_cache;
 
 pub use backend::{Backend, Drained};
 pub use control::{Control, ControlTask, block_on, control};
@@ -54,7 +55,8 @@ pub use request::{Io, Operation, Request, Tag};
 pub use resize::ResizeError;
 pub use run_control::{BackendId, LocalId, Refusal, RunState};
 pub use saved::{SavedBackend, SavedLoss, SavedState};
-pub use saver::Saver;
+pub use saver::{Saved, Saver};
 pub use state_file::{StateFile, StateFileError};
 pub use stats::{BackendStats, ClassStats};
 pub use vm_link::{LinkState, LinkStatus, VmLink, VmOrder, VmPause, VmPending, VmState};
+pub use write_cache::WriteCache;

@@ -24,6 +24,7 @@ use crate::request::Request;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 use crate::vm_link::{VmOrder, VmPause};
+use crate::write_cache::WriteCache;
 
 use self::report_limit::{Offered, ReportLimit};
 
@@ -107,6 +108,7 @@ pub struct BackendState {
     first_error: Option<ErrorRecord>,
     last_error: Option<ErrorRecord>,
     stale_failures: u64,
+    write_cache: WriteCache,
     /// A former daemon held something of this backend, and its client has not been heard of since:
     /// what it may hand back counts as held.
     awaited: bool,
@@ -177,6 +179,11 @@ impl BackendState {
         self.stale_failures
     }
 
+    /// Whether the guest believes in a write cache.
+    pub fn write_cache(&self) -> WriteCache {
+        self.write_cache
+    }
+
     /// The last failure of `local` that was processed.
     pub fn upto(&self, local: LocalId) -> Option<u64> {
         self.locals.get(&local).copied()
@@ -236,6 +243,7 @@ impl BackendState {
             incident: self.incident.clone(),
             first_error: self.first_error.clone(),
             last_error: self.last_error.clone(),
+            write_cache: self.write_cache,
             stats: self.accounting.read(),
         }
     }
@@ -425,6 +433,7 @@ impl RunControl {
             incidents: saved.incidents,
             first_error: saved.first_error,
             last_error: saved.last_error,
+            write_cache: saved.write_cache,
             stale_failures: 0,
             reports: ReportLimit::default(),
             accounting: Arc::new(Accounting::starting_from(saved.stats)),
@@ -552,6 +561,15 @@ impl RunControl {
             for &local in state.locals.keys() {
                 fx.post(local, GateMessage::SetPolicy(policy));
             }
+        }
+    }
+
+    /// The guest has been told, or has chosen, whether there is a write cache. No reset changes it.
+    pub fn set_write_cache(&mut self, backend: BackendId, write_cache: WriteCache) {
+        if let Some(state) = self.backends.get_mut(&backend)
+            && std::mem::replace(&mut state.write_cache, write_cache) != write_cache
+        {
+            self.revision += 1;
         }
     }
 

@@ -13,6 +13,7 @@ use crate::request::{Operation, Request, Tag};
 use crate::run_control::{ErrorRecord, Incident, RunState};
 use crate::stats::{BackendStats, ClassStats};
 use crate::vm_link::VmPause;
+use crate::write_cache::WriteCache;
 
 /// Of the JSON form. A daemon ignores what another version has written.
 const VERSION: u32 = 1;
@@ -37,6 +38,8 @@ pub struct SavedBackend {
     pub first_error: Option<ErrorRecord>,
     /// The last error.
     pub last_error: Option<ErrorRecord>,
+    /// Whether its guest believes in a write cache.
+    pub write_cache: WriteCache,
     /// The counters; the idle time is not saved.
     pub stats: BackendStats,
 }
@@ -175,7 +178,14 @@ struct JsonBackend {
     incident: Option<JsonIncident>,
     first_error: Option<JsonError>,
     last_error: Option<JsonError>,
+    /// Daemons of old wrote none.
+    #[serde(default = "unknown")]
+    write_cache: String,
     stats: JsonStats,
+}
+
+fn unknown() -> String {
+    WriteCache::Unknown.name().to_owned()
 }
 
 #[derive(Serialize, Deserialize)]
@@ -244,6 +254,7 @@ impl From<&SavedBackend> for JsonBackend {
             }),
             first_error: saved.first_error.as_ref().map(JsonError::from),
             last_error: saved.last_error.as_ref().map(JsonError::from),
+            write_cache: saved.write_cache.name().to_owned(),
             stats: (&saved.stats).into(),
         }
     }
@@ -278,6 +289,12 @@ impl TryFrom<JsonBackend> for SavedBackend {
             incident,
             first_error: json.first_error.map(ErrorRecord::try_from).transpose()?,
             last_error: json.last_error.map(ErrorRecord::try_from).transpose()?,
+            write_cache: named(
+                &WriteCache::ALL,
+                WriteCache::name,
+                &json.write_cache,
+                "write-cache",
+            )?,
             stats: json.stats.into(),
         })
     }
@@ -506,16 +523,20 @@ pub(crate) mod tests {
             proptest::option::of(record()),
         );
         let incidents = (0..u64::MAX, proptest::option::of(incident));
-        (".*", ".*", status, incidents, errors, stats).prop_map(
-            |(device, node, io_status, (incidents, incident), errors, stats)| SavedBackend {
-                device,
-                node,
-                io_status,
-                incidents,
-                incident,
-                first_error: errors.0,
-                last_error: errors.1,
-                stats,
+        let cache = proptest::sample::select(&WriteCache::ALL[..]);
+        (".*", ".*", status, incidents, errors, stats, cache).prop_map(
+            |(device, node, io_status, (incidents, incident), errors, stats, write_cache)| {
+                SavedBackend {
+                    device,
+                    node,
+                    io_status,
+                    incidents,
+                    incident,
+                    first_error: errors.0,
+                    last_error: errors.1,
+                    write_cache,
+                    stats,
+                }
             },
         )
     }
@@ -551,6 +572,21 @@ pub(crate) mod tests {
             let (decoded, boot) = SavedState::decode(&json).expect("our own");
             prop_assert_eq!((decoded, boot), (state, boot_id));
         }
+    }
+
+    /// As written before there was such a thing.
+    #[test]
+    fn a_state_without_write_cache() {
+        let mut state = SavedState::default();
+        state.backends.push(SavedBackend {
+            write_cache: WriteCache::WriteThrough,
+            ..SavedBackend::default()
+        });
+        let json = String::from_utf8(state.encode("boot")).expect("JSON is UTF-8");
+        let member = ",\"write-cache\":\"write-through\"";
+        assert!(json.contains(member), "{json}");
+        let (old, _) = SavedState::decode(json.replace(member, "").as_bytes()).expect("it is");
+        assert_eq!(old.backends[0].write_cache, WriteCache::Unknown);
     }
 
     #[test]
@@ -591,6 +627,11 @@ pub(crate) mod tests {
             ("\"backing-gone\"", "\"gone\"", "'cause'"),
             ("\"errno\":5", "\"errno\":-5", "'errno'"),
             ("\"write\"", "\"scribble\"", "'operation'"),
+            (
+                "\"write-cache\":\"unknown\"",
+                "\"write-cache\":\"\"",
+                "'write-cache'",
+            ),
             ("\"at\":[0,0]", "\"at\":[0,1000000000]", "'time'"),
             ("\"at\":[0,0]", "\"at\":[18446744073709551615,0]", "'time'"),
             (

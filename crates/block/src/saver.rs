@@ -18,6 +18,14 @@ const COLLECT: Duration = Duration::from_millis(20);
 struct Wanted {
     changed: bool,
     ended: bool,
+    /// Who waits for a write, numbered from 1.
+    waiting: u64,
+    /// The last of them whose write has been tried.
+    tried: u64,
+    /// The last of them whose write has succeeded.
+    written: u64,
+    /// Nothing will be written any more.
+    over: bool,
 }
 
 #[derive(Debug, Default)]
@@ -33,16 +41,16 @@ impl Shared {
 
     fn set(&self, set: impl FnOnce(&mut Wanted)) {
         set(&mut self.lock());
-        self.condvar.notify_one();
+        self.condvar.notify_all();
     }
 
-    /// Waits for a change or the end; true at the end.
-    fn wait(&self) -> bool {
+    /// Waits for a change or the end; true at the end, and the last who waits for what is written now.
+    fn wait(&self) -> (bool, u64) {
         let idle = |wanted: &mut Wanted| !wanted.changed && !wanted.ended;
         let wanted = self.condvar.wait_while(self.lock(), idle);
         let mut wanted = wanted.unwrap_or_else(PoisonError::into_inner);
         wanted.changed = false;
-        wanted.ended
+        (wanted.ended, wanted.waiting)
     }
 
     /// Lets changes collect.
@@ -64,6 +72,37 @@ impl Changes {
     pub fn changed(&self) {
         self.0.set(|wanted| wanted.changed = true);
     }
+
+    /// Has everything saved that has changed so far, and waits for that at most `limit`. For threads
+    /// that may block.
+    pub fn save_within(&self, limit: Duration) -> Saved {
+        let shared = &*self.0;
+        let mine = {
+            let mut wanted = shared.lock();
+            wanted.changed = true;
+            wanted.waiting += 1;
+            wanted.waiting
+        };
+        shared.condvar.notify_all();
+        let open = |wanted: &mut Wanted| wanted.tried < mine && !wanted.over;
+        let waited = (shared.condvar).wait_timeout_while(shared.lock(), limit, open);
+        let (wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        match wanted.written >= mine {
+            true => Saved::Yes,
+            false => Saved::No,
+        }
+    }
+}
+
+/// Whether something is in the state file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Saved {
+    /// It is.
+    Yes,
+    /// It could not be written, or not yet.
+    No,
+    /// There is no state file.
+    Nowhere,
 }
 
 /// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
@@ -114,9 +153,17 @@ impl Drop for Saver {
 fn save(shared: &Shared, mut file: StateFile, registry: &Registry) {
     let mut failing = false;
     loop {
-        let ended = shared.wait();
+        let (ended, waiting) = shared.wait();
         let state = registry.save();
-        match file.write(&state) {
+        let written = file.write(&state);
+        shared.set(|wanted| {
+            wanted.tried = waiting;
+            if written.is_ok() {
+                wanted.written = waiting;
+            }
+            wanted.over = ended;
+        });
+        match written {
             Ok(()) if std::mem::take(&mut failing) => {
                 tracing::info!(
                     "the state file '{}' is up to date again",

@@ -11,6 +11,7 @@ use block::Limits;
 use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
 
 use crate::options::Options;
+use crate::protocol::message::ConfigRange;
 use crate::request::{DISCARD_SECTORS_MAX, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
 use crate::topology::Topology;
 
@@ -129,6 +130,16 @@ pub(crate) fn space(
     space
 }
 
+/// Where in a part of the configuration space the byte at `offset` is, if it is in there.
+pub(crate) fn place(range: ConfigRange, offset: u32) -> Option<usize> {
+    let start = match range.offset {
+        start if start as usize >= CONFIG_BYTES => 0,
+        start => start,
+    };
+    let place = offset.checked_sub(start).filter(|place| *place < range.len);
+    place.and_then(|place| usize::try_from(place).ok())
+}
+
 /// The part of the configuration space that a client asks for, with as many bytes as it asks for: an
 /// answer without payload is the protocol's sign of an error, but the crate `vhost` waits for the rest
 /// of it for ever. Behind the space's end are zeroes.
@@ -203,6 +214,30 @@ mod tests {
             assert_eq!((part[0], part[part.len() - 1]), (first, last));
         }
         assert!(part(&space, 0, 0).is_empty());
+    }
+
+    #[test]
+    fn who_reads_or_writes_the_write_cache() {
+        for (offset, len, expected) in [
+            (0, 60, Some(32)),
+            (0, 33, Some(32)),
+            (0, 32, None),
+            (32, 1, Some(0)),
+            (32, 0, None),
+            (31, 4, Some(1)),
+            (33, 4, None),
+            (255, 256, None),
+            (256, 60, Some(32)),
+            (u32::MAX, 60, Some(32)),
+            (u32::MAX, 8, None),
+        ] {
+            let range = ConfigRange {
+                offset,
+                len,
+                flags: 0,
+            };
+            assert_eq!(place(range, WCE_OFFSET), expected, "{len} at {offset}");
+        }
     }
 
     #[test]

@@ -16,6 +16,8 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
+use block::WriteCache;
+
 use crate::ring;
 use crate::shared::{Area, Cells, MapError, Mapping, sealed_memfd};
 use crate::trailer::{self, Layout};
@@ -91,11 +93,19 @@ pub(crate) struct Marked {
 pub(crate) struct Region {
     mapping: Arc<Mapping>,
     layout: Layout,
+    /// None in a region of an older daemon.
+    trailer: Option<Area>,
+    /// What the trailer said when the region was handed in.
+    write_cache: WriteCache,
 }
 
 impl Region {
     /// A fresh region, for GET_INFLIGHT_FD.
-    pub fn create(queues: u16, queue_size: u16) -> Result<(RegionSpec, File), InflightError> {
+    pub fn create(
+        queues: u16,
+        queue_size: u16,
+        write_cache: WriteCache,
+    ) -> Result<(RegionSpec, File), InflightError> {
         let layout = Layout { queues, queue_size };
         let parts = bytes_of(layout);
         let bytes = parts + trailer::BYTES as u64;
@@ -109,7 +119,7 @@ impl Region {
         let failed = |source| InflightError::Create { bytes, source };
         let file = sealed_memfd("vhost-user-blk-inflight", bytes);
         let file = File::from(file.map_err(|errno| failed(errno.into()))?);
-        (file.write_all_at(&trailer::fresh(layout), parts)).map_err(failed)?;
+        (file.write_all_at(&trailer::fresh(layout, write_cache), parts)).map_err(failed)?;
         Ok((spec, file))
     }
 
@@ -122,16 +132,32 @@ impl Region {
         // The least that any region has, before it is mapped.
         check(spec, said, 0)?;
         let mapping = Mapping::of_file(file.as_fd(), spec.offset, spec.bytes)?;
-        let layout = match trailer_of(&mapping).map(|area| trailer::read(&area)) {
-            Some(found) => found?,
-            None => None,
+        let mut trailer = trailer_of(&mapping);
+        let found = trailer.as_ref().map(trailer::read).transpose()?.flatten();
+        trailer = trailer.filter(|_| found.is_some());
+        let (layout, write_cache) = found.unwrap_or((said, WriteCache::Unknown));
+        let behind = found.map_or(0, |_| trailer::BYTES as u64);
+        check(spec, layout, bytes_of(layout) + behind)?;
+        Ok(Self {
+            mapping,
+            layout,
+            trailer,
+            write_cache,
+        })
+    }
+
+    /// What was recorded in it when it was handed in.
+    pub fn write_cache(&self) -> WriteCache {
+        self.write_cache
+    }
+
+    /// Records it; false if there is no place for it.
+    pub fn set_write_cache(&self, write_cache: WriteCache) -> bool {
+        let Some(trailer) = &self.trailer else {
+            return false;
         };
-        let (layout, trailer) = match layout {
-            Some(layout) => (layout, trailer::BYTES as u64),
-            None => (said, 0),
-        };
-        check(spec, layout, bytes_of(layout) + trailer)?;
-        Ok(Self { mapping, layout })
+        trailer::set_write_cache(trailer, write_cache);
+        true
     }
 
     /// Whether the client has taken memory of it away that was accessed here.
@@ -334,7 +360,7 @@ mod tests {
     }
 
     fn region(queues: u16, size: u16) -> (Region, File, RegionSpec) {
-        let (spec, file) = Region::create(queues, size).unwrap();
+        let (spec, file) = Region::create(queues, size, WriteCache::Unknown).unwrap();
         (Region::open(&spec, &file).unwrap(), file, spec)
     }
 
@@ -479,6 +505,30 @@ mod tests {
                 assert_eq!(heads(&part.recover(0).unwrap()), [63 - queue]);
             }
         }
+    }
+
+    #[test]
+    fn the_write_cache_is_read_once_and_written_at_once() {
+        let (spec, file) = Region::create(2, 8, WriteCache::WriteBack).unwrap();
+        let region = Region::open(&spec, &file).unwrap();
+        assert_eq!(region.write_cache(), WriteCache::WriteBack);
+        for cache in WriteCache::ALL {
+            assert!(region.set_write_cache(cache));
+            let again = Region::open(&spec, &file).unwrap();
+            assert_eq!(again.write_cache(), cache);
+            assert_eq!(region.write_cache(), WriteCache::WriteBack);
+        }
+        let at = area_len(&spec) - trailer::BYTES;
+        let area = region.mapping.area(0, region.mapping.len()).unwrap();
+        area.store_u8(at + 14, 3, Ordering::Relaxed);
+        let again = Region::open(&spec, &file).unwrap();
+        assert_eq!(again.write_cache(), WriteCache::WriteThrough);
+        // Nothing is written where there is no trailer.
+        area.store_u8(at, 0, Ordering::Relaxed);
+        let old = Region::open(&spec, &file).unwrap();
+        assert_eq!(old.write_cache(), WriteCache::Unknown);
+        assert!(!old.set_write_cache(WriteCache::WriteBack));
+        assert_eq!(area.load_u8(at + 14, Ordering::Relaxed), 3);
     }
 
     #[test]

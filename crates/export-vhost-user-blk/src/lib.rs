@@ -35,6 +35,7 @@ mod trailer;
 mod trouble;
 mod unclaimed;
 mod view;
+mod write_cache;
 
 /// A queue whose guest writes what it likes, for the fuzz target `vring`.
 #[cfg(fuzzing)]

@@ -3,6 +3,7 @@
 //! Runs on the export's control thread. A message that makes no sense is an error, which ends the
 //! connection; what concerns rings is done on the iothread, and waited for only if it ends by itself.
 
+mod cache;
 mod regions;
 mod vring;
 
@@ -10,10 +11,11 @@ use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Duration;
 
-use block::Backend;
+use block::{Backend, WriteCache};
 
-use crate::config::{self, F_CONFIG_WCE, F_FLUSH, NEEDS_RESET, WCE_OFFSET};
+use crate::config::{self, NEEDS_RESET, WCE_OFFSET};
 use crate::device::{Closed, DeviceHandle};
 use crate::inflight::Region;
 use crate::memory::{Memory, MemoryError};
@@ -22,6 +24,7 @@ use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{Answer, ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
 use crate::unclaimed::Unclaimed;
+use crate::write_cache::Belief;
 use regions::MEM_SLOTS_MAX;
 use vring::Vring;
 
@@ -40,8 +43,10 @@ pub(crate) struct Session {
     attached: bool,
     /// Whether this connection has begun a life of the device, or goes on with one.
     begun: bool,
-    /// The driver's wish for a write cache, if it may have one.
-    wce: bool,
+    /// What the guest believes about a write cache.
+    belief: Belief,
+    /// Whether it has been said that nobody knows.
+    belief_warned: bool,
     back_channel: Arc<BackChannel>,
     trouble: Arc<Trouble>,
     unclaimed: Arc<Unclaimed>,
@@ -94,8 +99,17 @@ impl Session {
         unclaimed: Arc<Unclaimed>,
     ) -> Self {
         let queues = (0..options.num_queues).map(|_| Vring::default());
+        let known = backend.write_cache();
+        if options.writethrough && known == WriteCache::WriteBack {
+            tracing::warn!(
+                export = options.id,
+                "writethrough=on is what a guest is told first; this one has a write cache since a \
+                 former daemon, and keeps it until it is told otherwise"
+            );
+        }
         Self {
-            wce: !options.writethrough,
+            belief: Belief::new(options.writethrough, known),
+            belief_warned: false,
             options,
             backend,
             device,
@@ -132,6 +146,7 @@ impl Session {
         self.back_channel.clear();
         self.status = 0;
         self.told_length = None;
+        self.belief.end();
         Ok(())
     }
 
@@ -148,29 +163,12 @@ impl Session {
         self.unclaimed.nothing();
         self.attached = true;
         self.begun = true;
-        self.wce = !self.options.writethrough;
         self.device.call_all(|device| async move {
             for queue in device.queues() {
                 queue.forget_all();
             }
         })?;
         self.set_writeback()
-    }
-
-    /// Whether there is a write cache, as virtio 1.2 5.2.6.2 derives it from the features.
-    fn writeback(&self) -> bool {
-        if self.features & F_CONFIG_WCE != 0 {
-            self.wce
-        } else {
-            self.features & F_FLUSH != 0 && !self.options.writethrough
-        }
-    }
-
-    fn set_writeback(&self) -> Result<()> {
-        let writeback = self.writeback();
-        self.device
-            .call_all(move |device| async move { device.set_writeback(writeback) })?;
-        Ok(())
     }
 
     /// Does what the client says.
@@ -212,7 +210,7 @@ impl Session {
             }
             Message::SetBackendReqFd(fd) => self.set_backend_req_fd(fd).map(done),
             Message::GetConfig(range) => Ok(self.get_config(range)),
-            Message::SetConfig(range, bytes) => self.set_config(range, &bytes).map(done),
+            Message::SetConfig(range, bytes) => self.set_config(range, &bytes),
             Message::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
             Message::SetInflightFd(inflight, fd) => self.set_inflight_fd(inflight, fd).map(done),
             Message::GetMaxMemSlots => Ok(Answer::Number(MEM_SLOTS_MAX as u64)),
@@ -267,21 +265,12 @@ impl Session {
     fn get_config(&mut self, range: ConfigRange) -> Answer<OwnedFd> {
         let length = self.length();
         let limits = self.backend.node().driver().limits();
-        let space = config::space(&self.options, length, limits, self.wce);
+        let space = config::space(&self.options, length, limits, self.belief.shown());
         self.told_length = Some(length);
+        if config::place(range, WCE_OFFSET).is_some() {
+            self.belief.read();
+        }
         Answer::Config(range, config::part(&space, range.offset, range.len))
-    }
-
-    fn set_config(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<()> {
-        let (WCE_OFFSET, &[wce @ (0 | 1)]) = (range.offset, bytes) else {
-            return Err(wrong(format!(
-                "SET_CONFIG of {} bytes at {}: only the write cache can be set, to 0 or 1",
-                bytes.len(),
-                range.offset
-            )));
-        };
-        self.wce = wce == 1;
-        self.set_writeback()
     }
 
     fn get_inflight_fd(&mut self, inflight: Inflight) -> Result<Answer<OwnedFd>> {
@@ -296,7 +285,7 @@ impl Session {
         self.attach()?;
         // Never smaller than the largest queue: QEMU asks with its `queue-size` and hands that back,
         // and on virtio-mmio the guest makes queues larger than it.
-        let (spec, file) = Region::create(queues, self.options.queue_size_max)
+        let (spec, file) = Region::create(queues, self.options.queue_size_max, self.belief.known())
             .map_err(|error| wrong(error.to_string()))?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
@@ -315,8 +304,10 @@ impl Session {
         }
         self.begun = true;
         self.backend.set_remembered(true);
+        self.belief.found(region.write_cache());
         self.region = Some(Arc::new(region));
-        Ok(())
+        self.note_belief(Duration::ZERO);
+        self.set_writeback()
     }
 }
 

@@ -68,7 +68,7 @@ impl Disk {
                 inflight: None,
                 features: session.features,
                 protocol: session.protocol,
-                config: session.config,
+                config: session.config.unwrap_or_default(),
                 next_token: 1,
                 violations: Vec::new(),
                 dropped: Vec::new(),
@@ -104,7 +104,7 @@ impl Disk {
             slots_told: false,
             state,
         };
-        disk.state.config = session.config;
+        disk.state.config = session.config.unwrap_or(disk.state.config);
         match disk.start() {
             Ok(()) => Ok(disk),
             Err(error) => Err((error, disk.disconnect())),
@@ -425,10 +425,17 @@ impl Disk {
     /// # Errors
     /// Errors of the connection, among them a refusal.
     pub fn set_write_cache(&mut self, on: bool) -> Result<(), FrontendError> {
-        let mut payload = [0; 13];
-        payload[..4].copy_from_slice(&CONFIG_WCE_OFFSET.to_ne_bytes());
-        payload[4..8].copy_from_slice(&1_u32.to_ne_bytes());
-        payload[12] = u8::from(on);
+        self.set_config(CONFIG_WCE_OFFSET, &[u8::from(on)])
+    }
+
+    /// SET_CONFIG of any bytes.
+    ///
+    /// # Errors
+    /// Errors of the connection, among them a refusal.
+    pub fn set_config(&mut self, offset: u32, bytes: &[u8]) -> Result<(), FrontendError> {
+        let len = u32::try_from(bytes.len()).unwrap_or(u32::MAX);
+        let mut payload = [offset, len, 0].map(u32::to_ne_bytes).concat();
+        payload.extend_from_slice(bytes);
         self.connection.set(message::SET_CONFIG, &payload, &[])
     }
 

@@ -32,6 +32,8 @@ pub struct Options {
     /// Negotiate CONFIGURE_MEM_SLOTS, and tell the back end of each region once per connection
     /// instead of all of them at every start.
     pub mem_slots: bool,
+    /// Read the configuration space at a reconnect, too. QEMU does not: it goes on with its copy.
+    pub config_again: bool,
     /// Guest memory, rings included.
     pub memory_bytes: u64,
     /// Number of regions the guest memory is divided into, 1 to 8.
@@ -66,6 +68,7 @@ impl Default for Options {
             backend_channel: true,
             device_status: true,
             mem_slots: false,
+            config_again: true,
             memory_bytes: 64 << 20,
             memory_regions: 2,
             segments: 1,

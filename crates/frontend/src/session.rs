@@ -28,7 +28,7 @@ pub(crate) struct Session {
     pub channel: Option<BackendChannel>,
     pub features: u64,
     pub protocol: u64,
-    pub config: BlkConfig,
+    pub config: Option<BlkConfig>,
 }
 
 impl Session {
@@ -118,7 +118,10 @@ impl Session {
             connection.set(message::SET_BACKEND_REQ_FD, &[], &[theirs.as_fd()])?;
             Some(ours)
         };
-        let config = get_config(&mut connection)?;
+        let config = match in_use {
+            Some(_) if !options.config_again => None,
+            _ => Some(get_config(&mut connection)?),
+        };
         Ok(Self {
             connection,
             channel,

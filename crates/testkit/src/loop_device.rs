@@ -53,6 +53,19 @@ impl LoopDevice {
         &self.path
     }
 
+    /// How many flushes of its cache have been carried out since it was made, those included by which
+    /// single writes were made durable. The kernel counts them.
+    ///
+    /// # Errors
+    /// If the kernel does not say.
+    pub fn flushes(&self) -> Result<u64> {
+        let name = self.path.file_name().context("a path with a name")?;
+        let stat = Path::new("/sys/block").join(name).join("stat");
+        let stat = std::fs::read_to_string(stat)?;
+        let flushes = stat.split_whitespace().nth(15);
+        Ok(flushes.context("no count of flushes")?.parse()?)
+    }
+
     /// Takes over a changed size of the backing file.
     ///
     /// # Errors

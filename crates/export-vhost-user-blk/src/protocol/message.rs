@@ -549,6 +549,8 @@ impl<F> Body<'_, F> {
 pub enum Answer<F> {
     /// Nothing but that it is done, if the client wants to hear that.
     Done,
+    /// It cannot be done, if the client wants to hear that.
+    Failed,
     /// A number.
     Number(u64),
     /// GET_VRING_BASE.
@@ -564,8 +566,9 @@ impl<F> Answer<F> {
     pub fn encode(self, to: Header) -> Option<(Vec<u8>, Option<F>)> {
         let number = u64::to_ne_bytes;
         let (payload, fd) = match self {
-            Self::Done if !to.need_reply => return None,
+            Self::Done | Self::Failed if !to.need_reply => return None,
             Self::Done => (number(0).to_vec(), None),
+            Self::Failed => (number(1).to_vec(), None),
             Self::Number(value) => (number(value).to_vec(), None),
             Self::VringBase(state) => (words(&[state.index, state.value]), None),
             Self::Config(range, mut bytes) => {

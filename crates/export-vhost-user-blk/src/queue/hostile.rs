@@ -10,8 +10,10 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use block::WriteCache;
+
 use super::state::{SlotState, State};
-use crate::inflight::Region;
+use crate::inflight::{self, Region};
 use crate::memory::{Memory, RegionSpec};
 use crate::request::Rules;
 use crate::ring::{Layout, Ring};
@@ -33,11 +35,18 @@ struct Bench {
     state: State,
     memory: Arc<Memory>,
     guest: Area,
-    region: Option<(Arc<Region>, Area)>,
+    region: Option<Kept>,
     layout: Layout,
     rules: Rules,
     /// Heads taken and not completed, in the order they were taken.
     taken: Vec<u16>,
+}
+
+/// The inflight region, as the client keeps it.
+struct Kept {
+    spec: inflight::RegionSpec,
+    file: File,
+    area: Area,
 }
 
 /// Runs one input. Panics if the queue does what it must never do.
@@ -74,10 +83,10 @@ impl Bench {
         }
         let size = 1 << (exponent % (SIZE_EXPONENT_MAX + 1));
         let region = (flags & 4 != 0).then(|| {
-            let (spec, file) = Region::create(1, size).expect("a region");
+            let (spec, file) = Region::create(1, size, WriteCache::Unknown).expect("a region");
             let mapping = Mapping::of_file(file.as_fd(), 0, spec.bytes).expect("a mapping");
             let area = mapping.area(0, mapping.len()).expect("all of it");
-            (Arc::new(Region::open(&spec, &file).expect("ours")), area)
+            Kept { spec, file, area }
         });
         Self {
             state: State::default(),
@@ -103,7 +112,14 @@ impl Bench {
     /// As `Queue::start`.
     fn start(&mut self, base: u16) {
         let ring = Ring::new(Arc::clone(&self.memory), self.layout).expect("it is mapped");
-        let region = self.region.as_ref().map(|(region, _)| Arc::clone(region));
+        // Handed in again, with whatever is in it by now, the trailer included.
+        let handed = |kept: &Kept| Region::open(&kept.spec, &kept.file).map(Arc::new);
+        let Ok(region) = self.region.as_ref().map(handed).transpose() else {
+            return;
+        };
+        if let Some(region) = &region {
+            region.set_write_cache(region.write_cache());
+        }
         self.state.enabled = true;
         let Ok((live, marked)) = self.state.prepare(0, ring, region, 0, base) else {
             return;
@@ -154,8 +170,9 @@ impl Bench {
                 self.start(u16::from_le_bytes([b, c]));
             }
             5 => {
-                if let Some((_, area)) = &self.region {
-                    area.store_u8(at % 64, c, Ordering::Relaxed);
+                if let Some(Kept { spec, area, .. }) = &self.region {
+                    let len = usize::try_from(spec.bytes).expect("it is mapped");
+                    area.store_u8(at % len, c, Ordering::Relaxed);
                 }
             }
             6 => {

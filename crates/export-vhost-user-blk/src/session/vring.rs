@@ -154,6 +154,7 @@ impl Session {
             // Neither a fresh region nor one that was handed back: nothing can go on.
             self.attach()?;
         }
+        self.start_cache()?;
         let setup = self.setup(index, kick)?;
         let always = self.features & F_PROTOCOL_FEATURES == 0;
         self.device.call_queue(index, move |queue| async move {
