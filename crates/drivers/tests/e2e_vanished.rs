@@ -234,6 +234,39 @@ mod tests {
         assert!(failed > 0, "it has met the end");
     }
 
+    /// The page cache dropped without a word what it was to write beyond the end of a device that had
+    /// shrunk, and the flush was called a success: what the guest believed to be safe was lost.
+    #[test]
+    fn a_flush_of_what_a_device_has_lost() {
+        let bench = Bench::new();
+        for left in [0, MIB] {
+            let disk = Disk::new(16 * MIB);
+            let node = disk.open(false);
+            let write = Op::write(8 * MIB, data(65536));
+            bench.run(&node, write).expect("the page cache takes it");
+            disk.resize(left);
+            let error = bench.run(&node, Op::flush()).expect_err("lost");
+            assert_eq!(error.kind(), ErrorKind::BackingGone, "{error}");
+            let blocker = node.driver().cont_blocker();
+            assert!(blocker.is_some_and(|text| text.contains("'disk0' has lost data")));
+        }
+        // Nothing is lost of what lies before the end, or was flushed.
+        let disk = Disk::new(16 * MIB);
+        let node = disk.open(false);
+        let at = |at| Op::write(at, data(65536));
+        for op in [at(8 * MIB), Op::flush(), at(MIB - 65536)] {
+            bench.run(&node, op).expect("all is well");
+        }
+        disk.resize(MIB);
+        bench.run(&node, Op::flush()).expect("all of it is there");
+        // What is taken over is meant.
+        disk.resize(4 * MIB);
+        bench.run(&node, at(2 * MIB)).expect("inside");
+        disk.resize(MIB);
+        node.driver().resize(MIB).expect("the real size");
+        bench.run(&node, Op::flush()).expect("as it was meant");
+    }
+
     #[test]
     fn a_file_that_somebody_truncates_is_not_read_as_zeroes() {
         let bench = Bench::new();

@@ -11,6 +11,10 @@
 //!   tried. Nobody knows that of the first attempt, so it is tried again, which is right as well if the
 //!   device has grown meanwhile.
 //!
+//! The page cache drops without a word what it was to write beyond the end of a device that has shrunk,
+//! and fdatasync(2) calls that a success. So what was written through the page cache is compared with
+//! the size at each flush ([`DeviceSize::lost`]).
+//!
 //! [`ErrorKind::BackingGone`]: block::ErrorKind::BackingGone
 
 use std::io;
@@ -27,19 +31,51 @@ const AGAIN_MAX: u32 = 4;
 #[derive(Debug)]
 pub struct DeviceSize {
     largest: AtomicU64,
+    /// Whether it is written through a page cache that is flushed.
+    cached: bool,
+    /// How far writes have reached that no flush has begun after.
+    written: AtomicU64,
 }
 
 impl DeviceSize {
-    /// The device has `size` bytes.
-    pub fn new(size: u64) -> Self {
+    /// The device has `size` bytes. `cached`: it is written through a page cache that is flushed.
+    pub fn new(size: u64, cached: bool) -> Self {
         Self {
             largest: AtomicU64::new(size),
+            cached,
+            written: AtomicU64::new(0),
         }
     }
 
     /// Somebody has made up his mind: the device has `size` bytes, and that is right.
     pub fn taken(&self, size: u64) {
         self.largest.store(size, Ordering::Release);
+        self.written.fetch_min(size, Ordering::AcqRel);
+    }
+
+    /// A write that ends at `end` has succeeded.
+    pub fn wrote(&self, end: u64) {
+        // A plain load first: most writes change nothing.
+        if self.cached && end > self.written.load(Ordering::Acquire) {
+            self.written.fetch_max(end, Ordering::AcqRel);
+        }
+    }
+
+    /// A flush begins: how far what it is to make durable reaches.
+    pub fn flush_begins(&self) -> u64 {
+        if self.cached {
+            self.written.swap(0, Ordering::AcqRel)
+        } else {
+            0
+        }
+    }
+
+    /// A flush of what reaches to `end` has succeeded, the kernel says. The size of the device, if it
+    /// ends before.
+    pub fn lost(&self, fd: BorrowedFd<'_>, end: u64) -> Option<u64> {
+        (end > 0)
+            .then(|| self.ask(fd).size)
+            .filter(|&size| size < end)
     }
 
     /// Asks. At once: the kernel looks at a number. A device that does not answer has no bytes.
@@ -106,7 +142,7 @@ mod tests {
     /// volume for ever.
     #[test]
     fn smaller_than_it_was_is_shrunk_until_that_is_taken() {
-        let size = DeviceSize::new(16 * MIB);
+        let size = DeviceSize::new(16 * MIB, false);
         assert!(!asked(&size, 16 * MIB).has_shrunk());
         for now in [0, 1, 16 * MIB - 1] {
             assert!(asked(&size, now).has_shrunk(), "{now}");
@@ -119,12 +155,12 @@ mod tests {
         size.taken(0);
         assert!(!asked(&size, 0).has_shrunk(), "even nothing can be taken");
         let none = Err(io::Error::from_raw_os_error(libc::ENODEV));
-        assert!(DeviceSize::new(1).asked(&none).has_shrunk());
+        assert!(DeviceSize::new(1, false).asked(&none).has_shrunk());
     }
 
     #[test]
     fn what_is_gone_lies_beyond_the_end_of_what_is_left() {
-        let size = DeviceSize::new(16 * MIB);
+        let size = DeviceSize::new(16 * MIB, false);
         let half = asked(&size, 8 * MIB);
         assert!(half.is_gone(&(8 * MIB - 512..8 * MIB + 512)));
         assert!(!half.is_gone(&(0..8 * MIB)));
@@ -135,7 +171,7 @@ mod tests {
 
     #[test]
     fn tried_again_inside_as_long_as_the_size_is_another() {
-        let size = DeviceSize::new(16 * MIB);
+        let size = DeviceSize::new(16 * MIB, false);
         let mut again = Again::default();
         let at = 12 * MIB;
         assert!(!again.is_due(asked(&size, 0), at));

@@ -6,6 +6,8 @@
 //! who knows says that the loss is accepted. For the same reason flushes of a buffered file go one
 //! at a time: of two that run at once only one would hear of the failure.
 //!
+//! The same is lost, and nobody is told, if a block device has shrunk meanwhile ([`DeviceSize::lost`]).
+//!
 //! With O_DIRECT there are no such pages, and a failed flush may be tried again.
 
 use std::os::fd::BorrowedFd;
@@ -14,6 +16,7 @@ use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
 use block::{BlockError, Result};
 use iothread::ring;
 
+use super::device_size::DeviceSize;
 use super::retry::Retry;
 use super::serialise::{Mode, RangeLock};
 
@@ -64,7 +67,7 @@ impl Flusher {
     }
 
     /// Makes all writes that have completed durable, through the page cache.
-    pub async fn flush_buffered(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    pub async fn flush_buffered(&self, fd: BorrowedFd<'_>, device: &DeviceSize) -> Result<()> {
         let begun_before = self.begun.load(Ordering::SeqCst);
         self.check()?;
         let _turn = self.gate.lock(0..1, Mode::Exclusive).await;
@@ -74,9 +77,14 @@ impl Flusher {
             return Ok(());
         }
         let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        let end = device.flush_begins();
         let mut retry = Retry::new();
         loop {
             let Err(error) = ring::fsync(fd, true).await else {
+                if let Some(size) = device.lost(fd, end) {
+                    self.latch(libc::EIO);
+                    return Err(dropped(size, end));
+                }
                 self.succeeded.store(number, Ordering::SeqCst);
                 return Ok(());
             };
@@ -113,4 +121,15 @@ impl Flusher {
             }
         }
     }
+}
+
+#[cold]
+fn dropped(size: u64, end: u64) -> BlockError {
+    BlockError::new(
+        libc::EIO,
+        format!(
+            "the device has shrunk to {size} bytes, and the page cache has dropped what was to be \
+             written beyond that, up to byte {end}"
+        ),
+    )
 }

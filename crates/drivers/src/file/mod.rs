@@ -240,7 +240,7 @@ impl FileDriver {
             length: AtomicU64::new(length),
             tail,
             locks: opened.locks,
-            device_size: DeviceSize::new(opened.length),
+            device_size: DeviceSize::new(opened.length, kind == Kind::Block && buffered),
             alignment: opened.alignment,
             zero_align: match kind {
                 Kind::Block => opened.logical_block,
@@ -294,7 +294,9 @@ impl FileDriver {
         } else if self.cache_direct {
             self.flusher.flush_direct(self.fd()).await
         } else {
-            self.flusher.flush_buffered(self.fd()).await
+            self.flusher
+                .flush_buffered(self.fd(), &self.device_size)
+                .await
         }
     }
 

@@ -70,13 +70,16 @@ impl FileDriver {
             // SAFETY: as in `read`.
             let result = unsafe { ring::writev(self.fd(), iov, offset, rw_flags) }.await;
             if matches!(result, Ok(written) if written as usize >= wanted) {
+                self.device_size.wrote(offset + wanted as u64);
                 return Ok(());
             }
             Some(result)
         } else {
             None
         };
-        Box::pin(self.go_on(Transfer::Write(rw_flags), iov, offset, wanted, first)).await
+        Box::pin(self.go_on(Transfer::Write(rw_flags), iov, offset, wanted, first)).await?;
+        self.device_size.wrote(offset + wanted as u64);
+        Ok(())
     }
 
     /// Goes on after a first attempt that was not enough, or begins with vectors that are too long
