@@ -51,7 +51,7 @@ pub enum ResizeError {
     #[error(
         "Permission conflict on node '{node}': permissions 'resize' are both required by an unnamed \
          block device (uses node '{root}' as 'root' child) and unshared by node '{parent}' (uses \
-         node '{node}' as '{role}' child); resize node '{parent}' instead"
+         node '{node}' as '{role}' child). Resize node '{parent}' instead."
     )]
     Unshared {
         /// The node that would change.

@@ -361,7 +361,8 @@ mod tests {
     /// The same for files: on a file system that is mounted read-only, and one that is immutable.
     #[test]
     fn files_that_cannot_be_written() {
-        let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory");
+        let large = LargeSectors::mount();
+        let dir = tempfile::tempdir_in(large.dir.path()).expect("a directory");
         let path = dir.path().join("image");
         std::fs::write(&path, [0; 4096]).expect("space");
         let place = dir.path().to_str().expect("ASCII");

@@ -76,7 +76,7 @@ fn below_a_quota_it_is_refused() -> Result<()> {
         let expected = format!(
             "Permission conflict on node 'debug0': permissions 'resize' are both required by an \
              unnamed block device (uses node '{node}' as 'root' child) and unshared by node \
-             'quota0' (uses node 'debug0' as 'file' child); resize node 'quota0' instead"
+             'quota0' (uses node 'debug0' as 'file' child). Resize node 'quota0' instead."
         );
         ensure!(text == expected, "{text}");
     }

@@ -10,6 +10,7 @@ mod common;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -66,6 +67,18 @@ fn names_that_are_no_text_work_everywhere() {
         shown,
         format!("{}/d\u{10ffff}.img", place.name("")).replace("//", "/")
     );
+    // Our tool, too, and what it tells the daemon.
+    let vmm = file(b"vmm\xfc.sock");
+    let listener = UnixListener::bind(&vmm).unwrap();
+    let added = Command::new(env!("CARGO_BIN_EXE_standfast"))
+        .arg("qmp")
+        .arg(&qmp)
+        .args(["object-add", "qom-type=vmm-qemu", "id=vm0"])
+        .arg(option("path=", &vmm, ""))
+        .output()
+        .unwrap();
+    assert!(added.status.success(), "{}", added.stderr.escape_ascii());
+    listener.accept().unwrap();
     assert!(daemon.terminate(PATIENCE).unwrap().success());
     assert!(!disk.exists() && !qmp.exists() && !pid.exists());
 }

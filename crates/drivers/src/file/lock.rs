@@ -166,6 +166,25 @@ mod tests {
     const READER: Permissions = Permissions::CONSISTENT_READ;
     const NO_WRITERS: Permissions = Permissions::CONSISTENT_READ.and(Permissions::WRITE_UNCHANGED);
 
+    /// The second descriptor of an image does I/O as well: until that has ended, others stay out.
+    #[test]
+    fn shared_locks_end_with_the_last_descriptor() {
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        let open = || {
+            let options = File::options().read(true).write(true).open(image.path());
+            options.expect("the file exists")
+        };
+        let (one, two) = (open(), open());
+        acquire(one.as_fd(), "b.img", WRITER, NO_WRITERS).expect("nobody else is there");
+        share(two.as_fd(), WRITER, NO_WRITERS).expect("it is ours");
+        drop(one);
+        let other = open();
+        let refused = acquire(other.as_fd(), "b.img", WRITER, NO_WRITERS);
+        assert!(refused.expect_err("it is in use").is_locked());
+        drop((two, other));
+        acquire(open().as_fd(), "b.img", WRITER, NO_WRITERS).expect("the locks are gone");
+    }
+
     /// Each pair of users of one image, as QEMU's permission rules have it.
     #[test]
     fn conflicts_table() {

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use qapi::{Object, QmpError};
+use qapi::{Object, QmpError, os_text};
 
 use self::client::{Client, ClientError};
 
@@ -84,7 +84,7 @@ enum Command {
         command: String,
         /// Its arguments: one JSON object, or key=value ... (64M is a size in bytes, "64M" a text)
         #[arg(value_name = "ARGS")]
-        arguments: Vec<String>,
+        arguments: Vec<OsString>,
     },
     /// The daemon of the demo: the same program, which ends with its parent
     #[command(name = crate::demo::DAEMON_COMMAND, hide = true, disable_help_flag = true)]
@@ -162,8 +162,11 @@ fn plain(socket: &Path, command: &str, arguments: Object) -> Result<(), Failure>
     Ok(())
 }
 
-fn qmp(socket: &Path, command: &str, arguments: &[String]) -> Result<(), Failure> {
-    let arguments = arguments::parse(arguments).map_err(Failure::Arguments)?;
+fn qmp(socket: &Path, command: &str, arguments: &[OsString]) -> Result<(), Failure> {
+    let words: Vec<_> = (arguments.iter())
+        .map(|word| os_text::from_os(word))
+        .collect();
+    let arguments = arguments::parse(&words).map_err(Failure::Arguments)?;
     let value = Client::connect(socket)?.execute(command, arguments)?;
     match writeln!(io::stdout(), "{value:#}") {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(Failure::Output(error)),
