@@ -7,6 +7,7 @@ use block::event::EventKind;
 use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
 use block::{
     Action, BackendStats, Direction, Event, Export, LinkStatus, Node, RunState, Status, VmLink,
+    WriteCache,
 };
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
@@ -194,6 +195,10 @@ pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunContr
     if policy.can_stop() {
         warnings.extend(nodes.warnings);
     }
+    let mut inserted = nodes.root;
+    // Here, as in QEMU, it is the guest's cache, and not the node's.
+    let cache = run.map(BackendState::write_cache);
+    inserted.cache.writeback = cache != Some(WriteCache::WriteThrough);
     BlockInfo {
         device: export.id().to_owned(),
         qdev: Some(export.id().to_owned()),
@@ -208,7 +213,7 @@ pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunContr
                 Status::Nospace => BlockDeviceIoStatus::Nospace,
                 Status::Failed => BlockDeviceIoStatus::Failed,
             }),
-        inserted: Some(nodes.root),
+        inserted: Some(inserted),
         x_werror: Some(policy.werror().name().to_owned()),
         x_rerror: Some(policy.rerror().name().to_owned()),
         x_hold_scope: Some(backend.scope().name().to_owned()),

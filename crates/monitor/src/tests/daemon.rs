@@ -260,7 +260,7 @@ impl Daemon {
             .unwrap();
     }
 
-    fn backend(&self, id: &str) -> BackendId {
+    pub fn backend(&self, id: &str) -> BackendId {
         self.registry.export(id).unwrap().backend().id()
     }
 

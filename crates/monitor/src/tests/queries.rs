@@ -103,6 +103,20 @@ async fn query_block() {
             },
         })
     );
+    // Its guest has no write cache.
+    let id = daemon.backend("e");
+    let set = move |state: &mut block::run_control::RunControl, _: &mut _| {
+        state.set_write_cache(id, block::WriteCache::WriteThrough);
+    };
+    daemon.control().call(set).await;
+    let list = client.result("query-block").await;
+    assert_eq!(list[0]["inserted"]["cache"]["writeback"], false);
+    assert_eq!(list[1]["inserted"]["cache"]["writeback"], true);
+    let text = client.hmp("info block e").await;
+    assert!(
+        text.contains("Cache mode:       writethrough\r\n"),
+        "{text}"
+    );
     daemon.fail("e", ENOSPC).await;
     client.events(2).await;
     let held = &client.result("query-block").await[0];
