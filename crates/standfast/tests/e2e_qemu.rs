@@ -8,8 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use harness::{MIB, PATIENCE, Server, Setup, sparse};
 use serde_json::{Value, json};
-use testkit::Guest;
 use testkit::guest::VhostUserBlk;
+use testkit::{Guest, LoopDevice};
 
 const DISK_BYTES: u64 = 16 * MIB;
 
@@ -23,18 +23,21 @@ done
 echo done";
 
 fn serve() -> Result<Server> {
-    let setup = Setup::new()?;
+    with_disk(Setup::new()?)?.start()
+}
+
+/// The export `vda` on a file.
+fn with_disk(setup: Setup) -> Result<Setup> {
     let image = setup.path("disk.img");
     sparse(&image, DISK_BYTES)?;
     let file = json!({
         "driver": "file", "node-name": "file", "filename": image, "cache": { "direct": true },
     });
-    setup
+    Ok(setup
         // All messages, for whoever has to find out why this fails.
         .env("STANDFAST_LOG", "trace")
         .blockdev(&file)
-        .export("vda", "file", json!({}))
-        .start()
+        .export("vda", "file", json!({})))
 }
 
 fn guest(server: &Server) -> Result<Guest> {
@@ -96,10 +99,38 @@ fn the_daemon_is_replaced_under_a_stopped_vm() -> Result<()> {
     server.end()
 }
 
+/// A new size, and the geometry of a device: the guest took 512 bytes for whatever the host knew better.
 #[test]
-fn the_guest_sees_a_new_size() -> Result<()> {
-    let mut server = serve()?;
-    let guest = guest(&server)?;
+fn the_guest_sees_size_and_geometry() -> Result<()> {
+    let setup = Setup::new()?;
+    let image = setup.path("device.img");
+    sparse(&image, DISK_BYTES)?;
+    let device = LoopDevice::with_sectors(&image, 4096)?;
+    let mut server = with_disk(setup)?
+        .blockdev(&json!({ "driver": "host_device", "node-name": "device",
+            "filename": device.path(), "cache": { "direct": true }, "discard": "unmap" }))
+        .export("vdb", "device", json!({}))
+        .start()?;
+    let disk = |id: &str| VhostUserBlk::new(server.socket(id)).reconnect(Duration::from_secs(1));
+    let mut guest = Guest::builder()
+        .disk(disk("vda"))
+        .disk(disk("vdb"))
+        .start()?;
+    guest.wait_boot(PATIENCE * 2)?;
+    let queue = "/sys/block/vdb/queue";
+    let script = format!(
+        "cd {queue} && cat logical_block_size physical_block_size minimum_io_size \
+         discard_granularity"
+    );
+    let seen = guest.run_ok(&script, PATIENCE)?;
+    let seen: Vec<_> = seen.split_whitespace().collect();
+    let name = device.path().display().to_string().replace("/dev/", "");
+    let granularity =
+        std::fs::read_to_string(format!("/sys/block/{name}/queue/discard_granularity"))?;
+    ensure!(
+        seen == ["512", "4096", "4096", granularity.trim()],
+        "{seen:?}"
+    );
     let sectors = || guest.run_ok("cat /sys/block/vda/size", PATIENCE);
     ensure!(sectors()?.trim() == (DISK_BYTES / 512).to_string());
     let resize = json!({ "node-name": "file", "size": 2 * DISK_BYTES });
