@@ -3,7 +3,7 @@
 //! This is the part of it that the control plane holds; [`crate::LocalBackend`] is the part that
 //! lives on an iothread and sees the requests.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use iothread::mailbox::{self, Sender};
 use crate::control::{Control, LocalMessage, Wiring, block_on};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
+use crate::loss::Loss;
 use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::request::Request;
@@ -30,6 +31,8 @@ pub struct Backend {
     scope: HoldScope,
     control: Control,
     accounting: Arc<Accounting>,
+    /// Losses of its nodes up to this number are void for its client.
+    losses_accepted: Arc<AtomicU32>,
     /// The client remembers in an inflight region what has not been completed.
     remembered: AtomicBool,
     blockers: SharedBlockers,
@@ -53,12 +56,14 @@ impl Backend {
             scope,
         };
         let root = Arc::clone(&node);
-        let (id, accounting) = control
+        let (id, accounting, losses_accepted) = control
             .call(move |state, wiring| {
                 let id = state.add_backend(config);
-                wiring.add_backend(id, root);
-                let accounting = Arc::clone(state.backend(id)?.accounting());
-                Some((id, accounting))
+                let backend = state.backend(id)?;
+                let accounting = Arc::clone(backend.accounting());
+                let losses_accepted = Arc::clone(backend.losses_accepted());
+                wiring.add_backend(id, root, Arc::clone(&losses_accepted));
+                Some((id, accounting, losses_accepted))
             })
             .await??;
         Some(Arc::new(Self {
@@ -69,6 +74,7 @@ impl Backend {
             scope,
             control: control.clone(),
             accounting,
+            losses_accepted,
             remembered: AtomicBool::new(false),
             blockers: SharedBlockers::default(),
             locals: Mutex::default(),
@@ -128,12 +134,18 @@ impl Backend {
         }
     }
 
+    /// See [`crate::loss`].
+    #[inline]
+    pub fn losses_accepted(&self) -> u32 {
+        self.losses_accepted.load(Ordering::Relaxed)
+    }
+
     pub(crate) fn accounting(&self) -> &Accounting {
         &self.accounting
     }
 
     /// A new client with a fresh life of the device: the I/O status is enabled and reset, what was
-    /// held is dropped, latched flush failures are void; `io-error` ends if nothing is held any
+    /// held is dropped, latched flush failures are void for it; `io-error` ends if nothing is held any
     /// more. When this returns, nothing of the former life is in flight. Returns the new generation;
     /// none: the daemon ends.
     pub async fn attach(self: &Arc<Self>) -> Option<u64> {
@@ -157,10 +169,14 @@ impl Backend {
             .call(move |state, wiring| begin(state, id, wiring))
             .await??;
         self.settle().await;
-        for node in self.node.subtree() {
-            node.driver().client_reset();
-        }
-        self.control.call(|state, _| state.touch()).await;
+        // What was lost is void for this client, which has nothing there yet; for the clients of
+        // other exports on the same nodes it is not.
+        self.losses_accepted.store(Loss::last(), Ordering::SeqCst);
+        let clear = |state: &mut RunControl, wiring: &mut Wiring| {
+            wiring.clear_void_losses();
+            state.touch();
+        };
+        self.control.call(clear).await;
         Some(generation)
     }
 
@@ -222,6 +238,8 @@ impl Backend {
             .call(move |state, wiring| {
                 state.remove_backend(id);
                 wiring.remove_backend(id);
+                // It may have been the last one for which they counted.
+                wiring.clear_void_losses();
             })
             .await;
     }

@@ -5,7 +5,7 @@ use std::fmt;
 use std::future::Future;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
@@ -15,6 +15,7 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::alarm::Alarm;
 use crate::event::{Event, EventKind, Observer};
+use crate::loss::Loss;
 use crate::node::Node;
 use crate::reports::Reports;
 use crate::request::Request;
@@ -70,11 +71,17 @@ pub enum LocalMessage {
     Recheck,
 }
 
+/// What a backend uses.
+struct Root {
+    node: Arc<Node>,
+    losses_accepted: Arc<AtomicU32>,
+}
+
 /// Whom run control's effects reach.
 #[derive(Default)]
 pub struct Wiring {
     locals: HashMap<LocalId, Sender<LocalMessage>>,
-    nodes: HashMap<BackendId, Arc<Node>>,
+    backends: HashMap<BackendId, Root>,
     observers: Vec<Arc<dyn Observer>>,
     saver: Option<Changes>,
     link: Option<Arc<dyn VmLink>>,
@@ -106,14 +113,23 @@ impl Wiring {
         self.locals.remove(&local);
     }
 
-    /// Names the root node of a backend.
-    pub fn add_backend(&mut self, backend: BackendId, node: Arc<Node>) {
-        self.nodes.insert(backend, node);
+    /// Names the root node of a backend, and up to which number losses are void for it.
+    pub fn add_backend(
+        &mut self,
+        backend: BackendId,
+        node: Arc<Node>,
+        losses_accepted: Arc<AtomicU32>,
+    ) {
+        let root = Root {
+            node,
+            losses_accepted,
+        };
+        self.backends.insert(backend, root);
     }
 
     /// Forgets it.
     pub fn remove_backend(&mut self, backend: BackendId) {
-        self.nodes.remove(&backend);
+        self.backends.remove(&backend);
     }
 
     /// From now on `observer` gets every event.
@@ -123,12 +139,48 @@ impl Wiring {
 
     /// Why a node refuses `cont`, for the nodes of one backend or of all.
     pub fn cont_blocker(&self, backend: Option<BackendId>) -> Option<String> {
-        let mut ids: Vec<_> = self.nodes.keys().copied().collect();
+        let mut ids: Vec<_> = self.backends.keys().copied().collect();
         ids.sort_unstable();
         ids.into_iter()
             .filter(|&id| backend.is_none_or(|only| only == id))
-            .flat_map(|id| self.nodes[&id].subtree())
-            .find_map(|node| node.driver().cont_blocker())
+            .find_map(|id| {
+                let root = &self.backends[&id];
+                let accepted = root.losses_accepted.load(Ordering::SeqCst);
+                let counts = |node: &Node| {
+                    let loss = node.driver().latched();
+                    loss.is_none_or(|loss| loss.counts_for(accepted))
+                };
+                let nodes = root.node.subtree();
+                nodes
+                    .iter()
+                    .filter(|node| counts(node))
+                    .find_map(|node| node.driver().cont_blocker())
+            })
+    }
+
+    /// Whether a loss of `node` counts for a backend; also if no backend uses it.
+    pub fn is_loss_open(&self, node: &Arc<Node>, loss: Loss) -> bool {
+        let mut above = (self.backends.values())
+            .filter(|root| {
+                root.node
+                    .subtree()
+                    .iter()
+                    .any(|below| Arc::ptr_eq(below, node))
+            })
+            .map(|root| root.losses_accepted.load(Ordering::SeqCst))
+            .peekable();
+        above.peek().is_none() || above.any(|accepted| loss.counts_for(accepted))
+    }
+
+    /// Clears what no client could have lost.
+    pub fn clear_void_losses(&self) {
+        for node in self.backends.values().flat_map(|root| root.node.subtree()) {
+            if let Some(loss) = node.driver().latched()
+                && !self.is_loss_open(&node, loss)
+            {
+                node.driver().accept_loss(loss.number);
+            }
+        }
     }
 }
 

@@ -443,7 +443,7 @@ impl LocalBackend {
         drop(iov);
         inner.stats.attempt();
         let fua = request.op.modifies() && inner.client.fua(request);
-        match worker.submit(request, fua) {
+        match worker.submit(request, fua, inner.backend.losses_accepted()) {
             Poll::Ready(result) => Some(self.outcome(worker, request, result)),
             Poll::Pending => None,
         }

@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use crate::error::{BlockError, Result};
 use crate::fault::FaultPlan;
 use crate::future::IoFuture;
+use crate::loss::Loss;
 use crate::request::{Io, Operation};
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
@@ -116,21 +117,20 @@ pub trait Driver: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The errno of a latched flush failure: data is lost, and the storage would not tell again.
-    fn latched(&self) -> Option<i32> {
+    /// A flush failure that is latched. Requests that make data durable fail for everybody for whom
+    /// it counts ([`Io::losses_accepted`]).
+    fn latched(&self) -> Option<Loss> {
         None
     }
 
     /// A former daemon had latched this failure. Called before the first request.
-    fn latch(&self, _errno: i32) {}
+    fn latch(&self, _loss: Loss) {}
 
-    /// Clears a latched flush failure; false if there was none.
-    fn accept_loss(&self) -> bool {
+    /// Clears a latched flush failure for everybody, unless its number is greater than `upto`. False
+    /// if there was none.
+    fn accept_loss(&self, _upto: u32) -> bool {
         false
     }
-
-    /// The client has reset the device: what was latched for it is void.
-    fn client_reset(&self) {}
 
     /// The length that [`Driver::resize`] to `length` would give the node: not every length is
     /// possible. May ask the storage.

@@ -9,6 +9,7 @@ use crate::control::Control;
 use crate::event::{Event, EventKind};
 use crate::export::Export;
 use crate::graph::{Graph, GraphError};
+use crate::loss::Loss;
 use crate::node::Node;
 use crate::resize::ResizeError;
 use crate::run_control::{RunControl, RunState};
@@ -108,9 +109,13 @@ impl Registry {
         // First: what a node takes over meanwhile is found there.
         let unclaimed = self.unclaimed_losses();
         let lost = self.nodes().into_iter().filter_map(|node| {
-            let errno = node.driver().latched()?;
+            let Loss { number, errno } = node.driver().latched()?;
             let node = node.name().to_string();
-            Some(SavedLoss { node, errno })
+            Some(SavedLoss {
+                node,
+                errno,
+                number,
+            })
         });
         state.losses = lost.collect();
         for loss in unclaimed {
@@ -123,6 +128,17 @@ impl Registry {
 
     /// Goes on where a former daemon was. Called before the first node and the first export.
     pub async fn restore(&self, mut state: SavedState) {
+        let accepted = state.backends.iter().map(|backend| backend.losses_accepted);
+        let numbers = state.losses.iter().map(|loss| loss.number);
+        Loss::go_on_from(accepted.chain(numbers).max().unwrap_or(0));
+        for loss in &mut state.losses {
+            if loss.number == 0 {
+                *loss = SavedLoss {
+                    number: Loss::new(loss.errno).number,
+                    ..loss.clone()
+                };
+            }
+        }
         *lock(&self.losses) = std::mem::take(&mut state.losses);
         self.control.call(|run, _| run.restore(state)).await;
     }
@@ -133,7 +149,8 @@ impl Registry {
         lock(&self.losses).retain(|loss| {
             let own = *loss.node == **node.name();
             if own {
-                node.driver().latch(loss.errno);
+                let SavedLoss { number, errno, .. } = *loss;
+                node.driver().latch(Loss { number, errno });
             }
             !own || node.driver().latched().is_none()
         });
@@ -311,7 +328,7 @@ impl Registry {
                 for id in ids {
                     state.fail_held_flushes(id, wiring);
                 }
-                node.driver().accept_loss();
+                node.driver().accept_loss(u32::MAX);
                 state.touch();
                 Ok(())
             })

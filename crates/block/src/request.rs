@@ -114,6 +114,8 @@ pub struct Io<'a> {
     pub iov: &'a [libc::iovec],
     /// Whether the write must be durable when it completes (force unit access).
     pub fua: bool,
+    /// Losses of the node up to this number are void for whoever sends this ([`crate::Loss`]).
+    pub losses_accepted: u32,
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ mod report_limit;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
 use crate::error::Cause;
@@ -20,6 +21,7 @@ use crate::error_policy::{Action, Policy};
 use crate::event::{BlockIoError, Event, EventKind};
 use crate::gate::HoldScope;
 use crate::io_status::{IoStatus, Status};
+use crate::loss::Loss;
 use crate::request::Request;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
@@ -114,6 +116,7 @@ pub struct BackendState {
     awaited: bool,
     reports: ReportLimit,
     accounting: Arc<Accounting>,
+    losses_accepted: Arc<AtomicU32>,
 }
 
 impl BackendState {
@@ -152,6 +155,11 @@ impl BackendState {
     /// Whether something is held, or may be handed back that a former daemon held.
     pub fn holds(&self) -> bool {
         self.awaited || !self.held.is_empty()
+    }
+
+    /// Up to which number losses of its nodes are void for its client.
+    pub fn losses_accepted(&self) -> &Arc<AtomicU32> {
+        &self.losses_accepted
     }
 
     /// Where its requests are counted.
@@ -244,6 +252,7 @@ impl BackendState {
             first_error: self.first_error.clone(),
             last_error: self.last_error.clone(),
             write_cache: self.write_cache,
+            losses_accepted: self.losses_accepted.load(Ordering::SeqCst),
             stats: self.accounting.read(),
         }
     }
@@ -436,6 +445,8 @@ impl RunControl {
             write_cache: saved.write_cache,
             stale_failures: 0,
             reports: ReportLimit::default(),
+            // A loss that is still to come counts in any case.
+            losses_accepted: Arc::new(AtomicU32::new(saved.losses_accepted.min(Loss::last()))),
             accounting: Arc::new(Accounting::starting_from(saved.stats)),
         };
         self.backends.insert(id, backend);

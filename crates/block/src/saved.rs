@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, ErrorKind};
 use crate::io_status::{IoStatus, Status};
+use crate::loss::LOSS_NUMBER_MAX;
 use crate::request::{Operation, Request, Tag};
 use crate::run_control::{ErrorRecord, Incident, RunState};
 use crate::stats::{BackendStats, ClassStats};
@@ -40,6 +41,8 @@ pub struct SavedBackend {
     pub last_error: Option<ErrorRecord>,
     /// Whether its guest believes in a write cache.
     pub write_cache: WriteCache,
+    /// Up to which number losses of its nodes are void for its client.
+    pub losses_accepted: u32,
     /// The counters; the idle time is not saved.
     pub stats: BackendStats,
 }
@@ -52,6 +55,9 @@ pub struct SavedLoss {
     pub node: String,
     /// Why.
     pub errno: i32,
+    /// Its number ([`crate::Loss`]); 0: a former version of the daemon gave it none.
+    #[serde(default)]
+    pub number: u32,
 }
 
 /// What is saved of a daemon.
@@ -119,6 +125,10 @@ impl SavedState {
         if !losses.iter().all(|loss| is_errno(loss.errno)) {
             return Err(DecodeError::Value("errno"));
         }
+        // One more must be possible.
+        if losses.iter().any(|loss| loss.number > LOSS_NUMBER_MAX) {
+            return Err(DecodeError::Value("number"));
+        }
         let backends = backends.into_iter().map(SavedBackend::try_from);
         let state = Self {
             run_state: named(&states, RunState::name, &run_state, "run-state")?,
@@ -181,6 +191,8 @@ struct JsonBackend {
     /// Daemons of old wrote none.
     #[serde(default = "unknown")]
     write_cache: String,
+    #[serde(default)]
+    losses_accepted: u32,
     stats: JsonStats,
 }
 
@@ -255,6 +267,7 @@ impl From<&SavedBackend> for JsonBackend {
             first_error: saved.first_error.as_ref().map(JsonError::from),
             last_error: saved.last_error.as_ref().map(JsonError::from),
             write_cache: saved.write_cache.name().to_owned(),
+            losses_accepted: saved.losses_accepted,
             stats: (&saved.stats).into(),
         }
     }
@@ -295,6 +308,9 @@ impl TryFrom<JsonBackend> for SavedBackend {
                 &json.write_cache,
                 "write-cache",
             )?,
+            losses_accepted: Some(json.losses_accepted)
+                .filter(|&number| number <= LOSS_NUMBER_MAX)
+                .ok_or(DecodeError::Value("losses-accepted"))?,
             stats: json.stats.into(),
         })
     }
@@ -524,8 +540,11 @@ pub(crate) mod tests {
         );
         let incidents = (0..u64::MAX, proptest::option::of(incident));
         let cache = proptest::sample::select(&WriteCache::ALL[..]);
-        (".*", ".*", status, incidents, errors, stats, cache).prop_map(
-            |(device, node, io_status, (incidents, incident), errors, stats, write_cache)| {
+        let accepted = 0..=LOSS_NUMBER_MAX;
+        let rest = (cache, accepted);
+        (".*", ".*", status, incidents, errors, stats, rest).prop_map(
+            |(device, node, io_status, (incidents, incident), errors, stats, rest)| {
+                let (write_cache, losses_accepted) = rest;
                 SavedBackend {
                     device,
                     node,
@@ -535,6 +554,7 @@ pub(crate) mod tests {
                     first_error: errors.0,
                     last_error: errors.1,
                     write_cache,
+                    losses_accepted,
                     stats,
                 }
             },
@@ -548,7 +568,13 @@ pub(crate) mod tests {
             Just(RunState::IoError)
         ];
         let backends = proptest::collection::vec(backend(), 0..4);
-        let loss = (".*", 1..=ERRNO_MAX).prop_map(|(node, errno)| SavedLoss { node, errno });
+        let loss = (".*", 1..=ERRNO_MAX, 0..=LOSS_NUMBER_MAX).prop_map(|(node, errno, number)| {
+            SavedLoss {
+                node,
+                errno,
+                number,
+            }
+        });
         let losses = proptest::collection::vec(loss, 0..3);
         let vm_pause = prop_oneof![
             Just(VmPause::Nobody),
@@ -595,6 +621,7 @@ pub(crate) mod tests {
         state.losses.push(SavedLoss {
             node: "disk0".to_owned(),
             errno: 5,
+            number: 0,
         });
         state.backends.push(SavedBackend {
             last_error: Some(ErrorRecord {

@@ -81,7 +81,7 @@ impl Worker {
 
     /// Gives `request` to the driver, with the buffer list of this worker, which is idle. Ready if
     /// the driver answers at once; else the worker wants its ticket ([`Self::keep`]).
-    pub fn submit(&self, request: &Request, fua: bool) -> Poll<Result<()>> {
+    pub fn submit(&self, request: &Request, fua: bool, losses_accepted: u32) -> Poll<Result<()>> {
         let iov = self.iov.borrow();
         let io = Io {
             op: request.op,
@@ -89,6 +89,7 @@ impl Worker {
             bytes: request.bytes,
             iov: &iov,
             fua,
+            losses_accepted,
         };
         let mut future = self.node.driver().submit(io);
         if let Some(result) = future.take_ready() {

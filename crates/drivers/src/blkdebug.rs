@@ -161,6 +161,7 @@ mod tests {
             bytes: 0,
             iov: &[],
             fua: false,
+            losses_accepted: 0,
         }
     }
 

@@ -114,6 +114,7 @@ mod tests {
                     bytes: 64,
                     iov: &iov,
                     fua: false,
+                    losses_accepted: 0,
                 })
                 .await
                 .expect("inside the node");

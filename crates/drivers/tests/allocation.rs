@@ -73,6 +73,7 @@ mod tests {
                         bytes,
                         iov: if bytes == 0 { &[] } else { &iov },
                         fua,
+                        losses_accepted: 0,
                     };
                     disk.submit(io).await.expect("done");
                 }

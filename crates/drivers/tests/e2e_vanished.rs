@@ -159,6 +159,7 @@ mod tests {
                     bytes: 4096,
                     iov: &iov,
                     fua: false,
+                    losses_accepted: 0,
                 };
                 driver.driver().submit(io).await
             };

@@ -446,6 +446,7 @@ fn a_loss_waits_for_a_node_that_is_left_out_once() -> Result<()> {
         losses: vec![block::SavedLoss {
             node: "disk1".to_owned(),
             errno: 28,
+            number: 0,
         }],
         ..SavedState::default()
     };

@@ -53,11 +53,11 @@ impl FileDriver {
     }
 
     /// Makes nothing durable, as nothing here ever is, but asks all the same.
-    pub(super) fn flush_at_once(&self) -> Result<()> {
+    pub(super) fn flush_at_once(&self, losses_accepted: u32) -> Result<()> {
         if self.cache_no_flush {
             return Ok(());
         }
-        self.flusher.flush_at_once(self.fd(), !self.cache_direct)
+        (self.flusher).flush_at_once(self.fd(), !self.cache_direct, losses_accepted)
     }
 }
 

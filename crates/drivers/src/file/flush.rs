@@ -7,24 +7,39 @@
 //! at a time: of two that run at once only one would hear of the failure.
 //!
 //! The same is lost, and nobody is told, if a block device has shrunk meanwhile ([`DeviceSize::lost`]).
+//! It is so for everybody who uses the node, until his client has reset its device: what was lost is
+//! void for that one then, and its flushes are executed again (`block::loss`).
 //!
 //! With O_DIRECT there are no such pages, and a failed flush may be tried again.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicI32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{BlockError, Result};
+use block::{BlockError, Loss, Result};
 use iothread::ring;
 
 use super::device_size::DeviceSize;
 use super::retry::Retry;
 use super::serialise::{Mode, RangeLock};
 
+fn pack(loss: Loss) -> u64 {
+    u64::from(loss.number) << 32 | u64::from(loss.errno.cast_unsigned())
+}
+
+fn unpack(packed: u64) -> Option<Loss> {
+    let [number @ .., _, _, _, _] = packed.to_be_bytes();
+    let [_, _, _, _, errno @ ..] = packed.to_be_bytes();
+    (packed != 0).then(|| Loss {
+        number: u32::from_be_bytes(number),
+        errno: i32::from_be_bytes(errno),
+    })
+}
+
 /// The flushes of one node.
 #[derive(Debug, Default)]
 pub struct Flusher {
-    /// The errno of the failed flush; 0: none.
-    latched: AtomicI32,
+    /// The failed flush: number, then errno, 32 bits each; 0: none.
+    latched: AtomicU64,
     /// One fdatasync at a time.
     gate: RangeLock,
     /// Number of fdatasyncs that have begun.
@@ -34,28 +49,33 @@ pub struct Flusher {
 }
 
 impl Flusher {
-    /// The errno of the latched failure.
-    pub fn latched(&self) -> Option<i32> {
-        match self.latched.load(Ordering::SeqCst) {
-            0 => None,
-            errno => Some(errno),
-        }
+    /// The latched failure.
+    pub fn latched(&self) -> Option<Loss> {
+        unpack(self.latched.load(Ordering::SeqCst))
     }
 
     /// Latches a failure.
-    pub fn latch(&self, errno: i32) {
-        self.latched.store(errno, Ordering::SeqCst);
+    pub fn latch(&self, loss: Loss) {
+        self.latched.store(pack(loss), Ordering::SeqCst);
     }
 
-    /// Forgets the latched failure; false if there was none.
-    pub fn clear(&self) -> bool {
-        self.latched.swap(0, Ordering::SeqCst) != 0
+    /// Forgets the latched failure unless its number is greater than `upto`; false if there was
+    /// none.
+    pub fn clear(&self, upto: u32) -> bool {
+        let forget = |packed| {
+            let loss = unpack(packed)?;
+            (!loss.counts_for(upto)).then_some(0)
+        };
+        (self.latched)
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, forget)
+            .is_ok()
     }
 
-    fn check(&self) -> Result<()> {
-        match self.latched() {
+    /// Whether nothing is lost that counts for one who has accepted losses up to `accepted`.
+    fn check(&self, accepted: u32) -> Result<()> {
+        match self.latched().filter(|loss| loss.counts_for(accepted)) {
             None => Ok(()),
-            Some(errno) => Err(BlockError::new(
+            Some(Loss { errno, .. }) => Err(BlockError::new(
                 errno,
                 format!(
                     "{} (an earlier flush failed, and the page cache has dropped what it could \
@@ -66,12 +86,18 @@ impl Flusher {
         }
     }
 
-    /// Makes all writes that have completed durable, through the page cache.
-    pub async fn flush_buffered(&self, fd: BorrowedFd<'_>, device: &DeviceSize) -> Result<()> {
+    /// Makes all writes that have completed durable, through the page cache. `accepted`: as in
+    /// [`block::Io::losses_accepted`].
+    pub async fn flush_buffered(
+        &self,
+        fd: BorrowedFd<'_>,
+        device: &DeviceSize,
+        accepted: u32,
+    ) -> Result<()> {
         let begun_before = self.begun.load(Ordering::SeqCst);
-        self.check()?;
+        self.check(accepted)?;
         let _turn = self.gate.lock(0..1, Mode::Exclusive).await;
-        self.check()?;
+        self.check(accepted)?;
         if self.succeeded.load(Ordering::SeqCst) > begun_before {
             // While this one waited, an fdatasync began after it had come and has succeeded.
             return Ok(());
@@ -82,7 +108,7 @@ impl Flusher {
         loop {
             let Err(error) = ring::fsync(fd, true).await else {
                 if let Some(size) = device.lost(fd, end) {
-                    self.latch(libc::EIO);
+                    self.latch(Loss::new(libc::EIO));
                     return Err(dropped(size, end));
                 }
                 self.succeeded.store(number, Ordering::SeqCst);
@@ -93,18 +119,19 @@ impl Flusher {
                 continue;
             }
             let error = BlockError::from(error);
-            self.latch(error.errno());
+            self.latch(Loss::new(error.errno()));
             return Err(error);
         }
     }
 
-    /// Asks a file system that never waits. A failure is latched if `latch`.
-    pub fn flush_at_once(&self, fd: BorrowedFd<'_>, latch: bool) -> Result<()> {
-        self.check()?;
+    /// Asks a file system that never waits. A failure is latched if `latch`. `accepted`: as in
+    /// [`block::Io::losses_accepted`].
+    pub fn flush_at_once(&self, fd: BorrowedFd<'_>, latch: bool, accepted: u32) -> Result<()> {
+        self.check(accepted)?;
         rustix::fs::fdatasync(fd).map_err(|errno| {
             let error = BlockError::from(std::io::Error::from(errno));
             if latch {
-                self.latch(error.errno());
+                self.latch(Loss::new(error.errno()));
             }
             error
         })

@@ -47,7 +47,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::{
-    BlockError, DiscardStats, Driver, ErrorKind, Io, IoFuture, Limits, NodeInfo, Operation, Result,
+    BlockError, DiscardStats, Driver, ErrorKind, Io, IoFuture, Limits, Loss, NodeInfo, Operation,
+    Result,
 };
 
 use self::bounce::{ALIGNMENT, PIECE_MAX};
@@ -288,14 +289,14 @@ impl FileDriver {
         error
     }
 
-    async fn flush(&self) -> Result<()> {
+    async fn flush(&self, losses_accepted: u32) -> Result<()> {
         if self.cache_no_flush {
             Ok(())
         } else if self.cache_direct {
             self.flusher.flush_direct(self.fd()).await
         } else {
             self.flusher
-                .flush_buffered(self.fd(), &self.device_size)
+                .flush_buffered(self.fd(), &self.device_size, losses_accepted)
                 .await
         }
     }
@@ -307,7 +308,7 @@ impl FileDriver {
             // not hear of it. So this is a write and a flush.
             return IoFuture::new(async move {
                 let result = match self.write(io.iov, io.offset, io.bytes, 0).await {
-                    Ok(()) => self.flush().await,
+                    Ok(()) => self.flush(io.losses_accepted).await,
                     Err(error) => Err(error),
                 };
                 result.map_err(|error| self.located(&io, error))
@@ -391,7 +392,7 @@ impl Driver for FileDriver {
         match io.op {
             Operation::Read | Operation::Write if self.is_at_once(&io) => self.transfer_at_once(io),
             Operation::Flush if self.in_memory => {
-                let result = self.flush_at_once();
+                let result = self.flush_at_once(io.losses_accepted);
                 IoFuture::ready(result.map_err(|error| self.located(&io, error)))
             }
             Operation::Read if self.tail.is_reached(io.offset + io.bytes) => {
@@ -413,7 +414,7 @@ impl Driver for FileDriver {
             }),
             Operation::Write => self.submit_write(io),
             Operation::Flush => IoFuture::new(async move {
-                let result = self.flush().await;
+                let result = self.flush(io.losses_accepted).await;
                 result.map_err(|error| self.located(&io, error))
             }),
             Operation::Discard if !self.deallocation.discards() => IoFuture::ready(Ok(())),
@@ -422,14 +423,17 @@ impl Driver for FileDriver {
                 result.map_err(|error| self.located(&io, error))
             }),
             Operation::WriteZeroes { unmap } => IoFuture::new(async move {
-                let result = self.write_zeroes(io.offset, io.bytes, unmap, io.fua).await;
+                let result = match self.write_zeroes(io.offset, io.bytes, unmap).await {
+                    Ok(()) if io.fua => self.flush(io.losses_accepted).await,
+                    result => result,
+                };
                 result.map_err(|error| self.located(&io, error))
             }),
         }
     }
 
     fn cont_blocker(&self) -> Option<String> {
-        let errno = self.flusher.latched()?;
+        let errno = self.flusher.latched()?.errno;
         Some(format!(
             "Node '{node}' has lost data: a flush failed ({reason}), and the page cache has dropped \
              what it could not write. x-node-accept-loss with node-name '{node}' accepts the loss \
@@ -439,20 +443,16 @@ impl Driver for FileDriver {
         ))
     }
 
-    fn latched(&self) -> Option<i32> {
+    fn latched(&self) -> Option<Loss> {
         self.flusher.latched()
     }
 
-    fn latch(&self, errno: i32) {
-        self.flusher.latch(errno);
+    fn latch(&self, loss: Loss) {
+        self.flusher.latch(loss);
     }
 
-    fn accept_loss(&self) -> bool {
-        self.flusher.clear()
-    }
-
-    fn client_reset(&self) {
-        self.flusher.clear();
+    fn accept_loss(&self, upto: u32) -> bool {
+        self.flusher.clear(upto)
     }
 
     fn resize(&self, length: u64) -> Result<()> {

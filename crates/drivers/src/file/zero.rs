@@ -115,13 +115,7 @@ fn inner(range: &Range<u64>, align: u32) -> Range<u64> {
 
 impl FileDriver {
     /// Makes the range read as zeroes.
-    pub(super) async fn write_zeroes(
-        &self,
-        offset: u64,
-        bytes: u64,
-        unmap: bool,
-        fua: bool,
-    ) -> Result<()> {
+    pub(super) async fn write_zeroes(&self, offset: u64, bytes: u64, unmap: bool) -> Result<()> {
         let range = offset..offset + bytes;
         let body = inner(&range, self.zero_align);
         if body.is_empty() {
@@ -131,7 +125,7 @@ impl FileDriver {
             self.zero_body(&body, unmap).await?;
             self.write_zero_bytes(body.end..range.end).await?;
         }
-        if fua { self.flush().await } else { Ok(()) }
+        Ok(())
     }
 
     async fn zero_body(&self, body: &Range<u64>, unmap: bool) -> Result<()> {

@@ -20,6 +20,7 @@ pub struct Op {
     /// Distance of each buffer from an aligned address.
     pub skew: usize,
     pub fua: bool,
+    pub losses_accepted: u32,
 }
 
 impl Op {
@@ -32,6 +33,7 @@ impl Op {
             split: Vec::new(),
             skew: 0,
             fua: false,
+            losses_accepted: 0,
         }
     }
 
@@ -93,6 +95,7 @@ impl Op {
                 bytes: self.bytes,
                 iov: &iov,
                 fua: self.fua,
+                losses_accepted: self.losses_accepted,
             })
             .await;
         if self.op == Operation::Read {

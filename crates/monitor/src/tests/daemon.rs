@@ -119,7 +119,7 @@ impl Driver for Fake {
             .then(|| "Node 'n' lost data".to_owned())
     }
 
-    fn accept_loss(&self) -> bool {
+    fn accept_loss(&self, _: u32) -> bool {
         self.latched.swap(false, Ordering::SeqCst)
     }
 
