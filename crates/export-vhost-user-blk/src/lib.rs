@@ -7,6 +7,7 @@
 //! - `chain`, `record`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`, `trailer`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
+//! - `descriptor`: what kind of descriptor a client has sent;
 //! - [`protocol`]: vhost-user messages, as bytes and as what they mean;
 //! - `session`, `server`: what becomes of them, on a thread of its own per export, which blocks on
 //!   its client; it tells the data plane what to do and waits only for what ends by itself;
@@ -14,6 +15,7 @@
 
 mod chain;
 mod config;
+mod descriptor;
 mod device;
 pub mod export;
 mod inflight;

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use block::{Backend, EventKind, LocalBackend, Operation, Request, Tag, Unmapped};
-use iothread::ring::{self as uring, Readiness};
+use iothread::ring::{Notifier, Readiness};
 use iothread::{Deferred, LocalTask, Poller, PollerGuard};
 
 use crate::inflight::Region;
@@ -26,9 +26,6 @@ use crate::ring::{Layout, Ring};
 use crate::trailer;
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
-
-/// Reported by a pipe or a socket whose other end is closed.
-const HANGUP: u32 = (libc::POLLHUP | libc::POLLERR).cast_unsigned() as u32;
 
 /// Requests that are taken in one go, and their bytes: what ends at once takes its time.
 const BATCH_REQUESTS: u32 = 64;
@@ -329,7 +326,7 @@ impl Queue {
             });
         }
         if let Some(error) = error {
-            uring::notify(error);
+            error.notify();
         }
     }
 
@@ -453,12 +450,8 @@ impl Queue {
                 let kicked = kicks.ready().await;
                 let Some(queue) = this.upgrade() else { return };
                 match kicked {
-                    Ok(events) => {
+                    Ok(_) => {
                         queue.process();
-                        if events & HANGUP != 0 {
-                            // Nobody is left who could kick.
-                            return;
-                        }
                     }
                     Err(error) => return queue.set_broken(&Broken::Kick(error)),
                 }
@@ -519,8 +512,10 @@ impl Queue {
         self.publish();
         let next = self.state.borrow_mut().leave()?;
         // Let the call go out before anybody is told that the ring is stopped.
-        iothread::yield_now().await;
-        iothread::yield_now().await;
+        let call = self.state.borrow().call.clone();
+        if let Some(call) = call {
+            call.settle().await;
+        }
         Some(next)
     }
 
@@ -548,19 +543,22 @@ impl Queue {
         }
     }
 
-    /// Sets where the driver is called. It is called at once: something may have been published
-    /// while there was no descriptor.
+    /// Sets where the driver is called. It is called at once, whether the ring runs or not: something
+    /// may have been published while there was no descriptor, or another one.
     pub fn set_call(&self, call: Option<OwnedFd>) {
-        let state = &mut *self.state.borrow_mut();
-        state.call = call.map(Rc::new);
-        if let (Some(call), Some(_)) = (&state.call, &state.live) {
-            uring::notify(Rc::clone(call));
+        let call = call.map(|call| Rc::new(Notifier::new(call)));
+        if let Some(call) = &call {
+            call.notify();
         }
+        let former = std::mem::replace(&mut self.state.borrow_mut().call, call);
+        drop(former);
     }
 
     /// Sets where the front end hears of a broken queue.
     pub fn set_error(&self, error: Option<OwnedFd>) {
-        self.state.borrow_mut().error = error.map(Rc::new);
+        let error = error.map(|error| Rc::new(Notifier::new(error)));
+        let former = std::mem::replace(&mut self.state.borrow_mut().error, error);
+        drop(former);
     }
 
     /// The memory table has changed: later translations go by the new one.

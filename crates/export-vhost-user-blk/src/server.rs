@@ -10,6 +10,7 @@ use std::time::Duration;
 use iothread::mailbox::Sender;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
+use crate::descriptor::Foreign;
 use crate::protocol::message::{self, Answer, Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::{Refused, Session};
@@ -197,7 +198,7 @@ impl From<ReceiveError> for End {
     }
 }
 
-fn handle(session: &mut Session, message: Message<OwnedFd>) -> Result<Answer<OwnedFd>, Refused> {
+fn handle(session: &mut Session, message: Message<Foreign>) -> Result<Answer<OwnedFd>, Refused> {
     tracing::trace!("{message:x?}");
     session.handle(message)
 }
@@ -208,7 +209,8 @@ fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), E
     // Whoever does not read its answers is gone, or as good as gone.
     let send =
         |bytes: &[u8], fd: Option<&OwnedFd>| connection.send(bytes, fd).map_err(|_| End::Gone);
-    let refused = match message::decode(header, &packet.payload, packet.fds) {
+    let fds = packet.fds.into_iter().map(Foreign::new).collect();
+    let refused = match message::decode(header, &packet.payload, fds) {
         Ok(message) => match handle(session, message) {
             Ok(answer) => {
                 return match answer.encode(header) {

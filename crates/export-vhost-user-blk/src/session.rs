@@ -16,6 +16,7 @@ use std::time::Duration;
 use block::{Backend, WriteCache};
 
 use crate::config::{self, NEEDS_RESET, WCE_OFFSET};
+use crate::descriptor::Foreign;
 use crate::device::{Closed, DeviceHandle};
 use crate::inflight::Region;
 use crate::memory::{Memory, MemoryError};
@@ -175,7 +176,7 @@ impl Session {
     ///
     /// No message depends on whether the client has negotiated its protocol feature on this
     /// connection: QEMU 7.2, reconnecting while the VM is stopped, goes on as if it had.
-    pub fn handle(&mut self, message: Message<OwnedFd>) -> Result<Answer<OwnedFd>> {
+    pub fn handle(&mut self, message: Message<Foreign>) -> Result<Answer<OwnedFd>> {
         let done = |()| Answer::Done;
         match message {
             Message::GetFeatures => Ok(Answer::Number(config::virtio_features(&self.options))),
@@ -183,7 +184,7 @@ impl Session {
             Message::SetOwner => Ok(Answer::Done),
             Message::ResetOwner => Ok(self.stop_all().map(done)?),
             Message::SetMemTable(regions) => {
-                let files = |(spec, fd)| (spec, File::from(fd));
+                let files = |(spec, fd)| (spec, File::from(OwnedFd::from(fd)));
                 let memory = Memory::new(regions.into_iter().map(files))?;
                 self.set_memory(memory).map(done)
             }
@@ -192,9 +193,15 @@ impl Session {
             Message::SetVringBase(state) => self.set_vring_base(state).map(done),
             Message::GetVringBase(index) => self.get_vring_base(index),
             Message::GetVringBaseSkipDrain(index) => self.get_vring_base_skip_drain(index),
-            Message::SetVringKick(index, fd) => self.set_vring_kick(index, fd).map(done),
-            Message::SetVringCall(index, fd) => self.set_vring_call(index, fd).map(done),
-            Message::SetVringErr(index, fd) => self.set_vring_err(index, fd).map(done),
+            Message::SetVringKick(index, fd) => {
+                self.set_vring_kick(index, fd.map(Into::into)).map(done)
+            }
+            Message::SetVringCall(index, fd) => {
+                self.set_vring_call(index, fd.map(Into::into)).map(done)
+            }
+            Message::SetVringErr(index, fd) => {
+                self.set_vring_err(index, fd.map(Into::into)).map(done)
+            }
             Message::GetProtocolFeatures => {
                 Ok(Answer::Number(config::protocol_features(&self.options)))
             }
@@ -208,13 +215,15 @@ impl Session {
             Message::SetVringEnable(index, enable) => {
                 self.set_vring_enable(index, enable).map(done)
             }
-            Message::SetBackendReqFd(fd) => self.set_backend_req_fd(fd).map(done),
+            Message::SetBackendReqFd(fd) => self.set_backend_req_fd(fd.into()).map(done),
             Message::GetConfig(range) => Ok(self.get_config(range)),
             Message::SetConfig(range, bytes) => self.set_config(range, &bytes),
             Message::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
-            Message::SetInflightFd(inflight, fd) => self.set_inflight_fd(inflight, fd).map(done),
+            Message::SetInflightFd(inflight, fd) => {
+                self.set_inflight_fd(inflight, fd.into()).map(done)
+            }
             Message::GetMaxMemSlots => Ok(Answer::Number(MEM_SLOTS_MAX as u64)),
-            Message::AddMemReg(spec, fd) => self.add_mem_reg(spec, fd).map(done),
+            Message::AddMemReg(spec, fd) => self.add_mem_reg(spec, fd.into()).map(done),
             Message::RemMemReg(spec) => self.rem_mem_reg(&spec).map(done),
             Message::SetStatus(status) => {
                 self.set_status(status);

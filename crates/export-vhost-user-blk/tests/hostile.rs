@@ -186,61 +186,115 @@ fn memory_shorter_than_its_description() {
     expect_service(&daemon);
 }
 
-/// Files are always ready: a queue that waits for one would never do anything else.
+/// Files are always ready: a queue that waits for one would never do anything else. A pipe that is
+/// full kept each call that did not fit into it, for ever; a terminal may stop whoever writes to it.
 #[test]
-fn kicks_that_are_always_ready() {
+fn descriptors_that_are_no_eventfds() {
     let daemon = Daemon::new();
     let zero = std::fs::File::open("/dev/zero").unwrap();
-    let files = [
+    let terminal = std::fs::OpenOptions::new()
+        .read(true)
+        .write(true)
+        .open("/dev/ptmx");
+    let (reader, writer) = std::io::pipe().unwrap();
+    let (stream, _other) = UnixStream::pair().unwrap();
+    let others = [
         OwnedFd::from(tempfile::tempfile().unwrap()),
         zero.into(),
+        terminal.unwrap().into(),
+        reader.into(),
+        writer.into(),
+        stream.into(),
         rustix::fs::memfd_create("kick", rustix::fs::MemfdFlags::CLOEXEC).unwrap(),
         rustix::event::epoll::create(rustix::event::epoll::CreateFlags::CLOEXEC).unwrap(),
     ];
-    for file in files {
-        let mut disk = daemon.connect();
-        let refused = disk
-            .connection_mut()
-            .set(message::SET_VRING_KICK, &[0; 8], &[file.as_fd()]);
-        assert!(
-            matches!(refused, Err(FrontendError::Refused { .. })),
-            "{refused:?}"
-        );
-        wait_trouble(&daemon, "no eventfd, pipe or socket");
-        drop(disk);
-        expect_service(&daemon);
+    for (code, name) in [
+        (message::SET_VRING_KICK, "SET_VRING_KICK"),
+        (message::SET_VRING_CALL, "SET_VRING_CALL"),
+        (message::SET_VRING_ERR, "SET_VRING_ERR"),
+    ] {
+        for other in &others {
+            let mut disk = daemon.connect();
+            let refused = disk.connection_mut().set(code, &[0; 8], &[other.as_fd()]);
+            assert!(
+                matches!(refused, Err(FrontendError::Refused { .. })),
+                "{refused:?}"
+            );
+            wait_trouble(
+                &daemon,
+                &format!("{name} for queue 0 with a descriptor that is no eventfd"),
+            );
+            drop(disk);
+            expect_service(&daemon);
+        }
     }
 }
 
-/// Both work, and neither is waited for once nobody can write to it any more.
+/// A counter that is full, of an eventfd that blocks: neither requests nor their end wait for it, nor
+/// does whoever replaces it, again and again.
 #[test]
-fn kicks_by_pipes_and_sockets() {
-    let (reader, writer) = std::io::pipe().unwrap();
-    let (ours, theirs) = UnixStream::pair().unwrap();
-    for (kick, bell) in [
-        (OwnedFd::from(reader), OwnedFd::from(writer)),
-        (theirs.into(), ours.into()),
-    ] {
-        let daemon = Daemon::new();
-        let mut disk = daemon.connect();
-        disk.connection_mut()
-            .set(message::SET_VRING_KICK, &[0; 8], &[kick.as_fd()])
-            .unwrap();
-        drop(kick);
-        for sector in 0..3 {
-            // Long enough for the queue not to be polled any more.
-            std::thread::sleep(A_WHILE);
-            let token = post(&mut disk, sector * 8, 1);
-            rustix::io::write(&bell, &[1; 8]).unwrap();
-            expect(&mut disk, &[token]);
+fn call_and_error_descriptors_that_block() {
+    const FULL: u64 = u64::MAX - 1;
+    let daemon = Daemon::new();
+    let mut disk = daemon.connect();
+    let full = || {
+        let fd = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC).unwrap();
+        rustix::io::write(&fd, &FULL.to_ne_bytes()).unwrap();
+        fd
+    };
+    for round in 0..50 {
+        let (call, error) = (full(), full());
+        for (code, fd) in [
+            (message::SET_VRING_CALL, &call),
+            (message::SET_VRING_ERR, &error),
+        ] {
+            disk.connection_mut()
+                .set(code, &[0; 8], &[fd.as_fd()])
+                .unwrap();
         }
-        drop(bell);
+        if round % 10 == 0 {
+            let token = post(&mut disk, 0, 1);
+            wait_until("the completion", || {
+                let completion = disk.poll(0);
+                completion.is_some_and(|completion| completion.token == token)
+            });
+            disk.stop().unwrap();
+            disk.start().unwrap();
+        }
+    }
+    let error = full();
+    disk.connection_mut()
+        .set(message::SET_VRING_ERR, &[0; 8], &[error.as_fd()])
+        .unwrap();
+    disk.ring_mut(0).unwrap().set_avail_index(1000);
+    expect_broken(&daemon, &mut disk, "available index");
+    drop(disk);
+    expect_service(&daemon);
+    daemon.close();
+}
+
+/// What was published while there was no call descriptor, or another one, is not missed: a new one is
+/// signalled once, even when the ring does not run.
+#[test]
+fn a_new_call_descriptor_is_signalled_once() {
+    let daemon = Daemon::new();
+    let mut disk = daemon.connect();
+    for running in [true, false] {
+        if !running {
+            disk.stop().unwrap();
+        }
+        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
+        let call = rustix::event::eventfd(0, flags).unwrap();
+        disk.connection_mut()
+            .set(message::SET_VRING_CALL, &[0; 8], &[call.as_fd()])
+            .unwrap();
+        let mut counter = [0; 8];
+        wait_until("the signal", || {
+            rustix::io::read(&call, &mut counter).is_ok()
+        });
+        assert_eq!(u64::from_ne_bytes(counter), 1);
         std::thread::sleep(A_WHILE);
-        assert_eq!(daemon.export.trouble(), None);
-        disk.stop().unwrap();
-        disk.start().unwrap();
-        assert_eq!(write(&mut disk, 0, 2, 512), STATUS_OK);
-        expect_clean(&disk);
+        assert!(rustix::io::read(&call, &mut counter).is_err());
     }
 }
 

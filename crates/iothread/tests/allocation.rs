@@ -42,13 +42,13 @@ mod tests {
 
     struct Hook {
         queued: Cell<bool>,
-        call: Rc<std::os::fd::OwnedFd>,
+        call: ring::Notifier,
     }
 
     impl Deferred for Hook {
         fn run(&self) {
             self.queued.set(false);
-            ring::notify(self.call.clone());
+            self.call.notify();
         }
     }
 
@@ -63,7 +63,7 @@ mod tests {
             let file = Rc::new(file);
             let hook = Rc::new(Hook {
                 queued: Cell::new(false),
-                call: Rc::new(eventfd(true)),
+                call: ring::Notifier::new(eventfd(true)),
             });
             let warm = requests(&file, &hook, 200).await;
             (warm, requests(&file, &hook, 1000).await)

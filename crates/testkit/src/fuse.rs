@@ -22,6 +22,10 @@ pub enum FuseOp {
     Fsync,
     /// fallocate(2).
     Fallocate,
+    /// fstat(2).
+    GetAttr,
+    /// close(2).
+    Flush,
 }
 
 const LOOKUP: u32 = 1;
@@ -51,6 +55,8 @@ fn op_of(code: u32) -> Option<FuseOp> {
         WRITE => Some(FuseOp::Write),
         FSYNC => Some(FuseOp::Fsync),
         FALLOCATE => Some(FuseOp::Fallocate),
+        GETATTR => Some(FuseOp::GetAttr),
+        FLUSH => Some(FuseOp::Flush),
         _ => None,
     }
 }

@@ -6,6 +6,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use rustix::net::{SendFlags, sockopt};
 
 use super::message;
+use crate::descriptor;
 
 /// SET_BACKEND_REQ_FD with something else than a socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -23,7 +24,10 @@ impl BackChannel {
 
     /// Replaces the socket.
     pub fn set(&self, socket: OwnedFd) -> Result<(), NotASocket> {
-        sockopt::socket_type(&socket).map_err(|_| NotASocket)?;
+        if sockopt::socket_type(&socket).is_err() {
+            descriptor::close(socket);
+            return Err(NotASocket);
+        }
         let former = self.socket().replace(socket);
         drop(former);
         Ok(())

@@ -1,7 +1,6 @@
 //! What is known about a queue and its ring: which heads were taken, what became of them, and where
 //! the ring goes on. Touches shared memory, but waits for nothing and calls nobody back.
 
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -10,7 +9,7 @@ use crate::request::{self, Action, Malformed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
 use crate::trailer;
 use crate::view::View;
-use iothread::ring as uring;
+use iothread::ring::Notifier;
 
 /// What tells two starts of a ring without inflight region apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,8 +61,8 @@ pub(super) struct State {
     pub(super) slots: Vec<Slot>,
     /// Heads that are done, in the order of their completion.
     pub(super) done: Vec<u16>,
-    pub(super) call: Option<Rc<OwnedFd>>,
-    pub(super) error: Option<Rc<OwnedFd>>,
+    pub(super) call: Option<Rc<Notifier>>,
+    pub(super) error: Option<Rc<Notifier>>,
     /// How the ring was left, if it had no inflight region.
     pub(super) left: Option<Identity>,
 }
@@ -339,7 +338,7 @@ impl State {
             self.done = later;
         }
         if let (true, Some(call)) = (call, &self.call) {
-            uring::notify(Rc::clone(call));
+            call.notify();
         }
         gone
     }

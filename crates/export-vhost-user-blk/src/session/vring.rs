@@ -1,16 +1,14 @@
 //! The life of a ring, as the client tells it: where it is, when it starts and stops, whom it kicks and
 //! calls.
 
-use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
-
-use rustix::fs::FileType;
 
 use super::{Result, Session, wrong};
 use crate::config::{
     F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, P_GET_VRING_BASE_SKIP_DRAIN,
 };
+use crate::descriptor;
 use crate::device::Closed;
 use crate::memory::Memory;
 use crate::protocol::message::{Answer, VringAddr, VringState};
@@ -228,12 +226,7 @@ impl Session {
                  are not supported"
             ))
         })?;
-        if !can_kick(&kick) {
-            return Err(wrong(format!(
-                "SET_VRING_KICK for queue {index} with a descriptor that is no eventfd, pipe or \
-                 socket"
-            )));
-        }
+        let kick = eventfd(kick, "SET_VRING_KICK", index)?;
         match &mut self.vrings[usize::from(index)].running {
             Running::No => {
                 // A client that starts a ring has told its memory.
@@ -253,6 +246,7 @@ impl Session {
 
     pub(super) fn set_vring_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
+        let call = (call.map(|call| eventfd(call, "SET_VRING_CALL", index))).transpose()?;
         self.device
             .call_queue(index, move |queue| async move { queue.set_call(call) })?;
         Ok(())
@@ -260,6 +254,7 @@ impl Session {
 
     pub(super) fn set_vring_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
+        let error = (error.map(|error| eventfd(error, "SET_VRING_ERR", index))).transpose()?;
         self.device
             .call_queue(index, move |queue| async move { queue.set_error(error) })?;
         Ok(())
@@ -277,21 +272,9 @@ impl Session {
     }
 }
 
-/// Whether a descriptor becomes ready by being written to, and only then. Files are ready always,
-/// whoever waits for one is never done.
-fn can_kick(kick: &OwnedFd) -> bool {
-    let Ok(stat) = rustix::fs::fstat(kick) else {
-        return false;
-    };
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::Fifo | FileType::Socket => true,
-        FileType::Unknown => {
-            let link = format!("/proc/self/fd/{}", kick.as_raw_fd());
-            // Where there is no /proc to ask, anything without a file type may be one.
-            std::fs::read_link(link).map_or(true, |name| name == Path::new("anon_inode:[eventfd]"))
-        }
-        _ => false,
-    }
+fn eventfd(fd: OwnedFd, message: &str, index: u16) -> Result<OwnedFd> {
+    descriptor::eventfd(fd)
+        .map_err(|refused| wrong(format!("{message} for queue {index} with {refused}")))
 }
 
 fn vring_base(index: u32, base: u16) -> Answer<OwnedFd> {

@@ -4,7 +4,7 @@ use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    os::fd::{AsRawFd, OwnedFd},
+    os::fd::AsRawFd,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -19,6 +19,7 @@ use io_uring::{
 };
 use slab::Slab;
 
+use super::notifier::Bell;
 use crate::last_words;
 use crate::shared::{Shared, count};
 
@@ -42,7 +43,7 @@ enum Slot {
     Waiting(Waker),
     Done(i32),
     /// Nobody waits; the descriptor is kept open for the kernel.
-    Notify(#[expect(dead_code, reason = "owned, not used")] Rc<OwnedFd>),
+    Notify(Rc<Bell>),
     Multishot(Multishot),
 }
 
@@ -262,12 +263,40 @@ impl Driver {
         Poll::Pending
     }
 
-    /// Adds one to an eventfd.
-    pub(crate) fn notify(&self, fd: Rc<OwnedFd>) {
-        let raw = Fd(fd.as_raw_fd());
+    /// Adds one to an eventfd of which no notification is under way.
+    pub(super) fn notify(&self, bell: &Rc<Bell>) {
+        let raw = Fd(bell.fd().as_raw_fd());
         let entry = opcode::Write::new(raw, (&raw const ONE).cast(), 8).build();
         // SAFETY: ONE is static, and the slot keeps the descriptor open.
-        unsafe { self.start_slot(entry, Slot::Notify(fd)) };
+        let key = unsafe { self.start_slot(entry, Slot::Notify(Rc::clone(bell))) };
+        bell.under_way.set(Some(key));
+    }
+
+    /// Ends the notification that is under way: cancels it if it has not been done, because the
+    /// counter is full, and waits until the kernel has let go of it.
+    pub(super) fn end_notification(&self, bell: &Bell) {
+        let Some(key) = bell.under_way.get() else {
+            return;
+        };
+        if self.cancelled_before_submission(key) {
+            bell.under_way.set(None);
+            return;
+        }
+        let mut asked = false;
+        while bell.under_way.get().is_some() {
+            if asked {
+                self.enter(1, None);
+            } else {
+                asked = true;
+                let entry = opcode::AsyncCancel::new(user_data(key))
+                    .build()
+                    .user_data(CANCEL);
+                // SAFETY: the entry has no buffers.
+                unsafe { self.push(entry) };
+                self.enter(0, None);
+            }
+            self.reap();
+        }
     }
 
     /// # Safety
@@ -445,14 +474,28 @@ impl Driver {
             Slot::Done(_) => None,
         };
         drop(slots);
-        // EAGAIN: the counter is full, so the event is signalled already.
-        if notified.is_some() && result < 0 && result != -libc::EAGAIN {
-            let error = io::Error::from_raw_os_error(-result);
-            tracing::debug!(iothread = self.shared.name, %error, "an eventfd cannot be signalled");
+        if let Some(Slot::Notify(bell)) = notified {
+            self.notified(&bell, result);
         }
-        drop(notified);
         if let Some(waker) = waker {
             waker.wake();
+        }
+    }
+
+    /// A notification has ended.
+    fn notified(&self, bell: &Rc<Bell>, result: i32) {
+        bell.under_way.set(None);
+        let again = bell.again.take();
+        match -result {
+            // The counter is full, so the event is signalled already; or whoever has cancelled it
+            // wants no more.
+            libc::EAGAIN | libc::ECANCELED | libc::EINTR => {}
+            errno if errno > 0 => {
+                let error = io::Error::from_raw_os_error(errno);
+                tracing::debug!(iothread = self.shared.name, %error, "an eventfd cannot be signalled");
+            }
+            _ if again => self.notify(bell),
+            _ => {}
         }
     }
 

@@ -13,6 +13,7 @@
 //! could be reused before the kernel looks at it.
 
 pub(crate) mod driver;
+mod notifier;
 mod readiness;
 
 use std::{
@@ -20,9 +21,8 @@ use std::{
     future::Future,
     io,
     marker::PhantomData,
-    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd},
     pin::Pin,
-    rc::Rc,
     task::{Context, Poll},
 };
 
@@ -31,7 +31,10 @@ use io_uring::{
     types::{Fd, FsyncFlags},
 };
 
-pub use self::readiness::{EventFd, Readiness};
+pub use self::{
+    notifier::Notifier,
+    readiness::{EventFd, Readiness},
+};
 use crate::{context, last_words};
 
 /// An operation: a future that yields the system call's result, or its errno.
@@ -213,14 +216,4 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Op<'_>
 pub fn poll_add(fd: BorrowedFd<'_>, events: libc::c_short) -> Op<'_> {
     let fd = Fd(fd.as_raw_fd());
     Op::new(opcode::PollAdd::new(fd, driver::poll_bits(events)).build())
-}
-
-/// Adds one to an eventfd: fire and forget. It is kept open until the kernel has done it. Goes to
-/// the kernel with the other operations of this round.
-///
-/// # Panics
-///
-/// Outside an iothread.
-pub fn notify(fd: Rc<OwnedFd>) {
-    context::with(|thread| thread.driver.notify(fd));
 }
