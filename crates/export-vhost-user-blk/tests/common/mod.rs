@@ -282,6 +282,11 @@ impl Daemon {
         block::block_on(self.control.cont(false)).unwrap();
     }
 
+    /// Waits until run control has taken all that was posted to it before.
+    pub fn settle(&self) {
+        block::block_on(self.control.call(|_, _| ())).unwrap();
+    }
+
     pub fn run_state(&self) -> RunState {
         self.control.read(|state| state.state())
     }
