@@ -8,10 +8,11 @@ use iothread::mailbox::{self, Receiver};
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::{Closed, DeviceHandle};
+use crate::door::Door;
 use crate::options::{OptionError, Options};
 use crate::protocol::back_channel::BackChannel;
 use crate::queue::HangUp;
-use crate::server::{Server, Stopper};
+use crate::server::Server;
 use crate::session::Session;
 use crate::socket::Socket;
 use crate::trouble::Trouble;
@@ -63,7 +64,7 @@ pub struct VhostUserBlkExport {
     device: DeviceHandle,
     back_channel: Arc<BackChannel>,
     unclaimed: Arc<Unclaimed>,
-    stopper: Arc<Stopper>,
+    door: Arc<Door>,
     /// Yields none when the control thread has ended.
     ended: Mutex<Option<Receiver<()>>>,
 }
@@ -91,13 +92,13 @@ impl VhostUserBlkExport {
         }
         let back_channel = Arc::new(BackChannel::default());
         let trouble = Arc::new(Trouble::new(Arc::clone(&back_channel)));
-        let stopper = match Stopper::new() {
-            Ok(stopper) => Arc::new(stopper),
+        let door = match Door::new() {
+            Ok(door) => Arc::new(door),
             Err(source) => return Err(ExportError::Thread { id, source }),
         };
         let hang_up: HangUp = {
-            let stopper = Arc::clone(&stopper);
-            Arc::new(move || stopper.disconnect())
+            let door = Arc::clone(&door);
+            Arc::new(move || door.disconnect())
         };
         let opened = DeviceHandle::open(iothreads, &options, &backend, &trouble, &hang_up).await;
         let Ok(device) = opened else {
@@ -115,12 +116,11 @@ impl VhostUserBlkExport {
         let (ending, ended) = mailbox::channel();
         let server = Server {
             id: id.clone(),
-            socket,
             session,
-            stopper: Arc::clone(&stopper),
+            door: Arc::clone(&door),
             trouble: Arc::clone(&trouble),
         };
-        match server.spawn(ending) {
+        match server.spawn(socket, ending) {
             Ok(()) => Ok(Arc::new(Self {
                 id,
                 writable: options.writable,
@@ -129,7 +129,7 @@ impl VhostUserBlkExport {
                 device,
                 back_channel,
                 unclaimed,
-                stopper,
+                door,
                 ended: Mutex::new(Some(ended)),
             })),
             Err(source) => {
@@ -163,7 +163,7 @@ impl Export for VhostUserBlkExport {
     }
 
     fn has_client(&self) -> bool {
-        self.stopper.is_connected()
+        self.door.is_connected()
     }
 
     fn trouble(&self) -> Option<String> {
@@ -188,7 +188,7 @@ impl Export for VhostUserBlkExport {
                 .take();
             // Closed a second time: the first call does it.
             let Some(mut ended) = ended else { return };
-            self.stopper.stop();
+            self.door.close();
             while ended.recv().await.is_some() {}
             // An error means that the iothread is gone, and with it all that was in flight.
             let _: Result<(), Closed> = close(&self.device).await;
@@ -201,6 +201,6 @@ impl Export for VhostUserBlkExport {
 impl Drop for VhostUserBlkExport {
     fn drop(&mut self) {
         // Without `close` the thread would wait for clients for ever.
-        self.stopper.stop();
+        self.door.close();
     }
 }

@@ -9,6 +9,7 @@
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
 //! - `descriptor`: what kind of descriptor a client has sent;
 //! - [`protocol`]: vhost-user messages, as bytes and as what they mean;
+//! - `door`: who may be the client;
 //! - `session`, `server`: what becomes of them, on a thread of its own per export, which blocks on
 //!   its client; it tells the data plane what to do and waits only for what ends by itself;
 //! - [`export`]: the whole.
@@ -17,6 +18,7 @@ mod chain;
 mod config;
 mod descriptor;
 mod device;
+mod door;
 pub mod export;
 mod inflight;
 mod memory;

@@ -1,142 +1,76 @@
 //! The export's control thread: one client at a time, again and again.
 
 use std::io;
-use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use iothread::mailbox::Sender;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
 
 use crate::descriptor::Foreign;
+use crate::door::{Door, Porter};
 use crate::protocol::message::{self, Answer, Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::{Refused, Session};
 use crate::socket::Socket;
 use crate::trouble::Trouble;
 
-/// How long to leave a listening socket alone that cannot accept.
-const ACCEPT_RETRY: Duration = Duration::from_secs(1);
-
 /// How long a client may say nothing between the removal of memory and its return. Front ends do not
 /// pause there at all, but a machine may be busy.
 const MEMORY_RETURN_MAX: Duration = Duration::from_secs(5);
 
-#[derive(Debug, Default)]
-struct State {
-    closing: bool,
-    connection: Option<UnixStream>,
-}
-
-/// Ends the thread, from any other.
-#[derive(Debug)]
-pub(crate) struct Stopper {
-    state: Mutex<State>,
-    wake: OwnedFd,
-}
-
-impl Stopper {
-    pub fn new() -> io::Result<Self> {
-        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
-        Ok(Self {
-            state: Mutex::default(),
-            wake: rustix::event::eventfd(0, flags)?,
-        })
-    }
-
-    /// Nothing is accepted any more, and the client is disconnected.
-    pub fn stop(&self) {
-        let mut state = self.state();
-        state.closing = true;
-        if let Some(connection) = &state.connection {
-            // It may be gone already.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
-        // A full counter wakes as well.
-        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
-    }
-
-    /// The client is disconnected; others may come.
-    pub fn disconnect(&self) {
-        if let Some(connection) = &self.state().connection {
-            // It may be gone already.
-            let _ = connection.shutdown(Shutdown::Both);
-        }
-    }
-
-    /// Whether a client is connected.
-    pub fn is_connected(&self) -> bool {
-        self.state().connection.is_some()
-    }
-
-    /// Makes `stop` reach the connection; false if it has been called already.
-    fn register(&self, connection: &UnixStream) -> io::Result<bool> {
-        let mut state = self.state();
-        state.connection = Some(connection.try_clone()?);
-        Ok(!state.closing)
-    }
-
-    fn unregister(&self) {
-        self.state().connection = None;
-    }
-
-    fn is_closing(&self) -> bool {
-        self.state().closing
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 /// What the thread works with.
 pub(crate) struct Server {
     pub id: String,
-    pub socket: Socket,
     pub session: Session,
-    pub stopper: Arc<Stopper>,
+    pub door: Arc<Door>,
     pub trouble: Arc<Trouble>,
 }
 
 impl Server {
-    /// Starts the thread. It drops `ended` after the socket is gone and all rings have ended.
-    pub fn spawn(self, ended: Sender<()>) -> io::Result<()> {
+    /// Starts the thread, and the one that accepts clients at `socket`. It drops `ended` after the
+    /// socket is gone and all rings have ended.
+    pub fn spawn(self, socket: Socket, ended: Sender<()>) -> io::Result<()> {
+        let door = Arc::clone(&self.door);
+        let porter = Porter {
+            id: self.id.clone(),
+            socket,
+            door: Arc::clone(&door),
+            trouble: Arc::clone(&self.trouble),
+        };
+        let accepting = porter.spawn()?;
         let thread = std::thread::Builder::new().name("vhost-user".to_owned());
-        thread.spawn(move || {
+        let spawned = thread.spawn(move || {
+            let door = Arc::clone(&self.door);
             self.run();
+            // Also if it was not closed: nobody is there to serve anybody.
+            door.close();
+            // A panic there has been printed already.
+            let _ = accepting.join();
             drop(ended);
-        })?;
-        Ok(())
+        });
+        if spawned.is_err() {
+            door.close();
+        }
+        spawned.map(drop)
     }
 
     fn run(self) {
         let Self {
             id,
-            socket,
             mut session,
-            stopper,
+            door,
             trouble,
         } = self;
-        while !stopper.is_closing() {
-            let accepted = wait(Some(&socket), &stopper, None).and_then(|()| socket.accept());
-            let stream = match accepted {
-                Ok(Some(stream)) => stream,
-                Ok(None) => continue,
-                Err(error) => {
-                    // Out of descriptors, most likely: that passes.
-                    tracing::error!(export = id, %error, "cannot accept clients for now");
-                    trouble.set_client(Some(format!("cannot accept clients: {error}")));
-                    if wait(None, &stopper, Some(ACCEPT_RETRY)).is_err() {
-                        break;
-                    }
-                    continue;
-                }
-            };
+        while let Some(next) = door.next_client() {
             trouble.set_client(None);
             tracing::debug!(export = id, "client connected");
-            if let Some(why) = serve(stream, &mut session, &stopper) {
+            let why = match next {
+                Ok(stream) => serve(stream, &mut session, &door),
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(why) = why {
                 tracing::error!(export = id, "client disconnected: {why}");
                 trouble.set_client(Some(format!("the client was disconnected: {why}")));
             }
@@ -147,24 +81,8 @@ impl Server {
     }
 }
 
-/// Sleeps until a client connects, the export is closed, or the time is over.
-fn wait(socket: Option<&Socket>, stopper: &Stopper, timeout: Option<Duration>) -> io::Result<()> {
-    let mut fds = vec![PollFd::new(&stopper.wake, PollFlags::IN)];
-    fds.extend(socket.map(|socket| PollFd::from_borrowed_fd(socket.as_fd(), PollFlags::IN)));
-    let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
-    match rustix::event::poll(&mut fds, timeout.as_ref()) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
-
 /// Serves one connection to its end. Returns why it was ended, if not by the client.
-fn serve(stream: UnixStream, session: &mut Session, stopper: &Stopper) -> Option<String> {
-    match stopper.register(&stream) {
-        Ok(true) => {}
-        Ok(false) => return None,
-        Err(error) => return Some(error.to_string()),
-    }
+fn serve(stream: UnixStream, session: &mut Session, door: &Door) -> Option<String> {
     let connection = Connection::new(stream);
     let why = loop {
         if session.memory_moves() && !connection.is_readable_within(MEMORY_RETURN_MAX) {
@@ -179,8 +97,8 @@ fn serve(stream: UnixStream, session: &mut Session, stopper: &Stopper) -> Option
             Err(End::Wrong(why)) => break Some(why),
         }
     };
-    stopper.unregister();
-    why.filter(|_| !stopper.is_closing())
+    door.leave();
+    why.filter(|_| !door.is_closing())
 }
 
 /// Why a connection ends.

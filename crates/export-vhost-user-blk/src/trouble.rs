@@ -13,6 +13,8 @@ const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 struct State {
     client: Option<String>,
+    /// Somebody else who has tried to be the client.
+    refused: Option<String>,
     queues: BTreeMap<u16, String>,
     /// When events told of queues.
     told: BTreeMap<u16, Instant>,
@@ -39,8 +41,15 @@ impl Trouble {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whoever was refused before has nothing to do with the client that comes, or leaves, now.
     pub fn set_client(&self, text: Option<String>) {
-        self.state().client = text;
+        let state = &mut *self.state();
+        (state.client, state.refused) = (text, None);
+    }
+
+    /// Somebody else wants to be the client.
+    pub fn set_refused(&self, text: String) {
+        self.state().refused = Some(text);
     }
 
     /// A queue is broken. True if an event is to tell of it.
@@ -75,6 +84,7 @@ impl Trouble {
         let state = self.state();
         let queues = state.queues.iter();
         let lines: Vec<_> = (state.client.clone().into_iter())
+            .chain(state.refused.clone())
             .chain(queues.map(|(queue, text)| format!("queue {queue} is broken: {text}")))
             .collect();
         (!lines.is_empty()).then(|| lines.join("; "))

@@ -5,7 +5,7 @@ mod common;
 use block::RunState;
 use common::*;
 use frontend::protocol::{STATUS_OK, message};
-use frontend::{Disk, Request};
+use frontend::{Disk, FrontendError, Request};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
@@ -361,26 +361,66 @@ fn memory_may_be_plugged_while_requests_are_held() {
     expect_clean(&disk);
 }
 
+/// It hung without a word, until the first one was gone. What tells it apart from the client that
+/// comes back is that the first one is still there.
 #[test]
-fn a_second_client_waits_for_the_first() {
+fn a_second_client_is_told() {
     let daemon = Daemon::new();
-    let first = daemon.connect();
-    let short = frontend::Options {
-        timeout: A_WHILE,
-        ..frontend::Options::default()
-    };
-    assert!(
-        Disk::connect(&daemon.socket, short).is_err(),
-        "nobody answers"
+    let mut first = daemon.connect();
+    for _ in 0..3 {
+        let second = Disk::connect(&daemon.socket, frontend::Options::default());
+        assert!(
+            matches!(second, Err(FrontendError::Closed { .. })),
+            "{second:?}"
+        );
+    }
+    let me = std::process::id();
+    let expected = format!(
+        "process {me} has connected and was refused: process {me} is the client, an export has one \
+         at a time"
     );
+    assert_eq!(daemon.export.trouble(), Some(expected));
+    assert_eq!(write(&mut first, 0, 1, 512), STATUS_OK);
+    expect_clean(&first);
+    drop(first);
+    assert_eq!(write(&mut daemon.connect(), 0, 3, 512), STATUS_OK);
+    assert_eq!(daemon.export.trouble(), None);
+}
+
+/// The first one is gone, its I/O is not: whoever comes now waits for that, and a third one is told.
+#[test]
+fn a_client_comes_while_the_former_ones_io_ends() {
+    let daemon = Daemon::new();
+    let mut first = daemon.connect();
+    daemon.stall(true);
+    post(&mut first, 0, 7);
+    wait_until("the write", || {
+        daemon.faults.writes.load(Ordering::SeqCst) == 1
+    });
+    drop(first);
     let socket = daemon.socket.clone();
     let second = std::thread::spawn(move || {
-        let mut disk = Disk::connect(socket, frontend::Options::default()).unwrap();
+        // It may be the third one that comes first.
+        let mut disk = loop {
+            match Disk::connect(&socket, frontend::Options::default()) {
+                Err(FrontendError::Closed { .. }) => {}
+                disk => break disk.unwrap(),
+            }
+        };
         write(&mut disk, 0, 3, 512)
     });
-    std::thread::sleep(A_WHILE);
+    wait_until("a refusal", || {
+        let third = Disk::connect(
+            &daemon.socket,
+            frontend::Options {
+                timeout: A_WHILE,
+                ..frontend::Options::default()
+            },
+        );
+        matches!(third, Err(FrontendError::Closed { .. }))
+    });
     assert!(!second.is_finished());
-    drop(first);
+    daemon.stall(false);
     assert_eq!(second.join().unwrap(), STATUS_OK);
 }
 
