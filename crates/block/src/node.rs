@@ -63,8 +63,6 @@ pub struct NodeInfo {
     pub cache_direct: bool,
     /// `cache.no-flush`.
     pub cache_no_flush: bool,
-    /// Bytes allocated on the storage, where known.
-    pub actual_size: Option<u64>,
     /// Something the user should know, e.g. that a stop policy cannot hold what this node loses.
     pub warning: Option<String>,
 }
@@ -88,8 +86,14 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// QEMU's name of the driver: `file`, `null-co`...
     fn name(&self) -> &'static str;
 
-    /// How the node is opened.
+    /// How the node is opened. Asks nobody.
     fn info(&self) -> NodeInfo;
+
+    /// Bytes allocated on the storage, where known. Asks the storage, which may hang: never called where
+    /// somebody else waits.
+    fn actual_size(&self) -> Option<u64> {
+        None
+    }
 
     /// Length in bytes. Cheap: it is asked for each request.
     fn length(&self) -> u64;

@@ -75,6 +75,10 @@ impl Driver for Blkdebug {
         }
     }
 
+    fn actual_size(&self) -> Option<u64> {
+        self.image.driver().actual_size()
+    }
+
     fn length(&self) -> u64 {
         self.image.driver().length()
     }

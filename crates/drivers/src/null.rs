@@ -53,9 +53,12 @@ impl Driver for NullCo {
         NodeInfo {
             filename: "null-co://".to_owned(),
             read_only: self.options.read_only,
-            actual_size: Some(0),
             ..NodeInfo::default()
         }
+    }
+
+    fn actual_size(&self) -> Option<u64> {
+        Some(0)
     }
 
     fn length(&self) -> u64 {

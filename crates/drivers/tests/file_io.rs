@@ -95,11 +95,11 @@ mod tests {
                     ..usize::try_from(offset + bytes).expect("small");
                 model[range].fill(0);
             }
-            let allocated = disk.driver().info().actual_size.expect("known");
+            let allocated = disk.driver().actual_size().expect("known");
             bench
                 .run(&disk, Op::discard(524_289, 131_072))
                 .expect("discarded");
-            let after = disk.driver().info().actual_size.expect("known");
+            let after = disk.driver().actual_size().expect("known");
             // The filesystem may need a block of its own to remember the holes.
             assert!(after < allocated - 100_000, "{allocated} {after}");
             let stats = disk.driver().discard_stats().expect("kept");
@@ -124,17 +124,13 @@ mod tests {
         bench
             .run(&disk, Op::write(0, data.clone()))
             .expect("written");
-        let allocated = disk.driver().info().actual_size;
+        let allocated = disk.driver().actual_size();
         bench.run(&disk, Op::discard(0, LENGTH)).expect("ignored");
         assert!(bench.run(&disk, Op::read(0, LENGTH)).expect("read") == data);
         bench
             .run(&disk, Op::zeroes(0, LENGTH, true))
             .expect("zeroed");
-        assert_eq!(
-            disk.driver().info().actual_size,
-            allocated,
-            "nothing unmapped"
-        );
+        assert_eq!(disk.driver().actual_size(), allocated, "nothing unmapped");
         assert!(
             bench
                 .run(&disk, Op::read(0, LENGTH))

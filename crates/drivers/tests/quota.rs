@@ -107,7 +107,7 @@ mod tests {
         );
         bench.run(&disk, Op::flush()).expect("no matter of space");
 
-        let allocated = disk.driver().info().actual_size.expect("known");
+        let allocated = disk.driver().actual_size().expect("known");
         assert!(allocated >= 28 * KIB, "{allocated}");
         drop(disk);
         let disk = quota(file(&image, Discard::Unmap), 0);
@@ -156,7 +156,7 @@ mod tests {
             .run(&disk, Op::zeroes(KIB, 62 * KIB, true))
             .expect("two granules");
         assert_eq!(disk.driver().quota(), Some((8 * KIB, 8 * KIB)));
-        let allocated = disk.driver().info().actual_size.expect("known");
+        let allocated = disk.driver().actual_size().expect("known");
         assert!(allocated <= 8 * KIB, "{allocated}");
     }
 

@@ -113,7 +113,7 @@ fn vmm(id: &str, type_name: &str, status: &LinkStatus) -> VmmInfo {
     }
 }
 
-/// What is asked of the storage about a backend. It may wait for it.
+/// What the nodes of a backend say.
 #[derive(Debug)]
 pub(crate) struct BackendNodes {
     root: BlockDeviceInfo,
@@ -121,21 +121,23 @@ pub(crate) struct BackendNodes {
 }
 
 impl BackendNodes {
-    pub(crate) fn ask(root: &Arc<Node>) -> Self {
+    /// `allocated`: what the storage says of it.
+    pub(crate) fn new(root: &Arc<Node>, allocated: Option<u64>) -> Self {
         let nodes = root.subtree();
         let warnings = nodes
             .iter()
             .filter_map(|node| node.driver().info().warning)
             .collect();
         BackendNodes {
-            root: node(root),
+            root: node(root, allocated),
             warnings,
         }
     }
 }
 
-/// A node, as `query-block` and `query-named-block-nodes` show it.
-pub(crate) fn node(node: &Arc<Node>) -> BlockDeviceInfo {
+/// A node, as `query-block` and `query-named-block-nodes` show it, with the bytes that are allocated on
+/// the storage.
+pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo {
     let info = node.driver().info();
     let quota = node.driver().quota();
     BlockDeviceInfo {
@@ -163,7 +165,7 @@ pub(crate) fn node(node: &Arc<Node>) -> BlockDeviceInfo {
             filename: info.filename,
             format: node.driver().name().to_owned(),
             virtual_size: signed(node.driver().length()),
-            actual_size: info.actual_size.map(signed),
+            actual_size: allocated.map(signed),
             dirty_flag: None,
             encrypted: None,
             cluster_size: None,

@@ -3,7 +3,8 @@
 //! A [`Monitor`] serves QMP sessions: on unix sockets, on standard input and output, or on any
 //! pair of streams. Each client has a session of its own: its own negotiation, its own output
 //! queue, its own command under way. A command that takes long delays only the session it was sent
-//! in.
+//! in. A client that leaves takes its session with it, whatever is under way: queries are given up,
+//! changes go on alone ([`changes`]). No query waits for storage longer than a moment ([`storage`]).
 //!
 //! Events are delivered by run control into the output queues of all sessions that have
 //! negotiated; that never waits. Replies go into the same queue. So a client that has seen an event
@@ -13,6 +14,7 @@
 //! Sessions and the run control task belong on the same current-thread runtime: then nothing comes
 //! between what a query reads and the reply that says it.
 
+mod changes;
 mod commands;
 mod convert;
 mod framing;
@@ -22,11 +24,13 @@ mod objects;
 mod outbox;
 mod server;
 mod session;
+mod storage;
 
 pub use framing::{Framing, requests};
 pub use objects::Objects;
 pub use outbox::OUTPUT_BYTES_MAX;
 pub use server::{Monitor, SESSIONS_MAX};
+pub use session::Input;
 
 #[cfg(test)]
 mod tests;

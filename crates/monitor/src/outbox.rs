@@ -148,7 +148,8 @@ impl Outbox {
             .await;
     }
 
-    async fn closed(&self) {
+    /// Waits until nothing is sent any more.
+    pub(crate) async fn closed(&self) {
         let _ = self
             .phase
             .subscribe()

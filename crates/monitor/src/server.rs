@@ -8,16 +8,18 @@ use std::time::Duration;
 use block::{Observer, Registry};
 use qapi::types::VersionInfo;
 use qapi::wire::Layout;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::AsyncWrite;
 use tokio::net::UnixListener;
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
+use crate::changes::Changes;
 use crate::commands::Context;
 use crate::hub::Hub;
 use crate::objects::Objects;
 use crate::outbox::Outbox;
-use crate::session;
+use crate::session::{self, Input};
+use crate::storage::Storage;
 
 /// Most sessions at once on one listener. Further clients wait in its backlog.
 pub const SESSIONS_MAX: usize = 64;
@@ -50,6 +52,8 @@ impl Monitor {
                 registry,
                 objects,
                 version,
+                storage: Storage::default(),
+                changes: Changes::default(),
             }),
             hub,
         }
@@ -118,7 +122,7 @@ impl Monitor {
     pub async fn session(
         &self,
         name: String,
-        reader: impl AsyncRead + Unpin,
+        reader: impl Input,
         writer: impl AsyncWrite + Unpin,
         layout: Layout,
     ) {

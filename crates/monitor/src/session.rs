@@ -2,13 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Duration;
 
 use qapi::command::QmpCapabilities;
 use qapi::de::{self, Mode};
 use qapi::types::Empty;
 use qapi::wire::{BadRequest, Greeting, Request, Response};
 use qapi::{ErrorClass, QmpError};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
+use rustix::event::{PollFd, PollFlags, Timespec};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Stdin};
+use tokio::net::UnixStream;
+use tokio::net::unix::OwnedReadHalf;
 
 use crate::commands::{self, Context};
 use crate::framing::{Framing, value_of};
@@ -17,11 +21,50 @@ use crate::outbox::Outbox;
 /// How much is read at once, in bytes.
 const READ_BYTES_MAX: usize = 16 << 10;
 
+/// How often it is looked whether a client has left whose command is under way.
+const LEFT_POLL: Duration = Duration::from_millis(100);
+
+/// Where requests come from.
+pub trait Input: AsyncRead + Unpin {
+    /// Whether the other end has left for good: neither sends nor reads any more. A client that has only
+    /// sent all that it wants to say still gets its answers.
+    fn has_left(&self) -> bool;
+}
+
+impl Input for OwnedReadHalf {
+    fn has_left(&self) -> bool {
+        let stream: &UnixStream = self.as_ref();
+        // HUP is always looked for.
+        let mut fds = [PollFd::new(stream, PollFlags::empty())];
+        let found = rustix::event::poll(&mut fds, Some(&Timespec::default()));
+        found.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
+    }
+}
+
+impl Input for Stdin {
+    fn has_left(&self) -> bool {
+        false
+    }
+}
+
+/// Waits until the client of a command that is under way has left.
+async fn left(reader: &impl Input, outbox: &Outbox) {
+    let polled = async {
+        while !reader.has_left() {
+            tokio::time::sleep(LEFT_POLL).await;
+        }
+    };
+    tokio::select! {
+        () = polled => {}
+        () = outbox.closed() => {}
+    }
+}
+
 /// Serves one client until it is gone or `outbox` is told to finish.
 pub(crate) async fn serve(
     context: Arc<Context>,
     outbox: Arc<Outbox>,
-    reader: impl AsyncRead + Unpin,
+    reader: impl Input,
     writer: impl AsyncWrite + Unpin,
 ) {
     outbox.push(&Greeting::new(context.version.clone()));
@@ -34,7 +77,7 @@ pub(crate) async fn serve(
         session.receive(reader).await;
         outbox.finish();
     };
-    // Both run to their end: a command under way is never abandoned half-way.
+    // Both run to their end: what has been answered is sent.
     futures_util::future::join(receive, outbox.send_to(writer)).await;
 }
 
@@ -45,7 +88,7 @@ struct Session {
 }
 
 impl Session {
-    async fn receive(mut self, mut reader: impl AsyncRead + Unpin) {
+    async fn receive(mut self, mut reader: impl Input) {
         let mut framing = Framing::new();
         let mut buffer = vec![0; READ_BYTES_MAX];
         let mut requests = VecDeque::new();
@@ -65,7 +108,14 @@ impl Session {
                 if !self.outbox.has_room().await {
                     return;
                 }
-                self.request(request).await;
+                let outbox = Arc::clone(&self.outbox);
+                tokio::select! {
+                    biased;
+                    () = self.request(request) => {}
+                    // Whoever has left needs no answer, and must not keep a place. What must not stop
+                    // half-way goes on by itself.
+                    () = left(&reader, &outbox) => return,
+                }
             }
         }
     }

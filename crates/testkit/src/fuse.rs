@@ -14,6 +14,8 @@ use crate::mount::MountPoint;
 /// An operation that can fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FuseOp {
+    /// ftruncate(2).
+    SetAttr,
     /// read(2).
     Read,
     /// write(2).
@@ -51,6 +53,7 @@ const FILE: u64 = 2;
 
 fn op_of(code: u32) -> Option<FuseOp> {
     match code {
+        SETATTR => Some(FuseOp::SetAttr),
         READ => Some(FuseOp::Read),
         WRITE => Some(FuseOp::Write),
         FSYNC => Some(FuseOp::Fsync),
@@ -244,6 +247,12 @@ fn execute(code: u32, inode: u64, body: &[u8], shared: &Shared) -> Result<Vec<u8
         // ENOENT.
         LOOKUP => return Err(2),
         GETATTR | SETATTR => {
+            // FATTR_SIZE.
+            if code == SETATTR && u32_at(body, 0) & 8 != 0 {
+                let size = usize::try_from(u64_at(body, 16)).unwrap_or(0);
+                state.data.resize(size, 0);
+            }
+            let size = state.data.len();
             let mut reply = 0_u64.to_ne_bytes().to_vec();
             reply.extend(words(&[0, 0]));
             reply.extend(attributes(inode, size));

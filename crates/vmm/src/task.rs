@@ -139,6 +139,8 @@ impl VmLink for Link {
     fn reset(&self) -> BoxFuture<'_, Result<(), String>> {
         let (answer, result) = oneshot::channel();
         if let Some(resets) = &mut *lock(&self.shared.resets) {
+            // Those whose clients have left.
+            resets.retain(|waiting| !waiting.is_closed());
             resets.push(answer);
         }
         lock(&self.shared.machine).reset();

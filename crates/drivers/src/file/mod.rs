@@ -124,6 +124,8 @@ pub struct FileDriver {
     cache_no_flush: bool,
     /// On tmpfs or ramfs.
     in_memory: bool,
+    /// On a server that may be asked for sizes.
+    has_server: bool,
     warning: Option<String>,
     length: AtomicU64,
     /// The end of an image that does not fill its last block.
@@ -207,6 +209,7 @@ impl FileDriver {
             _ => opened.stat.block_size,
         };
         let in_memory = probe::in_memory(fd, &opened.stat);
+        let has_server = probe::has_server(fd);
         let geometry = match kind {
             Kind::Block => geometry::of_device(fd, &opened.stat),
             _ => Geometry::default(),
@@ -238,6 +241,7 @@ impl FileDriver {
             cache_direct: options.cache_direct,
             cache_no_flush: options.cache_no_flush,
             in_memory,
+            has_server,
             length: AtomicU64::new(length),
             tail,
             locks: opened.locks,
@@ -358,9 +362,12 @@ impl Driver for FileDriver {
             read_only: self.read_only,
             cache_direct: self.cache_direct,
             cache_no_flush: self.cache_no_flush,
-            actual_size: probe::stat(self.fd()).ok().map(|stat| stat.allocated),
             warning: self.warning.clone(),
         }
+    }
+
+    fn actual_size(&self) -> Option<u64> {
+        probe::allocated(self.fd(), self.has_server).ok()
     }
 
     fn length(&self) -> u64 {

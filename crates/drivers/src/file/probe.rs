@@ -5,6 +5,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use rustix::fs::{AtFlags, StatxFlags};
+
 use super::bounce::{ALIGNMENT, Bounce};
 use super::geometry::queue_file;
 
@@ -30,8 +32,6 @@ pub struct Stat {
     pub kind: Kind,
     /// Length in bytes of a regular file.
     pub size: u64,
-    /// Bytes allocated.
-    pub allocated: u64,
     /// Block size of the filesystem, a power of two from 512 to 64 KiB.
     pub block_size: u32,
     /// The device itself, for a block device.
@@ -67,9 +67,6 @@ pub fn stat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
     Ok(Stat {
         kind,
         size: u64::try_from(stat.st_size).unwrap_or(0),
-        allocated: u64::try_from(stat.st_blocks)
-            .unwrap_or(0)
-            .saturating_mul(512),
         block_size: power_of_two(u32::try_from(stat.st_blksize).unwrap_or(4096)),
         device: stat.st_rdev,
     })
@@ -123,6 +120,32 @@ pub fn logical_block_size(fd: BorrowedFd<'_>) -> io::Result<u32> {
     // SAFETY: the ioctl stores one int.
     check(unsafe { libc::ioctl(fd.as_raw_fd(), BLKSSZGET, &raw mut size) })?;
     Ok(power_of_two(u32::try_from(size).unwrap_or(512)))
+}
+
+/// Bytes allocated to the file, as the kernel knows them; `ask_server`: as the server does. A local file
+/// system knows. A question that has reached a FUSE server which does not answer keeps the whole process,
+/// whatever kills it, and with it the image's lock; a thread that waits for NFS can be killed.
+pub fn allocated(fd: BorrowedFd<'_>, ask_server: bool) -> io::Result<u64> {
+    let flags = match ask_server {
+        true => AtFlags::EMPTY_PATH,
+        false => AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC,
+    };
+    let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::BLOCKS)?;
+    Ok(stat.stx_blocks.saturating_mul(512))
+}
+
+const CIFS_MAGIC: libc::__fsword_t = 0xff53_4d42;
+const SMB2_MAGIC: libc::__fsword_t = 0xfe53_4d42;
+const CEPH_MAGIC: libc::__fsword_t = 0x00c3_6400;
+
+/// Whether the file lies on a server that may be asked with [`allocated`].
+pub fn has_server(fd: BorrowedFd<'_>) -> bool {
+    rustix::fs::fstatfs(fd).is_ok_and(|statfs| {
+        matches!(
+            statfs.f_type,
+            libc::NFS_SUPER_MAGIC | CIFS_MAGIC | SMB2_MAGIC | CEPH_MAGIC
+        )
+    })
 }
 
 const RAMFS_MAGIC: libc::__fsword_t = 0x8584_58f6;
@@ -423,16 +446,15 @@ mod tests {
         let file = tempfile::NamedTempFile::new().expect("a temporary file");
         file.as_file().write_all_at(&[7; 10_000], 0).expect("space");
         let before = stat(file.as_file().as_fd()).expect("stat");
+        let space = || allocated(file.as_file().as_fd(), false).expect("statx");
+        let used = space();
         let found = deallocates(file.as_file().as_fd(), &before);
         assert!(found.discard && found.zeroes);
         let reader = File::open(file.path()).expect("it exists");
         let request = probe_by_reading(reader.as_fd()).expect("readable");
         assert!(request.is_power_of_two());
         let after = stat(file.as_file().as_fd()).expect("stat");
-        assert_eq!(
-            (before.size, before.allocated),
-            (after.size, after.allocated)
-        );
+        assert_eq!((before.size, used), (after.size, space()));
         let content = fs::read(file.path()).expect("readable");
         assert_eq!(content, [7; 10_000]);
     }

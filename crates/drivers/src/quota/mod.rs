@@ -234,6 +234,10 @@ impl Driver for Quota {
         }
     }
 
+    fn actual_size(&self) -> Option<u64> {
+        self.file.driver().actual_size()
+    }
+
     fn length(&self) -> u64 {
         self.file.driver().length()
     }

@@ -43,10 +43,13 @@ impl BackChannel {
     /// full socket there is such a message already that the client has not read yet. No reply is
     /// asked for, so none has to be read.
     pub fn config_changed(&self) {
-        let socket = self.socket();
-        let Some(socket) = &*socket else { return };
-        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-        if let Err(errno) = rustix::net::send(socket, &message::config_change(), flags)
+        let sent = {
+            let socket = self.socket();
+            let Some(socket) = &*socket else { return };
+            let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+            rustix::net::send(socket, &message::config_change(), flags)
+        };
+        if let Err(errno) = sent
             && errno != rustix::io::Errno::AGAIN
         {
             tracing::debug!("the client does not hear of a new configuration: {errno}");

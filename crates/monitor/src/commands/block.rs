@@ -8,7 +8,7 @@ use qapi::types::{
     BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, Empty, HeldRequestInfo,
 };
 
-use super::{Context, blocking, failed};
+use super::{Context, failed};
 use crate::convert::{self, BackendNodes};
 
 /// The backends of all exports, as one moment of run control.
@@ -18,7 +18,11 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
         .iter()
         .map(|export| Arc::clone(export.backend().node()))
         .collect();
-    let nodes = blocking(move || roots.iter().map(BackendNodes::ask).collect::<Vec<_>>()).await?;
+    let sizes = context.storage.allocated_of(&roots).await;
+    let asked = roots.iter().zip(sizes);
+    let nodes: Vec<_> = asked
+        .map(|(root, size)| BackendNodes::new(root, size))
+        .collect();
     Ok(context.registry.control().read(|state| {
         let backends = exports.iter().zip(nodes);
         backends
@@ -30,7 +34,11 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
 /// All nodes.
 pub(crate) async fn nodes(context: &Context) -> Result<Vec<BlockDeviceInfo>, QmpError> {
     let nodes = context.registry.nodes();
-    blocking(move || nodes.iter().map(convert::node).collect()).await
+    let sizes = context.storage.allocated_of(&nodes).await;
+    let asked = nodes.iter().zip(sizes);
+    Ok(asked
+        .map(|(node, size)| convert::node(node, size))
+        .collect())
 }
 
 pub(super) async fn query_block(
@@ -122,10 +130,8 @@ pub(super) async fn block_resize(
     if node.read_only() {
         return Err(QmpError::generic("Image is read-only"));
     }
-    context
-        .registry
-        .resize(node.name(), size)
-        .await
-        .map_err(failed)?;
+    let registry = Arc::clone(&context.registry);
+    let resize = async move { registry.resize(node.name(), size).await.map_err(failed) };
+    context.changes.run("block_resize", resize).await?;
     Ok(Empty {})
 }

@@ -22,12 +22,13 @@ pub(super) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<
     if node.driver().quota().is_none() {
         return Err(not_a(&node, "quota"));
     }
-    blocking(move || {
+    let set = blocking(move || {
         node.driver().set_quota(arguments.limit).map_err(|e| {
             QmpError::generic(format!("Cannot set the quota of '{}': {e}", node.name()))
         })
-    })
-    .await??;
+    });
+    let set = async move { set.await? };
+    context.changes.run("x-quota-set", set).await?;
     Ok(Empty {})
 }
 

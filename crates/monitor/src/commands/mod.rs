@@ -15,8 +15,10 @@ use qapi::de::{self, Mode};
 use qapi::types::VersionInfo;
 use qapi::{Object, QmpError, Value};
 
+use crate::changes::Changes;
 use crate::framing::value_of;
 use crate::objects::Objects;
+use crate::storage::Storage;
 
 /// What commands work on.
 #[derive(Debug)]
@@ -24,6 +26,8 @@ pub(crate) struct Context {
     pub(crate) registry: Arc<Registry>,
     pub(crate) objects: Arc<dyn Objects>,
     pub(crate) version: VersionInfo,
+    pub(crate) storage: Storage,
+    pub(crate) changes: Changes,
 }
 
 type Reply<'a> = Pin<Box<dyn Future<Output = Result<Value, QmpError>> + Send + 'a>>;
@@ -87,7 +91,7 @@ pub(crate) async fn execute(
     }
 }
 
-/// Runs `f`, which may wait for storage, where it keeps nobody from anything.
+/// Runs `f`, which may block, where it keeps nobody from anything.
 async fn blocking<R: Send + 'static>(
     f: impl FnOnce() -> R + Send + 'static,
 ) -> Result<R, QmpError> {

@@ -1,5 +1,7 @@
 //! Objects.
 
+use std::sync::Arc;
+
 use qapi::QmpError;
 use qapi::command::ObjectDel;
 use qapi::options::ObjectOptions;
@@ -9,11 +11,15 @@ use super::Context;
 
 pub(crate) async fn add(context: &Context, options: ObjectOptions) -> Result<Empty, QmpError> {
     options.check()?;
-    context.objects.add(options).await?;
+    let objects = Arc::clone(&context.objects);
+    let add = async move { objects.add(options).await };
+    context.changes.run("object-add", add).await?;
     Ok(Empty {})
 }
 
 pub(crate) async fn delete(context: &Context, arguments: ObjectDel) -> Result<Empty, QmpError> {
-    context.objects.delete(arguments.id).await?;
+    let objects = Arc::clone(&context.objects);
+    let delete = async move { objects.delete(arguments.id).await };
+    context.changes.run("object-del", delete).await?;
     Ok(Empty {})
 }

@@ -50,6 +50,7 @@ pub struct Fake {
     plan: Option<FaultPlan>,
     latched: Arc<AtomicBool>,
     resize: Option<Arc<Barrier>>,
+    hangs: Option<Arc<Barrier>>,
 }
 
 impl Fake {
@@ -57,7 +58,6 @@ impl Fake {
         let filename = format!("/{name}.img");
         let info = NodeInfo {
             filename,
-            actual_size: Some(4096),
             ..NodeInfo::default()
         };
         Fake {
@@ -68,6 +68,7 @@ impl Fake {
             plan: (name == "blkdebug").then(FaultPlan::default),
             latched: Arc::default(),
             resize: None,
+            hangs: None,
         }
     }
 
@@ -91,6 +92,12 @@ impl Fake {
         self
     }
 
+    /// Its storage does not answer.
+    pub fn hanging(mut self, barrier: &Arc<Barrier>) -> Self {
+        self.hangs = Some(Arc::clone(barrier));
+        self
+    }
+
     pub fn node(self, name: &str) -> Arc<Node> {
         Node::new(name, Box::new(self))
     }
@@ -103,6 +110,13 @@ impl Driver for Fake {
 
     fn info(&self) -> NodeInfo {
         self.info.clone()
+    }
+
+    fn actual_size(&self) -> Option<u64> {
+        if let Some(barrier) = &self.hangs {
+            barrier.wait();
+        }
+        Some(4096)
     }
 
     fn length(&self) -> u64 {

@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use block::HoldScope;
 use block::event::{Event, EventKind};
+use qapi::Value;
+use qapi::wire::Layout;
 use serde_json::json;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::UnixStream;
 
-use super::daemon::{Barrier, Daemon, Fake, soon};
+use super::daemon::{Barrier, Client, Daemon, Fake, soon};
 use crate::{OUTPUT_BYTES_MAX, requests};
 
 const ENOSPC: i32 = 28;
@@ -270,6 +273,74 @@ async fn a_command_outlives_its_client() {
     soon(resized).await;
 }
 
+/// fstat(2) of an image hung, and `query-block` with it: the one member that needs the storage is left
+/// out, or what was last known.
+#[tokio::test]
+async fn queries_do_not_wait_for_storage() {
+    let daemon = Daemon::new().await;
+    let (never, later) = (Arc::new(Barrier::default()), Arc::new(Barrier::default()));
+    daemon.node("a", Fake::new("file").hanging(&never));
+    daemon.node("b", Fake::new("file"));
+    daemon.node("c", Fake::new("file").hanging(&later));
+    let mut client = daemon.client().await;
+    let sizes = |nodes: &Value| {
+        let nodes = nodes.as_array().unwrap().iter();
+        let sizes = nodes.map(|node| node["image"]["actual-size"].as_u64());
+        sizes.collect::<Vec<_>>()
+    };
+    let nodes = client.result("query-named-block-nodes").await;
+    assert_eq!(sizes(&nodes), [None, Some(4096), None]);
+    // From now on nobody waits: a hundred queries take no time to speak of, and no further thread.
+    let begin = std::time::Instant::now();
+    for _ in 0..100 {
+        let nodes = client.result("query-named-block-nodes").await;
+        assert_eq!(sizes(&nodes)[0], None);
+    }
+    assert!(
+        begin.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begin.elapsed()
+    );
+    assert!(
+        client
+            .hmp("info block -n -v a")
+            .await
+            .contains("disk size: unavailable")
+    );
+    later.open();
+    let known = async {
+        while sizes(&client.result("query-named-block-nodes").await)[2] != Some(4096) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    soon(known).await;
+    never.open();
+}
+
+/// 64 clients that had given up on a command locked everybody out.
+#[tokio::test]
+async fn a_client_that_has_left_leaves_its_place() {
+    let daemon = Daemon::new().await;
+    let barrier = Arc::new(Barrier::default());
+    daemon.node("n", Fake::new("file").slow_resize(&barrier));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("qmp");
+    let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+    let monitor = daemon.monitor.clone();
+    tokio::spawn(async move { monitor.serve(listener, Layout::Compact).await });
+    for _ in 0..2 * crate::SESSIONS_MAX {
+        let mut client = Client {
+            stream: BufReader::new(UnixStream::connect(&path).await.unwrap()),
+        };
+        client.receive().await;
+        client.command(r#"{"execute":"qmp_capabilities"}"#).await;
+        client
+            .send(r#"{"execute":"block_resize","arguments":{"node-name":"n","size":8192}}"#)
+            .await;
+    }
+    barrier.open();
+}
+
 #[tokio::test]
 async fn quit_is_answered_and_close_sends_what_is_left() {
     let mut daemon = Daemon::new().await;
@@ -319,18 +390,18 @@ async fn many_clients_on_one_listener() {
     let path = dir.path().join("qmp");
     let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
     let monitor = daemon.monitor.clone();
-    let layout = qapi::wire::Layout::Pretty;
+    let layout = Layout::Pretty;
     let serving = tokio::spawn(async move { monitor.serve(listener, layout).await });
     let mut clients = Vec::new();
     for _ in 0..crate::SESSIONS_MAX {
-        let mut stream = soon(tokio::net::UnixStream::connect(&path)).await.unwrap();
+        let mut stream = soon(UnixStream::connect(&path)).await.unwrap();
         let mut greeting = [0; 8];
         soon(stream.read_exact(&mut greeting)).await.unwrap();
         assert_eq!(&greeting, b"{\n    \"Q");
         clients.push(stream);
     }
     // One too many waits until another goes.
-    let mut late = soon(tokio::net::UnixStream::connect(&path)).await.unwrap();
+    let mut late = soon(UnixStream::connect(&path)).await.unwrap();
     let mut byte = [0];
     let unserved = tokio::time::timeout(Duration::from_millis(50), late.read(&mut byte)).await;
     assert!(unserved.is_err());

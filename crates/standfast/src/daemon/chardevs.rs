@@ -13,6 +13,7 @@ use qapi::wire::Layout;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
+use super::blocking::tidy_up;
 use super::setup_error::SetupError;
 use super::socket::{bind_listener, inherited_socket};
 use super::{strerror, terminal};
@@ -107,7 +108,8 @@ impl Chardevs {
 
     /// Returns when all sessions have ended, after [`Monitor::close`]. Socket files are gone then.
     pub async fn ended(mut self) {
-        self.bound.clear();
+        let bound = std::mem::take(&mut self.bound);
+        tidy_up("sockets are left behind", move || drop(bound)).await;
         while self.tasks.join_next().await.is_some() {}
     }
 

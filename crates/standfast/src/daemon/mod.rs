@@ -26,7 +26,7 @@ pub use self::cli::PROGRAM;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::ffi::OsStringExt;
-use std::path::Path;
+use std::path::PathBuf;
 use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -40,6 +40,7 @@ use qapi::options::{
 use qapi::os_text;
 use qapi::types::{VersionInfo, VersionTriple};
 
+use self::blocking::{beside, tidy_up};
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
 use self::incidents::IncidentLog;
@@ -197,8 +198,8 @@ impl Daemon {
         if let Some(file) = state {
             self.saver = Some(state::keep(file, &self.registry).await?);
         }
-        if let Some(path) = &line.pidfile {
-            self.pidfile = Some(write_pidfile(path)?);
+        if let Some(path) = line.pidfile {
+            self.pidfile = Some(write_pidfile(path).await?);
         }
         Ok(())
     }
@@ -235,9 +236,16 @@ impl Daemon {
         shutdown::close_all(&self.registry, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;
+        if let Some(pidfile) = self.pidfile {
+            tidy_up("the pid file is left behind", move || drop(pidfile)).await;
+        }
     }
 }
 
-fn write_pidfile(path: &Path) -> Result<Pidfile, String> {
-    Pidfile::create(path).map_err(|error| format!("cannot create PID file: {error}"))
+async fn write_pidfile(path: PathBuf) -> Result<Pidfile, String> {
+    let made = beside(move || {
+        let made = Pidfile::create(&path);
+        made.map_err(|error| SetupError::new(format!("cannot create PID file: {error}")))
+    });
+    made.await.map_err(|error| error.desc)
 }

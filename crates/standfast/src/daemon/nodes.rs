@@ -19,6 +19,7 @@ use qapi::options::{
 };
 use qapi::os_text;
 
+use super::blocking::beside;
 use super::lock_wait::wait_for_lock;
 use super::setup_error::SetupError;
 
@@ -119,11 +120,14 @@ async fn open(
             let file = filtered(name, &base, child)?;
             let limit = quota.limit.0;
             let node_name = name.into();
-            Ok(Box::new(Quota::new(QuotaOptions {
+            let options = QuotaOptions {
                 node_name,
                 file,
                 limit,
-            })?))
+            };
+            // It asks where the data is.
+            let quota = beside(move || Ok(Quota::new(options)?)).await?;
+            Ok(Box::new(quota))
         }
         BlockdevDriverOptions::Blkdebug(blkdebug) => {
             let image = filtered(name, &base, child)?;

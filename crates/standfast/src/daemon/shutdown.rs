@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 
+use super::blocking::tidy_up;
 use super::logging;
 use block::{Drained, Export, Registry, Saver};
 use iothread::mailbox::Receiver;
@@ -104,8 +105,11 @@ pub async fn close_all(registry: &Registry, reason: &'static str, saver: Option<
     }
     if let Some(saver) = saver {
         // Before the exports go: what becomes of them then is not the state that is to be saved.
-        // A panic there has told of itself.
-        let _ = tokio::task::spawn_blocking(move || drop(saver)).await;
+        tidy_up(
+            "the state is not saved, the next daemon finds an older one",
+            move || drop(saver),
+        )
+        .await;
     }
     drop(drained);
     registry.close_exports().await;

@@ -18,7 +18,7 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
 use tracing_subscriber::registry::LookupSpan;
 
-use super::writer::LOG;
+use super::writer::{ABOUT_THE_LOG, LOG, LeftOut};
 
 /// How many lines of a kind may come at once.
 const BURST: u32 = 10;
@@ -27,7 +27,7 @@ const BURST: u32 = 10;
 const ONE_PER: Duration = Duration::from_secs(1);
 
 /// How long lines are left out before it is said how many.
-pub const REPORT_EVERY: Duration = Duration::from_secs(10);
+const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 /// Kinds that are remembered. More than that is a flood of kinds: then those are forgotten that have
 /// been quiet.
@@ -35,9 +35,6 @@ const KINDS_MAX: usize = 1024;
 
 /// What is kept of a line that was left out, in bytes.
 const TEXT_BYTES_MAX: usize = 200;
-
-/// Lines of this target are about the log itself.
-pub const EXEMPT: &str = "standfast::log";
 
 /// The fields that say what a line is about.
 const SUBJECTS: [&str; 5] = ["export", "device", "node", "link", "iothread"];
@@ -47,10 +44,12 @@ static LIMITER: LazyLock<Limiter> = LazyLock::new(Limiter::default);
 /// Whether lines were left out since the last report.
 static TO_REPORT: AtomicBool = AtomicBool::new(false);
 
-/// Whether [`report`] has something to say.
-pub fn is_to_report() -> bool {
-    TO_REPORT.load(Ordering::Relaxed)
-}
+/// What the log is to report.
+pub const LEFT_OUT: LeftOut = LeftOut {
+    is_any: || TO_REPORT.load(Ordering::Relaxed),
+    report,
+    every: REPORT_EVERY,
+};
 
 /// Says how many lines were left out.
 pub fn report() {
@@ -65,7 +64,7 @@ pub fn report() {
             ("lines", "were")
         };
         tracing::warn!(
-            target: EXEMPT,
+            target: ABOUT_THE_LOG,
             "{count} more {lines} of this kind {were} suppressed, the last one: {text}"
         );
     }
@@ -212,7 +211,7 @@ pub struct Limited<F>(pub F);
 impl<F> Limited<F> {
     fn admits(event: &Event<'_>) -> bool {
         let metadata = event.metadata();
-        if *metadata.level() > Level::INFO || metadata.target() == EXEMPT {
+        if *metadata.level() > Level::INFO || metadata.target() == ABOUT_THE_LOG {
             return true;
         }
         let mut said = Said::default();

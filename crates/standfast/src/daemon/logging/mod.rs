@@ -41,7 +41,7 @@ pub fn init() -> Result<(), String> {
     };
     let colour = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
         && std::io::stderr().is_terminal();
-    LOG.start()
+    LOG.start(limit::LEFT_OUT)
         .map_err(|error| format!("cannot start the thread that writes the log: {error}"))?;
     std::panic::set_hook(Box::new(panicked));
     iothread::set_last_words(last_words);

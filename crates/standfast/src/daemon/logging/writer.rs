@@ -8,8 +8,6 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
-use super::limit;
-
 /// What may wait to be written, in bytes.
 const WAITING_BYTES_MAX: usize = 1 << 20;
 
@@ -18,6 +16,20 @@ const LAST_WORDS_BYTES_MAX: usize = 256 << 10;
 
 /// The thread needs little: it writes.
 const STACK_BYTES: usize = 256 << 10;
+
+/// Lines of this target are about the log itself.
+pub const ABOUT_THE_LOG: &str = "standfast::log";
+
+/// What the log is told of what is left out of it.
+#[derive(Clone, Copy, Debug)]
+pub struct LeftOut {
+    /// Whether there is something to report.
+    pub is_any: fn() -> bool,
+    /// Reports it.
+    pub report: fn(),
+    /// How long it is collected.
+    pub every: Duration,
+}
 
 /// The log of the process.
 pub static LOG: Log = Log::new();
@@ -61,12 +73,12 @@ impl Log {
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Starts the thread that writes.
-    pub fn start(&'static self) -> io::Result<()> {
+    /// Starts the thread that writes, and reports what was `left_out`.
+    pub fn start(&'static self, left_out: LeftOut) -> io::Result<()> {
         let thread = std::thread::Builder::new()
             .name("log".to_owned())
             .stack_size(STACK_BYTES);
-        thread.spawn(|| self.run(|text| write_all(&io::stderr(), text)))?;
+        thread.spawn(move || self.run(left_out, |text| write_all(&io::stderr(), text)))?;
         self.lock().started = true;
         Ok(())
     }
@@ -114,27 +126,27 @@ impl Log {
         drop(waited);
     }
 
-    fn run(&self, mut write: impl FnMut(&[u8])) {
+    fn run(&self, left_out: LeftOut, mut write: impl FnMut(&[u8])) {
         let mut text = Vec::new();
         let mut report_at = None;
         loop {
-            self.wait(&mut report_at);
+            self.wait(left_out, &mut report_at);
             self.step(&mut text, &mut write);
         }
     }
 
     /// Waits for lines; reports meanwhile what was left out, when it is time.
-    fn wait(&self, report_at: &mut Option<Instant>) {
+    fn wait(&self, left_out: LeftOut, report_at: &mut Option<Instant>) {
         let mut waiting = self.lock();
         loop {
-            if report_at.is_none() && limit::is_to_report() {
-                *report_at = Some(Instant::now() + limit::REPORT_EVERY);
+            if report_at.is_none() && (left_out.is_any)() {
+                *report_at = Some(Instant::now() + left_out.every);
             }
             let timeout = report_at.map(|at| at.saturating_duration_since(Instant::now()));
             if timeout == Some(Duration::ZERO) {
                 *report_at = None;
                 drop(waiting);
-                limit::report();
+                (left_out.report)();
                 waiting = self.lock();
                 continue;
             }
@@ -171,7 +183,7 @@ impl Log {
         drop(waiting);
         if dropped > 0 {
             tracing::warn!(
-                target: limit::EXEMPT,
+                target: ABOUT_THE_LOG,
                 "{dropped} lines of the log were dropped: nobody has read stderr"
             );
         }
@@ -226,7 +238,12 @@ mod tests {
         let (written, read) = mpsc::sync_channel(0);
         log.lock().started = true;
         std::thread::spawn(move || {
-            log.run(|text| {
+            let nothing = LeftOut {
+                is_any: || false,
+                report: || {},
+                every: Duration::MAX,
+            };
+            log.run(nothing, |text| {
                 // The test has ended.
                 let _ = written.send(text.to_vec());
             });
