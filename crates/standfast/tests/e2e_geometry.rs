@@ -83,7 +83,7 @@ fn an_image_of_odd_length_over_a_restart() -> Result<()> {
         .export("vdb", "disk0", json!({ "logical-block-size": 4096 }));
     let mut server = setup.start()?;
     let said = "the last 512 of its 1049088 bytes are out of the guest's reach";
-    ensure!(server.daemon.stderr().contains(said), "no {said:?}");
+    server.daemon.wait_for_stderr(said, PATIENCE)?;
     for round in 1..4 {
         let mut disk = server.disk("vda")?;
         ensure!(disk.config().capacity == 2049);

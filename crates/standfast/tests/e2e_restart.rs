@@ -453,13 +453,13 @@ fn a_loss_waits_for_a_node_that_is_left_out_once() -> Result<()> {
     save(dir.path(), &state_file::boot_id()?, &lost)?;
     let said = "node 'disk1' does not exist, or is no image any more";
     let server = plain(dir.path())?.start()?;
-    ensure!(server.daemon.stderr().contains(said), "no {said:?}");
+    server.daemon.wait_for_stderr(said, PATIENCE)?;
     server.end()?;
 
     // Neither does a node of that name take it that has nothing to flush.
     let null = json!({ "driver": "null-co", "node-name": "disk1" });
     let server = plain(dir.path())?.blockdev(&null).start()?;
-    ensure!(server.daemon.stderr().contains(said), "no {said:?}");
+    server.daemon.wait_for_stderr(said, PATIENCE)?;
     server.end()?;
 
     let image = dir.path().join("image");
@@ -470,6 +470,7 @@ fn a_loss_waits_for_a_node_that_is_left_out_once() -> Result<()> {
         setup.export("vdb", "disk1", json!({})).start()
     };
     let mut server = with_file()?;
+    server.daemon.wait_for_stderr("is ready", PATIENCE)?;
     ensure!(!server.daemon.stderr().contains(said));
     let refused = server.qmp.execute("cont", Value::Null);
     let text = refused.expect_err("cont must be refused").to_string();

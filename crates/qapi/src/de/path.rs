@@ -1,6 +1,6 @@
 //! Where in the input we are, and how that is written.
 
-/// Deepest nesting of members that [`from_value`] follows. Types that contain themselves (a node in
+/// Deepest nesting of members that [`super::from_value`] follows. Types that contain themselves (a node in
 /// a node) would otherwise let the input decide how much stack is used.
 pub const TYPED_DEPTH_MAX: usize = 32;
 
