@@ -8,7 +8,7 @@ use super::{Result, Session};
 use crate::config::{self, WCE_OFFSET};
 use crate::protocol::message::{Answer, ConfigRange};
 
-/// How long a guest waits for the state file when it gives its write cache up.
+/// How long a guest waits for the state file when it sets its write cache.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(2);
 
 impl Session {
@@ -63,12 +63,9 @@ impl Session {
         self.belief.set(byte);
         // First of all: who hears that there is no cache relies on it.
         self.set_writeback()?;
-        // Whatever was known before: it may have been refused because it could not be recorded.
-        let limit = match self.belief.shown() {
-            true => Duration::ZERO,
-            false => RECORD_TIME_MAX,
-        };
-        if self.note_belief(limit) || limit.is_zero() {
+        // Whatever was known before: it may have been refused because it could not be recorded. A
+        // stale record of the other kind does no harm, but costs speed until the guest sets it again.
+        if self.note_belief(RECORD_TIME_MAX) || self.belief.shown() {
             return Ok(Answer::Done);
         }
         tracing::warn!(
