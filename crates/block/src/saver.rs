@@ -13,6 +13,8 @@ use crate::state_file::StateFile;
 
 /// How long to collect changes after a write, so that a storm of errors is no storm of writes.
 const COLLECT: Duration = Duration::from_millis(20);
+/// When to try again what could not be written: it may be the last change for a long time.
+const RETRY: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Wanted {
@@ -44,11 +46,13 @@ impl Shared {
         self.condvar.notify_all();
     }
 
-    /// Waits for a change or the end; true at the end, and the last who waits for what is written now.
-    fn wait(&self) -> (bool, u64) {
+    /// Waits for a change or the end, or until it is time to try again; true at the end, and the last
+    /// who waits for what is written now.
+    fn wait(&self, failing: bool) -> (bool, u64) {
+        let limit = if failing { RETRY } else { Duration::MAX };
         let idle = |wanted: &mut Wanted| !wanted.changed && !wanted.ended;
-        let wanted = self.condvar.wait_while(self.lock(), idle);
-        let mut wanted = wanted.unwrap_or_else(PoisonError::into_inner);
+        let waited = (self.condvar).wait_timeout_while(self.lock(), limit, idle);
+        let (mut wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
         wanted.changed = false;
         (wanted.ended, wanted.waiting)
     }
@@ -153,7 +157,7 @@ impl Drop for Saver {
 fn save(shared: &Shared, mut file: StateFile, registry: &Registry) {
     let mut failing = false;
     loop {
-        let (ended, waiting) = shared.wait();
+        let (ended, waiting) = shared.wait(failing);
         let state = registry.save();
         let written = file.write(&state);
         shared.set(|wanted| {
