@@ -4,14 +4,13 @@
 use anyhow::{Context, Result, ensure};
 use frontend::lane::{Lane, LaneOptions};
 use frontend::{Disk, Options};
-use hdrhistogram::Histogram;
-use serde::Serialize;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::Qmp;
 
-use crate::client::float;
+use crate::hanging;
+use crate::latency::{Latency, histogram, latency, record};
 use crate::process;
 use crate::server::{Running, Server, Setup};
 
@@ -23,20 +22,6 @@ const BLKDEBUG: [&str; 2] = [
     "driver=null-co,node-name=null0,size=1073741824",
     "driver=blkdebug,node-name=disk,image=null0",
 ];
-
-/// A latency.
-#[derive(Debug, Clone, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct Latency {
-    /// What.
-    pub name: String,
-    /// Half of all are shorter.
-    pub p50_us: f64,
-    /// One in a hundred is longer.
-    pub p99_us: f64,
-    /// How many there were.
-    pub count: u64,
-}
 
 /// Name of the latency that has a target.
 pub const FAILURE_TO_EVENT: &str = "failing request sent to BLOCK_IO_ERROR received";
@@ -57,6 +42,7 @@ fn measure_here(standfastd: &Path, cpu: usize, rounds: u32) -> Result<Vec<Latenc
     let mut latencies = failures(standfastd, cpu, rounds)?.to_vec();
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::Everything)?);
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::VmmSilent)?);
+    latencies.extend(hanging::measure(standfastd, cpu, rounds)?);
     Ok(latencies)
 }
 
@@ -259,22 +245,4 @@ fn held_now(qmp: &mut Qmp) -> Result<usize> {
         .as_array()
         .context("x-query-held returns a list")?
         .len())
-}
-
-fn histogram() -> Result<Histogram<u64>> {
-    Histogram::new_with_bounds(1, 60_000_000_000, 3).context("histogram")
-}
-
-fn record(histogram: &mut Histogram<u64>, since: Instant) {
-    histogram.saturating_record(u64::try_from(since.elapsed().as_nanos()).unwrap_or(u64::MAX));
-}
-
-fn latency(name: &str, histogram: &Histogram<u64>) -> Latency {
-    let us = |quantile| float(histogram.value_at_quantile(quantile)) / 1e3;
-    Latency {
-        name: name.to_owned(),
-        p50_us: us(0.5),
-        p99_us: us(0.99),
-        count: histogram.len(),
-    }
 }

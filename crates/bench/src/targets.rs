@@ -2,7 +2,9 @@
 
 use serde::Serialize;
 
-use crate::error_path::{FAILURE_TO_EVENT, Latency};
+use crate::error_path::FAILURE_TO_EVENT;
+use crate::hanging::MONITOR_WHILE_ALL_HANG;
+use crate::latency::Latency;
 use crate::loads::Storage;
 use crate::server::Server;
 use crate::statistics::{Metric, Summaries};
@@ -148,6 +150,7 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
         }
     }
     targets.extend(findings.failure_to_event());
+    targets.extend(findings.monitor_while_all_hang());
     for found in &findings.instructions {
         targets.push(policy_cost(found, "report", found.report));
         targets.push(policy_cost(found, "no policy", found.bypass));
@@ -259,6 +262,22 @@ impl Findings {
             reach: "<= 300".to_owned(),
             goal: "<= 100".to_owned(),
             verdict: verdict(value, Better::Less, 300.0, Some(100.0)),
+        })
+    }
+
+    fn monitor_while_all_hang(&self) -> Option<Target> {
+        let mut latencies = self.latencies.iter();
+        let latency = latencies.find(|latency| latency.name == MONITOR_WHILE_ALL_HANG)?;
+        let value = rounded(latency.p99_us);
+        Some(Target {
+            name: format!("{MONITOR_WHILE_ALL_HANG}: p99 us"),
+            load: None,
+            ours: crate::statistics::short(value),
+            theirs: "-".to_owned(),
+            value,
+            reach: "<= 10000".to_owned(),
+            goal: "<= 1000".to_owned(),
+            verdict: verdict(value, Better::Less, 10_000.0, Some(1000.0)),
         })
     }
 }
