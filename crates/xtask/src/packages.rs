@@ -28,6 +28,8 @@ struct Package {
 enum Probe {
     /// A program.
     Program(&'static str),
+    /// A file that is no program.
+    File(&'static str),
     /// A kernel in /boot that `testkit` boots.
     Kernel,
 }
@@ -35,7 +37,7 @@ enum Probe {
 impl fmt::Display for Probe {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Program(program) => f.write_str(program),
+            Program(name) | File(name) => f.write_str(name),
             Kernel => write!(f, "/boot/vmlinuz-*{KERNEL_FLAVOUR} with its modules"),
         }
     }
@@ -44,7 +46,7 @@ impl fmt::Display for Probe {
 /// How the names of the kernels that `testkit` boots end.
 const KERNEL_FLAVOUR: &str = "-cloud-amd64";
 
-use Probe::{Kernel, Program};
+use Probe::{File, Kernel, Program};
 
 /// Everything the tests need beyond Rust.
 const PACKAGES: &[Package] = &[
@@ -65,6 +67,18 @@ const PACKAGES: &[Package] = &[
         probe: Program("qemu-io"),
         parts: &[Part::E2e],
         why: "qemu-img and qemu-io make, check and lock images behind the daemon's back",
+    },
+    Package {
+        name: "qemu-system-arm",
+        probe: Program("qemu-system-aarch64"),
+        parts: &[Part::E2e],
+        why: "a machine with virtio-mmio, on which U-Boot runs",
+    },
+    Package {
+        name: "u-boot-qemu",
+        probe: File("/usr/lib/u-boot/qemu_arm64/u-boot.bin"),
+        parts: &[Part::E2e],
+        why: "a guest whose virtio driver is not Linux's",
     },
     Package {
         name: "fio",
@@ -178,6 +192,7 @@ fn ensure_elsewhere(needed: &[&Package]) -> Result<()> {
 fn is_there(probe: &Probe) -> bool {
     match probe {
         Program(name) => is_installed(name),
+        File(path) => Path::new(path).is_file(),
         Kernel => fs::read_dir("/boot").is_ok_and(|entries| {
             entries.flatten().any(|entry| {
                 let name = entry.file_name();
