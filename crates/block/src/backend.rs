@@ -221,6 +221,18 @@ impl Backend {
         }
     }
 
+    /// The client has given up its device, and nobody can take it over: what was held is dropped. The
+    /// I/O status says on what happened, until a client attaches or `cont`; the run state is left
+    /// alone. When this returns, nothing is in flight. None: the daemon ends.
+    pub async fn abandon(self: &Arc<Self>) -> Option<()> {
+        let id = self.id;
+        self.set_remembered(false);
+        let dropped = move |state: &mut RunControl, wiring: &mut Wiring| state.abandon(id, wiring);
+        self.control.call(dropped).await?;
+        self.settle().await;
+        Some(())
+    }
+
     /// The device is gone: what was held is dropped and the I/O status disabled. When this returns,
     /// nothing of it is in flight.
     pub async fn detach(self: &Arc<Self>) {

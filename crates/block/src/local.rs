@@ -539,6 +539,7 @@ impl LocalBackend {
             Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
             Verdict::PutBack => self.provide_entries(),
             Verdict::Dropped => {
+                self.0.stats.dropped();
                 self.unblock(order);
                 self.0.client.dropped(&request);
             }
@@ -654,6 +655,7 @@ impl LocalBackend {
                 self.resolve(entry.slot, entry.order);
             }
             self.give_up(entry.slot);
+            self.0.stats.dropped();
             self.0.client.dropped(&entry.request);
         }
     }

@@ -540,6 +540,13 @@ impl RunControl {
         let state = self.backends.get_mut(&backend)?;
         state.io_status.enable();
         state.first_error = None;
+        self.abandon(backend, fx)
+    }
+
+    /// Nobody is there any more who could ask for what is held, or hand it back: it is dropped.
+    /// Returns the new generation.
+    pub fn abandon(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
+        let state = self.backends.get_mut(&backend)?;
         state.generation += 1;
         state.forget_held();
         state.accounting.merged(state.reports.forget());

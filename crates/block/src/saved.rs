@@ -245,6 +245,10 @@ struct JsonStats {
     holds: u64,
     hold_time_ns: u64,
     events_merged: u64,
+    #[serde(default)]
+    dropped: u64,
+    #[serde(default)]
+    lost: u64,
 }
 
 /// Bytes, operations, total time in nanoseconds, failed, invalid.
@@ -425,6 +429,8 @@ impl From<&BackendStats> for JsonStats {
             holds: stats.holds,
             hold_time_ns: stats.hold_time_ns,
             events_merged: stats.events_merged,
+            dropped: stats.dropped,
+            lost: stats.lost,
         }
     }
 }
@@ -447,6 +453,8 @@ impl From<JsonStats> for BackendStats {
             holds: json.holds,
             hold_time_ns: json.hold_time_ns,
             events_merged: json.events_merged,
+            dropped: json.dropped,
+            lost: json.lost,
             idle: None,
         }
     }
@@ -519,8 +527,11 @@ pub(crate) mod tests {
                 cause,
             },
         );
-        let stats = ([class(), class(), class(), class()], any::<[u64; 4]>()).prop_map(
-            |([rd, wr, flush, unmap], [attempts, holds, hold_time_ns, events_merged])| {
+        let stats = ([class(), class(), class(), class()], any::<[u64; 6]>()).prop_map(
+            |(
+                [rd, wr, flush, unmap],
+                [attempts, holds, hold_time_ns, events_merged, dropped, lost],
+            )| {
                 BackendStats {
                     rd,
                     wr,
@@ -530,6 +541,8 @@ pub(crate) mod tests {
                     holds,
                     hold_time_ns,
                     events_merged,
+                    dropped,
+                    lost,
                     idle: None,
                 }
             },

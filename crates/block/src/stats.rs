@@ -107,6 +107,8 @@ pub struct LocalStats {
     attempts: Counter,
     holds: Counter,
     hold_time_ns: Counter,
+    dropped: Counter,
+    lost: Counter,
     /// Nanoseconds after `epoch`; 0: no access yet.
     last_access: Counter,
     epoch: Instant,
@@ -124,6 +126,8 @@ impl LocalStats {
             attempts: Counter::default(),
             holds: Counter::default(),
             hold_time_ns: Counter::default(),
+            dropped: Counter::default(),
+            lost: Counter::default(),
             last_access: Counter::default(),
             epoch: Instant::now(),
         }
@@ -189,6 +193,16 @@ impl LocalStats {
         self.holds.add(1);
     }
 
+    /// A request will never be completed: its device was reset, removed or given up.
+    pub fn dropped(&self) {
+        self.dropped.add(1);
+    }
+
+    /// A request was lost in the daemon itself.
+    pub fn lost(&self) {
+        self.lost.add(1);
+    }
+
     /// A request is no longer held; it was for this long.
     pub fn unheld(&self, duration: Duration) {
         self.hold_time_ns.add(nanoseconds(duration));
@@ -237,6 +251,10 @@ pub struct BackendStats {
     /// Failures under `report` and `ignore` of which no event tells, because others came within the
     /// same second.
     pub events_merged: u64,
+    /// Requests that were never completed, because their device was reset, removed or given up.
+    pub dropped: u64,
+    /// Requests that were lost in the daemon itself, and went to the policy as EIO.
+    pub lost: u64,
     /// Time since the last request ended, if there was one.
     pub idle: Option<Duration>,
 }
@@ -259,6 +277,8 @@ impl BackendStats {
         self.attempts = self.attempts.saturating_add(local.attempts.get());
         self.holds = self.holds.saturating_add(local.holds.get());
         self.hold_time_ns = self.hold_time_ns.saturating_add(local.hold_time_ns.get());
+        self.dropped = self.dropped.saturating_add(local.dropped.get());
+        self.lost = self.lost.saturating_add(local.lost.get());
         let last = local.last_access.get();
         if last > 0 {
             let idle = local

@@ -53,6 +53,17 @@ enum Admission {
     Closed,
 }
 
+/// Who comes next.
+#[derive(Debug)]
+pub(crate) enum Next {
+    /// A client; an error: it could not be served.
+    Client(io::Result<UnixStream>),
+    /// Nobody has come in time.
+    Nobody,
+    /// Nobody will come any more.
+    Closed,
+}
+
 impl Door {
     pub fn new() -> io::Result<Self> {
         let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -94,18 +105,28 @@ impl Door {
         self.state().closing
     }
 
-    /// Waits for a client, which is served from now on; none when the door is closed.
-    pub fn next_client(&self) -> Option<io::Result<UnixStream>> {
+    /// Waits for a client, which is served from now on; with a limit, at most so long.
+    pub fn next_client(&self, limit: Option<Duration>) -> Next {
         let mut state = self.state();
+        let deadline = limit.map(|limit| Instant::now() + limit);
         loop {
             if state.closing {
-                return None;
+                return Next::Closed;
             }
             if let Some(next) = state.next.take() {
-                return Some(next.try_clone().inspect(|_| state.served = Some(next)));
+                return Next::Client(next.try_clone().inspect(|_| state.served = Some(next)));
             }
-            let woken = self.changed.wait(state);
-            state = woken.unwrap_or_else(PoisonError::into_inner);
+            state = match deadline {
+                None => (self.changed.wait(state)).unwrap_or_else(PoisonError::into_inner),
+                Some(deadline) => {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    if left.is_zero() {
+                        return Next::Nobody;
+                    }
+                    let waited = self.changed.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+            };
         }
     }
 
@@ -233,7 +254,9 @@ mod tests {
         let me = Some(std::process::id().cast_signed());
         let refused = Admission::Refused { other: me };
         assert_eq!(door.admit(pair().1), refused, "one waits already");
-        let served = door.next_client().unwrap().unwrap();
+        let Next::Client(Ok(served)) = door.next_client(None) else {
+            unreachable!("it waits");
+        };
         assert!(door.is_connected());
         assert_eq!(door.admit(pair().1), refused);
         // What it has sent last is still being read.
@@ -247,9 +270,11 @@ mod tests {
         drop(served);
         door.leave();
         assert!(!door.is_connected());
-        assert!(door.next_client().unwrap().is_ok());
+        assert!(matches!(door.next_client(None), Next::Client(Ok(_))));
+        let nobody = door.next_client(Some(Duration::from_millis(1)));
+        assert!(matches!(nobody, Next::Nobody));
         door.close();
-        assert!(door.next_client().is_none());
+        assert!(matches!(door.next_client(None), Next::Closed));
         assert_eq!(door.admit(pair().1), Admission::Closed);
     }
 }

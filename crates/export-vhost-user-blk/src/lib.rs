@@ -39,6 +39,7 @@ mod trailer;
 mod trouble;
 mod unclaimed;
 mod view;
+mod witness;
 mod write_cache;
 
 /// A queue whose guest writes what it likes, for the fuzz target `vring`.

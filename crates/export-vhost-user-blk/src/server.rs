@@ -9,7 +9,7 @@ use std::time::Duration;
 use iothread::mailbox::Sender;
 
 use crate::descriptor::Foreign;
-use crate::door::{Door, Porter};
+use crate::door::{Door, Next, Porter};
 use crate::protocol::message::{self, Answer, Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::{Refused, Session};
@@ -19,6 +19,9 @@ use crate::trouble::Trouble;
 /// How long a client may say nothing between the removal of memory and its return. Front ends do not
 /// pause there at all, but a machine may be busy.
 const MEMORY_RETURN_MAX: Duration = Duration::from_secs(5);
+
+/// How often to look whether a client that has stopped its rings still has its inflight region.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
 pub(crate) struct Server {
@@ -63,7 +66,13 @@ impl Server {
             door,
             trouble,
         } = self;
-        while let Some(next) = door.next_client() {
+        loop {
+            let look = session.may_be_left().then_some(LOOK_INTERVAL);
+            let next = door.next_client(look);
+            if matches!(next, Next::Closed) || session.drop_if_left().is_err() {
+                break;
+            }
+            let Next::Client(next) = next else { continue };
             trouble.set_client(None);
             tracing::debug!(export = id, "client connected");
             let why = match next {
@@ -89,6 +98,11 @@ fn serve(stream: UnixStream, session: &mut Session, door: &Door) -> Option<Strin
             // It is not in the middle of a change.
             if let Err(refused) = session.settle_memory() {
                 break Some(refused.to_string());
+            }
+        }
+        while session.may_be_left() && !connection.is_readable_within(LOOK_INTERVAL) {
+            if session.drop_if_left().is_err() {
+                break;
             }
         }
         match serve_message(&connection, session) {

@@ -25,9 +25,10 @@ use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{Answer, ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
 use crate::unclaimed::Unclaimed;
+use crate::witness::Witness;
 use crate::write_cache::Belief;
 use regions::MEM_SLOTS_MAX;
-use vring::Vring;
+use vring::{Running, Vring};
 
 /// See the [module](self). One object serves one connection after the other.
 pub(crate) struct Session {
@@ -39,6 +40,8 @@ pub(crate) struct Session {
     protocol: u64,
     memory: Option<Arc<Memory>>,
     region: Option<Arc<Region>>,
+    /// Says whether the client still has it; outlives the connection.
+    witness: Option<Witness>,
     vrings: Vec<Vring>,
     /// Whether the backend has ever been told of a client.
     attached: bool,
@@ -118,6 +121,7 @@ impl Session {
             protocol: 0,
             memory: None,
             region: None,
+            witness: None,
             vrings: queues.collect(),
             attached: false,
             begun: false,
@@ -151,6 +155,43 @@ impl Session {
         Ok(())
     }
 
+    /// Whether something waits for a client to start its rings, who may have given it up
+    /// ([`Self::drop_if_left`]).
+    pub fn may_be_left(&self) -> bool {
+        let stopped = |vring: &Vring| matches!(vring.running, Running::No);
+        let id = self.backend.id();
+        self.vrings.iter().all(stopped)
+            && (self.backend.control())
+                .read(|run| run.backend(id).is_some_and(|backend| backend.holds()))
+    }
+
+    /// Drops what waits if nobody can hand it back any more: the client has freed its inflight
+    /// region, or never had one and is gone.
+    pub fn drop_if_left(&mut self) -> std::result::Result<(), Closed> {
+        let left = match &self.witness {
+            Some(witness) => witness.is_alone(),
+            // Without a region, what is held lives as long as the connection; and where one cannot
+            // be watched, until the next client comes.
+            None => !self.begun && self.attached && !self.backend.is_remembered(),
+        };
+        if !left || !self.may_be_left() {
+            return Ok(());
+        }
+        tracing::warn!(
+            export = self.options.id,
+            "the client has given up its device with requests held: they are dropped"
+        );
+        block::block_on(self.backend.abandon()).ok_or(Closed)?;
+        self.unclaimed.nothing();
+        (self.region, self.witness) = (None, None);
+        self.begun = false;
+        self.device.call_all(|device| async move {
+            for queue in device.queues() {
+                queue.forget_all();
+            }
+        })
+    }
+
     /// A new life of the device: what was held is dropped, the I/O status reset.
     fn attach(&mut self) -> Result<()> {
         self.stop_all()?;
@@ -162,6 +203,7 @@ impl Session {
         };
         begun.ok_or(Closed)?;
         self.unclaimed.nothing();
+        self.witness = None;
         self.attached = true;
         self.begun = true;
         self.device.call_all(|device| async move {
@@ -300,7 +342,13 @@ impl Session {
     }
 
     fn set_inflight_fd(&mut self, inflight: Inflight, fd: OwnedFd) -> Result<()> {
-        let region = Region::open(&inflight.spec, &File::from(fd));
+        let (region, witness) = match Witness::of(fd) {
+            Ok(witness) => (Region::open(&inflight.spec, witness.file()), Some(witness)),
+            Err((fd, error)) => {
+                tracing::debug!("an inflight region cannot be watched: {error}");
+                (Region::open(&inflight.spec, &File::from(fd)), None)
+            }
+        };
         let region = region.map_err(|error| wrong(error.to_string()))?;
         // Before anybody could believe that there is nothing.
         let queues = 0..self.options.num_queues;
@@ -315,6 +363,7 @@ impl Session {
         self.backend.set_remembered(true);
         self.belief.found(region.write_cache());
         self.region = Some(Arc::new(region));
+        self.witness = witness;
         self.note_belief(Duration::ZERO);
         self.set_writeback()
     }

@@ -146,6 +146,84 @@ fn a_client_that_comes_back_finds_its_requests_held() {
     expect_clean(&disk);
 }
 
+/// What a client has held when it gives its device up was listed as held until another one came, for
+/// ever if none did: after QEMU's `device_del`, which stops the rings, frees the inflight region and
+/// stays connected, and after the end of a VM. The region tells: nobody has it any more.
+#[test]
+fn what_nobody_can_hand_back_is_dropped() {
+    for unplugged in [true, false] {
+        let daemon = Daemon::new();
+        let mut disk = daemon.connect();
+        daemon.fail_writes(libc::ENOSPC);
+        post(&mut disk, 0, 7);
+        daemon.wait_held(1);
+        let mut connected = None;
+        if unplugged {
+            disk.stop().unwrap();
+            // As at every pause of the VM: it may go on.
+            std::thread::sleep(Duration::from_millis(2500));
+            assert_eq!(daemon.held(), 1);
+            disk.free_inflight();
+            connected = Some(disk);
+        } else {
+            drop(disk);
+        }
+        daemon.wait_held(0);
+        daemon.backend(|backend| {
+            assert!(backend.incident().is_none());
+            assert_eq!(backend.accounting().read().dropped, 1);
+            assert_eq!(backend.raw_io_status(), block::Status::Nospace);
+        });
+        // As in QEMU the VM waits for `cont`, or for a device with a fresh life.
+        assert_eq!(daemon.run_state(), RunState::IoError);
+        drop(connected);
+        daemon.fail_writes(0);
+        let mut disk = daemon.connect();
+        assert_eq!(daemon.run_state(), RunState::Running);
+        assert_eq!(write(&mut disk, 0, 5, 4096), STATUS_OK);
+        expect_clean(&disk);
+    }
+}
+
+/// Without an inflight region nothing can be handed back: it goes with the connection.
+#[test]
+fn without_a_region_it_is_dropped_with_the_connection() {
+    let daemon = Daemon::new();
+    let mut disk = daemon.connect_with(frontend::Options {
+        inflight: false,
+        ..frontend::Options::default()
+    });
+    daemon.fail_writes(libc::ENOSPC);
+    post(&mut disk, 0, 7);
+    daemon.wait_held(1);
+    drop(disk);
+    daemon.wait_held(0);
+    assert_eq!(
+        daemon.backend(|backend| backend.accounting().read().dropped),
+        1
+    );
+}
+
+/// A client that is away and keeps its region is waited for.
+#[test]
+fn what_can_be_handed_back_stays_held() {
+    let daemon = Daemon::new();
+    let mut disk = daemon.connect();
+    daemon.fail_writes(libc::ENOSPC);
+    let token = post(&mut disk, 0, 7);
+    daemon.wait_held(1);
+    let state = disk.disconnect();
+    std::thread::sleep(Duration::from_millis(2500));
+    assert_eq!(daemon.held(), 1);
+    let mut disk = Disk::reconnect(state, &daemon.socket)
+        .map_err(|(error, _)| error)
+        .unwrap();
+    daemon.fail_writes(0);
+    daemon.cont();
+    expect(&mut disk, &[token]);
+    expect_clean(&disk);
+}
+
 /// The held requests are released while there is no client, and completed to the next one.
 #[test]
 fn cont_while_the_client_is_away() {

@@ -505,6 +505,12 @@ impl Disk {
         self.state.outstanding_tokens()
     }
 
+    /// Frees the inflight region of a device that is stopped, as QEMU does when the device is
+    /// unplugged: the connection stays.
+    pub fn free_inflight(&mut self) {
+        self.state.inflight = None;
+    }
+
     /// The inflight region, if there is one.
     #[must_use]
     pub fn inflight(&self) -> Option<&InflightRegion> {

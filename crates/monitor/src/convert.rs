@@ -339,5 +339,7 @@ fn counters(stats: &BackendStats, wr_highest_offset: u64) -> BlockDeviceStats {
         x_holds: Some(stats.holds),
         x_hold_time_ns: Some(stats.hold_time_ns),
         x_events_merged: Some(stats.events_merged),
+        x_dropped: Some(stats.dropped),
+        x_lost: Some(stats.lost),
     }
 }

@@ -174,7 +174,14 @@ async fn nodes_exports_and_counters() {
     );
     assert_eq!(stats[0]["stats"]["account_failed"], true);
     // QEMU's 27 members that are there before the first request, and ours.
-    let ours = ["x-attempts", "x-holds", "x-hold-time-ns", "x-events-merged"];
+    let ours = [
+        "x-attempts",
+        "x-holds",
+        "x-hold-time-ns",
+        "x-events-merged",
+        "x-dropped",
+        "x-lost",
+    ];
     let counters = members(&stats[0]["stats"]);
     assert_eq!(counters.len(), 26 + ours.len(), "{counters:?}");
     let all = r#"{"execute":"query-blockstats","arguments":{"query-nodes":true}}"#;

@@ -111,8 +111,14 @@ pub struct BlockDeviceStats {
     /// How long requests were held, in nanoseconds; counted when they go on.
     #[serde(rename = "x-hold-time-ns", skip_serializing_if = "Option::is_none")]
     pub x_hold_time_ns: Option<u64>,
-    /// Events under `report` and `ignore` that were left out, because as many as there may be
-    /// requests at once were not delivered yet.
+    /// Failures under `report` and `ignore` of which no event tells, because others came within the
+    /// same second.
     #[serde(rename = "x-events-merged", skip_serializing_if = "Option::is_none")]
     pub x_events_merged: Option<u64>,
+    /// Requests that were never completed, because their device was reset, removed or given up.
+    #[serde(rename = "x-dropped", skip_serializing_if = "Option::is_none")]
+    pub x_dropped: Option<u64>,
+    /// Requests that were lost in the daemon itself, and went to the policy as EIO.
+    #[serde(rename = "x-lost", skip_serializing_if = "Option::is_none")]
+    pub x_lost: Option<u64>,
 }
