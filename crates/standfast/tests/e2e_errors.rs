@@ -4,7 +4,7 @@
 
 mod harness;
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use frontend::protocol::WRITE_ZEROES_UNMAP;
@@ -358,6 +358,15 @@ fn said_by_linux_of_a_device_that_has_vanished() -> Result<()> {
             subject
                 .check(&mut server, &case, number, |_| resize(DISK_BYTES))
                 .with_context(|| format!("{left} bytes left, {case:?}"))?;
+        }
+        let deadline = Instant::now() + PATIENCE;
+        while !server
+            .daemon
+            .stderr()
+            .contains("(backing-gone); 'cont' tries again")
+        {
+            ensure!(Instant::now() < deadline, "the log tells the cause, too");
+            std::thread::sleep(Duration::from_millis(10));
         }
         drop(subject);
         server.finish()?;
