@@ -7,6 +7,7 @@
 //! As long as nothing fails it costs next to nothing: a request that may start at once gets no place
 //! in the table, and whether it may is one flag (`Gate::clear`).
 
+mod lost;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -21,6 +22,7 @@ use crate::request::{Operation, Request};
 use slots::{Place, Slot, Slots, State};
 use ticket::Started;
 
+pub use lost::Lost;
 pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
 
 /// What a *stop* error freezes.
@@ -74,6 +76,8 @@ pub struct Gate {
     /// Frozen by what the same backend holds on another iothread.
     frozen_by_sibling: bool,
     draining: u32,
+    /// The number of its watch for lost tickets; 0: there is none.
+    watch: u32,
     /// Frozen by a request whose memory the client is moving.
     memory_moves: bool,
     /// [`Self::looks_clear`], kept up to date by whoever changes what it looks at.
@@ -103,6 +107,7 @@ impl Gate {
             frozen_by_failure: false,
             frozen_by_sibling: false,
             draining: 0,
+            watch: 0,
             memory_moves: false,
             clear: false,
             last_seq: 0,
@@ -431,6 +436,18 @@ impl Gate {
         removed
     }
 
+    /// From now on requests whose tickets are dropped are found again, until [`Self::end_watch`].
+    pub fn watch(&mut self) -> Lost {
+        let (lost, watch) = Lost::watch();
+        self.watch = watch;
+        lost
+    }
+
+    /// Nobody looks for lost requests any more.
+    pub fn end_watch(&mut self) {
+        lost::end_watch(std::mem::take(&mut self.watch));
+    }
+
     /// From now on `policy` judges failures. What is held stays held until it is released.
     pub fn set_policy(&mut self, policy: Policy) {
         self.policy = policy;
@@ -532,6 +549,7 @@ impl Gate {
             // What waits is of this generation: a reset drops it.
             generation: self.generation,
             slot,
+            gate: self.watch,
         })
     }
 

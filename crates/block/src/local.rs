@@ -18,7 +18,7 @@ use crate::backend::Backend;
 use crate::control::{LocalMessage, Message};
 use crate::error::{BlockError, Cause};
 use crate::error_policy::Action;
-use crate::gate::{Admission, Fault, Gate, Outcome, Removed, Ticket, Verdict};
+use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::node::Node;
 use crate::outbox::Outbox;
@@ -155,6 +155,8 @@ impl LocalBackend {
             return None;
         }
         iothread::spawn_local(this.clone().serve(receiver)).detach();
+        let lost = this.0.gate.borrow_mut().watch();
+        iothread::spawn_local(this.clone().recover(lost)).detach();
         Some(this)
     }
 
@@ -274,6 +276,7 @@ impl LocalBackend {
         let removed = self.0.gate.borrow_mut().close();
         self.forget(&removed);
         self.until(|gate| gate.in_flight() == 0).await;
+        self.0.gate.borrow_mut().end_watch();
         self.0.backend.blockers().remove_part(self.0.id);
         for worker in self.0.idle_workers.borrow_mut().drain(..) {
             worker.wake();
@@ -288,6 +291,26 @@ impl LocalBackend {
                 state.remove_local(backend, id, wiring);
             })
             .await;
+    }
+
+    /// What becomes of requests that were lost here, which is a mistake in the daemon: they have
+    /// failed, and policy decides. What was begun of them may still go on.
+    async fn recover(self, lost: Lost) {
+        while let Some(ticket) = poll_fn(|cx| lost.poll_next(cx)).await {
+            let request = *ticket.request();
+            tracing::error!(
+                device = %self.0.backend.device(),
+                "a {} of {} bytes at offset {} was lost in the daemon: a bug, please report it; it \
+                 counts as failed with EIO",
+                request.op,
+                request.bytes,
+                request.offset
+            );
+            self.0.stats.lost();
+            self.0.client.unmap(&request);
+            let outcome = Outcome::Error(Cause::of_errno(libc::EIO));
+            self.finish(ticket, outcome, Started::Now);
+        }
     }
 
     async fn serve(self, mut receiver: Receiver<LocalMessage>) {
@@ -691,3 +714,6 @@ impl Deferred for Inner {
         self.stats.settle(&self.batch, time::refresh());
     }
 }
+
+#[cfg(test)]
+mod tests;

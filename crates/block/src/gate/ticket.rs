@@ -10,18 +10,21 @@ use crate::request::Request;
 
 /// Permission to execute a request, and the duty to tell the gate how it ended.
 ///
-/// Dropping it would lose the request: [`super::Gate::finish`] consumes it.
+/// Dropping it would lose the request: [`super::Gate::finish`] consumes it. What is lost all the same
+/// is found again by [`super::Lost`].
 #[must_use]
 #[derive(Debug)]
 pub struct Ticket(Started);
 
 /// A request that is in flight.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Started {
     pub(super) request: Request,
     pub(super) order: u64,
     pub(super) generation: u64,
     pub(super) slot: Option<SlotId>,
+    /// Whose: the number of its gate's watch; 0: nobody watches.
+    pub(super) gate: u32,
 }
 
 impl Ticket {
@@ -55,10 +58,12 @@ impl Ticket {
 }
 
 impl Drop for Ticket {
+    #[cold]
     fn drop(&mut self) {
         // While a panic unwinds, a second one would hide the first.
+        let found = super::lost::report(self.0);
         debug_assert!(
-            std::thread::panicking(),
+            found || std::thread::panicking(),
             "request {:?} was dropped, its client waits",
             self.0.request
         );
