@@ -14,59 +14,16 @@ use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
 mod access;
+mod error;
 
 pub use access::Access;
+pub use error::SocketError;
+
+use error::system;
 
 /// Clients that may wait for their turn. With less, of many that connect at once some are refused
 /// (EAGAIN); the system caps it at net.core.somaxconn.
 const BACKLOG: i32 = 4096;
-
-/// Why a socket cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum SocketError {
-    /// Somebody else serves this path.
-    #[error(
-        "socket {} is in use by another process; stop it, or choose another path", path.display()
-    )]
-    InUse {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// Somebody else has put something in its place while it was made.
-    #[error(
-        "somebody else has replaced the new socket {}; choose a directory that others cannot write to",
-        path.display()
-    )]
-    Replaced {
-        /// The socket's path.
-        path: PathBuf,
-    },
-    /// Something else has this name.
-    #[error("{} exists and is not a socket; remove it, or choose another path", path.display())]
-    NotASocket {
-        /// The path.
-        path: PathBuf,
-    },
-    /// Not a unix stream socket that listens.
-    #[error("the file descriptor is not a listening unix stream socket")]
-    Kind,
-    /// Clients would reach either export, as it happens.
-    #[error("the socket is in use by another export")]
-    Claimed,
-    /// The system refuses a change of an inherited socket.
-    #[error("the inherited socket cannot be made non-blocking: {0}")]
-    Inherited(io::Error),
-    /// The system refuses.
-    #[error("socket {}: cannot {what}: {source}", path.display())]
-    System {
-        /// The path concerned.
-        path: PathBuf,
-        /// What was tried.
-        what: &'static str,
-        /// What it says.
-        source: io::Error,
-    },
-}
 
 /// A listening socket. Dropping it removes what was made for it.
 #[derive(Debug)]
@@ -125,14 +82,6 @@ pub fn bind_socket(path: &Path, access: Access) -> Result<Socket, SocketError> {
             let _ = std::fs::remove_file(&lock_path);
             Err(error)
         }
-    }
-}
-
-fn system<E: Into<io::Error>>(path: &Path, what: &'static str) -> impl FnOnce(E) -> SocketError {
-    move |source| SocketError::System {
-        path: path.to_owned(),
-        what,
-        source: source.into(),
     }
 }
 

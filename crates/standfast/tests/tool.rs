@@ -277,3 +277,30 @@ fn usage_errors_have_their_own_status() {
         assert_eq!(standfast(args).status.code(), Some(2), "{args:?}");
     }
 }
+
+/// A daemon that hangs accepts nobody; the tool waited for a place in its backlog for ever.
+#[test]
+fn a_daemon_that_accepts_nobody_is_told() {
+    use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+    let place = Place::new();
+    let path = place.name("hangs");
+    let address = SocketAddrUnix::new(path.as_str()).unwrap();
+    let socket = |flags| {
+        rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None).unwrap()
+    };
+    let server = socket(SocketFlags::CLOEXEC);
+    rustix::net::bind(&server, &address).unwrap();
+    rustix::net::listen(&server, 0).unwrap();
+    let mut waiting = Vec::new();
+    loop {
+        let client = socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK);
+        if rustix::net::connect(&client, &address).is_err() {
+            break;
+        }
+        waiting.push(client);
+    }
+    let output = standfast(&["status", &path]);
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("accepted nobody for 5 s"), "{said}");
+}

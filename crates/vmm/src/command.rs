@@ -1,5 +1,6 @@
 //! Any VMM, by commands.
 
+use std::io;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -65,6 +66,15 @@ async fn collect(mut from: impl AsyncRead + Unpin, kept: &mut Vec<u8>) {
     }
 }
 
+/// Starts a program. exec(2) waits for the file system that it lies on: nobody else does.
+async fn spawn(mut program: Program) -> io::Result<Child> {
+    let started = tokio::task::spawn_blocking(move || program.spawn());
+    match timeout(TIME_LIMIT, started).await {
+        Ok(ended) => ended.map_err(io::Error::other)?,
+        Err(_) => Err(io::ErrorKind::TimedOut.into()),
+    }
+}
+
 /// Runs a command. It and its children are dead when this returns late or is dropped.
 async fn run(argv: &[String]) -> Result<Ended, String> {
     let [program, arguments @ ..] = argv else {
@@ -79,8 +89,8 @@ async fn run(argv: &[String]) -> Result<Ended, String> {
         .process_group(0)
         .kill_on_drop(true);
     limits::restore(&mut program);
-    let mut child = program
-        .spawn()
+    let mut child = spawn(program)
+        .await
         .map_err(|e| format!("cannot be started: {e}"))?;
     let mut group = Group::of(&child);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());

@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 
-use super::{SocketError, system};
+use super::error::{SocketError, system};
 
 /// The mode of a socket of which nothing else is said.
 const MODE_DEFAULT: u32 = 0o600;

@@ -11,6 +11,9 @@ use std::time::{Duration, Instant};
 
 use qapi::wire::{Greeting, Outcome, Response};
 use qapi::{Object, QmpError, Value};
+use rustix::io::Errno;
+use rustix::net::sockopt::{self, Timeout};
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
@@ -85,6 +88,21 @@ pub struct Client {
     last_id: u64,
 }
 
+/// Connects. A daemon that hangs accepts nobody, and then nobody waits for it for ever.
+fn dial(path: &Path) -> io::Result<UnixStream> {
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
+    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(GREETING_TIMEOUT))?;
+    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
+        Ok(()) => Ok(socket.into()),
+        Err(Errno::AGAIN) => Err(io::Error::other(format!(
+            "it has accepted nobody for {} s, whoever listens there hangs",
+            GREETING_TIMEOUT.as_secs()
+        ))),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
 impl Client {
     /// Connects, waits for the greeting and negotiates.
     ///
@@ -105,7 +123,7 @@ impl Client {
             path: path.to_owned(),
             source,
         };
-        let stream = UnixStream::connect(path).map_err(failed)?;
+        let stream = dial(path).map_err(failed)?;
         let reader = stream.try_clone().map_err(failed)?;
         let (outbox, inbox) = mpsc::channel();
         std::thread::Builder::new()
