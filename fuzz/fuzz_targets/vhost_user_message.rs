@@ -104,8 +104,14 @@ impl Driver for Null {
         1 << 20
     }
 
-    fn submit<'a>(&'a self, _io: Io<'a>) -> IoFuture<'a> {
-        IoFuture::new(async { Ok(()) })
+    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        IoFuture::new(async move {
+            // Some are in flight for a while, when a ring is stopped for example.
+            for _ in 0..io.offset / 512 % 8 {
+                iothread::yield_now().await;
+            }
+            Ok(())
+        })
     }
 }
 

@@ -428,7 +428,12 @@ fn a_disabled_ring_is_drained_unless_skip_drain_is_negotiated() {
     for skip_drain in [false, true] {
         let daemon = Daemon::new();
         let mut disk = daemon.connect_with(frontend::Options {
-            timeout: Duration::from_secs(2),
+            // It passes where the ring is drained.
+            timeout: if skip_drain {
+                SECONDS
+            } else {
+                Duration::from_secs(3)
+            },
             ..features(true, skip_drain)
         });
         let token = slow_write(&daemon, &mut disk);
@@ -452,5 +457,43 @@ fn a_disabled_ring_is_drained_unless_skip_drain_is_negotiated() {
         disk.set_enabled(0, true).unwrap();
         expect(&mut disk, &[parked]);
         expect_clean(&disk);
+    }
+}
+
+/// Older Cloud Hypervisor does not kick when it has come back: what was made available while the ring
+/// did not run is looked for at its start, and when it is enabled.
+#[test]
+fn a_ring_is_looked_at_when_it_starts() {
+    for enabled_later in [false, true] {
+        let daemon = Daemon::new();
+        daemon.iothread.handle().set_poll_max_ns(0);
+        let mut disk = daemon.connect_with(frontend::Options {
+            kick_on_start: false,
+            ..frontend::Options::default()
+        });
+        if enabled_later {
+            disk.set_enabled(0, false).unwrap();
+        } else {
+            disk.stop().unwrap();
+        }
+        let data = [7; 4096];
+        let request = Request::Write {
+            sector: 0,
+            data: &data,
+        };
+        let token = disk.submit(0, request).unwrap();
+        expect_nothing(&mut disk);
+        if enabled_later {
+            disk.set_enabled(0, true).unwrap();
+        } else {
+            disk.start().unwrap();
+        }
+        expect(&mut disk, &[token]);
+        expect_clean(&disk);
+        let state = disk.disconnect();
+        let mut disk = Disk::reconnect(state, &daemon.socket)
+            .map_err(|(error, _)| error)
+            .unwrap();
+        assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
     }
 }

@@ -3,16 +3,18 @@
 //!
 //! The input is [`PREFIX_BYTES`]: bit 0: event index, bit 1: indirect descriptors, bit 2: inflight
 //! region, bit 3: writable; the queue size as a power of two; the base, little endian; the number
-//! of steps. Then the steps, [`STEP_BYTES`] each, then the content of guest memory from address 0.
+//! of steps. Then the steps, [`STEP_BYTES`] each, then the content of guest memory from address 0;
+//! behind what has a content is as much again that may be taken away ([`FAR`]).
 
 use std::fs::File;
 use std::os::fd::AsFd;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use block::WriteCache;
 
-use super::state::{SlotState, State};
+use super::state::{Broken, SlotState, State};
 use crate::inflight::{self, Region};
 use crate::memory::{Memory, RegionSpec};
 use crate::request::Rules;
@@ -29,11 +31,20 @@ const AVAIL: u64 = 0x100;
 const AVAIL_INDEX: usize = 0x102;
 const USED: u64 = 0x140;
 const MEMORY_BYTES: usize = 0x1000;
+/// Memory behind that, as much again, which may be taken away.
+const FAR: RegionSpec = RegionSpec {
+    guest_address: MEMORY_BYTES as u64,
+    bytes: MEMORY_BYTES as u64,
+    user_address: MEMORY_BYTES as u64,
+    file_offset: 0,
+};
 
 /// The queue, and what its guest can reach.
 struct Bench {
     state: State,
     memory: Arc<Memory>,
+    /// What is behind [`FAR`].
+    far: File,
     guest: Area,
     region: Option<Kept>,
     layout: Layout,
@@ -75,8 +86,9 @@ impl Bench {
             user_address: 0,
             file_offset: 0,
         };
-        let memory = Memory::new([(spec, File::from(file))]).expect("memory");
-        let memory = Arc::new(memory);
+        let far = File::from(sealed_memfd("vring", FAR.bytes).expect("a memfd"));
+        let near = Memory::new([(spec, File::from(file))]).expect("memory");
+        let memory = Arc::new(near.with(FAR, &far).expect("memory"));
         let guest = memory.area(0, MEMORY_BYTES).expect("all of it");
         for (at, &byte) in content.iter().take(MEMORY_BYTES).enumerate() {
             guest.store_u8(at, byte, Ordering::Relaxed);
@@ -91,6 +103,7 @@ impl Bench {
         Self {
             state: State::default(),
             memory,
+            far,
             guest,
             region,
             layout: Layout {
@@ -124,6 +137,9 @@ impl Bench {
         let Ok((live, marked)) = self.state.prepare(0, ring, region, 0, base) else {
             return;
         };
+        // Whatever is a stranger here, or reads into other memory, has ended before the ring starts.
+        let moved = self.state.moved(&live, &marked);
+        self.state.has_strangers(&marked);
         self.state.live = Some(live);
         let state = &mut self.state;
         self.taken.retain(|&head| {
@@ -134,6 +150,7 @@ impl Bench {
             kept
         });
         state.drop_unmarked(&marked);
+        state.undo(&moved);
         let marked = marked.unwrap_or_default();
         assert!(marked.len() <= usize::from(self.layout.size));
         for marked in marked {
@@ -146,6 +163,7 @@ impl Bench {
                 }
             }
         }
+        self.map();
         if let Some(live) = &mut self.state.live {
             live.popping = true;
         }
@@ -159,7 +177,7 @@ impl Bench {
 
     fn step(&mut self, [what, a, b, c]: [u8; STEP_BYTES]) {
         let at = usize::from(u16::from_le_bytes([a, b]));
-        match what % 8 {
+        match what % 12 {
             0 => (0..=a).for_each(|_| self.pop()),
             1 => self.complete(usize::from(a), c),
             2 => self.publish(),
@@ -181,12 +199,55 @@ impl Bench {
                 let next = index.wrapping_add(a.into());
                 self.guest.store_u16(AVAIL_INDEX, next, Ordering::Relaxed);
             }
-            _ => {
+            7 => {
                 if let Some(live) = &self.state.live {
                     live.ring.disable_kicks();
                     live.ring.enable_kicks();
                 }
             }
+            // As `Queue::suspend`: what is taken may end before the next start.
+            8 => {
+                self.publish();
+                self.state.leave();
+            }
+            9 => {
+                if self.state.live.is_none() {
+                    self.start(u16::from_le_bytes([b, c]));
+                }
+            }
+            10 => {
+                if let Ok(memory) = self.memory.without(&FAR) {
+                    self.set_memory(memory);
+                }
+            }
+            _ => {
+                let memory = match a & 1 {
+                    0 => self.memory.settled(),
+                    _ => self.memory.with(FAR, &self.far),
+                };
+                // It may be there.
+                if let Ok(memory) = memory {
+                    self.set_memory(memory);
+                }
+            }
+        }
+    }
+
+    fn set_memory(&mut self, memory: Memory) {
+        self.memory = Arc::new(memory);
+        if let Some(live) = &mut self.state.live {
+            let moved = live.ring.relocate(Arc::clone(&self.memory));
+            assert!(moved.is_ok(), "the ring is in the other region: {moved:?}");
+        }
+    }
+
+    /// What is taken is in flight, in the memory of the moment.
+    fn map(&mut self) {
+        let Some(live) = &self.state.live else { return };
+        let view = Rc::clone(live.ring.view());
+        for &head in &self.taken {
+            let slot = &mut self.state.slots[usize::from(head)];
+            slot.memory.get_or_insert_with(|| Rc::clone(&view));
         }
     }
 
@@ -196,8 +257,12 @@ impl Bench {
                 assert!(head < self.layout.size, "{head}");
                 assert!(!self.taken.contains(&head), "{head} was taken twice");
                 self.taken.push(head);
+                self.map();
             }
             Ok(None) => {}
+            Err(broken) if matches!(*broken, Broken::MemoryMoves { .. }) => {
+                assert!(self.memory.is_moving());
+            }
             Err(_) => self.break_it(),
         }
     }
@@ -208,7 +273,11 @@ impl Bench {
             return;
         }
         let head = self.taken.remove(which % self.taken.len());
-        self.state.slots[usize::from(head)].state = SlotState::Done { status };
+        let slot = &mut self.state.slots[usize::from(head)];
+        slot.state = SlotState::Done { status };
+        if self.state.live.is_some() {
+            slot.memory = None;
+        }
         self.state.done.push(head);
     }
 
@@ -216,13 +285,15 @@ impl Bench {
         let index = |state: &State| state.live.as_ref().map(|live| live.ring.used_index());
         let (before, done) = (index(&self.state), self.state.done.len());
         let published = self.state.publish();
-        // What was completed while there was no ring can have its status byte anywhere; it is
-        // guest memory all the same, which has not changed.
-        assert!(published.is_ok(), "{published:?}");
-        if let (Some(before), Some(after)) = (before, index(&self.state)) {
-            assert_eq!(usize::from(after.wrapping_sub(before)), done);
-            assert!(self.state.done.is_empty());
+        let left = self.state.done.len();
+        if published.is_err() {
+            assert_eq!((self.memory.regions(), self.memory.is_moving()), (1, false));
+            self.break_it();
+        } else if let (Some(before), Some(after)) = (before, index(&self.state)) {
+            assert_eq!(usize::from(after.wrapping_sub(before)), done - left);
         }
+        // What has no status byte at the moment waits for it.
+        assert!(left == 0 || self.state.live.is_none() || self.memory.is_moving());
     }
 
     fn check(&self) {
