@@ -12,6 +12,7 @@ use testkit::Qmp;
 use crate::hanging;
 use crate::latency::{Latency, histogram, latency, record};
 use crate::process;
+use crate::release;
 use crate::server::{Running, Server, Setup};
 
 const QUEUES: u16 = 8;
@@ -43,6 +44,7 @@ fn measure_here(standfastd: &Path, cpu: usize, rounds: u32) -> Result<Vec<Latenc
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::Everything)?);
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::VmmSilent)?);
     latencies.extend(hanging::measure(standfastd, cpu, rounds)?);
+    latencies.extend(release::measure(standfastd, cpu)?);
     Ok(latencies)
 }
 

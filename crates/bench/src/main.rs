@@ -18,6 +18,7 @@ mod load;
 mod loads;
 mod process;
 mod profile;
+mod release;
 mod report;
 mod run;
 mod server;

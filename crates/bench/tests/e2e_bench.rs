@@ -51,7 +51,7 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
         }
     }
     assert!(figures("tmpfs.write.128k.d16", "fio (limit)")["iops"]["median"].is_number());
-    assert_eq!(report["error-path"].as_array().unwrap().len(), 5);
+    assert_eq!(report["error-path"].as_array().unwrap().len(), 9);
     let judged = report["targets"].as_array().unwrap();
     assert!(judged.iter().all(|target| target["verdict"].is_string()));
 
