@@ -105,7 +105,7 @@ fn serve(stream: UnixStream, session: &mut Session, door: &Door) -> Option<Strin
                 break;
             }
         }
-        match serve_message(&connection, session) {
+        match serve_message(&connection, session, door) {
             Ok(()) => {}
             Err(End::Gone) => break None,
             Err(End::Wrong(why)) => break Some(why),
@@ -135,7 +135,7 @@ fn handle(session: &mut Session, message: Message<Foreign>) -> Result<Answer<Own
     session.handle(message)
 }
 
-fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), End> {
+fn serve_message(connection: &Connection, session: &mut Session, door: &Door) -> Result<(), End> {
     let packet = connection.receive()?;
     let header = packet.header;
     // Whoever does not read its answers is gone, or as good as gone.
@@ -164,6 +164,8 @@ fn serve_message(connection: &Connection, session: &mut Session) -> Result<(), E
         }
     };
     if let Some(refusal) = message::refusal(header) {
+        // Once it is told it may come back at once, and is not somebody else then.
+        door.leave();
         // It has been told, or it is gone: this is the end in either case.
         let _ = send(&refusal, None);
     }
