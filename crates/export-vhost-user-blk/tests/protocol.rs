@@ -183,17 +183,13 @@ fn the_status_is_remembered_and_resets_nothing() {
 fn half_a_message_stops_no_other_export() {
     let daemon = Daemon::new();
     let (second, socket) = daemon.add_export("disk1");
-    let mut rude = Vec::new();
     for bytes in [&[1, 0, 0][..], &[2, 0, 0, 0, 1, 0, 0, 0, 8, 0, 0, 0, 1]] {
-        let client = UnixStream::connect(&daemon.socket).unwrap();
-        std::io::Write::write_all(&mut &client, bytes).unwrap();
-        rude.push(client);
+        let rude = UnixStream::connect(&daemon.socket).unwrap();
+        std::io::Write::write_all(&mut &rude, bytes).unwrap();
+        let mut disk = Disk::connect(&socket, frontend::Options::default()).unwrap();
+        assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
+        expect_clean(&disk);
     }
-    let mut disk = Disk::connect(&socket, frontend::Options::default()).unwrap();
-    assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
-    expect_clean(&disk);
-    drop(disk);
     block::block_on(second.close());
-    drop(rude);
     assert_eq!(write(&mut daemon.connect(), 0, 1, 512), STATUS_OK);
 }

@@ -15,8 +15,9 @@ use testkit::guest::{Files, stamp};
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(200);
 /// A boot takes some seconds of CPU time.
 pub const BOOT: Duration = Duration::from_secs(200);
-/// What a QMP command may take, whatever is held.
-pub const PROMPT: Duration = Duration::from_secs(1);
+/// What a QMP command may take, whatever is held: one that waits for what is held waits for ever, and
+/// an emulated guest on a busy machine keeps QEMU from its monitor for a while.
+pub const PROMPT: Duration = Duration::from_secs(20);
 
 const SECTOR_BYTES: u64 = 512;
 
