@@ -14,7 +14,7 @@ use crate::trailer;
 
 impl Queue {
     /// Starts the ring: what the region says is in flight goes on, then new requests are taken. A
-    /// ring that cannot be started is broken, which [`Trouble`] tells.
+    /// ring that cannot be started is broken, which [`crate::trouble::Trouble`] tells.
     ///
     /// A request that was suspended and is still in flight is joined to its I/O: the ring gets its
     /// completion, and it is not submitted again. One that this ring does not know has to end first:
