@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use harness::guest::{BOOT, GUEST_PATIENCE};
-use harness::{MIB, PATIENCE, Server, Setup, sparse};
+use harness::{PATIENCE, Server, server_on_device};
 use serde_json::json;
 use testkit::{Guest, LoopDevice, VhostUserBlk};
 
@@ -22,24 +22,8 @@ struct Rig {
 
 impl Rig {
     fn new(with_state: bool) -> Result<Self> {
-        let mut setup = Setup::new()?;
-        let image = setup.path("disk0.img");
-        sparse(&image, 4 * MIB)?;
-        let device = LoopDevice::new(&image, false)?;
-        if with_state {
-            setup = setup.with_state();
-        }
-        let server = setup
-            .blockdev(
-                &json!({ "driver": "host_device", "node-name": "disk0", "filename": device.path(),
-                "cache": { "direct": true } }),
-            )
-            .export(
-                "vda",
-                "disk0",
-                json!({ "werror": "stop", "rerror": "stop" }),
-            )
-            .start()?;
+        let options = json!({ "werror": "stop", "rerror": "stop" });
+        let (server, device) = server_on_device(with_state, options)?;
         let disk = VhostUserBlk::new(server.socket("vda")).reconnect(Duration::from_secs(1));
         let mut guest = Guest::builder().disk(disk).start()?;
         guest.wait_boot(BOOT)?;

@@ -3,12 +3,10 @@
 
 mod harness;
 
-use std::time::{Duration, Instant};
-
 use anyhow::{Context, Result, ensure};
 use block::WriteCache;
 use frontend::{Disk, FrontendError, Options, Request};
-use harness::{MIB, PATIENCE, Server, Setup, sparse};
+use harness::{PATIENCE, Server, eventually, server_on_device};
 use serde_json::json;
 use testkit::{Daemon, LoopDevice};
 
@@ -22,20 +20,7 @@ struct Rig {
 
 impl Rig {
     fn new(with_state: bool) -> Result<Self> {
-        let mut setup = Setup::new()?;
-        let image = setup.path("disk0.img");
-        sparse(&image, 4 * MIB)?;
-        let device = LoopDevice::new(&image, false)?;
-        if with_state {
-            setup = setup.with_state();
-        }
-        let server = setup
-            .blockdev(
-                &json!({ "driver": "host_device", "node-name": "disk0", "filename": device.path(),
-                "cache": { "direct": true } }),
-            )
-            .export("vda", "disk0", json!({}))
-            .start()?;
+        let (server, device) = server_on_device(with_state, json!({}))?;
         Ok(Self { server, device })
     }
 
@@ -63,12 +48,8 @@ impl Rig {
     }
 
     fn wait_saved(&self, expected: WriteCache) -> Result<()> {
-        let deadline = Instant::now() + PATIENCE;
-        while self.saved()? != expected {
-            ensure!(Instant::now() < deadline, "never saved: {expected:?}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        Ok(())
+        let what = format!("{expected:?} is saved");
+        eventually(&what, || Ok(self.saved()? == expected))
     }
 
     /// The daemon is killed and another one started; the client comes back as QEMU does.

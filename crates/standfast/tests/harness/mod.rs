@@ -16,7 +16,7 @@ use block::state_file;
 use frontend::{Disk, DiskState, Options};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::{Daemon, Driver, Event, LogEntry, Qmp, Workload};
+use testkit::{Daemon, Driver, Event, LogEntry, LoopDevice, Qmp, Workload};
 
 pub const MIB: u64 = 1 << 20;
 
@@ -31,6 +31,22 @@ pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Re
         std::thread::sleep(Duration::from_millis(5));
     }
     Ok(())
+}
+
+/// A daemon with the export `vda` on a loop device, which counts the flushes that reach it. `options`
+/// are the export's.
+pub fn server_on_device(with_state: bool, options: Value) -> Result<(Server, LoopDevice)> {
+    let mut setup = Setup::new()?;
+    let image = setup.path("disk0.img");
+    sparse(&image, 4 * MIB)?;
+    let device = LoopDevice::new(&image, false)?;
+    if with_state {
+        setup = setup.with_state();
+    }
+    let node = json!({ "driver": "host_device", "node-name": "disk0", "filename": device.path(),
+        "cache": { "direct": true } });
+    let server = setup.blockdev(&node).export("vda", "disk0", options);
+    Ok((server.start()?, device))
 }
 
 /// Rounds and requests are multiplied by this in a soak run.
