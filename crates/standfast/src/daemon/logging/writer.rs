@@ -256,6 +256,12 @@ mod tests {
     fn whoever_logs_waits_for_nobody_and_what_is_lost_is_counted() {
         let (log, read) = stuck();
         let line = [b'x'; 1000];
+        // The thread takes the count with the lines: it must be stuck before they are counted, or
+        // it may take everything that was dropped, and the rest fits.
+        log.push(&line);
+        while !log.lock().writing {
+            std::thread::yield_now();
+        }
         for _ in 0..2 * WAITING_BYTES_MAX / line.len() {
             log.push(&line);
         }
