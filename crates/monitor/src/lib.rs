@@ -16,6 +16,7 @@
 
 mod changes;
 mod commands;
+mod context;
 mod convert;
 mod framing;
 mod hmp;
@@ -25,6 +26,7 @@ mod outbox;
 mod server;
 mod session;
 mod storage;
+mod table;
 
 pub use framing::{Framing, requests};
 pub use objects::Objects;

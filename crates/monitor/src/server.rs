@@ -14,7 +14,7 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::changes::Changes;
-use crate::commands::Context;
+use crate::context::Context;
 use crate::hub::Hub;
 use crate::objects::Objects;
 use crate::outbox::Outbox;

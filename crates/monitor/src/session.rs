@@ -14,9 +14,10 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Stdin};
 use tokio::net::UnixStream;
 use tokio::net::unix::OwnedReadHalf;
 
-use crate::commands::{self, Context};
+use crate::context::Context;
 use crate::framing::{Framing, value_of};
 use crate::outbox::Outbox;
+use crate::table;
 
 /// How much is read at once, in bytes.
 const READ_BYTES_MAX: usize = 16 << 10;
@@ -144,7 +145,7 @@ impl Session {
                 class: ErrorClass::CommandNotFound,
                 desc: "Expecting capabilities negotiation with 'qmp_capabilities'".to_owned(),
             }),
-            (true, name) => commands::execute(&self.context, name, arguments).await,
+            (true, name) => table::execute(&self.context, name, arguments).await,
         };
         self.outbox.push(&Response::new(result, id));
     }

@@ -8,7 +8,7 @@ use qapi::types::{
     BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, Empty, HeldRequestInfo,
 };
 
-use super::{Context, failed};
+use crate::context::{Context, failed};
 use crate::convert::{self, BackendNodes};
 
 /// The backends of all exports, as one moment of run control.
@@ -41,14 +41,14 @@ pub(crate) async fn nodes(context: &Context) -> Result<Vec<BlockDeviceInfo>, Qmp
         .collect())
 }
 
-pub(super) async fn query_block(
+pub(crate) async fn query_block(
     context: &Context,
     _: NoArguments,
 ) -> Result<Vec<BlockInfo>, QmpError> {
     backends(context).await
 }
 
-pub(super) async fn query_named_block_nodes(
+pub(crate) async fn query_named_block_nodes(
     context: &Context,
     // No node has a backing file, so that `flat` changes nothing.
     _: QueryNamedBlockNodes,
@@ -77,7 +77,7 @@ pub(crate) async fn query_blockstats(
     })
 }
 
-pub(super) async fn query_block_exports(
+pub(crate) async fn query_block_exports(
     context: &Context,
     _: NoArguments,
 ) -> Result<Vec<BlockExportInfo>, QmpError> {
@@ -89,7 +89,7 @@ pub(super) async fn query_block_exports(
         .collect())
 }
 
-pub(super) async fn query_held(
+pub(crate) async fn query_held(
     context: &Context,
     arguments: QueryHeld,
 ) -> Result<Vec<HeldRequestInfo>, QmpError> {
@@ -112,7 +112,7 @@ pub(super) async fn query_held(
     }))
 }
 
-pub(super) async fn block_resize(
+pub(crate) async fn block_resize(
     context: &Context,
     arguments: BlockResize,
 ) -> Result<Empty, QmpError> {

@@ -8,7 +8,7 @@ use qapi::QmpError;
 use qapi::command::{BlkdebugClear, BlkdebugInject, BlkdebugInjected, QuotaSet};
 use qapi::types::Empty;
 
-use super::{Context, blocking, failed};
+use crate::context::{Context, blocking, failed};
 
 /// Linux' errnos end here.
 const ERRNO_MAX: i64 = 4095;
@@ -17,7 +17,7 @@ fn node(context: &Context, name: &str) -> Result<Arc<Node>, QmpError> {
     context.registry.node(name).map_err(failed)
 }
 
-pub(super) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<Empty, QmpError> {
+pub(crate) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<Empty, QmpError> {
     let node = node(context, &arguments.node_name)?;
     if node.driver().quota().is_none() {
         return Err(not_a(&node, "quota"));
@@ -32,7 +32,7 @@ pub(super) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<
     Ok(Empty {})
 }
 
-pub(super) async fn blkdebug_inject(
+pub(crate) async fn blkdebug_inject(
     context: &Context,
     arguments: BlkdebugInject,
 ) -> Result<BlkdebugInjected, QmpError> {
@@ -45,7 +45,7 @@ pub(super) async fn blkdebug_inject(
     Ok(BlkdebugInjected { id: id.0 })
 }
 
-pub(super) async fn blkdebug_clear(
+pub(crate) async fn blkdebug_clear(
     context: &Context,
     arguments: BlkdebugClear,
 ) -> Result<Empty, QmpError> {

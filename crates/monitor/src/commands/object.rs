@@ -7,7 +7,7 @@ use qapi::command::ObjectDel;
 use qapi::options::ObjectOptions;
 use qapi::types::Empty;
 
-use super::Context;
+use crate::context::Context;
 
 pub(crate) async fn add(context: &Context, options: ObjectOptions) -> Result<Empty, QmpError> {
     options.check()?;

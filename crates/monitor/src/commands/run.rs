@@ -4,7 +4,7 @@ use qapi::QmpError;
 use qapi::command::{BlockExportCont, Cont, NoArguments, NodeAcceptLoss};
 use qapi::types::{Empty, StatusInfo};
 
-use super::{Context, failed, refused};
+use crate::context::{Context, failed, refused};
 use crate::convert;
 
 pub(crate) async fn query_status(
@@ -42,7 +42,7 @@ pub(crate) async fn system_reset(context: &Context, _: NoArguments) -> Result<Em
     Ok(Empty {})
 }
 
-pub(super) async fn block_export_cont(
+pub(crate) async fn block_export_cont(
     context: &Context,
     arguments: BlockExportCont,
 ) -> Result<Empty, QmpError> {
@@ -55,7 +55,7 @@ pub(super) async fn block_export_cont(
     Ok(Empty {})
 }
 
-pub(super) async fn node_accept_loss(
+pub(crate) async fn node_accept_loss(
     context: &Context,
     arguments: NodeAcceptLoss,
 ) -> Result<Empty, QmpError> {

@@ -4,10 +4,11 @@
 mod text;
 
 use qapi::QmpError;
-use qapi::command::{Cont, NoArguments, ObjectDel, QueryBlockstats};
+use qapi::command::{Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats};
 use qapi::options::ObjectOptions;
 
-use crate::commands::{self, Context, object, run as run_control};
+use crate::commands::{block, object, run as run_control};
+use crate::context::Context;
 
 /// What can be typed, and its help.
 const COMMANDS: [(&str, &str); 7] = [
@@ -39,8 +40,16 @@ const INFO: [(&str, &str); 3] = [
     ),
 ];
 
+/// HMP over QMP.
+pub(crate) async fn human_monitor_command(
+    context: &Context,
+    arguments: HumanMonitorCommand,
+) -> Result<String, QmpError> {
+    Ok(execute(context, &arguments.command_line).await)
+}
+
 /// Executes a line and returns what it prints.
-pub(crate) async fn execute(context: &Context, line: &str) -> String {
+async fn execute(context: &Context, line: &str) -> String {
     let printed = match run(context, line).await {
         Ok(text) => text,
         Err(e) => format!("Error: {}\n", e.desc),
@@ -94,7 +103,7 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
             text::status(&run_control::query_status(context, NoArguments {}).await?)
         }
         ["info", "blockstats"] => {
-            text::blockstats(&commands::blockstats(context, QueryBlockstats::default()).await?)
+            text::blockstats(&block::query_blockstats(context, QueryBlockstats::default()).await?)
         }
         ["info", "block", options @ ..] => info_block(context, options).await?,
         ["info", name @ ("status" | "blockstats"), ..] => extraneous(name, &format!("info {name}")),
@@ -157,17 +166,13 @@ async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpEr
         _ => return Ok(extraneous("block", "info block")),
     };
     if !nodes {
-        let backends = text::backends(&commands::backends(context).await?, device, verbose);
+        let backends = text::backends(&block::backends(context).await?, device, verbose);
         // A name that is no device may be one of a node.
         if device.is_none() || !backends.is_empty() {
             return Ok(backends);
         }
     }
-    Ok(text::nodes(
-        &commands::nodes(context).await?,
-        device,
-        verbose,
-    ))
+    Ok(text::nodes(&block::nodes(context).await?, device, verbose))
 }
 
 /// Splits a line into words; a word in double quotes may contain blanks and escapes.
