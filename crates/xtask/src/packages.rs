@@ -3,50 +3,12 @@
 mod apt;
 mod debian;
 mod fitting;
+mod package;
 
+use self::package::Probe::{File, Kernel, Program};
+use self::package::{Package, is_there, list};
 use crate::part::Part;
-use crate::run::is_installed;
 use anyhow::{Result, bail};
-use std::fmt;
-use std::fs;
-use std::path::Path;
-
-/// One thing the tests need.
-#[derive(Debug)]
-struct Package {
-    /// Its name in Debian.
-    name: &'static str,
-    /// How to tell elsewhere that it is there.
-    probe: Probe,
-    /// The parts that need it.
-    parts: &'static [Part],
-    /// What for.
-    why: &'static str,
-}
-
-#[derive(Debug)]
-enum Probe {
-    /// A program.
-    Program(&'static str),
-    /// A file that is no program.
-    File(&'static str),
-    /// A kernel in /boot that `testkit` boots.
-    Kernel,
-}
-
-impl fmt::Display for Probe {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Program(name) | File(name) => f.write_str(name),
-            Kernel => write!(f, "/boot/vmlinuz-*{KERNEL_FLAVOUR} with its modules"),
-        }
-    }
-}
-
-/// How the names of the kernels that `testkit` boots end.
-const KERNEL_FLAVOUR: &str = "-cloud-amd64";
-
-use Probe::{File, Kernel, Program};
 
 /// Everything the tests need beyond Rust.
 const PACKAGES: &[Package] = &[
@@ -187,32 +149,6 @@ fn ensure_elsewhere(needed: &[&Package]) -> Result<()> {
          install what your distribution calls them",
         missing.len()
     )
-}
-
-fn is_there(probe: &Probe) -> bool {
-    match probe {
-        Program(name) => is_installed(name),
-        File(path) => Path::new(path).is_file(),
-        Kernel => fs::read_dir("/boot").is_ok_and(|entries| {
-            entries.flatten().any(|entry| {
-                let name = entry.file_name();
-                let release = name.to_str().and_then(|name| name.strip_prefix("vmlinuz-"));
-                release.is_some_and(|release| {
-                    release.ends_with(KERNEL_FLAVOUR)
-                        && Path::new("/lib/modules").join(release).is_dir()
-                })
-            })
-        }),
-    }
-}
-
-fn list(missing: &[&Package]) {
-    for Package {
-        name, probe, why, ..
-    } in missing
-    {
-        println!("missing: {name} ({probe}): {why}");
-    }
 }
 
 #[cfg(test)]

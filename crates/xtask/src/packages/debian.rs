@@ -8,7 +8,7 @@
 
 use super::apt::{self, Installed, Policy};
 use super::fitting::{Request, Simulated, State};
-use super::{Package, is_there, list};
+use super::package::{Package, is_there, list};
 use crate::run::{is_installed, run, show};
 use anyhow::{Context, Result, bail};
 use std::collections::{BTreeMap, BTreeSet};
