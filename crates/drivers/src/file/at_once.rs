@@ -10,7 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use block::{Io, IoFuture, Operation, Result};
 use libc::iovec;
 
-use super::FileDriver;
+use super::driver::FileDriver;
 use super::transfer::{self, Transfer};
 use crate::iov::IOV_MAX;
 

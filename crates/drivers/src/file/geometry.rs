@@ -1,10 +1,9 @@
 //! The geometry of a block device: what requests it likes best. Advice for guests, so what cannot be
 //! found out is left out.
 
-use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::probe::{Stat, power_of_two_in};
+use super::probe::{Stat, power_of_two_in, queue_file};
 
 const BLKIOMIN: libc::Ioctl = 0x1278;
 const BLKIOOPT: libc::Ioctl = 0x1279;
@@ -49,14 +48,4 @@ pub fn of_device(fd: BorrowedFd<'_>, stat: &Stat) -> Geometry {
         alignment_offset: ask(BLKALIGNOFF).unwrap_or(0),
         discard: power_of_two_in(discard.unwrap_or(0)),
     }
-}
-
-/// What sysfs says about the queue of a block device.
-pub fn queue_file(stat: &Stat, name: &str) -> Option<String> {
-    let (major, minor) = stat.device_number();
-    let base = format!("/sys/dev/block/{major}:{minor}");
-    // A partition has no queue of its own.
-    fs::read_to_string(format!("{base}/queue/{name}"))
-        .or_else(|_| fs::read_to_string(format!("{base}/../queue/{name}")))
-        .ok()
 }

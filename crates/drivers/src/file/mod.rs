@@ -26,273 +26,33 @@
 
 mod at_once;
 mod bounce;
+mod deallocation;
 mod device_discard;
 mod device_size;
+mod driver;
 mod flush;
 mod geometry;
 mod lock;
 mod open;
+mod options;
 mod probe;
 mod resize;
 mod retry;
 mod serialise;
 mod tail;
+mod tail_io;
 mod transfer;
 mod zero;
 
 use std::ops::Range;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{
-    BlockError, DiscardStats, Driver, ErrorKind, Io, IoFuture, Limits, Loss, NodeInfo, Operation,
-    Result,
-};
+use block::{DiscardStats, Driver, Io, IoFuture, Limits, Loss, NodeInfo, Operation, Result};
 
-use self::bounce::{ALIGNMENT, PIECE_MAX};
-use self::device_discard::DeviceDiscard;
-use self::device_size::DeviceSize;
-use self::flush::Flusher;
-use self::geometry::Geometry;
-use self::lock::Permissions;
-use self::probe::{Deallocates, DirectAlignment, Kind};
-use self::resize::node_length;
-use self::serialise::Serialiser;
-use self::tail::Tail;
-use self::zero::Deallocation;
-use crate::{OpenError, iov};
-
-/// What happens to discards.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Discard {
-    /// They do nothing, and write-zeroes never deallocates.
-    #[default]
-    Ignore,
-    /// They give space back.
-    Unmap,
-}
-
-/// Whether the image is locked against other users.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Locking {
-    /// As `On`: Linux always has the locks that this takes.
-    #[default]
-    Auto,
-    /// Locked, or not opened.
-    On,
-    /// Not locked: whoever else writes to the image destroys it.
-    Off,
-}
-
-/// Options of [`FileDriver`]. The defaults are QEMU's.
-#[derive(Clone, Debug, Default)]
-pub struct FileOptions {
-    /// Name of the node, for messages.
-    pub node_name: Arc<str>,
-    /// Path of the image, as it is shown.
-    pub filename: String,
-    /// The path itself, if that is something else: it need not be UTF-8.
-    pub path: Option<PathBuf>,
-    /// `cache.direct`: O_DIRECT, past the page cache.
-    pub cache_direct: bool,
-    /// `cache.no-flush`: nothing is ever made durable.
-    pub cache_no_flush: bool,
-    /// Open for reading only.
-    pub read_only: bool,
-    /// Open for reading only if writing is not permitted (EACCES, EPERM, EROFS).
-    pub auto_read_only: bool,
-    /// What happens to discards.
-    pub discard: Discard,
-    /// Whether to lock the image.
-    pub locking: Locking,
-    /// Do not mind writers; only with `read_only`.
-    pub force_share: bool,
-}
-
-/// See the [module](self).
-#[derive(Debug)]
-pub struct FileDriver {
-    name: &'static str,
-    node_name: Arc<str>,
-    filename: String,
-    fd: OwnedFd,
-    kind: Kind,
-    read_only: bool,
-    cache_direct: bool,
-    cache_no_flush: bool,
-    /// On tmpfs or ramfs.
-    in_memory: bool,
-    /// On a server that may be asked for sizes.
-    has_server: bool,
-    warning: Option<String>,
-    length: AtomicU64,
-    /// The end of an image that does not fill its last block.
-    tail: Tail,
-    /// What is locked.
-    locks: Option<(Permissions, Permissions)>,
-    /// What has been seen of the size of a block device.
-    device_size: DeviceSize,
-    /// What the storage asks of reads and writes.
-    alignment: DirectAlignment,
-    /// What it asks of fallocate(2) in whole, so that nothing goes through the page cache that does
-    /// not have to.
-    zero_align: u32,
-    /// Units that are given back.
-    discard_align: u32,
-    geometry: Geometry,
-    serialiser: Serialiser,
-    flusher: Flusher,
-    deallocation: Deallocation,
-}
+pub use self::driver::FileDriver;
+pub use self::options::{Discard, FileOptions, Locking};
+use crate::iov;
 
 impl FileDriver {
-    /// Opens a regular file.
-    ///
-    /// # Errors
-    ///
-    /// In QEMU's words: what is not there, not allowed, not a regular file, or locked by another.
-    pub fn open_file(options: FileOptions) -> std::result::Result<Self, OpenError> {
-        Self::open("file", Kind::Regular, options)
-    }
-
-    /// Opens a block device.
-    ///
-    /// # Errors
-    ///
-    /// As [`FileDriver::open_file`].
-    pub fn open_host_device(options: FileOptions) -> std::result::Result<Self, OpenError> {
-        Self::open("host_device", Kind::Block, options)
-    }
-
-    fn open(
-        name: &'static str,
-        kind: Kind,
-        options: FileOptions,
-    ) -> std::result::Result<Self, OpenError> {
-        let opened = open::open(&options, kind)?;
-        let DirectAlignment { request, memory } = opened.alignment;
-        if memory as usize > ALIGNMENT || request as usize > PIECE_MAX {
-            return Err(OpenError::new(
-                libc::EINVAL,
-                format!(
-                    "'{}' asks for O_DIRECT buffers aligned to {memory} bytes and blocks of \
-                     {request} bytes, more than is supported; use cache.direct=off",
-                    options.filename
-                ),
-            ));
-        }
-        let fd = opened.fd.as_fd();
-        let deallocates = if options.discard == Discard::Unmap && !opened.read_only {
-            probe::deallocates(fd, &opened.stat)
-        } else {
-            Deallocates::default()
-        };
-        let device = match kind {
-            Kind::Block if deallocates.discard => {
-                let duplicate = fd.try_clone_to_owned().map_err(|error| {
-                    OpenError::new(
-                        error.raw_os_error().unwrap_or(libc::EMFILE),
-                        format!(
-                            "Could not duplicate the descriptor of '{}'",
-                            options.filename
-                        ),
-                    )
-                })?;
-                Some(DeviceDiscard::new(duplicate))
-            }
-            _ => None,
-        };
-        let fs_block = match kind {
-            Kind::Block => opened.logical_block,
-            _ => opened.stat.block_size,
-        };
-        let in_memory = probe::in_memory(fd, &opened.stat);
-        let has_server = probe::has_server(fd);
-        let geometry = match kind {
-            Kind::Block => geometry::of_device(fd, &opened.stat),
-            _ => Geometry::default(),
-        };
-        let failed = |errno: i32, text: &str| {
-            let reason = block::Cause::of_errno(errno).reason();
-            OpenError::new(errno, format!("{text} '{}': {reason}", options.filename))
-        };
-        let length = node_length(kind, opened.length, opened.logical_block)
-            .ok_or_else(|| failed(libc::EFBIG, "Could not round up the length of"))?;
-        let tail = Tail::new(opened.length.min(length), length, request);
-        if !opened.read_only {
-            tail.prepare(length, fd, opened.locks).map_err(|error| {
-                failed(
-                    error.raw_os_error().unwrap_or(libc::EIO),
-                    "Could not open the end of the image, through /proc/self/fd, a second time for",
-                )
-            })?;
-        }
-        let buffered =
-            !options.cache_direct && !opened.read_only && !options.cache_no_flush && !in_memory;
-        Ok(Self {
-            name,
-            warning: buffered.then(|| buffered_warning(&options.filename)),
-            node_name: options.node_name,
-            filename: options.filename,
-            kind,
-            read_only: opened.read_only,
-            cache_direct: options.cache_direct,
-            cache_no_flush: options.cache_no_flush,
-            in_memory,
-            has_server,
-            length: AtomicU64::new(length),
-            tail,
-            locks: opened.locks,
-            device_size: DeviceSize::new(opened.length, kind == Kind::Block && buffered),
-            alignment: opened.alignment,
-            zero_align: match kind {
-                Kind::Block => opened.logical_block,
-                _ if options.cache_direct => fs_block,
-                _ => 1,
-            },
-            discard_align: fs_block,
-            geometry,
-            serialiser: Serialiser::default(),
-            flusher: Flusher::default(),
-            deallocation: Deallocation::new(deallocates, device),
-            fd: opened.fd,
-        })
-    }
-
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-
-    fn length_now(&self) -> u64 {
-        self.length.load(Ordering::Acquire)
-    }
-
-    #[cold]
-    fn located(&self, io: &Io<'_>, error: BlockError) -> BlockError {
-        self.explained(io, error)
-            .doing(io.op.name())
-            .at(&self.node_name, io.offset, io.bytes)
-    }
-
-    /// The error, with its cause: of a block device the errno does not tell.
-    fn explained(&self, io: &Io<'_>, error: BlockError) -> BlockError {
-        if self.kind != Kind::Block {
-            return error;
-        }
-        let asked = self.device_size.ask(self.fd());
-        let range = match io.op {
-            Operation::Flush => 0..self.length_now(),
-            _ => io.offset..io.offset + io.bytes,
-        };
-        let no_space = error.errno() == libc::ENOSPC;
-        if no_space && asked.has_shrunk() || asked.is_gone(&range) {
-            return error.because(ErrorKind::BackingGone);
-        }
-        error
-    }
-
     async fn flush(&self, losses_accepted: u32) -> Result<()> {
         if self.cache_no_flush {
             Ok(())
@@ -336,19 +96,6 @@ impl FileDriver {
             result.map_err(|error| self.located(&io, error))
         })
     }
-
-    /// The real size of a block device was taken over: what it was before does not count.
-    fn size_taken(&self, now: u64) {
-        self.device_size.taken(now);
-    }
-}
-
-fn buffered_warning(filename: &str) -> String {
-    format!(
-        "cache.direct is off for '{filename}': the page cache accepts writes that the storage may \
-         refuse later; then only a flush fails, and a stop policy cannot have the writes done again. \
-         Use cache.direct=on"
-    )
 }
 
 impl Driver for FileDriver {

@@ -9,8 +9,8 @@ use std::path::Path;
 use rustix::fs::OFlags;
 
 use super::lock::{self, Permissions};
+use super::options::{FileOptions, Locking};
 use super::probe::{self, DirectAlignment, Kind, Stat};
-use super::{FileOptions, Locking};
 use crate::OpenError;
 
 /// An image that is open and locked.

@@ -1,5 +1,6 @@
 //! What the storage under a descriptor is, asked for and never found out by writing.
 
+use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -8,7 +9,6 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use rustix::fs::{AtFlags, StatxFlags};
 
 use super::bounce::{ALIGNMENT, Bounce};
-use super::geometry::queue_file;
 
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKSSZGET: libc::Ioctl = 0x1268;
@@ -253,6 +253,16 @@ fn probe_by_reading(fd: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(fallback)
 }
 
+/// What sysfs says about the queue of a block device.
+pub fn queue_file(stat: &Stat, name: &str) -> Option<String> {
+    let (major, minor) = stat.device_number();
+    let base = format!("/sys/dev/block/{major}:{minor}");
+    // A partition has no queue of its own.
+    fs::read_to_string(format!("{base}/queue/{name}"))
+        .or_else(|_| fs::read_to_string(format!("{base}/../queue/{name}")))
+        .ok()
+}
+
 /// How space can be given back.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Deallocates {
@@ -372,7 +382,7 @@ fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<Option
 mod tests {
     use super::*;
     use std::cell::Cell;
-    use std::fs::{self, File};
+    use std::fs::File;
     use std::os::fd::AsFd;
     use std::os::unix::fs::FileExt;
 

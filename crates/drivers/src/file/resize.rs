@@ -1,22 +1,13 @@
-//! How long a node is, and how that changes.
+//! How the length of a node changes.
 
 use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use block::{BlockError, Result};
 
-use super::FileDriver;
+use super::driver::FileDriver;
 use super::probe::{self, Kind};
-use super::tail::whole_sectors;
-
-/// The length of a node on an image of `bytes` bytes: a file is rounded up to whole sectors (see
-/// [`super::tail`]). What a block device has beyond its last whole block even the kernel cannot reach.
-pub fn node_length(kind: Kind, bytes: u64, logical_block: u32) -> Option<u64> {
-    match kind {
-        Kind::Block => Some(bytes & !(u64::from(logical_block) - 1)),
-        _ => whole_sectors(bytes),
-    }
-}
+use super::tail::node_length;
 
 impl FileDriver {
     /// The length of the node after a resize to `length`, and that of its image.

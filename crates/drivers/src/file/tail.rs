@@ -11,30 +11,29 @@
 //! such write is durable when it ends (RWF_DSYNC), so that a failure is the failure of this write and of
 //! no later flush.
 //!
-//! Only requests that end there come here; all others cost one comparison.
+//! Only requests that end there are dealt with like this ([`super::tail_io`]); all others cost one
+//! comparison.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::Result;
-use iothread::ring;
-use libc::iovec;
 use rustix::fs::{Mode, OFlags};
 
-use super::FileDriver;
 use super::lock::{self, Permissions};
-use super::retry::Retry;
-use super::transfer::{self, Transfer, index};
-use crate::iov;
+use super::probe::Kind;
 
 /// A node's length is a multiple of it.
-pub const SECTOR_BYTES: u64 = 512;
+const SECTOR_BYTES: u64 = 512;
 
-/// The length of a node on `bytes` bytes; none beyond what there can be.
-pub fn whole_sectors(bytes: u64) -> Option<u64> {
-    bytes.checked_next_multiple_of(SECTOR_BYTES)
+/// The length of a node on an image of `bytes` bytes: a file is rounded up to whole sectors; none beyond
+/// what there can be. What a block device has beyond its last whole block even the kernel cannot reach.
+pub fn node_length(kind: Kind, bytes: u64, logical_block: u32) -> Option<u64> {
+    match kind {
+        Kind::Block => Some(bytes & !(u64::from(logical_block) - 1)),
+        _ => bytes.checked_next_multiple_of(SECTOR_BYTES),
+    }
 }
 
 /// See the [module](self).
@@ -80,11 +79,11 @@ impl Tail {
     }
 
     /// Where the last whole block ends.
-    fn blocks_end(&self, length: u64) -> u64 {
+    pub fn blocks_end(&self, length: u64) -> u64 {
         length & !(self.block - 1)
     }
 
-    /// Whether a request that ends at `end` is a matter of this file.
+    /// Whether a request that ends at `end` is one to the tail ([`super::tail_io`]).
     pub fn is_reached(&self, end: u64) -> bool {
         end > self.plain.load(Ordering::Acquire)
     }
@@ -112,82 +111,21 @@ impl Tail {
             lock::share(buffered.as_fd(), held, shared)?;
         }
         // Nobody else opens one at the same time: a node is opened once and resized drained.
-        let _: std::result::Result<(), OwnedFd> = self.buffered.set(buffered);
+        let _: Result<(), OwnedFd> = self.buffered.set(buffered);
         Ok(())
     }
 
+    /// What goes through the page cache, if it is needed.
+    pub fn buffered(&self) -> Option<BorrowedFd<'_>> {
+        self.buffered.get().map(OwnedFd::as_fd)
+    }
+
     /// A write that ends at `end` has succeeded.
-    fn written(&self, end: u64, length: u64) {
+    pub fn written(&self, end: u64, length: u64) {
         let end = end.min(length);
         if self.end() < end {
             self.set(end, length);
         }
-    }
-}
-
-impl FileDriver {
-    /// Reads what is there, and zeroes behind it.
-    pub(super) async fn read_to_tail(&self, iov: &[iovec], offset: u64, bytes: u64) -> Result<()> {
-        let there = self.tail.end().saturating_sub(offset).min(bytes);
-        if there > 0 && self.fits(iov, offset, bytes) {
-            self.read(iov, offset, index(there)).await?;
-        } else if there > 0 {
-            self.read_bounced(iov, offset, there).await?;
-        }
-        let behind = iov::advanced(iov, index(there));
-        iov::fill_zero(&behind);
-        Ok(())
-    }
-
-    /// Writes, and no further than the request reaches.
-    pub(super) async fn write_to_tail(
-        &self,
-        iov: &[iovec],
-        offset: u64,
-        bytes: u64,
-        rw_flags: i32,
-    ) -> Result<()> {
-        let (end, length) = (offset + bytes, self.length_now());
-        let blocks_end = self.tail.blocks_end(length);
-        match self.tail.buffered.get() {
-            Some(buffered) if end > blocks_end => {
-                let from = offset.max(blocks_end);
-                if offset < from {
-                    let body = iov::first(iov, index(from - offset));
-                    self.write_blocks(&body, offset, from - offset, rw_flags)
-                        .await?;
-                }
-                let mut last = transfer::take(index(end - from))?;
-                iov::gather(iov, index(from - offset), &mut last);
-                self.write_last(buffered.as_fd(), last.iovec(), from)
-                    .await?;
-            }
-            _ => self.write_blocks(iov, offset, bytes, rw_flags).await?,
-        }
-        self.tail.written(end, length);
-        Ok(())
-    }
-
-    /// Writes a part of the last block through the page cache.
-    async fn write_last(&self, fd: BorrowedFd<'_>, from: iovec, offset: u64) -> Result<()> {
-        let mut retry = Retry::new();
-        let mut done = 0;
-        while done < from.iov_len {
-            let at = offset + done as u64;
-            let rest = [iovec {
-                iov_base: from.iov_base.wrapping_byte_add(done),
-                iov_len: from.iov_len - done,
-            }];
-            // SAFETY: the caller keeps the buffer as long as this future; `rest` lies inside and
-            // outlives the operation.
-            match unsafe { ring::writev(fd, &rest, at, libc::RWF_DSYNC) }.await {
-                Ok(0) => return Err(self.stuck(Transfer::Write(0), at)),
-                Ok(bytes) => done += bytes as usize,
-                Err(error) if retry.again(&error).await => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
     }
 }
 

@@ -6,9 +6,9 @@ use block::{BlockError, ErrorKind, Result};
 use iothread::ring;
 use libc::iovec;
 
-use super::FileDriver;
 use super::bounce::{Bounce, PIECE_MAX};
 use super::device_size::Again;
+use super::driver::FileDriver;
 use super::probe::Kind;
 use super::retry::Retry;
 use super::serialise::Mode;
@@ -175,20 +175,6 @@ impl FileDriver {
             iov::scatter(iov, index(piece.from - offset), &buffer[skip..wanted]);
         }
         Ok(())
-    }
-
-    /// Writes whatever there is, at whatever offset.
-    pub(super) async fn write(
-        &self,
-        iov: &[iovec],
-        offset: u64,
-        bytes: u64,
-        rw_flags: i32,
-    ) -> Result<()> {
-        if self.tail.is_reached(offset + bytes) {
-            return Box::pin(self.write_to_tail(iov, offset, bytes, rw_flags)).await;
-        }
-        self.write_blocks(iov, offset, bytes, rw_flags).await
     }
 
     /// Writes what the storage takes in whole blocks.

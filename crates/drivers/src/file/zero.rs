@@ -4,15 +4,14 @@
 //! is advice. Only what the storage tried and failed to do goes to policy ([`cannot`]).
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 
-use block::{BlockError, DiscardStats, Result};
+use block::{BlockError, Result};
 use iothread::ring;
 use libc::iovec;
 
-use super::FileDriver;
-use super::device_discard::DeviceDiscard;
-use super::probe::{Deallocates, Kind};
+use super::driver::FileDriver;
+use super::probe::Kind;
 use super::retry::Retry;
 use super::serialise::{Entered, Mode};
 use super::transfer::index;
@@ -27,65 +26,6 @@ static ZEROES: Zeroes = Zeroes([0; 65536]);
 
 /// Elements of [`ZEROES`] per write.
 const REPEAT: usize = 16;
-
-/// What the storage is known to be able to do, and what it has done.
-#[derive(Debug)]
-pub struct Deallocation {
-    /// Whether discards are done: wanted, and not refused so far.
-    discard: AtomicBool,
-    /// Whether zeroing may deallocate: wanted, and not refused so far.
-    punch: AtomicBool,
-    /// Whether a range can be zeroed, as far as is known.
-    zero_range: AtomicBool,
-    /// How a block device discards; files punch holes.
-    device: Option<DeviceDiscard>,
-    nb_ok: AtomicU64,
-    nb_failed: AtomicU64,
-    bytes_ok: AtomicU64,
-}
-
-impl Deallocation {
-    /// `deallocates`: what is wanted, and what the storage seems to be able to do.
-    pub fn new(deallocates: Deallocates, device: Option<DeviceDiscard>) -> Self {
-        Self {
-            discard: AtomicBool::new(deallocates.discard),
-            punch: AtomicBool::new(deallocates.zeroes),
-            zero_range: AtomicBool::new(true),
-            device,
-            nb_ok: AtomicU64::new(0),
-            nb_failed: AtomicU64::new(0),
-            bytes_ok: AtomicU64::new(0),
-        }
-    }
-
-    /// Whether discards give space back.
-    pub fn discards(&self) -> bool {
-        self.discard.load(Ordering::Relaxed)
-    }
-
-    /// Whether zeroing gives space back, if it may.
-    pub fn unmaps_zeroes(&self) -> bool {
-        self.punch.load(Ordering::Relaxed)
-    }
-
-    /// The counters.
-    pub fn stats(&self) -> DiscardStats {
-        DiscardStats {
-            nb_ok: self.nb_ok.load(Ordering::Relaxed),
-            nb_failed: self.nb_failed.load(Ordering::Relaxed),
-            bytes_ok: self.bytes_ok.load(Ordering::Relaxed),
-        }
-    }
-
-    fn count(&self, bytes: u64, ok: bool) {
-        if ok {
-            self.nb_ok.fetch_add(1, Ordering::Relaxed);
-            self.bytes_ok.fetch_add(bytes, Ordering::Relaxed);
-        } else {
-            self.nb_failed.fetch_add(1, Ordering::Relaxed);
-        }
-    }
-}
 
 /// Whether fallocate(2), or the discard of a block device, means by this errno that it cannot do
 /// this, or not here. Some file systems (GPFS, some FUSE and network file systems) say EINVAL, EPERM

@@ -1,0 +1,213 @@
+//! An image that is in use: what is known of it, and how it is opened.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::{BlockError, ErrorKind, Io, Operation};
+
+use super::bounce::{ALIGNMENT, PIECE_MAX};
+use super::deallocation::Deallocation;
+use super::device_discard::DeviceDiscard;
+use super::device_size::DeviceSize;
+use super::flush::Flusher;
+use super::geometry::{self, Geometry};
+use super::lock::Permissions;
+use super::open;
+use super::options::{Discard, FileOptions};
+use super::probe::{self, Deallocates, DirectAlignment, Kind};
+use super::serialise::Serialiser;
+use super::tail::{Tail, node_length};
+use crate::OpenError;
+
+/// See the [module](super).
+#[derive(Debug)]
+pub struct FileDriver {
+    pub(super) name: &'static str,
+    pub(super) node_name: Arc<str>,
+    pub(super) filename: String,
+    pub(super) fd: OwnedFd,
+    pub(super) kind: Kind,
+    pub(super) read_only: bool,
+    pub(super) cache_direct: bool,
+    pub(super) cache_no_flush: bool,
+    /// On tmpfs or ramfs.
+    pub(super) in_memory: bool,
+    /// On a server that may be asked for sizes.
+    pub(super) has_server: bool,
+    pub(super) warning: Option<String>,
+    pub(super) length: AtomicU64,
+    /// The end of an image that does not fill its last block.
+    pub(super) tail: Tail,
+    /// What is locked.
+    pub(super) locks: Option<(Permissions, Permissions)>,
+    /// What has been seen of the size of a block device.
+    pub(super) device_size: DeviceSize,
+    /// What the storage asks of reads and writes.
+    pub(super) alignment: DirectAlignment,
+    /// What it asks of fallocate(2) in whole, so that nothing goes through the page cache that does
+    /// not have to.
+    pub(super) zero_align: u32,
+    /// Units that are given back.
+    pub(super) discard_align: u32,
+    pub(super) geometry: Geometry,
+    pub(super) serialiser: Serialiser,
+    pub(super) flusher: Flusher,
+    pub(super) deallocation: Deallocation,
+}
+
+impl FileDriver {
+    /// Opens a regular file.
+    ///
+    /// # Errors
+    ///
+    /// In QEMU's words: what is not there, not allowed, not a regular file, or locked by another.
+    pub fn open_file(options: FileOptions) -> Result<Self, OpenError> {
+        Self::open("file", Kind::Regular, options)
+    }
+
+    /// Opens a block device.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileDriver::open_file`].
+    pub fn open_host_device(options: FileOptions) -> Result<Self, OpenError> {
+        Self::open("host_device", Kind::Block, options)
+    }
+
+    fn open(name: &'static str, kind: Kind, options: FileOptions) -> Result<Self, OpenError> {
+        let opened = open::open(&options, kind)?;
+        let DirectAlignment { request, memory } = opened.alignment;
+        if memory as usize > ALIGNMENT || request as usize > PIECE_MAX {
+            return Err(OpenError::new(
+                libc::EINVAL,
+                format!(
+                    "'{}' asks for O_DIRECT buffers aligned to {memory} bytes and blocks of \
+                     {request} bytes, more than is supported; use cache.direct=off",
+                    options.filename
+                ),
+            ));
+        }
+        let fd = opened.fd.as_fd();
+        let deallocates = if options.discard == Discard::Unmap && !opened.read_only {
+            probe::deallocates(fd, &opened.stat)
+        } else {
+            Deallocates::default()
+        };
+        let device = match kind {
+            Kind::Block if deallocates.discard => {
+                let duplicate = fd.try_clone_to_owned().map_err(|error| {
+                    OpenError::new(
+                        error.raw_os_error().unwrap_or(libc::EMFILE),
+                        format!(
+                            "Could not duplicate the descriptor of '{}'",
+                            options.filename
+                        ),
+                    )
+                })?;
+                Some(DeviceDiscard::new(duplicate))
+            }
+            _ => None,
+        };
+        let fs_block = match kind {
+            Kind::Block => opened.logical_block,
+            _ => opened.stat.block_size,
+        };
+        let in_memory = probe::in_memory(fd, &opened.stat);
+        let has_server = probe::has_server(fd);
+        let geometry = match kind {
+            Kind::Block => geometry::of_device(fd, &opened.stat),
+            _ => Geometry::default(),
+        };
+        let failed = |errno: i32, text: &str| {
+            let reason = block::Cause::of_errno(errno).reason();
+            OpenError::new(errno, format!("{text} '{}': {reason}", options.filename))
+        };
+        let length = node_length(kind, opened.length, opened.logical_block)
+            .ok_or_else(|| failed(libc::EFBIG, "Could not round up the length of"))?;
+        let tail = Tail::new(opened.length.min(length), length, request);
+        if !opened.read_only {
+            tail.prepare(length, fd, opened.locks).map_err(|error| {
+                failed(
+                    error.raw_os_error().unwrap_or(libc::EIO),
+                    "Could not open the end of the image, through /proc/self/fd, a second time for",
+                )
+            })?;
+        }
+        let buffered =
+            !options.cache_direct && !opened.read_only && !options.cache_no_flush && !in_memory;
+        Ok(Self {
+            name,
+            warning: buffered.then(|| buffered_warning(&options.filename)),
+            node_name: options.node_name,
+            filename: options.filename,
+            kind,
+            read_only: opened.read_only,
+            cache_direct: options.cache_direct,
+            cache_no_flush: options.cache_no_flush,
+            in_memory,
+            has_server,
+            length: AtomicU64::new(length),
+            tail,
+            locks: opened.locks,
+            device_size: DeviceSize::new(opened.length, kind == Kind::Block && buffered),
+            alignment: opened.alignment,
+            zero_align: match kind {
+                Kind::Block => opened.logical_block,
+                _ if options.cache_direct => fs_block,
+                _ => 1,
+            },
+            discard_align: fs_block,
+            geometry,
+            serialiser: Serialiser::default(),
+            flusher: Flusher::default(),
+            deallocation: Deallocation::new(deallocates, device),
+            fd: opened.fd,
+        })
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+
+    pub(super) fn length_now(&self) -> u64 {
+        self.length.load(Ordering::Acquire)
+    }
+
+    #[cold]
+    pub(super) fn located(&self, io: &Io<'_>, error: BlockError) -> BlockError {
+        self.explained(io, error)
+            .doing(io.op.name())
+            .at(&self.node_name, io.offset, io.bytes)
+    }
+
+    /// The error, with its cause: of a block device the errno does not tell.
+    fn explained(&self, io: &Io<'_>, error: BlockError) -> BlockError {
+        if self.kind != Kind::Block {
+            return error;
+        }
+        let asked = self.device_size.ask(self.fd());
+        let range = match io.op {
+            Operation::Flush => 0..self.length_now(),
+            _ => io.offset..io.offset + io.bytes,
+        };
+        let no_space = error.errno() == libc::ENOSPC;
+        if no_space && asked.has_shrunk() || asked.is_gone(&range) {
+            return error.because(ErrorKind::BackingGone);
+        }
+        error
+    }
+
+    /// The real size of a block device was taken over: what it was before does not count.
+    pub(super) fn size_taken(&self, now: u64) {
+        self.device_size.taken(now);
+    }
+}
+
+fn buffered_warning(filename: &str) -> String {
+    format!(
+        "cache.direct is off for '{filename}': the page cache accepts writes that the storage may \
+         refuse later; then only a flush fails, and a stop policy cannot have the writes done again. \
+         Use cache.direct=on"
+    )
+}

@@ -1,0 +1,51 @@
+//! How an image is to be opened.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// What happens to discards.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Discard {
+    /// They do nothing, and write-zeroes never deallocates.
+    #[default]
+    Ignore,
+    /// They give space back.
+    Unmap,
+}
+
+/// Whether the image is locked against other users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Locking {
+    /// As `On`: Linux always has the locks that this takes.
+    #[default]
+    Auto,
+    /// Locked, or not opened.
+    On,
+    /// Not locked: whoever else writes to the image destroys it.
+    Off,
+}
+
+/// Options of [`FileDriver`](super::FileDriver). The defaults are QEMU's.
+#[derive(Clone, Debug, Default)]
+pub struct FileOptions {
+    /// Name of the node, for messages.
+    pub node_name: Arc<str>,
+    /// Path of the image, as it is shown.
+    pub filename: String,
+    /// The path itself, if that is something else: it need not be UTF-8.
+    pub path: Option<PathBuf>,
+    /// `cache.direct`: O_DIRECT, past the page cache.
+    pub cache_direct: bool,
+    /// `cache.no-flush`: nothing is ever made durable.
+    pub cache_no_flush: bool,
+    /// Open for reading only.
+    pub read_only: bool,
+    /// Open for reading only if writing is not permitted (EACCES, EPERM, EROFS).
+    pub auto_read_only: bool,
+    /// What happens to discards.
+    pub discard: Discard,
+    /// Whether to lock the image.
+    pub locking: Locking,
+    /// Do not mind writers; only with `read_only`.
+    pub force_share: bool,
+}
