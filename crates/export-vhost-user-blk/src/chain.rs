@@ -3,7 +3,7 @@
 
 use vm_memory::{Bytes, GuestAddress, GuestMemory, Permissions};
 
-use crate::record::Buffer;
+use crate::buffer::Buffer;
 
 /// Most buffers in one chain; what one system call takes (IOV_MAX), and QEMU's bound.
 pub const BUFFERS_MAX: usize = 1024;

@@ -20,7 +20,7 @@ use block::WriteCache;
 
 use crate::ring;
 use crate::shared::{Area, Cells, MapError, Mapping, sealed_memfd};
-use crate::trailer::{self, Layout};
+use crate::trailer::{self, Layout, UnknownVersion};
 
 const VERSION: u16 = 1;
 /// Places of 16 bits in the header.
@@ -65,8 +65,8 @@ pub(crate) enum InflightError {
         queue_size: u16,
         needed: u64,
     },
-    #[error("inflight region: its trailer has version {version}, this daemon knows another one")]
-    Trailer { version: u16 },
+    #[error(transparent)]
+    Trailer(#[from] UnknownVersion),
     #[error("inflight region: version {version}, supported is {VERSION}")]
     Version { version: u16 },
     #[error("inflight region: made for {found} descriptors, the queue has {size}")]

@@ -4,7 +4,7 @@
 //!
 //! - `sigbus`, `shared`, `memory`, `view`: memory shared with the client; the only modules with
 //!   unsafe code;
-//! - `chain`, `record`, [`request`]: from descriptors to what is to be done, pure and total;
+//! - `buffer`, `chain`, `record`, [`request`]: from descriptors to what is to be done, pure and total;
 //! - `ring`, `inflight`, `trailer`: what both sides write to each other;
 //! - `queue`, `device`: the data plane, on an iothread; what the block layer sees as its client;
 //! - `descriptor`: what kind of descriptor a client has sent;
@@ -14,6 +14,7 @@
 //!   its client; it tells the data plane what to do and waits only for what ends by itself;
 //! - [`export`]: the whole.
 
+mod buffer;
 mod chain;
 mod config;
 mod descriptor;

@@ -2,16 +2,8 @@
 
 use std::ops::Range;
 
+use crate::buffer::Buffer;
 use crate::chain::{ChainError, GuestBytes, Table, walk, words};
-
-/// A buffer in guest memory. Nothing is known about it until it is translated.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Buffer {
-    /// Guest address.
-    pub address: u64,
-    /// Length in bytes, not 0.
-    pub len: u32,
-}
 
 /// What [`Record::take_front`] takes, in bytes.
 pub(crate) const FRONT_BYTES: u32 = 16;
@@ -129,11 +121,6 @@ impl Record {
         }
         self.buffers.get_mut(self.readable.start)
     }
-}
-
-/// Bytes in `buffers`.
-pub(crate) fn total(buffers: &[Buffer]) -> u64 {
-    buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
 }
 
 #[cfg(test)]

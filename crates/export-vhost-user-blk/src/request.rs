@@ -4,9 +4,11 @@
 use block::Operation;
 use virtio_bindings::virtio_blk;
 
+pub use crate::buffer::Buffer;
+use crate::buffer::total;
 pub use crate::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
-pub use crate::record::{Buffer, Record};
-use crate::record::{FRONT_BYTES, Totals, total};
+pub use crate::record::Record;
+use crate::record::{FRONT_BYTES, Totals};
 
 /// Success.
 pub const STATUS_OK: u8 = 0;

@@ -20,7 +20,6 @@ use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
 use block::WriteCache;
 
-use crate::inflight::InflightError;
 use crate::shared::Area;
 
 /// Its size in bytes.
@@ -42,6 +41,13 @@ pub(crate) struct Layout {
     pub queues: u16,
     /// Descriptors of the largest queue that a part has room for.
     pub queue_size: u16,
+}
+
+/// The trailer is one of another version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("inflight region: its trailer has version {version}, this daemon knows another one")]
+pub(crate) struct UnknownVersion {
+    version: u16,
 }
 
 fn encoded(write_cache: WriteCache) -> u8 {
@@ -79,8 +85,8 @@ pub(crate) fn fresh(layout: Layout, write_cache: WriteCache) -> [u8; BYTES] {
 /// What the trailer in `area` says; none if it is none: the region was made by an older daemon.
 ///
 /// # Errors
-/// If it is one of another version.
-pub(crate) fn read(area: &Area) -> Result<Option<(Layout, WriteCache)>, InflightError> {
+/// [`UnknownVersion`].
+pub(crate) fn read(area: &Area) -> Result<Option<(Layout, WriteCache)>, UnknownVersion> {
     let magic = area.cells::<AtomicU64>(0, 1)[0].load(Ordering::Acquire);
     if u64::from_le(magic) != u64::from_le_bytes(MAGIC) {
         return Ok(None);
@@ -89,7 +95,7 @@ pub(crate) fn read(area: &Area) -> Result<Option<(Layout, WriteCache)>, Inflight
     let number = |place: usize| u16::from_le(numbers[place].load(Ordering::Acquire));
     let version = number(VERSION_PLACE);
     if version != VERSION {
-        return Err(InflightError::Trailer { version });
+        return Err(UnknownVersion { version });
     }
     let layout = Layout {
         queues: number(QUEUES),

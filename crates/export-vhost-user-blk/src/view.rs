@@ -9,9 +9,9 @@ use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use vm_memory::{GuestMemoryBackend, GuestMemoryRegion};
 
+use crate::buffer::Buffer;
 use crate::chain::{GuestBytes, Units, words};
 use crate::memory::{Memory, NotMapped};
-use crate::record::Buffer;
 
 /// Guest addresses that are mapped one after the other.
 #[derive(Debug)]
