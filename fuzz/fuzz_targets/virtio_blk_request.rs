@@ -7,7 +7,7 @@
 
 use block::Operation;
 use export_vhost_user_blk::request::{
-    Action, BUFFERS_MAX, Buffer, DISCARD_SECTORS_MAX, Record, Rules, SECTOR_BYTES,
+    BUFFERS_MAX, Buffer, DISCARD_SECTORS_MAX, Parsed, Record, Rules, SECTOR_BYTES,
     TRANSFER_BYTES_MAX, Table, WRITE_ZEROES_SECTORS_MAX, parse,
 };
 use libfuzzer_sys::fuzz_target;
@@ -56,9 +56,9 @@ fuzz_target!(|bytes: &[u8]| {
         let result = parse(memory, table, head, rules, &mut fresh);
         RECORD.with_borrow_mut(|used| {
             assert_eq!(parse(memory, table, head, rules, used), result);
-            if let Ok(action) = result {
+            if let Ok(parsed) = result {
                 check_record(memory, used);
-                check_action(action, rules, used);
+                check_parsed(parsed, rules, used);
                 assert_eq!(
                     used.readable(),
                     fresh.readable(),
@@ -89,26 +89,26 @@ fn check_record(memory: &GuestMemoryMmap, record: &Record) {
     );
 }
 
-fn check_action(action: Action, rules: Rules, record: &Record) {
-    if !matches!(action, Action::Answer { .. }) {
+fn check_parsed(parsed: Parsed, rules: Rules, record: &Record) {
+    if !matches!(parsed, Parsed::Answer { .. }) {
         // A refused request may leave anything behind: its buffers are not used.
         let mut buffers = record.readable().iter().chain(record.writable());
         assert!(buffers.all(|buffer| buffer.len > 0), "{record:?}");
     }
-    let Action::Submit { op, offset, bytes } = action else {
+    let Parsed::Submit { op, offset, bytes } = parsed else {
         return;
     };
     let block_bytes = u64::from(rules.block_bytes);
     assert!(
         offset.is_multiple_of(block_bytes) && bytes.is_multiple_of(block_bytes),
-        "{action:?}"
+        "{parsed:?}"
     );
     assert!(
         rules.writable || matches!(op, Operation::Read | Operation::Flush),
-        "{action:?}"
+        "{parsed:?}"
     );
-    assert_eq!(bytes == 0, op == Operation::Flush, "{action:?}");
-    assert!(bytes <= TRANSFER_BYTES_MAX, "{action:?}");
+    assert_eq!(bytes == 0, op == Operation::Flush, "{parsed:?}");
+    assert!(bytes <= TRANSFER_BYTES_MAX, "{parsed:?}");
     match op {
         Operation::Read => assert_eq!(total(record.writable()), bytes),
         Operation::Write => assert_eq!(total(record.readable()), bytes),

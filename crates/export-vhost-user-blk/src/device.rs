@@ -16,19 +16,19 @@ use crate::queue::{Context, HangUp, Queue};
 use crate::request::{Rules, STATUS_IOERR, STATUS_OK};
 use crate::trouble::Trouble;
 
-/// Which queues a part has.
+/// Which part of a device it is.
 #[derive(Clone, Copy, Debug)]
-struct Share {
-    /// Number of the part.
-    part: u16,
+struct Part {
+    /// Its number.
+    index: u16,
     /// How many there are; 1 or more.
-    parts: u16,
+    count: u16,
 }
 
-impl Share {
+impl Part {
     /// The queues of this part, of `queues` in all.
     fn queues(self, queues: u16) -> impl Iterator<Item = u16> {
-        (self.part..queues).step_by(usize::from(self.parts))
+        (self.index..queues).step_by(usize::from(self.count))
     }
 }
 
@@ -51,7 +51,7 @@ impl fmt::Debug for Device {
 
 impl Device {
     async fn open(
-        share: Share,
+        part: Part,
         options: &Options,
         backend: &Arc<Backend>,
         trouble: Arc<Trouble>,
@@ -69,11 +69,11 @@ impl Device {
             writeback: Cell::new(!options.writethrough),
             local: RefCell::new(None),
         });
-        let queues: Vec<_> = (share.queues(options.num_queues))
+        let queues: Vec<_> = (part.queues(options.num_queues))
             .map(|index| Queue::new(index, Rc::clone(&context)))
             .collect();
         let mut by_index = vec![None; usize::from(options.num_queues)];
-        for (index, queue) in share.queues(options.num_queues).zip(&queues) {
+        for (index, queue) in part.queues(options.num_queues).zip(&queues) {
             by_index[usize::from(index)] = Some(Rc::clone(queue));
         }
         let device = Rc::new(Self {
@@ -83,7 +83,7 @@ impl Device {
         });
         let client = Rc::clone(&device) as Rc<dyn Client>;
         let local = LocalBackend::open(backend, client, options.num_queues).await?;
-        for queue in share.queues(options.num_queues) {
+        for queue in part.queues(options.num_queues) {
             // Started by their rings.
             local.stop_queue(queue).await;
         }
@@ -199,15 +199,15 @@ impl DeviceHandle {
         trouble: &Arc<Trouble>,
         hang_up: &HangUp,
     ) -> Result<Self, Closed> {
-        let parts = u16::try_from(iothreads.len()).unwrap_or(u16::MAX);
-        let parts = parts.min(options.num_queues);
-        let mut open = Vec::with_capacity(usize::from(parts));
-        for (part, iothread) in (0..parts).zip(iothreads) {
-            let share = Share { part, parts };
+        let count = u16::try_from(iothreads.len()).unwrap_or(u16::MAX);
+        let count = count.min(options.num_queues);
+        let mut open = Vec::with_capacity(usize::from(count));
+        for (index, iothread) in (0..count).zip(iothreads) {
+            let part = Part { index, count };
             let (options, backend) = (options.clone(), Arc::clone(backend));
             let (trouble, hang_up) = (Arc::clone(trouble), Arc::clone(hang_up));
             let opened = iothread.run(move || async move {
-                let device = Device::open(share, &options, &backend, trouble, hang_up).await?;
+                let device = Device::open(part, &options, &backend, trouble, hang_up).await?;
                 let (jobs, receiver) = mailbox::channel();
                 iothread::spawn_local(device.serve(receiver)).detach();
                 Some(jobs)
@@ -292,9 +292,9 @@ mod tests {
     #[test]
     fn every_queue_is_in_one_part() {
         for queues in 1..=9 {
-            for parts in 1..=queues {
-                let shares = (0..parts).map(|part| Share { part, parts });
-                let mut all: Vec<_> = shares.flat_map(|share| share.queues(queues)).collect();
+            for count in 1..=queues {
+                let parts = (0..count).map(|index| Part { index, count });
+                let mut all: Vec<_> = parts.flat_map(|part| part.queues(queues)).collect();
                 all.sort_unstable();
                 assert_eq!(all, (0..queues).collect::<Vec<_>>());
             }

@@ -21,7 +21,7 @@ use iothread::{Deferred, LocalTask, Poller, PollerGuard};
 use crate::inflight::Region;
 use crate::memory::Memory;
 use crate::populate::{self, Access};
-use crate::request::{self, Action, BUFFERS_MAX, ID_BYTES, Rules};
+use crate::request::{self, BUFFERS_MAX, ID_BYTES, Parsed, Rules};
 use crate::ring::Layout;
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
@@ -114,12 +114,12 @@ impl Queue {
             }
             let popped = self.state.borrow_mut().pop(self.context.rules);
             match popped {
-                Ok(Some((head, action))) => {
+                Ok(Some((head, parsed))) => {
                     requests += 1;
-                    if let Action::Submit { bytes, .. } = action {
+                    if let Parsed::Submit { bytes, .. } = parsed {
                         left = left.saturating_sub(bytes);
                     }
-                    self.act(&local, head, action);
+                    self.act(&local, head, parsed);
                 }
                 Ok(None) => break,
                 Err(broken) => {
@@ -147,9 +147,9 @@ impl Queue {
         }
     }
 
-    fn act(&self, local: &LocalBackend, head: u16, action: Action) {
-        match action {
-            Action::Submit { op, offset, bytes } => {
+    fn act(&self, local: &LocalBackend, head: u16, parsed: Parsed) {
+        match parsed {
+            Parsed::Submit { op, offset, bytes } => {
                 let tag = Tag {
                     queue: self.index,
                     head,
@@ -161,11 +161,11 @@ impl Queue {
                     bytes,
                 });
             }
-            Action::Identify => {
+            Parsed::Identify => {
                 let status = self.identify(head);
                 self.complete(head, status);
             }
-            Action::Answer { status, invalid } => {
+            Parsed::Answer { status, invalid } => {
                 if let Some(op) = invalid {
                     local.invalid(op);
                 }

@@ -15,7 +15,7 @@ pub(crate) struct Totals {
     pub writable: u64,
 }
 
-/// What is remembered about a request besides its action, in guest addresses. Kept and used again,
+/// What is remembered about a request besides what is to be done, in guest addresses. Kept and used again,
 /// so that a slot allocates only for a chain longer than those before.
 #[derive(Clone, Debug, Default)]
 pub struct Record {

@@ -1,5 +1,5 @@
 //! Requests: from a descriptor chain to what is to be done. Total and pure: any chain in any memory
-//! yields an action, or the verdict that the queue can no longer be trusted.
+//! yields what is to be done, or the verdict that the queue can no longer be trusted.
 
 use block::Operation;
 use virtio_bindings::virtio_blk;
@@ -37,9 +37,9 @@ pub struct Rules {
     pub block_bytes: u32,
 }
 
-/// What to do about a request.
+/// A request that was read: what to do about it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
+pub enum Parsed {
     /// Execute it. The range has the right alignment, but may lie outside the disk; the data are
     /// in [`Record::readable`] for writes and in [`Record::writable`] for reads.
     Submit {
@@ -81,14 +81,14 @@ pub enum Malformed {
 /// Reads the request whose chain begins at `head` into `record`.
 ///
 /// # Errors
-/// [`Malformed`]: the queue is broken. Faults that can be answered are an [`Action::Answer`].
+/// [`Malformed`]: the queue is broken. Faults that can be answered are a [`Parsed::Answer`].
 pub fn parse<M: GuestBytes>(
     memory: &M,
     table: Table,
     head: u16,
     rules: Rules,
     record: &mut Record,
-) -> Result<Action, Malformed> {
+) -> Result<Parsed, Malformed> {
     let Totals { readable, writable } = record.read_chain(memory, table, head)?;
     record.written = u32::try_from(writable).unwrap_or(u32::MAX);
     let address = record.take_last().ok_or(Malformed::NoStatus)?;
@@ -107,12 +107,12 @@ pub fn parse<M: GuestBytes>(
     Ok(match kind {
         virtio_blk::VIRTIO_BLK_T_IN => transfer(Operation::Read, sector, writable, rules),
         virtio_blk::VIRTIO_BLK_T_OUT => transfer(Operation::Write, sector, readable, rules),
-        virtio_blk::VIRTIO_BLK_T_FLUSH => Action::Submit {
+        virtio_blk::VIRTIO_BLK_T_FLUSH => Parsed::Submit {
             op: Operation::Flush,
             offset: 0,
             bytes: 0,
         },
-        virtio_blk::VIRTIO_BLK_T_GET_ID => Action::Identify,
+        virtio_blk::VIRTIO_BLK_T_GET_ID => Parsed::Identify,
         virtio_blk::VIRTIO_BLK_T_DISCARD => segment(memory, record, Operation::Discard, rules),
         virtio_blk::VIRTIO_BLK_T_WRITE_ZEROES => {
             let op = Operation::WriteZeroes { unmap: false };
@@ -122,13 +122,13 @@ pub fn parse<M: GuestBytes>(
     })
 }
 
-const fn refuse(status: u8, invalid: Option<Operation>) -> Action {
-    Action::Answer { status, invalid }
+const fn refuse(status: u8, invalid: Option<Operation>) -> Parsed {
+    Parsed::Answer { status, invalid }
 }
 
-const DONE: Action = refuse(STATUS_OK, None);
+const DONE: Parsed = refuse(STATUS_OK, None);
 
-fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
+fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Parsed {
     let invalid = refuse(STATUS_IOERR, Some(op));
     let Some(offset) = sector.checked_mul(SECTOR_BYTES) else {
         return invalid;
@@ -141,12 +141,12 @@ fn transfer(op: Operation, sector: u64, bytes: u64, rules: Rules) -> Action {
     if bytes == 0 {
         return DONE;
     }
-    Action::Submit { op, offset, bytes }
+    Parsed::Submit { op, offset, bytes }
 }
 
 /// Discard or write-zeroes: exactly one segment, as the configuration space says.
 #[inline(never)]
-fn segment<M: GuestBytes>(memory: &M, record: &mut Record, op: Operation, rules: Rules) -> Action {
+fn segment<M: GuestBytes>(memory: &M, record: &mut Record, op: Operation, rules: Rules) -> Parsed {
     if !rules.writable {
         return refuse(STATUS_IOERR, Some(op));
     }
@@ -234,12 +234,12 @@ mod tests {
         bytes
     }
 
-    fn parsed(memory: &GuestMemoryMmap, rules: Rules) -> (Result<Action, Malformed>, Record) {
+    fn parsed(memory: &GuestMemoryMmap, rules: Rules) -> (Result<Parsed, Malformed>, Record) {
         let mut record = Record::default();
         (parse(memory, TABLE, 0, rules, &mut record), record)
     }
 
-    fn action(readable: &[&[u8]], writable: &[(u64, u32)]) -> Result<Action, Malformed> {
+    fn of(readable: &[&[u8]], writable: &[(u64, u32)]) -> Result<Parsed, Malformed> {
         parsed(&chain(readable, writable), RULES).0
     }
 
@@ -248,9 +248,9 @@ mod tests {
     #[test]
     fn read_and_its_record() {
         let memory = chain(&[&header(0, 3)], &[(0x4000, 512), (0x5000, 512), STATUS]);
-        let (action, record) = parsed(&memory, RULES);
+        let (found, record) = parsed(&memory, RULES);
         let (op, offset, bytes) = (Operation::Read, 1536, 1024);
-        assert_eq!(action, Ok(Action::Submit { op, offset, bytes }));
+        assert_eq!(found, Ok(Parsed::Submit { op, offset, bytes }));
         assert_eq!((record.status_address, record.written), (0x8000, 1025));
         assert_eq!((record.readable().len(), record.writable().len()), (0, 2));
     }
@@ -261,9 +261,9 @@ mod tests {
         bytes.extend([7; 512]);
         let (a, b) = bytes.split_at(5);
         let memory = chain(&[a, b], &[(0x4000, 3)]);
-        let (action, record) = parsed(&memory, RULES);
+        let (found, record) = parsed(&memory, RULES);
         let (op, offset, bytes) = (Operation::Write, 0, 512);
-        assert_eq!(action, Ok(Action::Submit { op, offset, bytes }));
+        assert_eq!(found, Ok(Parsed::Submit { op, offset, bytes }));
         assert_eq!(
             record.readable(),
             [Buffer {
@@ -282,7 +282,7 @@ mod tests {
         let invalid = |op| Ok(refuse(STATUS_IOERR, Some(op)));
         let unsupported = Ok(refuse(STATUS_UNSUPP, None));
         let zeroes = |unmap| Operation::WriteZeroes { unmap };
-        let submit = |op, offset, bytes| Ok(Action::Submit { op, offset, bytes });
+        let submit = |op, offset, bytes| Ok(Parsed::Submit { op, offset, bytes });
         let (r0, r1, r2, r3) = (
             range(8, 16, 0),
             range(8, 16, 1),
@@ -304,7 +304,7 @@ mod tests {
                 "id",
                 vec![&header(8, 0)],
                 vec![(0x4000, 20), STATUS],
-                Ok(Action::Identify),
+                Ok(Parsed::Identify),
             ),
             ("unknown", vec![&header(2, 0)], vec![STATUS], unsupported),
             (
@@ -400,7 +400,7 @@ mod tests {
                 Err(Malformed::StatusNotMapped { address: u64::MAX }),
             ),
         ] {
-            assert_eq!(action(&readable, &writable), expected, "{what}");
+            assert_eq!(of(&readable, &writable), expected, "{what}");
         }
     }
 
@@ -428,9 +428,9 @@ mod tests {
         };
         for (sector, len, ok) in [(8, 4096, true), (1, 4096, false), (8, 512, false)] {
             let memory = chain(&[&header(0, sector)], &[(0x4000, len), STATUS]);
-            let action = parsed(&memory, blocks).0;
+            let found = parsed(&memory, blocks).0;
             assert_eq!(
-                matches!(action, Ok(Action::Submit { .. })),
+                matches!(found, Ok(Parsed::Submit { .. })),
                 ok,
                 "{sector} {len}"
             );
@@ -459,7 +459,7 @@ mod tests {
                 memory.write_slice(&raw, GuestAddress(index * 16)).unwrap();
             }
             let mut record = Record::default();
-            if let Ok(Action::Submit { op, offset, bytes }) = parse(&memory, TABLE, head, RULES, &mut record) {
+            if let Ok(Parsed::Submit { op, offset, bytes }) = parse(&memory, TABLE, head, RULES, &mut record) {
                 let data = match op {
                     Operation::Read => total(record.writable()),
                     Operation::Write => total(record.readable()),

@@ -77,7 +77,7 @@ impl Queue {
         for marked in marked.into_iter().flatten() {
             let resumed = self.state.borrow_mut().resume(marked, self.context.rules);
             match resumed {
-                Ok(Some(action)) => self.act(&local, marked.head, action),
+                Ok(Some(parsed)) => self.act(&local, marked.head, parsed),
                 Ok(None) => {}
                 Err(broken) => {
                     self.set_broken(&broken);

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::inflight::{InflightError, Marked, QueueRegion, Region};
-use crate::request::{self, Action, Malformed, Record, Rules};
+use crate::request::{self, Malformed, Parsed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
 use crate::trailer;
 use crate::view::View;
@@ -120,7 +120,7 @@ impl Broken {
 impl State {
     /// Takes the next request from the ring. The error is boxed, so that what is popped is not
     /// moved about with room for it.
-    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Action)>, Box<Broken>> {
+    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Parsed)>, Box<Broken>> {
         let Some(live) = &mut self.live else {
             return Ok(None);
         };
@@ -138,13 +138,13 @@ impl State {
         if slot.state != SlotState::Free {
             return Err(Broken::Busy { head }.into());
         }
-        let action = slot.parse(&live.ring, head, rules)?;
+        let parsed = slot.parse(&live.ring, head, rules)?;
         if let Some(region) = &mut live.region {
             slot.counter = region.mark(head);
         }
         slot.state = SlotState::Taken;
         live.ring.advance();
-        Ok(Some((head, action)))
+        Ok(Some((head, parsed)))
     }
 
     /// Looks at a ring that is to be started, and at what was in flight in it before. The second
@@ -279,7 +279,7 @@ impl State {
         &mut self,
         marked: Marked,
         rules: Rules,
-    ) -> Result<Option<Action>, Box<Broken>> {
+    ) -> Result<Option<Parsed>, Box<Broken>> {
         let Marked { counter, head } = marked;
         let (Some(live), Some(slot)) = (&self.live, self.slots.get_mut(usize::from(head))) else {
             return Ok(None);
@@ -287,10 +287,10 @@ impl State {
         if slot.state != SlotState::Free {
             return Ok(None);
         }
-        let action = slot.parse(&live.ring, head, rules)?;
+        let parsed = slot.parse(&live.ring, head, rules)?;
         slot.counter = counter;
         slot.state = SlotState::Taken;
-        Ok(Some(action))
+        Ok(Some(parsed))
     }
 
     pub(super) fn publish(&mut self) -> Result<(), Broken> {
@@ -382,13 +382,13 @@ fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
 }
 
 impl Slot {
-    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Action, Box<Broken>> {
+    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Parsed, Box<Broken>> {
         let view = ring.view();
         match request::parse(&**view, ring.table(), head, rules, &mut self.record) {
-            Ok(action @ Action::Submit { .. }) => Ok(action),
+            Ok(parsed @ Parsed::Submit { .. }) => Ok(parsed),
             // Its header or its buffers may be what is not there.
             _ if view.memory().is_moving() => Err(Broken::MemoryMoves { head }.into()),
-            Ok(action) => Ok(action),
+            Ok(parsed) => Ok(parsed),
             Err(source) => Err(Broken::request(head, source)),
         }
     }
