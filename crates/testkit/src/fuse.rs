@@ -149,6 +149,7 @@ impl Drop for FuseFile {
         state.hanging.clear();
         drop(state);
         self.shared.changed.notify_all();
+        // What waits or comes from now on ends with the mount.
     }
 }
 
@@ -328,5 +329,23 @@ mod tests {
             fuse.hang(FuseOp::Read, false);
             reader.join().unwrap().unwrap();
         });
+    }
+
+    /// Threads that closed such a file asked for it when the thread that served it had ended with the
+    /// test's process: it never went away, and whoever waited for it neither.
+    #[test]
+    fn who_comes_after_its_end_does_not_wait() {
+        let fuse = FuseFile::new(4096).unwrap();
+        let file = File::open(fuse.path()).unwrap();
+        let second = File::open(fuse.path()).unwrap();
+        fuse.hang(FuseOp::Flush, true);
+        let closer = std::thread::spawn(move || drop(file));
+        while fuse.count(FuseOp::Flush) == 0 {
+            std::thread::yield_now();
+        }
+        drop(fuse);
+        closer.join().unwrap();
+        let read = second.read_at(&mut [0; 512], 0);
+        assert_eq!(read.unwrap_err().raw_os_error(), Some(107), "ENOTCONN");
     }
 }

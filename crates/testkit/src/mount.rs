@@ -46,7 +46,9 @@ impl MountPoint {
 impl Drop for MountPoint {
     fn drop(&mut self) {
         let dir = self.dir.path();
-        let unmounted = rustix::mount::unmount(dir, UnmountFlags::empty())
+        // FORCE ends a FUSE connection, for those as well who only come to it when its server, a thread
+        // of this process, is gone: a process with such a thread never ends. To others it means nothing.
+        let unmounted = rustix::mount::unmount(dir, UnmountFlags::FORCE)
             .or_else(|_| rustix::mount::unmount(dir, UnmountFlags::DETACH));
         if let Err(errno) = unmounted {
             // Whatever is mounted must not be emptied together with the directory.
