@@ -1,14 +1,10 @@
 //! What every export has in common.
 
 use std::fmt;
-use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::backend::Backend;
-
-/// A future that may be awaited on any thread.
-pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
+use crate::future::BoxFuture;
 
 /// A node offered to clients over a protocol.
 pub trait Export: Send + Sync + fmt::Debug {

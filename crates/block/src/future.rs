@@ -1,4 +1,4 @@
-//! The future of one operation on a node, stored inline.
+//! The future of one operation on a node, stored inline; and the one of the control plane, boxed.
 //!
 //! A driver is used through `dyn Driver`, and a boxed future would cost an allocation per request
 //! and node. The crates that store futures inline ask for `Send` futures, which those of an
@@ -22,6 +22,9 @@ type Storage = MaybeUninit<[u128; INLINE_BYTES / size_of::<u128>()]>;
 // the function was made for; the second one once, as the last.
 type PollFn = unsafe fn(*mut (), &mut Context<'_>) -> Poll<Result<()>>;
 type DropFn = unsafe fn(*mut ());
+
+/// A future of the control plane, which may be awaited on any thread.
+pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// What [`crate::Driver::submit`] returns: a future of `Result<()>` that lives as long as the
 /// driver and the buffers it borrows.

@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::export::BoxFuture;
+use crate::future::BoxFuture;
 
 /// What run control wants of the VM. Orders come in the order of run control's changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -5,9 +5,10 @@ use std::pin::{Pin, pin};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use block::export::BoxFuture;
 use block::run_control::RunControl;
-use block::{Control, EventKind, LinkStatus, Refusal, RunState, VmLink, VmOrder, VmPending};
+use block::{
+    BoxFuture, Control, EventKind, LinkStatus, Refusal, RunState, VmLink, VmOrder, VmPending,
+};
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
