@@ -4,10 +4,9 @@
 //! texts and a place in the file that is damaged.
 #![no_main]
 
-use block::run_control::{BackendConfig, Effects, GateMessage, LocalId, RunControl};
+use block::run_control::{BackendConfig, Effects, GateMessage, RunControl};
 use block::state_file::{SLOT_BYTES, parse, seal_slot};
-use block::vm_link::VmOrder;
-use block::{Event, HoldScope, OnError, Policy, SavedState};
+use block::{Event, HoldScope, LocalId, OnError, Policy, SavedState, VmOrder};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {

@@ -15,13 +15,12 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::alarm::Alarm;
 use crate::event::{Event, EventKind, Observer};
+use crate::ids::{BackendId, LocalId};
 use crate::loss::Loss;
 use crate::node::Node;
 use crate::reports::Reports;
 use crate::request::Request;
-use crate::run_control::{
-    BackendId, Effects, Failed, GateMessage, LocalId, Refusal, Resolved, Restored, RunControl,
-};
+use crate::run_control::{Effects, Failed, GateMessage, Refusal, Resolved, Restored, RunControl};
 use crate::saver::Changes;
 use crate::vm_link::{VmLink, VmOrder, VmPause};
 

@@ -103,8 +103,8 @@ mod tests {
 
     use super::*;
     use crate::error::Cause;
+    use crate::ids::{BackendId, LocalId};
     use crate::request::{Operation, Request, Tag};
-    use crate::run_control::{BackendId, LocalId};
 
     const BACKEND: BackendId = BackendId(1);
     const LOCAL: LocalId = LocalId(1);

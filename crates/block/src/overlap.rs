@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use crate::ids::LocalId;
 use crate::range_index::RangeIndex;
 use crate::request::Request;
-use crate::run_control::LocalId;
 
 /// A request of one part, by arrival number. On all iothreads the one with the smaller number, then
 /// of the smaller part, goes first.

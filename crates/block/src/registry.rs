@@ -12,7 +12,8 @@ use crate::graph::{Graph, GraphError};
 use crate::loss::Loss;
 use crate::node::Node;
 use crate::resize::ResizeError;
-use crate::run_control::{RunControl, RunState};
+use crate::run_control::RunControl;
+use crate::run_state::RunState;
 use crate::saved::{SavedLoss, SavedState};
 use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
 

@@ -86,8 +86,8 @@ mod tests {
     use super::*;
     use crate::error::Cause;
     use crate::error_policy::Action;
+    use crate::ids::BackendId;
     use crate::request::{Operation, Request, Tag};
-    use crate::run_control::BackendId;
 
     fn reported(head: u16) -> Reported {
         Reported {

@@ -20,9 +20,12 @@ use crate::error::Cause;
 use crate::error_policy::{Action, Policy};
 use crate::event::{BlockIoError, Event, EventKind};
 use crate::gate::HoldScope;
+use crate::ids::{BackendId, LocalId};
+use crate::incident::{ErrorRecord, HeldRecord, Incident};
 use crate::io_status::{IoStatus, Status};
 use crate::loss::Loss;
 use crate::request::Request;
+use crate::run_state::RunState;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 use crate::vm_link::{VmOrder, VmPause};
@@ -30,46 +33,8 @@ use crate::write_cache::WriteCache;
 
 use self::report_limit::{Offered, ReportLimit};
 
-pub use self::message::{
-    BackendId, Effects, Failed, GateMessage, LocalId, Reported, Resolved, Restored, RunState,
-};
+pub use self::message::{Effects, Failed, GateMessage, Reported, Resolved, Restored};
 pub use self::report_limit::REPORT_INTERVAL;
-
-/// The first or last error of a backend.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ErrorRecord {
-    /// Why.
-    pub cause: Cause,
-    /// Which request.
-    pub request: Request,
-    /// When.
-    pub at: SystemTime,
-}
-
-/// A held request, as queries show it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct HeldRecord {
-    /// The request.
-    pub request: Request,
-    /// Why, the last time it failed; none if it was handed back after a restart and has not failed
-    /// since.
-    pub cause: Option<Cause>,
-    /// When it failed first, or was handed back.
-    pub since: SystemTime,
-    /// How often it has failed in this process.
-    pub attempts: u64,
-}
-
-/// From a backend's first *stop* error until all it held has been completed or dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Incident {
-    /// Its number, from 1.
-    pub number: u64,
-    /// When it began.
-    pub since: SystemTime,
-    /// Why; none if a daemon began it that did not save that.
-    pub cause: Option<Cause>,
-}
 
 /// What a backend is, to run control.
 #[derive(Clone, Debug)]

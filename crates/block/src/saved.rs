@@ -8,10 +8,11 @@ use std::time::{Duration, SystemTime};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Cause, ErrorKind};
+use crate::incident::{ErrorRecord, Incident};
 use crate::io_status::{IoStatus, Status};
 use crate::loss::LOSS_NUMBER_MAX;
 use crate::request::{Operation, Request, Tag};
-use crate::run_control::{ErrorRecord, Incident, RunState};
+use crate::run_state::RunState;
 use crate::stats::{BackendStats, ClassStats};
 use crate::vm_link::VmPause;
 use crate::write_cache::WriteCache;

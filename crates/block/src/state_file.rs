@@ -301,7 +301,7 @@ const fn table() -> [u32; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::run_control::RunState;
+    use crate::run_state::RunState;
     use crate::saved::SavedBackend;
     use crate::vm_link::VmPause;
     use proptest::prelude::*;

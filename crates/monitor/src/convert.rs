@@ -4,10 +4,10 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use block::event::EventKind;
-use block::run_control::{BackendState, ErrorRecord, HeldRecord, RunControl};
+use block::run_control::{BackendState, RunControl};
 use block::{
-    Action, BackendStats, Direction, Event, Export, LinkStatus, Node, RunState, Status, VmLink,
-    WriteCache,
+    Action, BackendStats, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node,
+    RunState, Status, VmLink, WriteCache,
 };
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,

@@ -5,42 +5,9 @@ use std::time::SystemTime;
 use crate::error::Cause;
 use crate::error_policy::{Action, Policy};
 use crate::event::Event;
+use crate::ids::{BackendId, LocalId};
 use crate::request::Request;
 use crate::vm_link::VmOrder;
-
-/// Identifies a backend; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct BackendId(pub u64);
-
-/// Identifies a backend's part on one iothread; never reused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LocalId(pub u64);
-
-/// The run state (QEMU's `RunState`, as far as a daemon has it).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum RunState {
-    /// Requests are executed.
-    #[default]
-    Running,
-    /// Stopped by `stop`.
-    Paused,
-    /// Stopped by an error of a backend whose hold scope is `vm`.
-    IoError,
-    /// The daemon ends.
-    Shutdown,
-}
-
-impl RunState {
-    /// QEMU's word for it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::IoError => "io-error",
-            Self::Shutdown => "shutdown",
-        }
-    }
-}
 
 /// A request failed under action *stop* and is held.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use block::event::Event;
-use block::run_control::{Effects, GateMessage, LocalId, RunControl};
-use block::{LinkState, RunState, SavedState, VmOrder, VmPause, VmState};
+use block::run_control::{Effects, GateMessage, RunControl};
+use block::{LinkState, LocalId, RunState, SavedState, VmOrder, VmPause, VmState};
 use standfast_vmm::machine::{Action, Answer, Failure, Machine, Output, Traits};
 use testkit::Rng;
 
