@@ -12,6 +12,7 @@ mod slots;
 #[cfg(test)]
 mod tests;
 mod ticket;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +21,7 @@ use crate::hold::{Line, SlotId};
 use crate::request::{Operation, Request};
 
 use slots::{Place, Slot, Slots, State};
-use ticket::Started;
+use watch::Started;
 
 pub use lost::Lost;
 pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
@@ -445,7 +446,7 @@ impl Gate {
 
     /// Nobody looks for lost requests any more.
     pub fn end_watch(&mut self) {
-        lost::end_watch(std::mem::take(&mut self.watch));
+        watch::end(std::mem::take(&mut self.watch));
     }
 
     /// From now on `policy` judges failures. What is held stays held until it is released.

@@ -8,6 +8,8 @@ use crate::error_policy::Action;
 use crate::hold::SlotId;
 use crate::request::Request;
 
+use super::watch::Started;
+
 /// Permission to execute a request, and the duty to tell the gate how it ended.
 ///
 /// Dropping it would lose the request: [`super::Gate::finish`] consumes it. What is lost all the same
@@ -15,17 +17,6 @@ use crate::request::Request;
 #[must_use]
 #[derive(Debug)]
 pub struct Ticket(Started);
-
-/// A request that is in flight.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Started {
-    pub(super) request: Request,
-    pub(super) order: u64,
-    pub(super) generation: u64,
-    pub(super) slot: Option<SlotId>,
-    /// Whose: the number of its gate's watch; 0: nobody watches.
-    pub(super) gate: u32,
-}
 
 impl Ticket {
     pub(super) fn new(started: Started) -> Self {
@@ -61,7 +52,7 @@ impl Drop for Ticket {
     #[cold]
     fn drop(&mut self) {
         // While a panic unwinds, a second one would hide the first.
-        let found = super::lost::report(self.0);
+        let found = super::watch::report(self.0);
         debug_assert!(
             found || std::thread::panicking(),
             "request {:?} was dropped, its client waits",
