@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
+use crate::changes::Saved;
 use crate::control::{Control, LocalMessage, Wiring, block_on};
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
@@ -18,7 +19,6 @@ use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::request::Request;
 use crate::run_control::{BackendConfig, BackendState, RunControl};
-use crate::saver::Saved;
 use crate::stats::{Accounting, BackendStats};
 use crate::write_cache::WriteCache;
 

@@ -14,6 +14,7 @@ use std::time::{Instant, SystemTime};
 use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::alarm::Alarm;
+use crate::changes::Changes;
 use crate::event::{Event, EventKind, Observer};
 use crate::ids::{BackendId, LocalId};
 use crate::loss::Loss;
@@ -21,7 +22,6 @@ use crate::node::Node;
 use crate::reports::Reports;
 use crate::request::Request;
 use crate::run_control::{Effects, Failed, GateMessage, Refusal, Resolved, Restored, RunControl};
-use crate::saver::Changes;
 use crate::vm_link::{VmLink, VmOrder, VmPause};
 
 /// A command: it runs as one message of run control.

@@ -8,54 +8,14 @@ use crate::backend::Backend;
 use crate::control::Control;
 use crate::event::{Event, EventKind};
 use crate::export::Export;
-use crate::graph::{Graph, GraphError};
+use crate::graph::Graph;
 use crate::loss::Loss;
 use crate::node::Node;
-use crate::resize::ResizeError;
+use crate::registry_error::RegistryError;
 use crate::run_control::RunControl;
 use crate::run_state::RunState;
 use crate::saved::{SavedLoss, SavedState};
 use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
-
-/// Why an operation on a node or an export is refused; nothing has changed then.
-#[derive(Debug, thiserror::Error)]
-pub enum RegistryError {
-    /// No such node, or a name that is taken.
-    #[error(transparent)]
-    Graph(#[from] GraphError),
-    /// An export id that is taken.
-    #[error("Block export id '{0}' is already in use")]
-    DuplicateExport(String),
-    /// No such export.
-    #[error("Export '{0}' is not found")]
-    NoExport(String),
-    /// The length cannot be changed.
-    #[error(transparent)]
-    Resize(#[from] ResizeError),
-    /// There is a link already.
-    #[error(
-        "Object '{id}' cannot be added: the daemon has a link to a VMM already, object '{existing}'; \
-         one daemon serves one VM"
-    )]
-    SecondLink {
-        /// The new one.
-        id: String,
-        /// The one there is.
-        existing: String,
-    },
-    /// The VM is paused by its link, and nobody else would resume it.
-    #[error(
-        "object '{0}' is in use, can not be deleted: it has paused the VM, which nobody would \
-         resume; use 'cont' first"
-    )]
-    LinkInUse(String),
-    /// There is no latched failure to accept.
-    #[error("Node '{0}' has no failed flush: there is no loss to accept")]
-    NoLoss(String),
-    /// The daemon ends.
-    #[error("The daemon is shutting down")]
-    ShuttingDown,
-}
 
 /// Nodes, exports and run control of one daemon.
 #[derive(Debug)]

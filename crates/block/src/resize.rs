@@ -3,70 +3,10 @@
 use std::sync::Arc;
 
 use crate::backend::Drained;
-use crate::error::BlockError;
 use crate::export::Export;
 use crate::node::Node;
-use crate::registry::{Registry, RegistryError, blocking};
-
-/// Why a node keeps its length.
-#[derive(Debug, thiserror::Error)]
-pub enum ResizeError {
-    /// A held request would not fit any more.
-    #[error(
-        "Cannot resize node '{node}' to {size} bytes: export '{export}' holds a {operation} of \
-         {bytes} bytes at offset {offset}, which ends beyond that; let it go on ('cont') or reset \
-         the device first"
-    )]
-    Held {
-        /// The node.
-        node: String,
-        /// The size it would have, in bytes.
-        size: u64,
-        /// The export whose request it is.
-        export: String,
-        /// What the request does.
-        operation: &'static str,
-        /// Its first byte.
-        offset: u64,
-        /// Its length in bytes.
-        bytes: u64,
-    },
-    /// A client may hand requests back that nobody here has seen, and they might not fit any more.
-    #[error(
-        "Cannot resize node '{node}' to {size} bytes, which is less than it has: {reason} on export \
-         '{export}', which may end beyond that; resize when they have been completed, or while no \
-         daemon serves the node"
-    )]
-    HandedBack {
-        /// The node.
-        node: String,
-        /// The size it would have, in bytes.
-        size: u64,
-        /// The export.
-        export: String,
-        /// What may come.
-        reason: String,
-    },
-    /// A node above counts on the length.
-    #[error(
-        "Permission conflict on node '{node}': permissions 'resize' are both required by an unnamed \
-         block device (uses node '{root}' as 'root' child) and unshared by node '{parent}' (uses \
-         node '{node}' as '{role}' child). Resize node '{parent}' instead."
-    )]
-    Unshared {
-        /// The node that would change.
-        node: Arc<str>,
-        /// The node that was to be resized.
-        root: Arc<str>,
-        /// The node that does not go along.
-        parent: Arc<str>,
-        /// What the child is to it.
-        role: &'static str,
-    },
-    /// The driver refused.
-    #[error("{0}")]
-    Driver(#[from] BlockError),
-}
+use crate::registry::{Registry, blocking};
+use crate::registry_error::{RegistryError, ResizeError};
 
 impl Registry {
     /// Changes the length of a node, drained, and tells the exports on it and above it.

@@ -4,110 +4,12 @@
 //! no event is delayed. Changes that come while one is being written become one write.
 
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::JoinHandle;
-use std::time::Duration;
 
+use crate::changes::{Changes, Shared};
 use crate::registry::Registry;
 use crate::state_file::StateFile;
-
-/// How long to collect changes after a write, so that a storm of errors is no storm of writes.
-const COLLECT: Duration = Duration::from_millis(20);
-/// When to try again what could not be written: it may be the last change for a long time.
-const RETRY: Duration = Duration::from_secs(1);
-
-#[derive(Debug, Default)]
-struct Wanted {
-    changed: bool,
-    ended: bool,
-    /// Who waits for a write, numbered from 1.
-    waiting: u64,
-    /// The last of them whose write has been tried.
-    tried: u64,
-    /// The last of them whose write has succeeded.
-    written: u64,
-    /// Nothing will be written any more.
-    over: bool,
-}
-
-#[derive(Debug, Default)]
-struct Shared {
-    wanted: Mutex<Wanted>,
-    condvar: Condvar,
-}
-
-impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn set(&self, set: impl FnOnce(&mut Wanted)) {
-        set(&mut self.lock());
-        self.condvar.notify_all();
-    }
-
-    /// Waits for a change or the end, or until it is time to try again; true at the end, and the last
-    /// who waits for what is written now.
-    fn wait(&self, failing: bool) -> (bool, u64) {
-        let limit = if failing { RETRY } else { Duration::MAX };
-        let idle = |wanted: &mut Wanted| !wanted.changed && !wanted.ended;
-        let waited = (self.condvar).wait_timeout_while(self.lock(), limit, idle);
-        let (mut wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        wanted.changed = false;
-        (wanted.ended, wanted.waiting)
-    }
-
-    /// Lets changes collect.
-    fn collect(&self) {
-        let going_on = |wanted: &mut Wanted| !wanted.ended;
-        let waited = self
-            .condvar
-            .wait_timeout_while(self.lock(), COLLECT, going_on);
-        drop(waited);
-    }
-}
-
-/// Tells the thread that there is something to be saved. Cheap, and waits for nothing.
-#[derive(Clone, Debug)]
-pub struct Changes(Arc<Shared>);
-
-impl Changes {
-    /// Something has changed.
-    pub fn changed(&self) {
-        self.0.set(|wanted| wanted.changed = true);
-    }
-
-    /// Has everything saved that has changed so far, and waits for that at most `limit`. For threads
-    /// that may block.
-    pub fn save_within(&self, limit: Duration) -> Saved {
-        let shared = &*self.0;
-        let mine = {
-            let mut wanted = shared.lock();
-            wanted.changed = true;
-            wanted.waiting += 1;
-            wanted.waiting
-        };
-        shared.condvar.notify_all();
-        let open = |wanted: &mut Wanted| wanted.tried < mine && !wanted.over;
-        let waited = (shared.condvar).wait_timeout_while(shared.lock(), limit, open);
-        let (wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        match wanted.written >= mine {
-            true => Saved::Yes,
-            false => Saved::No,
-        }
-    }
-}
-
-/// Whether something is in the state file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Saved {
-    /// It is.
-    Yes,
-    /// It could not be written, or not yet.
-    No,
-    /// There is no state file.
-    Nowhere,
-}
 
 /// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
 /// what changes afterwards is not saved.
@@ -130,7 +32,7 @@ impl Saver {
                 .name("state".to_owned())
                 .spawn(move || save(&shared, file, &registry))?
         };
-        let changes = Changes(Arc::clone(&shared));
+        let changes = Changes::to(&shared);
         changes.changed();
         // A daemon that ends already has nothing more to tell.
         registry
@@ -146,7 +48,7 @@ impl Saver {
 
 impl Drop for Saver {
     fn drop(&mut self) {
-        self.shared.set(|wanted| wanted.ended = true);
+        self.shared.end();
         if let Some(thread) = self.thread.take() {
             // It does not panic; if it did, there would be nothing to save either.
             let _ = thread.join();
@@ -160,13 +62,7 @@ fn save(shared: &Shared, mut file: StateFile, registry: &Registry) {
         let (ended, waiting) = shared.wait(failing);
         let state = registry.save();
         let written = file.write(&state);
-        shared.set(|wanted| {
-            wanted.tried = waiting;
-            if written.is_ok() {
-                wanted.written = waiting;
-            }
-            wanted.over = ended;
-        });
+        shared.tried(waiting, written.is_ok(), ended);
         match written {
             Ok(()) if std::mem::take(&mut failing) => {
                 tracing::info!(

@@ -1,0 +1,106 @@
+//! Why nodes, exports and the link to the VMM stay as they are.
+
+use std::sync::Arc;
+
+use crate::error::BlockError;
+use crate::graph::GraphError;
+
+/// Why an operation on a node or an export is refused; nothing has changed then.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// No such node, or a name that is taken.
+    #[error(transparent)]
+    Graph(#[from] GraphError),
+    /// An export id that is taken.
+    #[error("Block export id '{0}' is already in use")]
+    DuplicateExport(String),
+    /// No such export.
+    #[error("Export '{0}' is not found")]
+    NoExport(String),
+    /// The length cannot be changed.
+    #[error(transparent)]
+    Resize(#[from] ResizeError),
+    /// There is a link already.
+    #[error(
+        "Object '{id}' cannot be added: the daemon has a link to a VMM already, object '{existing}'; \
+         one daemon serves one VM"
+    )]
+    SecondLink {
+        /// The new one.
+        id: String,
+        /// The one there is.
+        existing: String,
+    },
+    /// The VM is paused by its link, and nobody else would resume it.
+    #[error(
+        "object '{0}' is in use, can not be deleted: it has paused the VM, which nobody would \
+         resume; use 'cont' first"
+    )]
+    LinkInUse(String),
+    /// There is no latched failure to accept.
+    #[error("Node '{0}' has no failed flush: there is no loss to accept")]
+    NoLoss(String),
+    /// The daemon ends.
+    #[error("The daemon is shutting down")]
+    ShuttingDown,
+}
+
+/// Why a node keeps its length.
+#[derive(Debug, thiserror::Error)]
+pub enum ResizeError {
+    /// A held request would not fit any more.
+    #[error(
+        "Cannot resize node '{node}' to {size} bytes: export '{export}' holds a {operation} of \
+         {bytes} bytes at offset {offset}, which ends beyond that; let it go on ('cont') or reset \
+         the device first"
+    )]
+    Held {
+        /// The node.
+        node: String,
+        /// The size it would have, in bytes.
+        size: u64,
+        /// The export whose request it is.
+        export: String,
+        /// What the request does.
+        operation: &'static str,
+        /// Its first byte.
+        offset: u64,
+        /// Its length in bytes.
+        bytes: u64,
+    },
+    /// A client may hand requests back that nobody here has seen, and they might not fit any more.
+    #[error(
+        "Cannot resize node '{node}' to {size} bytes, which is less than it has: {reason} on export \
+         '{export}', which may end beyond that; resize when they have been completed, or while no \
+         daemon serves the node"
+    )]
+    HandedBack {
+        /// The node.
+        node: String,
+        /// The size it would have, in bytes.
+        size: u64,
+        /// The export.
+        export: String,
+        /// What may come.
+        reason: String,
+    },
+    /// A node above counts on the length.
+    #[error(
+        "Permission conflict on node '{node}': permissions 'resize' are both required by an unnamed \
+         block device (uses node '{root}' as 'root' child) and unshared by node '{parent}' (uses \
+         node '{node}' as '{role}' child). Resize node '{parent}' instead."
+    )]
+    Unshared {
+        /// The node that would change.
+        node: Arc<str>,
+        /// The node that was to be resized.
+        root: Arc<str>,
+        /// The node that does not go along.
+        parent: Arc<str>,
+        /// What the child is to it.
+        role: &'static str,
+    },
+    /// The driver refused.
+    #[error("{0}")]
+    Driver(#[from] BlockError),
+}
