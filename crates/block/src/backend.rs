@@ -9,8 +9,9 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
+use crate::block_on::block_on;
 use crate::changes::Saved;
-use crate::control::{Control, LocalMessage, Wiring, block_on};
+use crate::control::Control;
 use crate::error_policy::Policy;
 use crate::gate::HoldScope;
 use crate::ids::{BackendId, LocalId};
@@ -18,8 +19,9 @@ use crate::loss::Loss;
 use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::request::Request;
-use crate::run_control::{BackendConfig, BackendState, RunControl};
+use crate::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::stats::{Accounting, BackendStats};
+use crate::wiring::Wiring;
 use crate::write_cache::WriteCache;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.

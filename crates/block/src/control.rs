@@ -1,215 +1,22 @@
 //! The run control task: one owner of [`RunControl`], one message at a time.
 
-use std::collections::HashMap;
-use std::fmt;
-use std::future::Future;
 use std::future::poll_fn;
-use std::pin::pin;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::Thread;
+use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::alarm::Alarm;
-use crate::changes::Changes;
+use crate::block_on::block_on;
 use crate::event::{Event, EventKind, Observer};
-use crate::ids::{BackendId, LocalId};
-use crate::loss::Loss;
-use crate::node::Node;
+use crate::ids::LocalId;
+use crate::inbox::{Command, Message};
 use crate::reports::Reports;
-use crate::request::Request;
-use crate::run_control::{Effects, Failed, GateMessage, Refusal, Resolved, Restored, RunControl};
-use crate::vm_link::{VmLink, VmOrder, VmPause};
-
-/// A command: it runs as one message of run control.
-pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
-
-/// What run control receives: failures from iothreads, commands from everywhere else.
-pub enum Message {
-    /// A request is held.
-    Failed(Failed),
-    /// Requests were reported or ignored.
-    Reported(Reports),
-    /// A request was handed back by a client of a former daemon.
-    Restored(Restored),
-    /// A request is no longer held.
-    Resolved(Resolved),
-    /// A command.
-    Command(Command),
-}
-
-impl fmt::Debug for Message {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Failed(failed) => failed.fmt(f),
-            Self::Reported(reports) => reports.fmt(f),
-            Self::Restored(restored) => restored.fmt(f),
-            Self::Resolved(resolved) => resolved.fmt(f),
-            Self::Command(_) => f.write_str("Command"),
-        }
-    }
-}
-
-/// What a backend's part on an iothread receives.
-#[derive(Debug)]
-pub enum LocalMessage {
-    /// From run control.
-    Gate(GateMessage),
-    /// Start nothing any more; `done` is dropped when nothing is in flight.
-    DrainBegin {
-        /// Gets the held or waiting request that ends last, if there is one; dropped when drained.
-        done: Sender<Request>,
-    },
-    /// Ends one `DrainBegin`.
-    DrainEnd,
-    /// What was held on another iothread has ended: requests that waited behind it may start. Sent
-    /// once until it is heard.
-    Recheck,
-}
-
-/// What a backend uses.
-struct Root {
-    node: Arc<Node>,
-    losses_accepted: Arc<AtomicU32>,
-}
-
-/// Whom run control's effects reach.
-#[derive(Default)]
-pub struct Wiring {
-    locals: HashMap<LocalId, Sender<LocalMessage>>,
-    backends: HashMap<BackendId, Root>,
-    observers: Vec<Arc<dyn Observer>>,
-    saver: Option<Changes>,
-    link: Option<Arc<dyn VmLink>>,
-}
-
-impl Wiring {
-    /// From now on `link` is told what becomes of the VM; none: nobody is.
-    pub fn set_link(&mut self, link: Option<Arc<dyn VmLink>>) {
-        self.link = link;
-    }
-
-    /// From now on `saver` is told of every change that it is to save.
-    pub fn save_by(&mut self, saver: Changes) {
-        self.saver = Some(saver);
-    }
-
-    /// Who saves, if anybody does.
-    pub fn saver(&self) -> Option<&Changes> {
-        self.saver.as_ref()
-    }
-
-    /// Makes a part of a backend reachable.
-    pub fn add_local(&mut self, local: LocalId, sender: Sender<LocalMessage>) {
-        self.locals.insert(local, sender);
-    }
-
-    /// Forgets it: its receiver ends.
-    pub fn remove_local(&mut self, local: LocalId) {
-        self.locals.remove(&local);
-    }
-
-    /// Names the root node of a backend, and up to which number losses are void for it.
-    pub fn add_backend(
-        &mut self,
-        backend: BackendId,
-        node: Arc<Node>,
-        losses_accepted: Arc<AtomicU32>,
-    ) {
-        let root = Root {
-            node,
-            losses_accepted,
-        };
-        self.backends.insert(backend, root);
-    }
-
-    /// Forgets it.
-    pub fn remove_backend(&mut self, backend: BackendId) {
-        self.backends.remove(&backend);
-    }
-
-    /// From now on `observer` gets every event.
-    pub fn observe(&mut self, observer: Arc<dyn Observer>) {
-        self.observers.push(observer);
-    }
-
-    /// Why a node refuses `cont`, for the nodes of one backend or of all.
-    pub fn cont_blocker(&self, backend: Option<BackendId>) -> Option<String> {
-        let mut ids: Vec<_> = self.backends.keys().copied().collect();
-        ids.sort_unstable();
-        ids.into_iter()
-            .filter(|&id| backend.is_none_or(|only| only == id))
-            .find_map(|id| {
-                let root = &self.backends[&id];
-                let accepted = root.losses_accepted.load(Ordering::SeqCst);
-                let counts = |node: &Node| {
-                    let loss = node.driver().latched();
-                    loss.is_none_or(|loss| loss.counts_for(accepted))
-                };
-                let nodes = root.node.subtree();
-                nodes
-                    .iter()
-                    .filter(|node| counts(node))
-                    .find_map(|node| node.driver().cont_blocker())
-            })
-    }
-
-    /// Whether a loss of `node` counts for a backend; also if no backend uses it.
-    pub fn is_loss_open(&self, node: &Arc<Node>, loss: Loss) -> bool {
-        let mut above = (self.backends.values())
-            .filter(|root| {
-                root.node
-                    .subtree()
-                    .iter()
-                    .any(|below| Arc::ptr_eq(below, node))
-            })
-            .map(|root| root.losses_accepted.load(Ordering::SeqCst))
-            .peekable();
-        above.peek().is_none() || above.any(|accepted| loss.counts_for(accepted))
-    }
-
-    /// Clears what no client could have lost.
-    pub fn clear_void_losses(&self) {
-        for node in self.backends.values().flat_map(|root| root.node.subtree()) {
-            if let Some(loss) = node.driver().latched()
-                && !self.is_loss_open(&node, loss)
-            {
-                node.driver().accept_loss(loss.number);
-            }
-        }
-    }
-}
-
-impl fmt::Debug for Wiring {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Wiring")
-            .field("locals", &self.locals.len())
-            .field("observers", &self.observers.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl Effects for Wiring {
-    fn event(&mut self, event: Event) {
-        self.observers.retain(|observer| observer.event(&event));
-    }
-
-    fn post(&mut self, local: LocalId, message: GateMessage) {
-        if let Some(sender) = self.locals.get(&local) {
-            // An error means that the part has just ended: it holds nothing any more.
-            let _ = sender.send(LocalMessage::Gate(message));
-        }
-    }
-
-    fn vm(&mut self, order: VmOrder) {
-        if let Some(link) = &self.link {
-            link.order(order);
-        }
-    }
-}
+use crate::run_control::{Effects, Refusal, RunControl};
+use crate::vm_link::VmPause;
+use crate::wiring::Wiring;
 
 /// Access to run control from any thread.
 #[derive(Clone, Debug)]
@@ -291,7 +98,7 @@ impl ControlTask {
         let after = (state.revision(), state.next_tick());
         drop(state);
         if before.0 != after.0
-            && let Some(saver) = &self.wiring.saver
+            && let Some(saver) = self.wiring.saver()
         {
             saver.changed();
         }
@@ -423,26 +230,5 @@ impl Control {
 
     pub(crate) fn fresh_local(&self) -> LocalId {
         LocalId(self.last_local.fetch_add(1, Ordering::Relaxed) + 1)
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
-/// Runs a future on the calling thread, which sleeps while it waits.
-pub fn block_on<F: Future>(future: F) -> F::Output {
-    let mut future = pin!(future);
-    let waker = Waker::from(Arc::new(Unpark(std::thread::current())));
-    let mut cx = Context::from_waker(&waker);
-    loop {
-        if let Poll::Ready(output) = future.as_mut().poll(&mut cx) {
-            return output;
-        }
-        std::thread::park();
     }
 }

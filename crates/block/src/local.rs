@@ -15,17 +15,17 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
-use crate::control::{LocalMessage, Message};
 use crate::error::{BlockError, Cause};
 use crate::error_policy::Action;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::ids::LocalId;
+use crate::inbox::Message;
 use crate::node::Node;
 use crate::outbox::Outbox;
-use crate::reports::Reporter;
+use crate::reporter::Reporter;
 use crate::request::{Operation, Request};
-use crate::run_control::{Failed, GateMessage, Reported, Resolved, Restored};
+use crate::run_control::{Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};
 use crate::stats::{Batch, LocalStats, Timed};
 use crate::worker::Worker;
 

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use iothread::mailbox::{Entry, Sender};
 
-use crate::control::Message;
 use crate::hold::SlotId;
+use crate::inbox::Message;
 use crate::run_control::{Failed, Resolved};
 
 /// What the request in a slot of the gate's table posts. Each entry carries one message at a time.

@@ -33,7 +33,7 @@ use crate::write_cache::WriteCache;
 
 use self::report_limit::{Offered, ReportLimit};
 
-pub use self::message::{Effects, Failed, GateMessage, Reported, Resolved, Restored};
+pub use self::message::{Effects, Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};
 pub use self::report_limit::REPORT_INTERVAL;
 
 /// What a backend is, to run control.

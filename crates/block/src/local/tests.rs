@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use iothread::{Config, IoThread};
 
-use crate::control::{block_on, control};
+use crate::block_on::block_on;
+use crate::control::control;
 use crate::error_policy::{OnError, Policy};
 use crate::gate::HoldScope;
 use crate::request::{Io, Tag};

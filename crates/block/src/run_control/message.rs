@@ -2,6 +2,8 @@
 
 use std::time::SystemTime;
 
+use iothread::mailbox::Sender;
+
 use crate::error::Cause;
 use crate::error_policy::{Action, Policy};
 use crate::event::Event;
@@ -118,6 +120,23 @@ pub enum GateMessage {
     SetPolicy(Policy),
     /// Complete held flushes with an error.
     FailHeldFlushes,
+}
+
+/// What a backend's part on an iothread receives.
+#[derive(Debug)]
+pub enum LocalMessage {
+    /// From run control.
+    Gate(GateMessage),
+    /// Start nothing any more; `done` is dropped when nothing is in flight.
+    DrainBegin {
+        /// Gets the held or waiting request that ends last, if there is one; dropped when drained.
+        done: Sender<Request>,
+    },
+    /// Ends one `DrainBegin`.
+    DrainEnd,
+    /// What was held on another iothread has ended: requests that waited behind it may start. Sent
+    /// once until it is heard.
+    Recheck,
 }
 
 /// What run control causes outside itself, in the order it is called.

@@ -1,0 +1,158 @@
+//! Whom run control's effects reach: the backends' parts on iothreads, the observers, the link to the
+//! VMM, whoever saves the state.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use iothread::mailbox::Sender;
+
+use crate::changes::Changes;
+use crate::event::{Event, Observer};
+use crate::ids::{BackendId, LocalId};
+use crate::loss::Loss;
+use crate::node::Node;
+use crate::run_control::{Effects, GateMessage, LocalMessage};
+use crate::vm_link::{VmLink, VmOrder};
+
+/// What a backend uses.
+struct Root {
+    node: Arc<Node>,
+    losses_accepted: Arc<AtomicU32>,
+}
+
+/// Whom run control's effects reach.
+#[derive(Default)]
+pub struct Wiring {
+    locals: HashMap<LocalId, Sender<LocalMessage>>,
+    backends: HashMap<BackendId, Root>,
+    observers: Vec<Arc<dyn Observer>>,
+    saver: Option<Changes>,
+    link: Option<Arc<dyn VmLink>>,
+}
+
+impl Wiring {
+    /// From now on `link` is told what becomes of the VM; none: nobody is.
+    pub fn set_link(&mut self, link: Option<Arc<dyn VmLink>>) {
+        self.link = link;
+    }
+
+    /// From now on `saver` is told of every change that it is to save.
+    pub fn save_by(&mut self, saver: Changes) {
+        self.saver = Some(saver);
+    }
+
+    /// Who saves, if anybody does.
+    pub fn saver(&self) -> Option<&Changes> {
+        self.saver.as_ref()
+    }
+
+    /// Makes a part of a backend reachable.
+    pub fn add_local(&mut self, local: LocalId, sender: Sender<LocalMessage>) {
+        self.locals.insert(local, sender);
+    }
+
+    /// Forgets it: its receiver ends.
+    pub fn remove_local(&mut self, local: LocalId) {
+        self.locals.remove(&local);
+    }
+
+    /// Names the root node of a backend, and up to which number losses are void for it.
+    pub fn add_backend(
+        &mut self,
+        backend: BackendId,
+        node: Arc<Node>,
+        losses_accepted: Arc<AtomicU32>,
+    ) {
+        let root = Root {
+            node,
+            losses_accepted,
+        };
+        self.backends.insert(backend, root);
+    }
+
+    /// Forgets it.
+    pub fn remove_backend(&mut self, backend: BackendId) {
+        self.backends.remove(&backend);
+    }
+
+    /// From now on `observer` gets every event.
+    pub fn observe(&mut self, observer: Arc<dyn Observer>) {
+        self.observers.push(observer);
+    }
+
+    /// Why a node refuses `cont`, for the nodes of one backend or of all.
+    pub fn cont_blocker(&self, backend: Option<BackendId>) -> Option<String> {
+        let mut ids: Vec<_> = self.backends.keys().copied().collect();
+        ids.sort_unstable();
+        ids.into_iter()
+            .filter(|&id| backend.is_none_or(|only| only == id))
+            .find_map(|id| {
+                let root = &self.backends[&id];
+                let accepted = root.losses_accepted.load(Ordering::SeqCst);
+                let counts = |node: &Node| {
+                    let loss = node.driver().latched();
+                    loss.is_none_or(|loss| loss.counts_for(accepted))
+                };
+                let nodes = root.node.subtree();
+                nodes
+                    .iter()
+                    .filter(|node| counts(node))
+                    .find_map(|node| node.driver().cont_blocker())
+            })
+    }
+
+    /// Whether a loss of `node` counts for a backend; also if no backend uses it.
+    pub fn is_loss_open(&self, node: &Arc<Node>, loss: Loss) -> bool {
+        let mut above = (self.backends.values())
+            .filter(|root| {
+                root.node
+                    .subtree()
+                    .iter()
+                    .any(|below| Arc::ptr_eq(below, node))
+            })
+            .map(|root| root.losses_accepted.load(Ordering::SeqCst))
+            .peekable();
+        above.peek().is_none() || above.any(|accepted| loss.counts_for(accepted))
+    }
+
+    /// Clears what no client could have lost.
+    pub fn clear_void_losses(&self) {
+        for node in self.backends.values().flat_map(|root| root.node.subtree()) {
+            if let Some(loss) = node.driver().latched()
+                && !self.is_loss_open(&node, loss)
+            {
+                node.driver().accept_loss(loss.number);
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Wiring {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Wiring")
+            .field("locals", &self.locals.len())
+            .field("observers", &self.observers.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Effects for Wiring {
+    fn event(&mut self, event: Event) {
+        self.observers.retain(|observer| observer.event(&event));
+    }
+
+    fn post(&mut self, local: LocalId, message: GateMessage) {
+        if let Some(sender) = self.locals.get(&local) {
+            // An error means that the part has just ended: it holds nothing any more.
+            let _ = sender.send(LocalMessage::Gate(message));
+        }
+    }
+
+    fn vm(&mut self, order: VmOrder) {
+        if let Some(link) = &self.link {
+            link.order(order);
+        }
+    }
+}
