@@ -20,9 +20,10 @@ use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, On
 use export_vhost_user_blk::protocol::message::{
     self, Answer, FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
 };
-use export_vhost_user_blk::{Options, Socket, VhostUserBlkExport};
+use export_vhost_user_blk::{Options, VhostUserBlkExport};
 use iothread::IoThread;
 use libfuzzer_sys::fuzz_target;
+use listener::Socket;
 use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use block::{Backend, BoxFuture, Export};
 use iothread::mailbox::{self, Receiver};
+use listener::Socket;
 use std::sync::{Mutex, PoisonError};
 
 use crate::device::{Closed, DeviceHandle};
@@ -14,7 +15,6 @@ use crate::protocol::back_channel::BackChannel;
 use crate::queue::HangUp;
 use crate::server::Server;
 use crate::session::Session;
-use crate::socket::Socket;
 use crate::trouble::Trouble;
 use crate::unclaimed::Unclaimed;
 

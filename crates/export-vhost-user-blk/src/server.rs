@@ -7,13 +7,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use iothread::mailbox::Sender;
+use listener::Socket;
 
 use crate::descriptor::Foreign;
 use crate::door::{Door, Next, Porter};
 use crate::protocol::message::{self, Answer, Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::{Refused, Session};
-use crate::socket::Socket;
 use crate::trouble::Trouble;
 
 /// How long a client may say nothing between the removal of memory and its return. Front ends do not

@@ -21,9 +21,8 @@ use block::{
 use frontend::protocol::message;
 use frontend::{Connection, Disk, Request};
 use iothread::{Config, IoThread};
-use standfast_export_vhost_user_blk::{
-    Access, ExportError, Options, VhostUserBlkExport, bind_socket,
-};
+use listener::{Access, bind_socket};
+use standfast_export_vhost_user_blk::{ExportError, Options, VhostUserBlkExport};
 
 pub const DISK_BYTES: usize = 8 << 20;
 pub const SECONDS: Duration = Duration::from_secs(10);

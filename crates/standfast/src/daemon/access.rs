@@ -4,7 +4,7 @@ use std::ffi::{CStr, CString, c_char, c_int};
 use std::io;
 use std::mem::MaybeUninit;
 
-use export_vhost_user_blk::Access;
+use listener::Access;
 use qapi::options::SocketAccess;
 
 use super::setup_error::SetupError;

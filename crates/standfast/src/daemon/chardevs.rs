@@ -3,7 +3,7 @@
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
-use export_vhost_user_blk::Socket;
+use listener::Socket;
 use monitor::Monitor;
 use qapi::options::{
     ChardevBackend, ChardevOptions, ChardevSocketAddress, MonitorOptions, SocketAccess,

@@ -4,7 +4,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
-use export_vhost_user_blk::{self as vhost_user_blk, ExportError, Socket, VhostUserBlkExport};
+use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
+use listener::Socket;
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,

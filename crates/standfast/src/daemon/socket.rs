@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
-use export_vhost_user_blk::{Socket, SocketError, bind_socket};
+use listener::{Socket, SocketError, bind_socket};
 use qapi::options::SocketAccess;
 use rustix::io::fcntl_dupfd_cloexec;
 use rustix::net::AddressFamily;

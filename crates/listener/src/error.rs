@@ -51,7 +51,7 @@ pub enum SocketError {
 }
 
 /// An error of the system, with what was tried.
-pub(super) fn system<E: Into<io::Error>>(
+pub(crate) fn system<E: Into<io::Error>>(
     path: &Path,
     what: &'static str,
 ) -> impl FnOnce(E) -> SocketError {

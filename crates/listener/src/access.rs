@@ -5,7 +5,7 @@ use std::path::Path;
 
 use rustix::fs::{AtFlags, CWD, FileType, Gid, Mode, OFlags, Uid};
 
-use super::error::{SocketError, system};
+use crate::error::{SocketError, system};
 
 /// The mode of a socket of which nothing else is said.
 const MODE_DEFAULT: u32 = 0o600;
@@ -38,7 +38,7 @@ impl Access {
     ///
     /// # Errors
     /// What cannot be set, and why.
-    pub(super) fn grant(self, path: &Path) -> Result<(), SocketError> {
+    pub(crate) fn grant(self, path: &Path) -> Result<(), SocketError> {
         if self == Self::default() {
             return Ok(());
         }

@@ -13,13 +13,8 @@ use std::sync::{Mutex, PoisonError};
 use rustix::fs::{FlockOperation, Mode};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, sockopt};
 
-mod access;
-mod error;
-
-pub use access::Access;
-pub use error::SocketError;
-
-use error::system;
+use crate::access::Access;
+use crate::error::{SocketError, system};
 
 /// Clients that may wait for their turn. With less, of many that connect at once some are refused
 /// (EAGAIN); the system caps it at net.core.somaxconn.
@@ -216,8 +211,11 @@ impl Socket {
         })
     }
 
-    /// Accepts a connection, if one waits.
-    pub(crate) fn accept(&self) -> io::Result<Option<UnixStream>> {
+    /// Accepts a connection, if one waits. Its stream blocks.
+    ///
+    /// # Errors
+    /// That of the system.
+    pub fn accept(&self) -> io::Result<Option<UnixStream>> {
         match self.listener.accept() {
             Ok((stream, _)) => {
                 stream.set_nonblocking(false)?;
