@@ -50,6 +50,24 @@ pub enum SocketError {
     },
 }
 
+/// Why a descriptor that the process was started with cannot be used, by its number as it was given. In
+/// QEMU's words.
+#[derive(Debug, thiserror::Error)]
+pub enum InheritedError {
+    /// No such descriptor was passed, or it is something else.
+    #[error("File descriptor '{0}' is not a socket")]
+    NotASocket(String),
+    /// A socket of another family.
+    #[error("File descriptor '{0}' is not a unix socket")]
+    NotUnix(String),
+    /// A connection where clients are to come.
+    #[error("File descriptor '{0}' is not a listening socket")]
+    NotListening(String),
+    /// No connection.
+    #[error("File descriptor '{0}' is a listening socket")]
+    Listening(String),
+}
+
 /// An error of the system, with what was tried.
 pub(crate) fn system<E: Into<io::Error>>(
     path: &Path,

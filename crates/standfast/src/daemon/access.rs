@@ -1,18 +1,13 @@
 //! Who may connect to a socket: from names to numbers.
 
-use std::ffi::{CStr, CString, c_char, c_int};
+use std::ffi::{CStr, CString};
 use std::io;
-use std::mem::MaybeUninit;
 
-use listener::Access;
+use listener::{Access, group_id, user_id};
 use qapi::options::SocketAccess;
 
 use super::setup_error::SetupError;
 use super::strerror;
-
-/// What an entry of the user or group database may take, in bytes: groups can have many members.
-const ENTRY_BYTES_MAX: usize = 1 << 20;
-const ENTRY_BYTES_MIN: usize = 1 << 10;
 
 /// What `access` means on this machine. May ask the network for names.
 ///
@@ -21,8 +16,8 @@ const ENTRY_BYTES_MIN: usize = 1 << 10;
 pub fn resolve(access: &SocketAccess) -> Result<Access, SetupError> {
     Ok(Access {
         mode: access.mode()?,
-        owner: id("owner", "user", access.owner.as_deref(), user)?,
-        group: id("group", "group", access.group.as_deref(), group)?,
+        owner: id("owner", "user", access.owner.as_deref(), user_id)?,
+        group: id("group", "group", access.group.as_deref(), group_id)?,
     })
 }
 
@@ -55,50 +50,6 @@ fn id(
             "Parameter '{option}': cannot look {kind} '{value}' up: {}; use a number",
             strerror(&error)
         ))),
-    }
-}
-
-fn user(name: &CStr) -> io::Result<Option<u32>> {
-    entry(|at, buffer, bytes, found| {
-        // SAFETY: all pointers are to what `entry` owns, with `bytes` of room; `name` ends with a
-        // zero.
-        unsafe { libc::getpwnam_r(name.as_ptr(), at, buffer, bytes, found) }
-    })
-    .map(|entry| entry.map(|entry: libc::passwd| entry.pw_uid))
-}
-
-fn group(name: &CStr) -> io::Result<Option<u32>> {
-    entry(|at, buffer, bytes, found| {
-        // SAFETY: as above.
-        unsafe { libc::getgrnam_r(name.as_ptr(), at, buffer, bytes, found) }
-    })
-    .map(|entry| entry.map(|entry: libc::group| entry.gr_gid))
-}
-
-/// Calls one of the functions of getpwnam_r(3) with a buffer that is large enough. The pointers in
-/// what is returned lead nowhere.
-fn entry<T: Copy>(
-    ask: impl Fn(*mut T, *mut c_char, usize, *mut *mut T) -> c_int,
-) -> io::Result<Option<T>> {
-    let mut bytes = ENTRY_BYTES_MIN;
-    loop {
-        let mut buffer: Vec<c_char> = vec![0; bytes];
-        let mut place = MaybeUninit::<T>::uninit();
-        let mut found = std::ptr::null_mut();
-        match ask(
-            place.as_mut_ptr(),
-            buffer.as_mut_ptr(),
-            bytes,
-            &raw mut found,
-        ) {
-            // SAFETY: it was found, so `place` has been written.
-            0 if !found.is_null() => return Ok(Some(unsafe { place.assume_init() })),
-            // The manual names these as other words for "not found".
-            0 | libc::ENOENT | libc::ESRCH | libc::EBADF | libc::EPERM => return Ok(None),
-            libc::EINTR => {}
-            libc::ERANGE if bytes < ENTRY_BYTES_MAX => bytes *= 2,
-            errno => return Err(io::Error::from_raw_os_error(errno)),
-        }
     }
 }
 

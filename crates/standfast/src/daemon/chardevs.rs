@@ -3,7 +3,7 @@
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
-use listener::Socket;
+use listener::{Socket, inherited_socket};
 use monitor::Monitor;
 use qapi::options::{
     ChardevBackend, ChardevOptions, ChardevSocketAddress, MonitorOptions, SocketAccess,
@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 
 use super::blocking::tidy_up;
 use super::setup_error::SetupError;
-use super::socket::{bind_listener, inherited_socket};
+use super::socket::bind_listener;
 use super::{strerror, terminal};
 
 /// A character device that no monitor has taken yet.

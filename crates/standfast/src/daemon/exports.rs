@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
-use listener::Socket;
+use listener::{Socket, inherited_socket};
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,
@@ -14,7 +14,7 @@ use qapi::os_text;
 
 use super::iothreads::Iothreads;
 use super::setup_error::SetupError;
-use super::socket::{bind, inherited_socket};
+use super::socket::bind;
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
