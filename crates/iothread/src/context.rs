@@ -15,7 +15,7 @@ use slab::Slab;
 use crate::{
     deferred::Deferred,
     poll::{Poller, Window},
-    ring::driver::Driver,
+    ring::uring::Uring,
     shared::Shared,
     task::Runnable,
     timers::Timers,
@@ -25,7 +25,7 @@ use crate::{
 /// future, a waker, a hook, a poller) runs or is dropped.
 pub(crate) struct Context {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) driver: Driver,
+    pub(crate) uring: Uring,
     pub(crate) runnable: RefCell<VecDeque<Runnable>>,
     /// All tasks whose future is alive.
     pub(crate) tasks: RefCell<Slab<Waker>>,
@@ -47,10 +47,10 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(shared: Arc<Shared>, driver: Driver) -> Context {
+    pub(crate) fn new(shared: Arc<Shared>, uring: Uring) -> Context {
         Context {
             shared,
-            driver,
+            uring,
             runnable: RefCell::new(VecDeque::with_capacity(1024)),
             tasks: RefCell::default(),
             timers: RefCell::default(),

@@ -20,7 +20,7 @@ impl Context {
             self.round();
             self.take_remote();
             if self.has_work() {
-                self.driver.turn();
+                self.uring.turn();
                 self.poll_if_suppressed();
                 self.fire_timers();
             } else {
@@ -128,7 +128,7 @@ impl Context {
     /// What this wait is for, and what it may cost; none if it is not to poll at all.
     fn window(&self) -> Option<(&Window, PollParams)> {
         let params = self.shared.poll_params();
-        match self.driver.waiting() {
+        match self.uring.waiting() {
             0 => Some((&self.idle_window, params)),
             1..=IO_POLLED_MAX => {
                 let max_ns = params.max_ns.saturating_mul(IO_FACTOR);
@@ -148,7 +148,7 @@ impl Context {
             end = end.min(deadline);
         }
         loop {
-            self.driver.turn();
+            self.uring.turn();
             let found = self.poll_pollers() | self.take_remote();
             if found || self.has_work() || self.shared.stopping() {
                 return true;
@@ -171,7 +171,7 @@ impl Context {
             self.poll_pollers();
         }
         if pending || self.has_work() {
-            self.driver.turn();
+            self.uring.turn();
             self.fire_timers();
             return false;
         }
@@ -182,10 +182,10 @@ impl Context {
             return false;
         }
         count(&self.shared.counters.blocks);
-        self.driver.wait(timeout);
+        self.uring.wait(timeout);
         self.now.set(None);
         self.shared.awake();
-        self.driver.reap();
+        self.uring.reap();
         self.fire_timers();
         true
     }
@@ -219,7 +219,7 @@ impl Context {
     /// Drops all tasks and ends all operations, on this thread.
     pub(crate) fn tear_down(&self) {
         // At one blow, so that the drops of the operations need not wait one after the other.
-        self.driver.cancel_all();
+        self.uring.cancel_all();
         loop {
             // Waking makes every task runnable that is not already; runnables are then dropped
             // instead of run, and their futures with them. A task that another thread is waking at
@@ -249,7 +249,7 @@ impl Context {
         let pollers = self.pollers.take();
         drop(pollers);
         // Operations that somebody stashed away outside of any task.
-        self.driver.cancel_all();
-        self.driver.reap_all();
+        self.uring.cancel_all();
+        self.uring.reap_all();
     }
 }

@@ -17,7 +17,7 @@ use crate::{
     executor::{spawn_local, yield_now},
     last_words, mailbox,
     poll::PollParams,
-    ring::driver::Driver,
+    ring::uring::Uring,
     shared::{Shared, Stats},
 };
 
@@ -170,8 +170,8 @@ fn main(
 ) {
     let name = shared.name.clone();
     let _abort = AbortOnPanic(&name);
-    let driver = match Driver::new(entries, shared.clone()) {
-        Ok(driver) => driver,
+    let uring = match Uring::new(entries, shared.clone()) {
+        Ok(uring) => uring,
         Err(error) => {
             let _ = started.send(Err(error));
             return;
@@ -179,7 +179,7 @@ fn main(
     };
     let tid = rustix::thread::gettid().as_raw_nonzero().get();
     shared.tid.store(tid, Ordering::Relaxed);
-    let context = Context::new(shared, driver);
+    let context = Context::new(shared, uring);
     let _entered = context.enter();
     spawn_local(async move {
         let mut batch: u32 = 0;

@@ -12,9 +12,9 @@
 //! **Leaking** one (`mem::forget`) must not happen while it is in flight: its descriptor number
 //! could be reused before the kernel looks at it.
 
-pub(crate) mod driver;
 mod notifier;
 mod readiness;
+pub(crate) mod uring;
 
 use std::{
     fmt,
@@ -79,12 +79,12 @@ impl Future for Op<'_> {
                 // SAFETY: whoever made the operation vouched for its buffers until it has ended,
                 // and dropping it ends it.
                 let key = context::with(|thread| unsafe {
-                    thread.driver.start(entry, cx.waker().clone())
+                    thread.uring.start(entry, cx.waker().clone())
                 });
                 self.state = State::InFlight(key);
                 Poll::Pending
             }
-            State::InFlight(key) => match context::with(|thread| thread.driver.poll(key, cx)) {
+            State::InFlight(key) => match context::with(|thread| thread.uring.poll(key, cx)) {
                 Poll::Ready(result) => Poll::Ready(match u32::try_from(result) {
                     Ok(result) => Ok(result),
                     Err(_) => Err(io::Error::from_raw_os_error(-result)),
@@ -115,7 +115,7 @@ fn end_in_flight(key: usize) {
         // not answer must not keep it from doing so.
         last_words::abort("a task of an iothread panicked; aborting");
     }
-    context::try_with(|thread| thread.driver.cancel(key));
+    context::try_with(|thread| thread.uring.cancel(key));
 }
 
 impl fmt::Debug for Op<'_> {
@@ -215,5 +215,5 @@ pub fn fallocate(fd: BorrowedFd<'_>, mode: i32, offset: u64, len: u64) -> Op<'_>
 /// is waited for over and over use [`Readiness`].
 pub fn poll_add(fd: BorrowedFd<'_>, events: libc::c_short) -> Op<'_> {
     let fd = Fd(fd.as_raw_fd());
-    Op::new(opcode::PollAdd::new(fd, driver::poll_bits(events)).build())
+    Op::new(opcode::PollAdd::new(fd, uring::poll_bits(events)).build())
 }

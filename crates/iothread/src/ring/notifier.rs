@@ -54,7 +54,7 @@ impl Notifier {
         if self.bell.under_way.get().is_some() {
             self.bell.again.set(true);
         } else {
-            context::with(|thread| thread.driver.notify(&self.bell));
+            context::with(|thread| thread.uring.notify(&self.bell));
         }
     }
 
@@ -82,7 +82,7 @@ impl Notifier {
     fn end(&self) {
         self.bell.again.set(false);
         // Without a context the thread's end has ended it already.
-        context::try_with(|thread| thread.driver.end_notification(&self.bell));
+        context::try_with(|thread| thread.uring.end_notification(&self.bell));
     }
 }
 

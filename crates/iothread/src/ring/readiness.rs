@@ -11,7 +11,7 @@ use std::{
 
 use io_uring::types::Fd;
 
-use super::{driver::poll_bits, end_in_flight};
+use super::{end_in_flight, uring::poll_bits};
 use crate::context;
 
 /// Reports when a descriptor becomes ready, through one multishot poll that stays in the ring.
@@ -65,9 +65,9 @@ impl<T: AsFd> Readiness<T> {
             loop {
                 let key = *self.key.get_or_insert_with(|| {
                     let fd = Fd(self.fd.as_fd().as_raw_fd());
-                    thread.driver.start_multishot(fd, self.events)
+                    thread.uring.start_multishot(fd, self.events)
                 });
-                match ready!(thread.driver.poll_multishot(key, cx)) {
+                match ready!(thread.uring.poll_multishot(key, cx)) {
                     Some(result) => return Poll::Ready(result),
                     // The kernel ends such polls now and then, for example when completions
                     // overflow; a new one reports what is ready.

@@ -58,7 +58,7 @@ struct Multishot {
     waker: Option<Waker>,
 }
 
-pub(crate) struct Driver {
+pub(crate) struct Uring {
     ring: RefCell<IoUring>,
     slots: RefCell<Slab<Slot>>,
     /// Operations that did not fit the submission queue, oldest first.
@@ -72,9 +72,9 @@ pub(crate) struct Driver {
     shared: Arc<Shared>,
 }
 
-impl Driver {
+impl Uring {
     /// Makes the ring; the calling thread becomes its only user.
-    pub(crate) fn new(entries: u32, shared: Arc<Shared>) -> io::Result<Driver> {
+    pub(crate) fn new(entries: u32, shared: Arc<Shared>) -> io::Result<Uring> {
         let ring = IoUring::builder()
             .dontfork()
             .setup_clamp()
@@ -100,7 +100,7 @@ impl Driver {
         .map(Restriction::sqe_op);
         ring.submitter().register_restrictions(&mut allowed)?;
         ring.submitter().register_enable_rings()?;
-        let driver = Driver {
+        let uring = Uring {
             ring: RefCell::new(ring),
             slots: RefCell::new(Slab::with_capacity(1024)),
             backlog: RefCell::default(),
@@ -109,8 +109,8 @@ impl Driver {
             batch: Cell::new(FIRST_BATCH),
             shared,
         };
-        driver.watch_wake_fd();
-        Ok(driver)
+        uring.watch_wake_fd();
+        Ok(uring)
     }
 
     fn watch_wake_fd(&self) {
@@ -127,7 +127,7 @@ impl Driver {
     ///
     /// # Safety
     ///
-    /// What the entry points to stays valid until [`Driver::poll`] or [`Driver::cancel`] has
+    /// What the entry points to stays valid until [`Uring::poll`] or [`Uring::cancel`] has
     /// returned its result.
     pub(crate) unsafe fn start(&self, entry: squeue::Entry, waker: Waker) -> usize {
         self.waiting.set(self.waiting.get() + 1);
@@ -314,7 +314,7 @@ impl Driver {
     ///
     /// # Safety
     ///
-    /// As for [`Driver::start_slot`].
+    /// As for [`Uring::start_slot`].
     unsafe fn push(&self, entry: squeue::Entry) {
         let mut backlog = self.backlog.borrow_mut();
         if backlog.is_empty() {
