@@ -12,6 +12,7 @@
 //! **Leaking** one (`mem::forget`) must not happen while it is in flight: its descriptor number
 //! could be reused before the kernel looks at it.
 
+mod bell;
 mod notifier;
 mod readiness;
 pub(crate) mod uring;

@@ -1,13 +1,8 @@
 //! Eventfds that somebody else waits for.
 
-use std::{
-    cell::Cell,
-    fmt,
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
-    rc::Rc,
-    time::Duration,
-};
+use std::{fmt, os::fd::OwnedFd, rc::Rc, time::Duration};
 
+use super::bell::Bell;
 use crate::{context, time, yield_now};
 
 /// How long a notification may be under way before its counter is taken for full.
@@ -23,23 +18,10 @@ pub struct Notifier {
     bell: Rc<Bell>,
 }
 
-/// What the ring knows of a notifier.
-pub(crate) struct Bell {
-    fd: OwnedFd,
-    /// The operation that is under way.
-    pub(super) under_way: Cell<Option<usize>>,
-    /// Asked for again since that was started.
-    pub(super) again: Cell<bool>,
-}
-
 impl Notifier {
     /// Takes an eventfd. Anything else may be written to out of order, or never.
     pub fn new(fd: OwnedFd) -> Notifier {
-        let bell = Rc::new(Bell {
-            fd,
-            under_way: Cell::new(None),
-            again: Cell::new(false),
-        });
+        let bell = Rc::new(Bell::new(fd));
         Notifier { bell }
     }
 
@@ -86,12 +68,6 @@ impl Notifier {
     }
 }
 
-impl Bell {
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
-        self.fd.as_fd()
-    }
-}
-
 impl Drop for Notifier {
     fn drop(&mut self) {
         if !self.is_idle() {
@@ -103,7 +79,7 @@ impl Drop for Notifier {
 impl fmt::Debug for Notifier {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Notifier")
-            .field("fd", &self.bell.fd)
+            .field("fd", &self.bell.fd())
             .field("idle", &self.is_idle())
             .finish_non_exhaustive()
     }

@@ -19,7 +19,7 @@ use io_uring::{
 };
 use slab::Slab;
 
-use super::notifier::Bell;
+use super::bell::Bell;
 use crate::last_words;
 use crate::shared::{Shared, count};
 
