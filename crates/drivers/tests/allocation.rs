@@ -27,15 +27,17 @@ mod tests {
 
     // SAFETY: all is passed on to the system's allocator.
     unsafe impl GlobalAlloc for Counting {
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::alloc`.
         unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
             // Without a counter the thread is ending.
             let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise is the system allocator's condition.
             unsafe { System.alloc(layout) }
         }
 
+        // SAFETY: the caller keeps the contract of `GlobalAlloc::dealloc`.
         unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
-            // SAFETY: the caller's promise.
+            // SAFETY: the caller's promise is the system allocator's condition.
             unsafe { System.dealloc(pointer, layout) }
         }
     }
