@@ -6,6 +6,7 @@
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, Command, Output, Stdio};
+    use std::sync::{Mutex, PoisonError};
 
     use standfast_drivers::file::Locking;
     use standfast_drivers::{FileDriver, FileOptions, OpenError};
@@ -47,11 +48,28 @@ mod tests {
         }
     }
 
+    /// Held while a child is made. Until its exec it has a copy of every descriptor, and of every lock
+    /// with it: an image that one test had just closed was still locked by the child of another test, and
+    /// qemu-img did not get it.
+    static SPAWNING: Mutex<()> = Mutex::new(());
+
+    fn spawn(command: &mut Command) -> Child {
+        let _spawning = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        command
+            .spawn()
+            .unwrap_or_else(|error| panic!("{command:?} must be there for this test: {error}"))
+    }
+
+    /// When this returns no child has what was closed before.
+    fn children_have_let_go() {
+        drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
     fn tool(name: &str, args: &[&str]) -> Output {
-        Command::new(name)
-            .args(args)
-            .output()
-            .unwrap_or_else(|error| panic!("{name} must be installed for this test: {error}"))
+        let mut command = Command::new(name);
+        command.args(args).stdin(Stdio::null());
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        spawn(&mut command).wait_with_output().expect("it ends")
     }
 
     fn refused(output: &Output, with: &str) {
@@ -124,13 +142,9 @@ mod tests {
 
     impl QemuIo {
         fn hold(image: &Image, format: &str, args: &[&str]) -> Self {
-            let mut child = Command::new("qemu-io")
-                .args(args)
-                .args(["-f", format, image.name()])
-                .stdin(Stdio::piped())
-                .stdout(Stdio::piped())
-                .spawn()
-                .unwrap_or_else(|error| panic!("qemu-io must be installed for this test: {error}"));
+            let mut command = Command::new("qemu-io");
+            command.args(args).args(["-f", format, image.name()]);
+            let mut child = spawn(command.stdin(Stdio::piped()).stdout(Stdio::piped()));
             let stdin = child.stdin.as_mut().expect("piped");
             stdin.write_all(b"length\n").expect("it reads");
             stdin.flush().expect("it reads");
@@ -186,6 +200,7 @@ mod tests {
                 .open(|options| options.locking = Locking::Off)
                 .expect("does not look");
             drop(theirs);
+            children_have_let_go();
             image.open_writable().expect("it has let go");
         }
     }
