@@ -1,59 +1,51 @@
-//! What a client says, and what becomes of it: the vhost-user state of one export.
+//! What a client says, and what becomes of it: the vhost-user state of one export. Messages come in
+//! here, and answers go out.
 //!
 //! Runs on the export's control thread. A message that makes no sense is an error, which ends the
 //! connection; what concerns rings is done on the iothread, and waited for only if it ends by itself.
 
 mod cache;
+mod life;
+mod refused;
 mod regions;
-mod vring;
+mod vrings;
 
 use std::fmt;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::time::Duration;
 
-use block::{Backend, WriteCache};
+use block::Backend;
 
-use crate::config::{self, NEEDS_RESET, WCE_OFFSET};
+use crate::config::{self, NEEDS_RESET, P_GET_VRING_BASE_SKIP_DRAIN, WCE_OFFSET};
 use crate::descriptor::Foreign;
 use crate::device::{Closed, DeviceHandle};
-use crate::inflight::Region;
-use crate::memory::{Memory, MemoryError};
+use crate::memory::{Memory, RegionSpec};
 use crate::options::Options;
 use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{Answer, ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
 use crate::unclaimed::Unclaimed;
-use crate::witness::Witness;
-use crate::write_cache::Belief;
-use regions::MEM_SLOTS_MAX;
-use vring::{Running, Vring};
+use cache::{Cache, Guest};
+use life::Life;
+pub(crate) use refused::Refused;
+use refused::{Result, offered, wrong};
+use regions::{MEM_SLOTS_MAX, Regions};
+use vrings::{Kick, Terms, Vrings};
 
 /// See the [module](self). One object serves one connection after the other.
 pub(crate) struct Session {
     options: Options,
     backend: Arc<Backend>,
-    device: DeviceHandle,
     features: u64,
     /// The protocol features that this connection has negotiated.
     protocol: u64,
-    memory: Option<Arc<Memory>>,
-    region: Option<Arc<Region>>,
-    /// Says whether the client still has it; outlives the connection.
-    witness: Option<Witness>,
-    vrings: Vec<Vring>,
-    /// Whether the backend has ever been told of a client.
-    attached: bool,
-    /// Whether this connection has begun a life of the device, or goes on with one.
-    begun: bool,
-    /// What the guest believes about a write cache.
-    belief: Belief,
-    /// Whether it has been said that nobody knows.
-    belief_warned: bool,
+    regions: Regions,
+    vrings: Vrings,
+    life: Life,
+    cache: Cache,
     back_channel: Arc<BackChannel>,
     trouble: Arc<Trouble>,
-    unclaimed: Arc<Unclaimed>,
     /// The device status that this client has set.
     status: u8,
     /// The length of the disk that this client has read, in bytes.
@@ -70,29 +62,6 @@ impl fmt::Debug for Session {
     }
 }
 
-/// Why a message is refused, which ends the connection.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(crate) struct Refused(String);
-
-type Result<T> = std::result::Result<T, Refused>;
-
-fn wrong(text: impl Into<String>) -> Refused {
-    Refused(text.into())
-}
-
-impl From<Closed> for Refused {
-    fn from(closed: Closed) -> Self {
-        wrong(closed.to_string())
-    }
-}
-
-impl From<MemoryError> for Refused {
-    fn from(error: MemoryError) -> Self {
-        wrong(error.to_string())
-    }
-}
-
 impl Session {
     pub fn new(
         options: Options,
@@ -102,32 +71,17 @@ impl Session {
         trouble: Arc<Trouble>,
         unclaimed: Arc<Unclaimed>,
     ) -> Self {
-        let queues = (0..options.num_queues).map(|_| Vring::default());
-        let known = backend.write_cache();
-        if options.writethrough && known == WriteCache::WriteBack {
-            tracing::warn!(
-                export = options.id,
-                "writethrough=on is what a guest is told first; this one has a write cache since a \
-                 former daemon, and keeps it until it is told otherwise"
-            );
-        }
         Self {
-            belief: Belief::new(options.writethrough, known),
-            belief_warned: false,
+            cache: Cache::new(&options, Arc::clone(&backend), device.clone()),
+            life: Life::new(Arc::clone(&backend), device.clone(), unclaimed),
+            regions: Regions::new(device.clone()),
+            vrings: Vrings::new(device, options.num_queues, options.queue_size_max),
             options,
             backend,
-            device,
             features: 0,
             protocol: 0,
-            memory: None,
-            region: None,
-            witness: None,
-            vrings: queues.collect(),
-            attached: false,
-            begun: false,
             back_channel,
             trouble,
-            unclaimed,
             status: 0,
             told_length: None,
         }
@@ -136,82 +90,48 @@ impl Session {
     /// The connection is gone: rings end as at GET_VRING_BASE. What waits is kept for a client that
     /// comes back with its region.
     pub fn end(&mut self) -> std::result::Result<(), Closed> {
-        self.stop_all()?;
-        self.device.call_all(|device| async move {
-            for queue in device.queues() {
-                queue.set_enabled(false, true).await;
-                queue.set_call(None);
-                queue.set_error(None);
-            }
-        })?;
+        self.vrings.end()?;
         (self.features, self.protocol) = (0, 0);
-        (self.memory, self.region) = (None, None);
-        self.vrings.fill_with(Vring::default);
-        self.begun = false;
+        self.regions.end();
+        self.life.end();
         self.back_channel.clear();
         self.status = 0;
         self.told_length = None;
-        self.belief.end();
+        self.cache.end();
         Ok(())
     }
 
     /// Whether something waits for a client to start its rings, who may have given it up
     /// ([`Self::drop_if_left`]).
     pub fn may_be_left(&self) -> bool {
-        let stopped = |vring: &Vring| matches!(vring.running, Running::No);
-        let id = self.backend.id();
-        self.vrings.iter().all(stopped)
-            && (self.backend.control())
-                .read(|run| run.backend(id).is_some_and(|backend| backend.holds()))
+        self.vrings.are_stopped() && self.life.holds()
     }
 
     /// Drops what waits if nobody can hand it back any more: the client has freed its inflight
     /// region, or never had one and is gone.
     pub fn drop_if_left(&mut self) -> std::result::Result<(), Closed> {
-        let left = match &self.witness {
-            Some(witness) => witness.is_alone(),
-            // Without a region, what is held lives as long as the connection; and where one cannot
-            // be watched, until the next client comes.
-            None => !self.begun && self.attached && !self.backend.is_remembered(),
-        };
-        if !left || !self.may_be_left() {
+        if !self.life.is_left() || !self.may_be_left() {
             return Ok(());
         }
         tracing::warn!(
             export = self.options.id,
             "the client has given up its device with requests held: they are dropped"
         );
-        block::block_on(self.backend.abandon()).ok_or(Closed)?;
-        self.unclaimed.nothing();
-        (self.region, self.witness) = (None, None);
-        self.begun = false;
-        self.device.call_all(|device| async move {
-            for queue in device.queues() {
-                queue.forget_all();
-            }
-        })
+        self.life.abandon()
     }
 
     /// A new life of the device: what was held is dropped, the I/O status reset.
     fn attach(&mut self) -> Result<()> {
-        self.stop_all()?;
-        // On the same connection it is a reset by a client that stays.
-        let begun = if self.begun {
-            block::block_on(self.backend.reset())
-        } else {
-            block::block_on(self.backend.attach())
-        };
-        begun.ok_or(Closed)?;
-        self.unclaimed.nothing();
-        self.witness = None;
-        self.attached = true;
-        self.begun = true;
-        self.device.call_all(|device| async move {
-            for queue in device.queues() {
-                queue.forget_all();
-            }
-        })?;
-        self.set_writeback()
+        self.vrings.stop_all()?;
+        self.life.begin()?;
+        Ok(self.cache.follow(self.guest())?)
+    }
+
+    fn guest(&self) -> Guest<'_> {
+        Guest {
+            features: self.features,
+            region: self.life.region(),
+        }
     }
 
     /// Does what the client says.
@@ -224,25 +144,27 @@ impl Session {
             Message::GetFeatures => Ok(Answer::Number(config::virtio_features(&self.options))),
             Message::SetFeatures(features) => self.set_features(features).map(done),
             Message::SetOwner => Ok(Answer::Done),
-            Message::ResetOwner => Ok(self.stop_all().map(done)?),
+            Message::ResetOwner => Ok(self.vrings.stop_all().map(done)?),
             Message::SetMemTable(regions) => {
                 let files = |(spec, fd)| (spec, File::from(OwnedFd::from(fd)));
                 let memory = Memory::new(regions.into_iter().map(files))?;
                 self.set_memory(memory).map(done)
             }
-            Message::SetVringNum(state) => self.set_vring_num(state).map(done),
-            Message::SetVringAddr(address) => self.set_vring_addr(address).map(done),
-            Message::SetVringBase(state) => self.set_vring_base(state).map(done),
-            Message::GetVringBase(index) => self.get_vring_base(index),
-            Message::GetVringBaseSkipDrain(index) => self.get_vring_base_skip_drain(index),
+            Message::SetVringNum(state) => self.vrings.set_num(state).map(done),
+            Message::SetVringAddr(address) => self.vrings.set_addr(address).map(done),
+            Message::SetVringBase(state) => self.vrings.set_base(state).map(done),
+            Message::GetVringBase(index) => self.vrings.base(index).map(Answer::VringBase),
+            Message::GetVringBaseSkipDrain(index) => {
+                self.vrings.base_skip_drain(index).map(Answer::VringBase)
+            }
             Message::SetVringKick(index, fd) => {
                 self.set_vring_kick(index, fd.map(Into::into)).map(done)
             }
             Message::SetVringCall(index, fd) => {
-                self.set_vring_call(index, fd.map(Into::into)).map(done)
+                self.vrings.set_call(index, fd.map(Into::into)).map(done)
             }
             Message::SetVringErr(index, fd) => {
-                self.set_vring_err(index, fd.map(Into::into)).map(done)
+                self.vrings.set_err(index, fd.map(Into::into)).map(done)
             }
             Message::GetProtocolFeatures => {
                 Ok(Answer::Number(config::protocol_features(&self.options)))
@@ -262,10 +184,13 @@ impl Session {
             Message::SetConfig(range, bytes) => self.set_config(range, &bytes),
             Message::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
             Message::SetInflightFd(inflight, fd) => {
-                self.set_inflight_fd(inflight, fd.into()).map(done)
+                self.set_inflight_fd(&inflight, fd.into()).map(done)
             }
             Message::GetMaxMemSlots => Ok(Answer::Number(MEM_SLOTS_MAX as u64)),
-            Message::AddMemReg(spec, fd) => self.add_mem_reg(spec, fd.into()).map(done),
+            Message::AddMemReg(spec, fd) => {
+                let memory = self.regions.with(spec, fd.into())?;
+                self.set_memory(memory).map(done)
+            }
             Message::RemMemReg(spec) => self.rem_mem_reg(&spec).map(done),
             Message::SetStatus(status) => {
                 self.set_status(status);
@@ -279,7 +204,7 @@ impl Session {
         let possible = config::virtio_features(&self.options);
         offered("SET_FEATURES", features, possible)?;
         self.features = features;
-        self.set_writeback()
+        Ok(self.cache.follow(self.guest())?)
     }
 
     /// The status is remembered, and that is all. Status 0 is not a reset here, although virtio calls
@@ -316,12 +241,31 @@ impl Session {
     fn get_config(&mut self, range: ConfigRange) -> Answer<OwnedFd> {
         let length = self.length();
         let limits = self.backend.node().driver().limits();
-        let space = config::space(&self.options, length, limits, self.belief.shown());
+        let space = config::space(&self.options, length, limits, self.cache.shown());
         self.told_length = Some(length);
         if config::place(range, WCE_OFFSET).is_some() {
-            self.belief.read();
+            self.cache.read();
         }
         Answer::Config(range, config::part(&space, range.offset, range.len))
+    }
+
+    /// Nothing but the write cache can be set. Other bytes come from guests that write to what is
+    /// read-only, and are left alone, as QEMU does.
+    fn set_config(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<Answer<OwnedFd>> {
+        let place = config::place(range, WCE_OFFSET);
+        let Some(&byte) = place.and_then(|place| bytes.get(place)) else {
+            let offset = range.offset;
+            tracing::debug!("SET_CONFIG of {} bytes at {offset} ignored", bytes.len());
+            return Ok(Answer::Done);
+        };
+        let guest = Guest {
+            features: self.features,
+            region: self.life.region(),
+        };
+        Ok(match self.cache.set(byte, guest)? {
+            true => Answer::Done,
+            false => Answer::Failed,
+        })
     }
 
     fn get_inflight_fd(&mut self, inflight: Inflight) -> Result<Answer<OwnedFd>> {
@@ -336,44 +280,97 @@ impl Session {
         self.attach()?;
         // Never smaller than the largest queue: QEMU asks with its `queue-size` and hands that back,
         // and on virtio-mmio the guest makes queues larger than it.
-        let (spec, file) = Region::create(queues, self.options.queue_size_max, self.belief.known())
-            .map_err(|error| wrong(error.to_string()))?;
+        let size_max = self.options.queue_size_max;
+        let (spec, file) = Life::create_region(queues, size_max, self.cache.known())?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
 
-    fn set_inflight_fd(&mut self, inflight: Inflight, fd: OwnedFd) -> Result<()> {
-        let (region, witness) = match Witness::of(fd) {
-            Ok(witness) => (Region::open(&inflight.spec, witness.file()), Some(witness)),
-            Err((fd, error)) => {
-                tracing::debug!("an inflight region cannot be watched: {error}");
-                (Region::open(&inflight.spec, &File::from(fd)), None)
-            }
+    fn set_inflight_fd(&mut self, inflight: &Inflight, fd: OwnedFd) -> Result<()> {
+        let queues = self.options.num_queues;
+        let write_cache = self.life.go_on(&inflight.spec, fd, queues)?;
+        let guest = Guest {
+            features: self.features,
+            region: self.life.region(),
         };
-        let region = region.map_err(|error| wrong(error.to_string()))?;
-        // Before anybody could believe that there is nothing.
-        let queues = 0..self.options.num_queues;
-        self.unclaimed
-            .in_queues(queues.filter(|queue| region.has_marks(*queue)));
-        if !self.attached {
-            // The first client of this process goes on with what a former one has left.
-            block::block_on(self.backend.reattach()).ok_or(Closed)?;
-            self.attached = true;
-        }
-        self.begun = true;
-        self.backend.set_remembered(true);
-        self.belief.found(region.write_cache());
-        self.region = Some(Arc::new(region));
-        self.witness = witness;
-        self.note_belief(Duration::ZERO);
-        self.set_writeback()
+        Ok(self.cache.found(write_cache, guest)?)
     }
-}
 
-fn offered(message: &str, features: u64, possible: u64) -> Result<()> {
-    match features & !possible {
-        0 => Ok(()),
-        unknown => Err(wrong(format!(
-            "{message} with {unknown:#x}, which is not offered"
-        ))),
+    fn set_memory(&mut self, memory: Memory) -> Result<()> {
+        self.regions.set(memory)?;
+        // The rings are started again whose memory is back.
+        for index in self.vrings.indexes() {
+            let memory = self.regions.memory();
+            let returned = memory.and_then(|memory| self.vrings.take_returned(index, memory));
+            if let Some(kick) = returned {
+                self.start(index, kick)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn rem_mem_reg(&mut self, spec: &RegionSpec) -> Result<()> {
+        let memory = self.regions.without(spec)?;
+        self.vrings.displace(&memory)?;
+        self.set_memory(memory)
+    }
+
+    /// Whether the client may be about to add memory that it has removed.
+    pub fn memory_moves(&self) -> bool {
+        self.regions.is_moving()
+    }
+
+    /// What the client has removed and not added again is not waited for any more: requests that need
+    /// it have an error.
+    pub fn settle_memory(&mut self) -> Result<()> {
+        match self.regions.settled()? {
+            Some(memory) => self.set_memory(memory),
+            None => Ok(()),
+        }
+    }
+
+    fn set_vring_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
+        if let Some((index, kick)) = self.vrings.set_kick(index, fd)? {
+            // A client that starts a ring has told its memory.
+            self.settle_memory()?;
+            self.start(index, kick)?;
+        }
+        Ok(())
+    }
+
+    fn start(&mut self, index: u16, kick: OwnedFd) -> Result<()> {
+        let kick = Kick::new(kick)?;
+        if !self.life.has_begun() {
+            // Neither a fresh region nor one that was handed back: nothing can go on.
+            self.attach()?;
+        }
+        let (features, region) = (self.features, self.life.region());
+        self.cache.start(Guest { features, region })?;
+        let terms = Terms {
+            memory: self.regions.memory(),
+            region,
+            features,
+            remedy: self.memory_remedy(),
+        };
+        self.vrings.start(index, kick, &terms)?;
+        self.life.taken_up(index);
+        Ok(())
+    }
+
+    /// What to do about a ring that is in no memory.
+    fn memory_remedy(&self) -> &'static str {
+        match self.options.configure_mem_slots {
+            true => {
+                "; if the daemon was replaced while the VM was stopped, the VMM has told it only what \
+                 has changed since: end the VM and start it again, with configure-mem-slots=off"
+            }
+            false => "",
+        }
+    }
+
+    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+        // It comes before GET_VRING_BASE_SKIP_DRAIN, which must not wait. To others it is all that
+        // they say about a pause.
+        let drain = self.protocol & P_GET_VRING_BASE_SKIP_DRAIN == 0;
+        self.vrings.set_enabled(index, enable, drain)
     }
 }

@@ -1,48 +1,113 @@
 //! The write cache: what the guest believes is followed and recorded.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use block::Saved;
+use block::{Backend, Saved, WriteCache};
 
-use super::{Result, Session};
-use crate::config::{self, WCE_OFFSET};
-use crate::protocol::message::{Answer, ConfigRange};
+use crate::device::{Closed, DeviceHandle};
+use crate::inflight::Region;
+use crate::options::Options;
+use crate::write_cache::Belief;
 
 /// How long a guest waits for the state file when it sets its write cache.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(2);
 
-impl Session {
+/// What the driver has negotiated, and where its client may record something.
+#[derive(Clone, Copy)]
+pub(super) struct Guest<'a> {
+    pub features: u64,
+    pub region: Option<&'a Arc<Region>>,
+}
+
+/// See the [module](self).
+pub(super) struct Cache {
+    id: String,
+    backend: Arc<Backend>,
+    device: DeviceHandle,
+    /// What the guest believes about a write cache.
+    belief: Belief,
+    /// Whether it has been said that nobody knows.
+    warned: bool,
+}
+
+impl Cache {
+    pub fn new(options: &Options, backend: Arc<Backend>, device: DeviceHandle) -> Self {
+        let writethrough = options.writethrough;
+        let known = backend.write_cache();
+        if writethrough && known == WriteCache::WriteBack {
+            tracing::warn!(
+                export = options.id,
+                "writethrough=on is what a guest is told first; this one has a write cache since a \
+                 former daemon, and keeps it until it is told otherwise"
+            );
+        }
+        Self {
+            id: options.id.clone(),
+            belief: Belief::new(writethrough, known),
+            backend,
+            device,
+            warned: false,
+        }
+    }
+
+    /// What is to be recorded.
+    pub fn known(&self) -> WriteCache {
+        self.belief.known()
+    }
+
+    /// What the byte in the configuration space is.
+    pub fn shown(&self) -> bool {
+        self.belief.shown()
+    }
+
+    /// The client has read the byte.
+    pub fn read(&mut self) {
+        self.belief.read();
+    }
+
+    /// The connection is gone.
+    pub fn end(&mut self) {
+        self.belief.end();
+    }
+
+    /// The client hands a region in that says this.
+    pub fn found(&mut self, record: WriteCache, guest: Guest<'_>) -> Result<(), Closed> {
+        self.belief.found(record);
+        self.note(guest, Duration::ZERO);
+        self.follow(guest)
+    }
+
     /// Does to the writes what the guest believes.
-    pub(super) fn set_writeback(&self) -> Result<()> {
-        let writeback = self.belief.is_writeback(self.features);
+    pub fn follow(&self, guest: Guest<'_>) -> Result<(), Closed> {
+        let writeback = self.belief.is_writeback(guest.features);
         self.device
-            .call_all(move |device| async move { device.set_writeback(writeback) })?;
-        Ok(())
+            .call_all(move |device| async move { device.set_writeback(writeback) })
     }
 
     /// Records it wherever the next daemon may look: in the client's region, at once, and in the
     /// state file, for which it waits no longer than `limit`. Whether one of them has it by then, or
     /// there is none that could say anything else.
-    pub(super) fn note_belief(&self, limit: Duration) -> bool {
+    fn note(&self, guest: Guest<'_>, limit: Duration) -> bool {
         let known = self.belief.known();
-        let region = self.region.as_ref();
+        let region = guest.region;
         let in_region = region.is_some_and(|region| region.set_write_cache(known));
         let saved = self.backend.record_write_cache(known, limit);
         in_region || saved != Saved::No
     }
 
     /// A ring is about to be started.
-    pub(super) fn start_cache(&mut self) -> Result<()> {
+    pub fn start(&mut self, guest: Guest<'_>) -> Result<(), Closed> {
         let before = self.belief.known();
         self.belief.start();
         if self.belief.known() != before {
-            self.note_belief(Duration::ZERO);
-            self.set_writeback()?;
+            self.note(guest, Duration::ZERO);
+            self.follow(guest)?;
         }
-        if self.belief.is_forgotten(self.features) && !self.belief_warned {
-            self.belief_warned = true;
+        if self.belief.is_forgotten(guest.features) && !self.warned {
+            self.warned = true;
             tracing::warn!(
-                export = self.options.id,
+                export = self.id,
                 "nobody remembers whether the guest believes in a write cache: neither its inflight \
                  region nor a state file says, and the client has not asked; every write is made \
                  durable until the VM is started anew, or the guest sets its cache_type"
@@ -51,28 +116,21 @@ impl Session {
         Ok(())
     }
 
-    /// Nothing but the write cache can be set. Other bytes come from guests that write to what is
-    /// read-only, and are left alone, as QEMU does.
-    pub(super) fn set_config<F>(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<Answer<F>> {
-        let place = config::place(range, WCE_OFFSET);
-        let Some(&byte) = place.and_then(|place| bytes.get(place)) else {
-            let offset = range.offset;
-            tracing::debug!("SET_CONFIG of {} bytes at {offset} ignored", bytes.len());
-            return Ok(Answer::Done);
-        };
+    /// The client has written the byte. False if it cannot be: it stays as it is.
+    pub fn set(&mut self, byte: u8, guest: Guest<'_>) -> Result<bool, Closed> {
         self.belief.set(byte);
         // First of all: who hears that there is no cache relies on it.
-        self.set_writeback()?;
+        self.follow(guest)?;
         // Whatever was known before: it may have been refused because it could not be recorded. A
         // stale record of the other kind does no harm, but costs speed until the guest sets it again.
-        if self.note_belief(RECORD_TIME_MAX) || self.belief.shown() {
-            return Ok(Answer::Done);
+        if self.note(guest, RECORD_TIME_MAX) || self.belief.shown() {
+            return Ok(true);
         }
         tracing::warn!(
-            export = self.options.id,
+            export = self.id,
             "the guest gives its write cache up, and the state file, which says that it has one, \
              cannot be written: the guest is told that it keeps it"
         );
-        Ok(Answer::Failed)
+        Ok(false)
     }
 }

@@ -4,15 +4,39 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::vring::Running;
-use super::{Result, Session, wrong};
-use crate::memory::{Memory, RegionSpec};
+use super::refused::{Result, wrong};
+use crate::device::{Closed, DeviceHandle};
+use crate::memory::{Memory, MemoryError, RegionSpec};
 
 /// Regions that a client can have mapped at once, if it adds them one by one: what KVM has.
 pub(super) const MEM_SLOTS_MAX: usize = 509;
 
-impl Session {
-    pub(super) fn set_memory(&mut self, mut memory: Memory) -> Result<()> {
+/// See the [module](self).
+pub(super) struct Regions {
+    device: DeviceHandle,
+    memory: Option<Arc<Memory>>,
+}
+
+impl Regions {
+    pub fn new(device: DeviceHandle) -> Self {
+        Self {
+            device,
+            memory: None,
+        }
+    }
+
+    /// What the client has told; none if it has told nothing yet.
+    pub fn memory(&self) -> Option<&Arc<Memory>> {
+        self.memory.as_ref()
+    }
+
+    /// The connection is gone.
+    pub fn end(&mut self) {
+        self.memory = None;
+    }
+
+    /// All queues go by this memory from now on.
+    pub fn set(&mut self, mut memory: Memory) -> std::result::Result<(), Closed> {
         if let Some(former) = &self.memory {
             memory = memory.replacing(former);
         }
@@ -26,11 +50,11 @@ impl Session {
                 }
                 device.memory_settled();
             }
-        })?;
-        self.replace_displaced()
+        })
     }
 
-    pub(super) fn add_mem_reg(&mut self, spec: RegionSpec, fd: OwnedFd) -> Result<()> {
+    /// The memory with one region more.
+    pub fn with(&self, spec: RegionSpec, fd: OwnedFd) -> Result<Memory> {
         let empty = Memory::empty();
         let memory = self.memory.as_deref().unwrap_or(&empty);
         if memory.regions() >= MEM_SLOTS_MAX {
@@ -38,68 +62,24 @@ impl Session {
                 "ADD_MEM_REG: there are {MEM_SLOTS_MAX} memory regions, no more are possible"
             )));
         }
-        let memory = memory.with(spec, &File::from(fd))?;
-        self.set_memory(memory)
+        Ok(memory.with(spec, &File::from(fd))?)
     }
 
-    pub(super) fn rem_mem_reg(&mut self, spec: &RegionSpec) -> Result<()> {
+    /// The memory with one region less.
+    pub fn without(&self, spec: &RegionSpec) -> std::result::Result<Memory, MemoryError> {
         let empty = Memory::empty();
         let memory = self.memory.as_deref().unwrap_or(&empty);
-        let memory = memory.without(spec)?;
-        for index in 0..self.options.num_queues {
-            let vring = &mut self.vrings[usize::from(index)];
-            // One that is displaced already stays so, whatever else goes.
-            if vring.is_running()
-                && !vring.is_mapped(&memory)
-                && let Running::Yes(kick) = std::mem::take(&mut vring.running)
-            {
-                self.stop(index)?;
-                self.vrings[usize::from(index)].running = Running::Displaced(kick);
-            }
-        }
-        self.set_memory(memory)
+        memory.without(spec)
     }
 
     /// Whether the client may be about to add memory that it has removed.
-    pub(crate) fn memory_moves(&self) -> bool {
+    pub fn is_moving(&self) -> bool {
         (self.memory.as_ref()).is_some_and(|memory| memory.is_moving())
     }
 
-    /// What the client has removed and not added again is not waited for any more: requests that need
-    /// it have an error.
-    pub(crate) fn settle_memory(&mut self) -> Result<()> {
-        match &self.memory {
-            Some(memory) if memory.is_moving() => {
-                let memory = memory.settled()?;
-                self.set_memory(memory)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// Starts the rings again whose memory is back.
-    fn replace_displaced(&mut self) -> Result<()> {
-        let Some(memory) = self.memory.clone() else {
-            return Ok(());
-        };
-        for index in 0..self.options.num_queues {
-            let vring = &mut self.vrings[usize::from(index)];
-            let back = matches!(vring.running, Running::Displaced(_)) && vring.is_mapped(&memory);
-            if back && let Running::Displaced(kick) = std::mem::take(&mut vring.running) {
-                self.start(index, kick)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// What to do about a ring that is in no memory.
-    pub(super) fn memory_remedy(&self) -> &'static str {
-        match self.options.configure_mem_slots {
-            true => {
-                "; if the daemon was replaced while the VM was stopped, the VMM has told it only what \
-                 has changed since: end the VM and start it again, with configure-mem-slots=off"
-            }
-            false => "",
-        }
+    /// The memory as it is if what was removed does not come back; none if that is what it is already.
+    pub fn settled(&self) -> std::result::Result<Option<Memory>, MemoryError> {
+        let moving = self.memory.as_ref().filter(|memory| memory.is_moving());
+        moving.map(|memory| memory.settled()).transpose()
     }
 }

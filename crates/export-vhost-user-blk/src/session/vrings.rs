@@ -1,17 +1,16 @@
-//! The life of a ring, as the client tells it: where it is, when it starts and stops, whom it kicks and
-//! calls.
+//! The life of rings, as the client tells it: where they are, when they start and stop, whom they kick
+//! and call.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use super::{Result, Session, wrong};
-use crate::config::{
-    F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES, P_GET_VRING_BASE_SKIP_DRAIN,
-};
+use super::refused::{Result, wrong};
+use crate::config::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
 use crate::descriptor;
-use crate::device::Closed;
+use crate::device::{Closed, DeviceHandle};
+use crate::inflight::Region;
 use crate::memory::Memory;
-use crate::protocol::message::{Answer, VringAddr, VringState};
+use crate::protocol::message::{VringAddr, VringState};
 use crate::queue::Setup;
 use crate::ring::{Layout, part_bytes};
 
@@ -25,7 +24,7 @@ struct Addresses {
 
 /// Whether a ring is served.
 #[derive(Debug, Default)]
-pub(super) enum Running {
+enum Running {
     #[default]
     No,
     /// With a duplicate of its kick descriptor.
@@ -37,20 +36,20 @@ pub(super) enum Running {
 
 /// What the client has said about a queue.
 #[derive(Debug, Default)]
-pub(super) struct Vring {
+struct Vring {
     size: u16,
     base: u16,
     addresses: Option<Addresses>,
-    pub(super) running: Running,
+    running: Running,
 }
 
 impl Vring {
-    pub(super) fn is_running(&self) -> bool {
+    fn is_running(&self) -> bool {
         matches!(self.running, Running::Yes(_))
     }
 
     /// Whether all of it is in memory that is there.
-    pub(super) fn is_mapped(&self, memory: &Memory) -> bool {
+    fn is_mapped(&self, memory: &Memory) -> bool {
         self.addresses
             .is_some_and(|Addresses { table, avail, used }| {
                 [table, avail, used]
@@ -61,9 +60,75 @@ impl Vring {
     }
 }
 
-impl Session {
-    pub(super) fn stop_all(&mut self) -> std::result::Result<(), Closed> {
-        for index in 0..self.options.num_queues {
+/// Who kicks a ring that is to be started.
+pub(super) struct Kick {
+    fd: OwnedFd,
+    /// For another start of the ring.
+    kept: OwnedFd,
+}
+
+impl Kick {
+    pub fn new(fd: OwnedFd) -> Result<Self> {
+        let kept = duplicate(&fd)?;
+        Ok(Self { fd, kept })
+    }
+}
+
+/// What all rings are started with.
+pub(super) struct Terms<'a> {
+    pub memory: Option<&'a Arc<Memory>>,
+    pub region: Option<&'a Arc<Region>>,
+    /// Negotiated virtio features.
+    pub features: u64,
+    /// What to do about a ring that is in no memory.
+    pub remedy: &'static str,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Vrings {
+    device: DeviceHandle,
+    size_max: u16,
+    vrings: Vec<Vring>,
+}
+
+impl Vrings {
+    /// `count` rings of at most `size_max` descriptors.
+    pub fn new(device: DeviceHandle, count: u16, size_max: u16) -> Self {
+        let vrings = (0..count).map(|_| Vring::default());
+        Self {
+            device,
+            size_max,
+            vrings: vrings.collect(),
+        }
+    }
+
+    pub fn indexes(&self) -> std::ops::Range<u16> {
+        0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX)
+    }
+
+    /// Whether none is served, nor will be without another message about it.
+    pub fn are_stopped(&self) -> bool {
+        let stopped = |vring: &Vring| matches!(vring.running, Running::No);
+        self.vrings.iter().all(stopped)
+    }
+
+    /// The connection is gone: rings end as at GET_VRING_BASE.
+    pub fn end(&mut self) -> std::result::Result<(), Closed> {
+        self.stop_all()?;
+        self.device.call_all(|device| async move {
+            for queue in device.queues() {
+                queue.set_enabled(false, true).await;
+                queue.set_call(None);
+                queue.set_error(None);
+            }
+        })?;
+        self.vrings.fill_with(Vring::default);
+        Ok(())
+    }
+
+    pub fn stop_all(&mut self) -> std::result::Result<(), Closed> {
+        for index in self.indexes() {
             let vring = &mut self.vrings[usize::from(index)];
             if vring.is_running() {
                 self.stop(index)?;
@@ -79,8 +144,35 @@ impl Session {
         })
     }
 
+    /// Stops the rings that are not in `memory`, until they are again ([`Self::take_returned`]).
+    pub fn displace(&mut self, memory: &Memory) -> std::result::Result<(), Closed> {
+        for index in self.indexes() {
+            let vring = &mut self.vrings[usize::from(index)];
+            // One that is displaced already stays so, whatever else goes.
+            if vring.is_running()
+                && !vring.is_mapped(memory)
+                && let Running::Yes(kick) = std::mem::take(&mut vring.running)
+            {
+                self.stop(index)?;
+                self.vrings[usize::from(index)].running = Running::Displaced(kick);
+            }
+        }
+        Ok(())
+    }
+
+    /// The kick descriptor of a ring that was displaced, if it is in `memory`: it is to be started
+    /// again.
+    pub fn take_returned(&mut self, index: u16, memory: &Memory) -> Option<OwnedFd> {
+        let vring = &mut self.vrings[usize::from(index)];
+        let back = matches!(vring.running, Running::Displaced(_)) && vring.is_mapped(memory);
+        match back.then(|| std::mem::take(&mut vring.running)) {
+            Some(Running::Displaced(kick)) => Some(kick),
+            _ => None,
+        }
+    }
+
     /// Returns the next available index. Nothing of the queue is in flight then.
-    pub(super) fn stop(&mut self, index: u16) -> std::result::Result<u16, Closed> {
+    fn stop(&mut self, index: u16) -> std::result::Result<u16, Closed> {
         let next = (self.device).call_queue(index, |queue| async move { queue.stop().await })?;
         Ok(self.stopped_at(index, next))
     }
@@ -94,11 +186,11 @@ impl Session {
     }
 
     fn index(&self, index: u32) -> Result<u16> {
+        let count = self.vrings.len();
         match u16::try_from(index) {
-            Ok(index) if index < self.options.num_queues => Ok(index),
+            Ok(index) if usize::from(index) < count => Ok(index),
             _ => Err(wrong(format!(
-                "queue {index} does not exist, there are {}",
-                self.options.num_queues
+                "queue {index} does not exist, there are {count}"
             ))),
         }
     }
@@ -113,10 +205,10 @@ impl Session {
         Ok(vring)
     }
 
-    fn setup(&mut self, index: u16, kick: OwnedFd) -> Result<Setup> {
+    fn setup(&self, index: u16, kick: OwnedFd, terms: &Terms<'_>) -> Result<Setup> {
         let vring = &self.vrings[usize::from(index)];
-        let remedy = self.memory_remedy();
-        let (Some(memory), Some(addresses)) = (&self.memory, vring.addresses) else {
+        let (features, remedy) = (terms.features, terms.remedy);
+        let (Some(memory), Some(addresses)) = (terms.memory, vring.addresses) else {
             return Err(wrong(format!(
                 "SET_VRING_KICK for queue {index} before SET_MEM_TABLE or SET_VRING_ADDR{remedy}"
             )));
@@ -133,41 +225,36 @@ impl Session {
             avail: guest("available ring", addresses.avail)?,
             used: guest("used ring", addresses.used)?,
             size: vring.size,
-            event_idx: self.features & F_EVENT_IDX != 0,
-            indirect: self.features & F_INDIRECT_DESC != 0,
+            event_idx: features & F_EVENT_IDX != 0,
+            indirect: features & F_INDIRECT_DESC != 0,
         };
         Ok(Setup {
             memory: Arc::clone(memory),
             layout,
-            features: self.features,
+            features,
             base: vring.base,
-            region: self.region.clone(),
+            region: terms.region.cloned(),
             kick,
         })
     }
 
-    pub(super) fn start(&mut self, index: u16, kick: OwnedFd) -> Result<()> {
-        let kept = duplicate(&kick)?;
-        if !self.begun {
-            // Neither a fresh region nor one that was handed back: nothing can go on.
-            self.attach()?;
-        }
-        self.start_cache()?;
-        let setup = self.setup(index, kick)?;
-        let always = self.features & F_PROTOCOL_FEATURES == 0;
+    /// Starts the ring of a queue that exists.
+    pub fn start(&mut self, index: u16, kick: Kick, terms: &Terms<'_>) -> Result<()> {
+        let Kick { fd, kept } = kick;
+        let setup = self.setup(index, fd, terms)?;
+        let always = terms.features & F_PROTOCOL_FEATURES == 0;
         self.device.call_queue(index, move |queue| async move {
             if always {
                 queue.set_enabled(true, true).await;
             }
             queue.start(setup).await;
         })?;
-        self.unclaimed.taken_up(index);
         self.vrings[usize::from(index)].running = Running::Yes(kept);
         Ok(())
     }
 
-    pub(super) fn set_vring_num(&mut self, VringState { index, value }: VringState) -> Result<()> {
-        let max = self.options.queue_size_max;
+    pub fn set_num(&mut self, VringState { index, value }: VringState) -> Result<()> {
+        let max = self.size_max;
         let size = u16::try_from(value)
             .ok()
             .filter(|size| size.is_power_of_two() && *size <= max);
@@ -180,7 +267,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn set_vring_addr(&mut self, address: VringAddr) -> Result<()> {
+    pub fn set_addr(&mut self, address: VringAddr) -> Result<()> {
         self.stopped(address.index, "SET_VRING_ADDR")?.addresses = Some(Addresses {
             table: address.table,
             avail: address.avail,
@@ -189,7 +276,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn set_vring_base(&mut self, VringState { index, value }: VringState) -> Result<()> {
+    pub fn set_base(&mut self, VringState { index, value }: VringState) -> Result<()> {
         let base = u16::try_from(value).map_err(|_| {
             wrong(format!(
                 "SET_VRING_BASE {value} for queue {index}: indexes have 16 bits"
@@ -202,23 +289,24 @@ impl Session {
     /// What is in flight is completed first, whatever has been negotiated: by the specification it
     /// must be, and GET_VRING_BASE_INFLIGHT alone, which once said otherwise, allows it. What is held
     /// is not waited for: it stays marked in the region.
-    pub(super) fn get_vring_base(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
+    pub fn base(&mut self, index: u32) -> Result<VringState> {
         let queue = self.index(index)?;
         // A ring that does not run may have been suspended.
-        let base = self.stop(queue)?;
-        Ok(vring_base(index, base))
+        let value = self.stop(queue)?.into();
+        Ok(VringState { index, value })
     }
 
     /// Nothing is waited for: what is in flight stays marked in the region. Without a region nobody
     /// would know of it, so there it is completed.
-    pub(super) fn get_vring_base_skip_drain(&mut self, index: u32) -> Result<Answer<OwnedFd>> {
+    pub fn base_skip_drain(&mut self, index: u32) -> Result<VringState> {
         let queue = self.index(index)?;
         let next = (self.device).call_queue(queue, |queue| async move { queue.suspend().await })?;
-        let base = self.stopped_at(queue, next);
-        Ok(vring_base(index, base))
+        let value = self.stopped_at(queue, next).into();
+        Ok(VringState { index, value })
     }
 
-    pub(super) fn set_vring_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<()> {
+    /// Returns the queue and its descriptor if its ring is to be started.
+    pub fn set_kick(&mut self, index: u16, fd: Option<OwnedFd>) -> Result<Option<(u16, OwnedFd)>> {
         let index = self.index(index.into())?;
         let kick = fd.ok_or_else(|| {
             wrong(format!(
@@ -228,23 +316,19 @@ impl Session {
         })?;
         let kick = eventfd(kick, "SET_VRING_KICK", index)?;
         match &mut self.vrings[usize::from(index)].running {
-            Running::No => {
-                // A client that starts a ring has told its memory.
-                self.settle_memory()?;
-                return self.start(index, kick);
-            }
+            Running::No => return Ok(Some((index, kick))),
             Running::Displaced(kept) => {
                 *kept = kick;
-                return Ok(());
+                return Ok(None);
             }
             Running::Yes(kept) => *kept = duplicate(&kick)?,
         }
         self.device
             .call_queue(index, move |queue| async move { queue.set_kick(kick) })?;
-        Ok(())
+        Ok(None)
     }
 
-    pub(super) fn set_vring_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
+    pub fn set_call(&mut self, index: u16, call: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
         let call = (call.map(|call| eventfd(call, "SET_VRING_CALL", index))).transpose()?;
         self.device
@@ -252,7 +336,7 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn set_vring_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
+    pub fn set_err(&mut self, index: u16, error: Option<OwnedFd>) -> Result<()> {
         let index = self.index(index.into())?;
         let error = (error.map(|error| eventfd(error, "SET_VRING_ERR", index))).transpose()?;
         self.device
@@ -260,13 +344,11 @@ impl Session {
         Ok(())
     }
 
-    pub(super) fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
+    /// With `drain` nothing of a ring that is disabled is in flight afterwards.
+    pub fn set_enabled(&mut self, index: u32, enabled: bool, drain: bool) -> Result<()> {
         let index = self.index(index)?;
-        // It comes before GET_VRING_BASE_SKIP_DRAIN, which must not wait. To others it is all that
-        // they say about a pause.
-        let drain = self.protocol & P_GET_VRING_BASE_SKIP_DRAIN == 0;
         self.device.call_queue(index, move |queue| async move {
-            queue.set_enabled(enable, drain).await
+            queue.set_enabled(enabled, drain).await
         })?;
         Ok(())
     }
@@ -275,11 +357,6 @@ impl Session {
 fn eventfd(fd: OwnedFd, message: &str, index: u16) -> Result<OwnedFd> {
     descriptor::eventfd(fd)
         .map_err(|refused| wrong(format!("{message} for queue {index} with {refused}")))
-}
-
-fn vring_base(index: u32, base: u16) -> Answer<OwnedFd> {
-    let value = base.into();
-    Answer::VringBase(VringState { index, value })
 }
 
 fn duplicate(kick: &OwnedFd) -> Result<OwnedFd> {
