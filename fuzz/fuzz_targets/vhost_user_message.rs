@@ -17,8 +17,10 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError, Policy};
+use export_vhost_user_blk::protocol::answer::{self, Answer};
+use export_vhost_user_blk::protocol::decode::decode;
 use export_vhost_user_blk::protocol::message::{
-    self, Answer, FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
+    FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
 };
 use export_vhost_user_blk::{Options, VhostUserBlkExport};
 use iothread::IoThread;
@@ -74,7 +76,7 @@ fn check(header: [u8; HEADER_BYTES], rest: &[u8], fds: usize) -> usize {
     let Some(payload) = rest.get(..header.size) else {
         return header.size;
     };
-    match message::decode(header, payload, (0..fds).collect()) {
+    match decode(header, payload, (0..fds).collect()) {
         Ok(Message::SetMemTable(regions)) => assert_eq!(regions.len(), fds),
         Ok(Message::SetConfig(range, bytes)) => {
             assert_eq!(Ok(range.len), u32::try_from(bytes.len()));
@@ -84,7 +86,7 @@ fn check(header: [u8; HEADER_BYTES], rest: &[u8], fds: usize) -> usize {
     }
     let done = Answer::<usize>::Done.encode(header);
     assert_eq!(done.is_some(), header.need_reply);
-    assert!(message::refusal(header).is_none() || header.need_reply);
+    assert!(answer::refusal(header).is_none() || header.need_reply);
     header.size
 }
 

@@ -10,32 +10,21 @@
 //! A part has room for the largest queue that the export serves, whatever the client asks for: QEMU
 //! asks with its `queue-size`, and on virtio-mmio the driver makes larger queues than that.
 
+mod part;
+
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 
 use block::WriteCache;
 
 use crate::ring;
-use crate::shared::{Area, Cells, MapError, Mapping, sealed_memfd};
+use crate::shared::{Area, MapError, Mapping, sealed_memfd};
 use crate::trailer::{self, Layout, UnknownVersion};
-
-const VERSION: u16 = 1;
-/// Places of 16 bits in the header.
-const VERSION_PLACE: usize = 4;
-const DESCRIPTORS: usize = 5;
-const LAST_BATCH: usize = 6;
-const USED: usize = 7;
-const HEADER_BYTES: usize = 16;
-const STATE_BYTES: usize = 16;
-/// Places in a state, in units of their own size: of 8, 16 and 64 bits.
-const MARK: usize = 0;
-const NEXT: usize = 3;
-const COUNTER: usize = 1;
-/// Parts of different queues share no cache line.
-const ALIGN: usize = 64;
+use part::stride;
+pub(crate) use part::{Marked, PartError, QueueRegion};
 
 /// What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,25 +56,6 @@ pub(crate) enum InflightError {
     },
     #[error(transparent)]
     Trailer(#[from] UnknownVersion),
-    #[error("inflight region: version {version}, supported is {VERSION}")]
-    Version { version: u16 },
-    #[error("inflight region: made for {found} descriptors, the queue has {size}")]
-    Descriptors { found: u16, size: u16 },
-    #[error(
-        "inflight region: its used index {noted} and that of the ring, {used}, are more than the \
-         queue size {size} apart"
-    )]
-    UsedIndex { noted: u16, used: u16, size: u16 },
-    #[error("inflight region: the last batch names descriptor {head}, the queue has {size}")]
-    LastBatch { head: u16, size: u16 },
-}
-
-/// A head that is marked as in flight.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Marked {
-    /// Orders heads as they were taken.
-    pub counter: u64,
-    pub head: u16,
 }
 
 /// The region of one life of a device.
@@ -166,7 +136,7 @@ impl Region {
     }
 
     /// The part of one queue, which has `size` descriptors; none if the region has no room for it.
-    pub fn queue(&self, queue: u16, size: u16) -> Result<Option<QueueRegion>, InflightError> {
+    pub fn queue(&self, queue: u16, size: u16) -> Result<Option<QueueRegion>, PartError> {
         let Layout { queues, queue_size } = self.layout;
         if queue >= queues || size > queue_size {
             return Ok(None);
@@ -181,12 +151,8 @@ impl Region {
         let Layout { queues, queue_size } = self.layout;
         let stride = stride(queue_size);
         let area = self.mapping.area(stride * usize::from(queue), stride);
-        area.filter(|_| queue < queues).is_some_and(|area| {
-            let states =
-                area.cells::<[AtomicU8; STATE_BYTES]>(HEADER_BYTES, usize::from(queue_size));
-            let mut states = states.iter();
-            states.any(|marks| marks[MARK].load(Ordering::Acquire) != 0)
-        })
+        area.filter(|_| queue < queues)
+            .is_some_and(|area| part::has_marks(&area, queue_size))
     }
 
     /// Which queues it has parts for.
@@ -201,10 +167,6 @@ fn trailer_of(mapping: &Arc<Mapping>) -> Option<Area> {
     mapping
         .area(start, trailer::BYTES)
         .filter(|area| area.is_aligned(align_of::<AtomicU64>()))
-}
-
-fn stride(queue_size: u16) -> usize {
-    (HEADER_BYTES + STATE_BYTES * usize::from(queue_size)).next_multiple_of(ALIGN)
 }
 
 /// Bytes of all parts.
@@ -230,130 +192,12 @@ fn check(spec: &RegionSpec, layout: Layout, needed: u64) -> Result<(), InflightE
     Ok(())
 }
 
-/// One queue's part of a region.
-#[derive(Debug)]
-pub(crate) struct QueueRegion {
-    header: Cells<AtomicU16>,
-    /// The states, seen as numbers of each size; no byte is accessed as more than one of them.
-    marks: Cells<[AtomicU8; STATE_BYTES]>,
-    nexts: Cells<[AtomicU16; STATE_BYTES / 2]>,
-    counters: Cells<[AtomicU64; STATE_BYTES / 8]>,
-    size: u16,
-    next_counter: u64,
-    /// Nobody has used it before, so its used index says nothing.
-    fresh: bool,
-}
-
-impl QueueRegion {
-    fn new(area: &Area, size: u16) -> Result<Self, InflightError> {
-        let states = usize::from(size);
-        let mut this = Self {
-            header: area.cells(0, HEADER_BYTES / 2),
-            marks: area.cells(HEADER_BYTES, states),
-            nexts: area.cells(HEADER_BYTES, states),
-            counters: area.cells(HEADER_BYTES, states),
-            size,
-            next_counter: 0,
-            fresh: false,
-        };
-        let (version, found) = (this.load(VERSION_PLACE), this.load(DESCRIPTORS));
-        this.fresh = (version, found) == (0, 0);
-        match (version, found) {
-            _ if this.fresh => {
-                this.store(DESCRIPTORS, size);
-                this.store(VERSION_PLACE, VERSION);
-            }
-            (VERSION, _) if found == size => {}
-            (VERSION, _) => return Err(InflightError::Descriptors { found, size }),
-            _ => return Err(InflightError::Version { version }),
-        }
-        Ok(this)
-    }
-
-    fn load(&self, place: usize) -> u16 {
-        u16::from_le(self.header[place].load(Ordering::Acquire))
-    }
-
-    fn store(&self, place: usize, value: u16) {
-        self.header[place].store(value.to_le(), Ordering::Release);
-    }
-
-    /// Whether no device has ever used it.
-    pub fn is_fresh(&self) -> bool {
-        self.fresh
-    }
-
-    /// What is in flight, oldest first, at the start of a ring whose used index is `used`. Finishes
-    /// what an interrupted batch has left undone.
-    pub fn recover(&mut self, used: u16) -> Result<Vec<Marked>, InflightError> {
-        if std::mem::take(&mut self.fresh) {
-            // The ring may be older than the region: after a migration, say.
-            self.set_used(used);
-        }
-        let noted = self.load(USED);
-        let batch = used.wrapping_sub(noted);
-        let size = self.size;
-        if batch > size {
-            return Err(InflightError::UsedIndex { noted, used, size });
-        }
-        if batch > 0 {
-            // The used index was published, but perhaps not all marks of that batch were removed.
-            let mut head = self.load(LAST_BATCH);
-            for _ in 0..batch {
-                if head >= size {
-                    return Err(InflightError::LastBatch { head, size });
-                }
-                self.unmark(head);
-                let next = &self.nexts[usize::from(head)][NEXT];
-                head = u16::from_le(next.load(Ordering::Acquire));
-            }
-            self.set_used(used);
-        }
-        let mut marked: Vec<_> = (0..size)
-            .zip(self.marks.iter().zip(&*self.counters))
-            .filter(|(_, (marks, _))| marks[MARK].load(Ordering::Acquire) != 0)
-            .map(|(head, (_, counters))| Marked {
-                counter: u64::from_le(counters[COUNTER].load(Ordering::Acquire)),
-                head,
-            })
-            .collect();
-        marked.sort_by_key(|marked| (marked.counter, marked.head));
-        self.next_counter = marked.last().map_or(0, |last| last.counter.wrapping_add(1));
-        Ok(marked)
-    }
-
-    /// A head has been taken; returns its counter.
-    pub fn mark(&mut self, head: u16) -> u64 {
-        let counter = self.next_counter;
-        self.next_counter = counter.wrapping_add(1);
-        let head = usize::from(head);
-        self.counters[head][COUNTER].store(counter.to_le(), Ordering::Relaxed);
-        self.marks[head][MARK].store(1, Ordering::Release);
-        counter
-    }
-
-    /// A head is about to be published as used. Comes after its used element and before the index.
-    pub fn add_to_batch(&self, head: u16) {
-        let last = self.header[LAST_BATCH].load(Ordering::Relaxed);
-        self.nexts[usize::from(head)][NEXT].store(last, Ordering::Release);
-        self.store(LAST_BATCH, head);
-    }
-
-    /// A head has been published as used.
-    pub fn unmark(&self, head: u16) {
-        self.marks[usize::from(head)][MARK].store(0, Ordering::Release);
-    }
-
-    /// The batch is done.
-    pub fn set_used(&self, used: u16) {
-        self.store(USED, used);
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::part::{HEADER_BYTES, LAST_BATCH, STATE_BYTES, VERSION_PLACE};
     use super::*;
     use proptest::prelude::*;
+    use std::sync::atomic::Ordering;
 
     fn state(head: usize) -> usize {
         HEADER_BYTES + STATE_BYTES * head
@@ -433,14 +277,11 @@ mod tests {
         let area = region.mapping.area(0, region.mapping.len()).unwrap();
         let mut part = region.queue(0, 8).unwrap().unwrap();
         assert!(part.recover(0).unwrap().is_empty());
-        assert!(matches!(
-            part.recover(9),
-            Err(InflightError::UsedIndex { .. })
-        ));
+        assert!(matches!(part.recover(9), Err(PartError::UsedIndex { .. })));
         area.store_u16(2 * LAST_BATCH, 8, Ordering::Relaxed);
         assert!(matches!(
             part.recover(1),
-            Err(InflightError::LastBatch { head: 8, .. })
+            Err(PartError::LastBatch { head: 8, .. })
         ));
         // A list that runs in a circle ends with the batch.
         area.store_u16(2 * LAST_BATCH, 0, Ordering::Relaxed);
@@ -450,12 +291,12 @@ mod tests {
         assert_eq!(heads(&part.recover(8).unwrap()), [3]);
         assert!(matches!(
             region.queue(0, 4),
-            Err(InflightError::Descriptors { found: 8, size: 4 })
+            Err(PartError::Descriptors { found: 8, size: 4 })
         ));
         area.store_u16(2 * VERSION_PLACE, 2, Ordering::Relaxed);
         assert!(matches!(
             region.queue(0, 8),
-            Err(InflightError::Version { version: 2 })
+            Err(PartError::Version { version: 2 })
         ));
         for wrong in [
             RegionSpec { bytes: 127, ..spec },

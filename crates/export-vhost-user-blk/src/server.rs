@@ -11,7 +11,9 @@ use listener::Socket;
 
 use crate::descriptor::Foreign;
 use crate::door::{Door, Next, Porter};
-use crate::protocol::message::{self, Answer, Message, MessageError};
+use crate::protocol::answer::{self, Answer};
+use crate::protocol::decode::decode;
+use crate::protocol::message::{Message, MessageError};
 use crate::protocol::socket::{Connection, ReceiveError};
 use crate::session::{Refused, Session};
 use crate::trouble::Trouble;
@@ -142,7 +144,7 @@ fn serve_message(connection: &Connection, session: &mut Session, door: &Door) ->
     let send =
         |bytes: &[u8], fd: Option<&OwnedFd>| connection.send(bytes, fd).map_err(|_| End::Gone);
     let fds = packet.fds.into_iter().map(Foreign::new).collect();
-    let refused = match message::decode(header, &packet.payload, fds) {
+    let refused = match decode(header, &packet.payload, fds) {
         Ok(message) => match handle(session, message) {
             Ok(answer) => {
                 return match answer.encode(header) {
@@ -154,7 +156,7 @@ fn serve_message(connection: &Connection, session: &mut Session, door: &Door) ->
         },
         Err(error) => {
             if let (MessageError::NotOffered { .. }, Some(refusal)) =
-                (error, message::refusal(header))
+                (error, answer::refusal(header))
             {
                 // It asks, and it is told: no reason to part.
                 tracing::debug!("refused: {error}");
@@ -163,7 +165,7 @@ fn serve_message(connection: &Connection, session: &mut Session, door: &Door) ->
             End::Wrong(error.to_string())
         }
     };
-    if let Some(refusal) = message::refusal(header) {
+    if let Some(refusal) = answer::refusal(header) {
         // Once it is told it may come back at once, and is not somebody else then.
         door.leave();
         // It has been told, or it is gone: this is the end in either case.

@@ -5,7 +5,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rustix::net::{SendFlags, sockopt};
 
-use super::message;
+use super::answer;
 use crate::descriptor;
 
 /// SET_BACKEND_REQ_FD with something else than a socket.
@@ -47,7 +47,7 @@ impl BackChannel {
             let socket = self.socket();
             let Some(socket) = &*socket else { return };
             let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
-            rustix::net::send(socket, &message::config_change(), flags)
+            rustix::net::send(socket, &answer::config_change(), flags)
         };
         if let Err(errno) = sent
             && errno != rustix::io::Errno::AGAIN
@@ -60,6 +60,7 @@ impl BackChannel {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::message::HEADER_BYTES;
     use std::io::Read;
     use std::os::unix::net::UnixStream;
 
@@ -72,9 +73,9 @@ mod tests {
         for _ in 0..100_000 {
             channel.config_changed();
         }
-        let mut bytes = [0; message::HEADER_BYTES];
+        let mut bytes = [0; HEADER_BYTES];
         client.read_exact(&mut bytes).unwrap();
-        assert_eq!(bytes, message::config_change());
+        assert_eq!(bytes, answer::config_change());
         drop(client);
         channel.config_changed();
         channel.clear();

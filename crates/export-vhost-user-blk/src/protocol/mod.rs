@@ -6,10 +6,17 @@
 //! answers messages it does not know by ending the connection without a word. What is left of it
 //! when these are solved is a header of twelve bytes.
 //!
-//! - [`message`]: pure; total on whatever a client sends, and nothing is allocated by its word;
+//! - [`code`], [`message`]: what there is to say;
+//! - [`mod@decode`], [`answer`]: pure; total on whatever a client sends, and nothing is allocated by its
+//!   word;
 //! - `socket`: whole messages with their descriptors, from and to a stream;
 //! - `back_channel`: what the device says unasked.
 
+pub mod answer;
 pub(crate) mod back_channel;
+pub mod code;
+pub mod decode;
 pub mod message;
 pub(crate) mod socket;
+#[cfg(test)]
+mod tests;

@@ -184,7 +184,7 @@ impl Arrival<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::protocol::message::Code;
+    use crate::protocol::code::Code;
     use std::io::{Read, Write};
     use std::os::fd::BorrowedFd;
 

@@ -4,7 +4,7 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
-use crate::inflight::{InflightError, Marked, QueueRegion, Region};
+use crate::inflight::{Marked, PartError, QueueRegion, Region};
 use crate::request::{self, Malformed, Parsed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
 use crate::trailer;
@@ -90,7 +90,7 @@ pub(super) enum Broken {
     #[error("the driver made descriptor {head} available again before it was completed")]
     Busy { head: u16 },
     #[error(transparent)]
-    Inflight(#[from] InflightError),
+    Inflight(#[from] PartError),
     #[error(
         "SET_VRING_BASE {base} and the used index {used} are more than the queue size {size} apart"
     )]

@@ -1,4 +1,9 @@
-use super::*;
+use super::answer::*;
+use super::code::Code;
+use super::decode::decode;
+use super::message::*;
+use crate::inflight;
+use crate::memory::RegionSpec;
 
 /// Descriptors in tests are numbers.
 type Decoded = Result<Message<u32>, MessageError>;
