@@ -18,6 +18,19 @@ pub enum ErrorClass {
     KVMMissingCap,
 }
 
+impl ErrorClass {
+    /// Its name on the wire.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::GenericError => "GenericError",
+            Self::CommandNotFound => "CommandNotFound",
+            Self::DeviceNotActive => "DeviceNotActive",
+            Self::DeviceNotFound => "DeviceNotFound",
+            Self::KVMMissingCap => "KVMMissingCap",
+        }
+    }
+}
+
 /// An error as QMP sends it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{desc}")]

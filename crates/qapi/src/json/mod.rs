@@ -17,9 +17,29 @@ pub use error::JsonError;
 use crate::{DEPTH_MAX, JSON_TOKENS_MAX, TEXT_BYTES_MAX, Value};
 use lexer::{Lexer, Token};
 
+/// What one JSON value may consist of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Most bytes of its text, and of an unfinished one.
+    pub text_bytes: usize,
+    /// Most tokens; see [`JSON_TOKENS_MAX`].
+    pub tokens: usize,
+}
+
+impl Default for Limits {
+    /// [`TEXT_BYTES_MAX`] and [`JSON_TOKENS_MAX`].
+    fn default() -> Self {
+        Limits {
+            text_bytes: TEXT_BYTES_MAX,
+            tokens: JSON_TOKENS_MAX,
+        }
+    }
+}
+
 /// Splits a stream of bytes into JSON values. After an error it goes on with what follows.
 #[derive(Debug, Default)]
 pub struct Stream {
+    limits: Limits,
     lexer: Lexer,
     tokens: Vec<Token>,
     /// Open braces, and open brackets. They are counted, not matched: matching is the parser's.
@@ -35,11 +55,19 @@ impl Stream {
         Self::default()
     }
 
+    /// A stream with other limits than the usual ones: for answers, which are longer than commands.
+    pub fn with_limits(limits: Limits) -> Self {
+        Stream {
+            limits,
+            ..Self::default()
+        }
+    }
+
     /// Takes the next bytes and hands every value or error that they complete to `emit`.
     pub fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Result<Value, JsonError>)) {
         for &byte in bytes {
             self.pending_bytes += 1;
-            if self.pending_bytes > TEXT_BYTES_MAX {
+            if self.pending_bytes > self.limits.text_bytes {
                 emit(Err(JsonError("JSON token size limit exceeded".to_owned())));
                 self.reset();
                 self.lexer.recover();
@@ -111,7 +139,7 @@ impl Stream {
             },
             _ => {}
         }
-        if self.tokens.len() == JSON_TOKENS_MAX {
+        if self.tokens.len() == self.limits.tokens {
             self.reset();
             return Some(Err(JsonError("JSON token count limit exceeded".to_owned())));
         }

@@ -121,6 +121,24 @@ fn depth_and_size_are_bounded() {
 }
 
 #[test]
+fn limits_can_be_others() {
+    let limits = Limits {
+        text_bytes: 10,
+        tokens: 4,
+    };
+    for (text, good) in [
+        ("\"12345678\"", true),
+        ("\"123456789\"", false),
+        ("[[]]", true),
+        ("[[[]]]", false),
+    ] {
+        let mut out = Vec::new();
+        Stream::with_limits(limits).feed(text.as_bytes(), |value| out.push(value.is_ok()));
+        assert_eq!(out[0], good, "{text}");
+    }
+}
+
+#[test]
 fn numbers_keep_their_kind() {
     assert_eq!(parse("18446744073709551615").unwrap(), json!(u64::MAX));
     assert_eq!(parse("-9223372036854775808").unwrap(), json!(i64::MIN));
