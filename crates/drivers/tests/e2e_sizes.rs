@@ -10,7 +10,6 @@ mod tests {
     use std::path::Path;
     use std::process::Command;
     use std::sync::Arc;
-    use std::time::{Duration, Instant};
 
     use block::{Limits, Node};
     use standfast_drivers::file::Discard;
@@ -117,17 +116,8 @@ mod tests {
         open_with(&options(path, direct))
     }
 
-    /// The thread that has answered a request may hold the former node, and its locks, a moment longer.
     fn open_with(options: &FileOptions) -> Arc<Node> {
-        let deadline = Instant::now() + Duration::from_secs(20);
-        loop {
-            match FileDriver::open_file(options.clone()) {
-                Err(error) if error.is_locked() && Instant::now() < deadline => {
-                    std::thread::sleep(Duration::from_millis(1));
-                }
-                opened => return node(opened.expect("opens")),
-            }
-        }
+        node(FileDriver::open_file(options.clone()).expect("opens"))
     }
 
     fn device(path: &str, change: impl FnOnce(&mut FileOptions)) -> Result<FileDriver, OpenError> {

@@ -1,6 +1,6 @@
 //! An image that is in use: what is known of it, and how it is opened.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,7 +12,7 @@ use super::device_discard::DeviceDiscard;
 use super::device_size::DeviceSize;
 use super::flush::Flusher;
 use super::geometry::{self, Geometry};
-use super::lock::Permissions;
+use super::lock::Locked;
 use super::open;
 use super::options::{Discard, FileOptions};
 use super::probe::{self, Deallocates, DirectAlignment, Kind};
@@ -26,7 +26,6 @@ pub struct FileDriver {
     pub(super) name: &'static str,
     pub(super) node_name: Arc<str>,
     pub(super) filename: String,
-    pub(super) fd: OwnedFd,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
     pub(super) cache_direct: bool,
@@ -37,10 +36,6 @@ pub struct FileDriver {
     pub(super) has_server: bool,
     pub(super) warning: Option<String>,
     pub(super) length: AtomicU64,
-    /// The end of an image that does not fill its last block.
-    pub(super) tail: Tail,
-    /// What is locked.
-    pub(super) locks: Option<(Permissions, Permissions)>,
     /// What has been seen of the size of a block device.
     pub(super) device_size: DeviceSize,
     /// What the storage asks of reads and writes.
@@ -54,6 +49,10 @@ pub struct FileDriver {
     pub(super) serialiser: Serialiser,
     pub(super) flusher: Flusher,
     pub(super) deallocation: Deallocation,
+    /// The end of an image that does not fill its last block.
+    pub(super) tail: Tail,
+    /// Dropped after `deallocation`, which waits for what it has begun: with it go the locks.
+    pub(super) fd: Locked,
 }
 
 impl FileDriver {
@@ -127,7 +126,7 @@ impl FileDriver {
             .ok_or_else(|| failed(libc::EFBIG, "Could not round up the length of"))?;
         let tail = Tail::new(opened.length.min(length), length, request);
         if !opened.read_only {
-            tail.prepare(length, fd, opened.locks).map_err(|error| {
+            tail.prepare(length, &opened.fd).map_err(|error| {
                 failed(
                     error.raw_os_error().unwrap_or(libc::EIO),
                     "Could not open the end of the image, through /proc/self/fd, a second time for",
@@ -149,7 +148,6 @@ impl FileDriver {
             has_server,
             length: AtomicU64::new(length),
             tail,
-            locks: opened.locks,
             device_size: DeviceSize::new(opened.length, kind == Kind::Block && buffered),
             alignment: opened.alignment,
             zero_align: match kind {

@@ -7,10 +7,12 @@
 //! one sees the other.
 //!
 //! The locks are OFD locks on the very descriptor that does the I/O: they end when the last request
-//! of a dying process has let go of it, not before.
+//! of a dying process has let go of it, not before. Who closes an image gives them back himself
+//! ([`Locked`]).
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ops::Range;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::OpenError;
 
@@ -56,20 +58,77 @@ impl Permissions {
     }
 }
 
-/// Takes `held` and denies others what is not in `shared`, until the descriptor is closed.
+/// What is held, and what others may hold.
+pub type Locks = (Permissions, Permissions);
+
+/// A descriptor, with locks on its image or without. Dropping it gives them back, so nothing that goes
+/// through it may be in flight any more.
 ///
-/// # Errors
-///
-/// Names the permission that another user of the image stands in the way of (EAGAIN), or says that
-/// the filesystem cannot lock. The locks taken so far are left to the close of the descriptor.
-pub fn acquire(
+/// Closing alone does not: the kernel keeps what it calls an open file, and with it the locks, for a
+/// request whose result has been taken already, if another of its threads has carried it out, and
+/// for every child that has been forked and has not come to its exec yet. Whoever opened the image
+/// again at once was told that it is in use.
+#[derive(Debug)]
+pub struct Locked {
+    fd: OwnedFd,
+    locks: Option<Locks>,
+}
+
+impl Locked {
+    /// Takes these locks, if any.
+    ///
+    /// # Errors
+    ///
+    /// Names the permission that another user of the image stands in the way of (EAGAIN), or says
+    /// that the filesystem cannot lock.
+    pub fn new(fd: OwnedFd, filename: &str, locks: Option<Locks>) -> Result<Self, OpenError> {
+        let locked = Self { fd, locks };
+        if let Some((held, shared)) = locks {
+            acquire(locked.as_fd(), filename, held, shared)?;
+        }
+        Ok(locked)
+    }
+
+    /// Another descriptor of this image, with the same locks: they end with the last of the two.
+    ///
+    /// # Errors
+    ///
+    /// If the kernel refuses.
+    pub fn another(&self, fd: OwnedFd) -> io::Result<Self> {
+        let locks = self.locks;
+        let other = Self { fd, locks };
+        if let Some((held, shared)) = locks {
+            take(other.as_fd(), held, shared)?;
+        }
+        Ok(other)
+    }
+}
+
+impl AsFd for Locked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.fd.as_fd()
+    }
+}
+
+impl Drop for Locked {
+    fn drop(&mut self) {
+        if self.locks.is_some() {
+            let all = PERM_BASE..SHARED_BASE + i64::from(u8::BITS);
+            // What fails is left to the close.
+            let _ = fcntl_lock(self.as_fd(), libc::F_OFD_SETLK, libc::F_UNLCK, all);
+        }
+    }
+}
+
+/// Takes `held` and denies others what is not in `shared`.
+fn acquire(
     fd: BorrowedFd<'_>,
     filename: &str,
     held: Permissions,
     shared: Permissions,
 ) -> Result<(), OpenError> {
     for byte in taken(held, shared) {
-        fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte).map_err(|error| {
+        lock_byte(fd, byte).map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             let message = format!(
                 "Failed to lock byte {byte} of '{filename}': {}",
@@ -99,13 +158,13 @@ pub fn acquire(
     Ok(())
 }
 
-/// Takes the same for another descriptor of the same image as [`acquire`] has for the first: the locks
-/// end with the last of the two.
-pub fn share(fd: BorrowedFd<'_>, held: Permissions, shared: Permissions) -> io::Result<()> {
-    for byte in taken(held, shared) {
-        fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte)?;
-    }
-    Ok(())
+/// Takes the same and asks nobody: for another descriptor of what is locked already.
+fn take(fd: BorrowedFd<'_>, held: Permissions, shared: Permissions) -> io::Result<()> {
+    taken(held, shared).try_for_each(|byte| lock_byte(fd, byte))
+}
+
+fn lock_byte(fd: BorrowedFd<'_>, byte: i64) -> io::Result<()> {
+    fcntl_lock(fd, libc::F_OFD_SETLK, libc::F_RDLCK, byte..byte + 1).map(|_| ())
 }
 
 /// The bytes to be locked.
@@ -123,7 +182,8 @@ fn in_use(filename: &str) -> String {
 }
 
 fn is_locked(fd: BorrowedFd<'_>, byte: i64, filename: &str) -> Result<bool, OpenError> {
-    let found = fcntl_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte).map_err(|error| {
+    let found = fcntl_lock(fd, libc::F_OFD_GETLK, libc::F_WRLCK, byte..byte + 1);
+    let found = found.map_err(|error| {
         OpenError::new(
             error.raw_os_error().unwrap_or(libc::EIO),
             format!("Failed to test the lock on byte {byte} of '{filename}': {error}"),
@@ -132,20 +192,20 @@ fn is_locked(fd: BorrowedFd<'_>, byte: i64, filename: &str) -> Result<bool, Open
     Ok(found != libc::F_UNLCK)
 }
 
-/// Sets or tests a lock on one byte; yields the type of lock that a test found.
+/// Sets, tests or gives back a lock; yields the type of lock that a test found.
 fn fcntl_lock(
     fd: BorrowedFd<'_>,
     command: libc::c_int,
     kind: libc::c_int,
-    byte: i64,
+    bytes: Range<i64>,
 ) -> io::Result<libc::c_int> {
     let narrow = |value: libc::c_int| libc::c_short::try_from(value).unwrap_or(libc::c_short::MAX);
     // SAFETY: a flock of zeroes is a valid one; the OFD commands want l_pid to be 0.
     let mut flock: libc::flock = unsafe { std::mem::zeroed() };
     flock.l_type = narrow(kind);
     flock.l_whence = narrow(libc::SEEK_SET);
-    flock.l_start = byte;
-    flock.l_len = 1;
+    flock.l_start = bytes.start;
+    flock.l_len = bytes.end - bytes.start;
     // SAFETY: the descriptor is open, and the command reads and writes one flock.
     let result = unsafe { libc::fcntl(fd.as_raw_fd(), command, &raw mut flock) };
     if result == -1 {
@@ -158,7 +218,6 @@ fn fcntl_lock(
 mod tests {
     use super::*;
     use std::fs::File;
-    use std::os::fd::AsFd;
 
     const WRITER: Permissions = Permissions::CONSISTENT_READ
         .and(Permissions::WRITE)
@@ -174,15 +233,32 @@ mod tests {
             let options = File::options().read(true).write(true).open(image.path());
             options.expect("the file exists")
         };
-        let (one, two) = (open(), open());
-        acquire(one.as_fd(), "b.img", WRITER, NO_WRITERS).expect("nobody else is there");
-        share(two.as_fd(), WRITER, NO_WRITERS).expect("it is ours");
+        let locked = || Locked::new(open().into(), "b.img", Some((WRITER, NO_WRITERS)));
+        let one = locked().expect("nobody else is there");
+        let two = one.another(open().into()).expect("it is ours");
         drop(one);
-        let other = open();
-        let refused = acquire(other.as_fd(), "b.img", WRITER, NO_WRITERS);
-        assert!(refused.expect_err("it is in use").is_locked());
-        drop((two, other));
-        acquire(open().as_fd(), "b.img", WRITER, NO_WRITERS).expect("the locks are gone");
+        assert!(locked().expect_err("it is in use").is_locked());
+        drop(two);
+        locked().expect("the locks are gone");
+    }
+
+    /// A node that was opened again at once was told now and then that its image is in use: a request
+    /// whose end had been reported, or a child that was just being forked, still had the descriptor.
+    #[test]
+    fn locks_are_given_back_whoever_still_has_the_descriptor() {
+        let image = tempfile::NamedTempFile::new().expect("a temporary file");
+        let locked = || {
+            let file = File::options().read(true).write(true).open(image.path());
+            let fd = OwnedFd::from(file.expect("the file exists"));
+            let others = fd.try_clone().expect("a descriptor");
+            let locked = Locked::new(fd, "b.img", Some((WRITER, NO_WRITERS)));
+            (locked, others)
+        };
+        let (one, _others) = locked();
+        let (two, _refused) = locked();
+        assert!(two.expect_err("it is in use").is_locked());
+        drop(one.expect("nobody else is there"));
+        locked().0.expect("neither the first nor the refused one");
     }
 
     /// Each pair of users of one image, as QEMU's permission rules have it.

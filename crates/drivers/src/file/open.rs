@@ -8,7 +8,7 @@ use std::path::Path;
 
 use rustix::fs::OFlags;
 
-use super::lock::{self, Permissions};
+use super::lock::{Locked, Permissions};
 use super::options::{FileOptions, Locking};
 use super::probe::{self, DirectAlignment, Kind, Stat};
 use crate::OpenError;
@@ -17,7 +17,7 @@ use crate::OpenError;
 #[derive(Debug)]
 pub struct Opened {
     /// The descriptor that holds the locks and does the I/O.
-    pub fd: OwnedFd,
+    pub fd: Locked,
     /// What it is.
     pub stat: Stat,
     /// Whether it could only be opened for reading.
@@ -28,8 +28,6 @@ pub struct Opened {
     pub logical_block: u32,
     /// Length in bytes.
     pub length: u64,
-    /// What is held, and what others may hold.
-    pub locks: Option<(Permissions, Permissions)>,
 }
 
 /// Opens, checks, locks and measures.
@@ -70,9 +68,7 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
     clear_nonblock(&fd).map_err(|error| failed("set the flags of", error))?;
     let locks =
         (options.locking != Locking::Off).then(|| permissions(read_only, options.force_share));
-    if let Some((held, shared)) = locks {
-        lock::acquire(fd.as_fd(), name, held, shared)?;
-    }
+    let fd = Locked::new(fd, name, locks)?;
     let length = probe::length(fd.as_fd()).map_err(|error| failed("get size of", error))?;
     let alignment = if options.cache_direct {
         probe::direct_alignment(fd.as_fd(), &stat)
@@ -95,7 +91,6 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
         alignment,
         logical_block,
         length,
-        locks,
     })
 }
 

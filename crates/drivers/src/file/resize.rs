@@ -1,6 +1,5 @@
 //! How the length of a node changes.
 
-use std::os::fd::AsFd;
 use std::sync::atomic::Ordering;
 
 use block::{BlockError, Result};
@@ -55,10 +54,8 @@ impl FileDriver {
                 .doing("resize")
                 .at(&self.node_name, 0, length)
         };
-        self.tail
-            .prepare(node, self.fd.as_fd(), self.locks)
-            .map_err(failed)?;
-        rustix::fs::ftruncate(&self.fd, length).map_err(|errno| failed(errno.into()))?;
+        self.tail.prepare(node, &self.fd).map_err(failed)?;
+        rustix::fs::ftruncate(self.fd(), length).map_err(|errno| failed(errno.into()))?;
         self.length.store(node, Ordering::Release);
         self.tail.set(image, node);
         Ok(())

@@ -15,13 +15,13 @@
 //! comparison.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::fs::{Mode, OFlags};
 
-use super::lock::{self, Permissions};
+use super::lock::Locked;
 use super::probe::Kind;
 
 /// A node's length is a multiple of it.
@@ -46,7 +46,7 @@ pub struct Tail {
     /// What the image is written in, by O_DIRECT.
     block: u64,
     /// Goes through the page cache; there once it is needed.
-    buffered: OnceLock<OwnedFd>,
+    buffered: OnceLock<Locked>,
 }
 
 impl Tail {
@@ -94,30 +94,23 @@ impl Tail {
     }
 
     /// Opens what is needed for an image under a node of `length` bytes, unless that was done before.
-    /// `fd` is open with O_DIRECT, and has these locks.
-    pub fn prepare(
-        &self,
-        length: u64,
-        fd: BorrowedFd<'_>,
-        locks: Option<(Permissions, Permissions)>,
-    ) -> io::Result<()> {
+    /// `image` is open with O_DIRECT.
+    pub fn prepare(&self, length: u64, image: &Locked) -> io::Result<()> {
         if self.has_whole_blocks(length) || self.buffered.get().is_some() {
             return Ok(());
         }
         // Not by its name, which may be another file's by now.
-        let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+        let path = format!("/proc/self/fd/{}", image.as_fd().as_raw_fd());
         let buffered = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        if let Some((held, shared)) = locks {
-            lock::share(buffered.as_fd(), held, shared)?;
-        }
+        let buffered = image.another(buffered)?;
         // Nobody else opens one at the same time: a node is opened once and resized drained.
-        let _: Result<(), OwnedFd> = self.buffered.set(buffered);
+        let _: Result<(), Locked> = self.buffered.set(buffered);
         Ok(())
     }
 
     /// What goes through the page cache, if it is needed.
     pub fn buffered(&self) -> Option<BorrowedFd<'_>> {
-        self.buffered.get().map(OwnedFd::as_fd)
+        self.buffered.get().map(Locked::as_fd)
     }
 
     /// A write that ends at `end` has succeeded.
