@@ -9,7 +9,10 @@
 //!   extended.
 //! * The write was inside: no space left either (a thin pool), if the device was as large when it was
 //!   tried. Nobody knows that of the first attempt, so it is tried again, which is right as well if the
-//!   device has grown meanwhile.
+//!   device has grown meanwhile. Of two answers around an attempt that differ, the smaller one counts.
+//!
+//! Linux tells nobody that a size has changed: a device that comes back and goes again between two
+//! answers has the same size in both.
 //!
 //! The page cache drops without a word what it was to write beyond the end of a device that has shrunk,
 //! and fdatasync(2) calls that a success. So what was written through the page cache is compared with
@@ -93,7 +96,7 @@ impl DeviceSize {
 /// An answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Asked {
-    /// Bytes now.
+    /// Bytes when it was asked.
     pub size: u64,
     largest: u64,
 }
@@ -110,21 +113,39 @@ impl Asked {
     }
 }
 
-/// What one operation knows of the size.
-#[derive(Debug, Default)]
-pub struct Again {
-    known: Option<u64>,
-    times: u32,
+/// Why an attempt has found no storage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Missing {
+    /// Nobody knows: it is to be tried again.
+    Again,
+    /// What was there is not there any more.
+    Gone,
+    /// There is no space.
+    Space,
 }
 
-impl Again {
-    /// Whether an operation that found no storage at byte `at` is to be tried again: it lies inside
-    /// the device now, and the last attempt may have found another size.
-    pub fn is_due(&mut self, asked: Asked, at: u64) -> bool {
-        let other = self.known.replace(asked.size) != Some(asked.size);
-        let due = at < asked.size && other && self.times < AGAIN_MAX;
-        self.times += u32::from(due);
-        due
+/// What one operation knows of the size.
+#[derive(Debug, Default)]
+pub struct Attempts {
+    /// Before the last attempt.
+    known: Option<Asked>,
+    again: u32,
+}
+
+impl Attempts {
+    /// The last attempt has found no storage at byte `at`, and this is the size after it. It is tried
+    /// again if it lies inside the device now, and may have found another size.
+    pub fn failed(&mut self, asked: Asked, at: u64) -> Missing {
+        let before = self.known.replace(asked);
+        let other = before.is_none_or(|before| before.size != asked.size);
+        if at < asked.size && other && self.again < AGAIN_MAX {
+            self.again += 1;
+            Missing::Again
+        } else if asked.has_shrunk() || before.is_some_and(Asked::has_shrunk) {
+            Missing::Gone
+        } else {
+            Missing::Space
+        }
     }
 }
 
@@ -172,15 +193,30 @@ mod tests {
     #[test]
     fn tried_again_inside_as_long_as_the_size_is_another() {
         let size = DeviceSize::new(16 * MIB, false);
-        let mut again = Again::default();
         let at = 12 * MIB;
-        assert!(!again.is_due(asked(&size, 0), at));
-        assert!(!again.is_due(asked(&size, at), at), "it ends there");
-        assert!(again.is_due(asked(&size, 16 * MIB), at), "it has grown");
-        assert!(!again.is_due(asked(&size, 16 * MIB), at), "a thin pool");
+        let after = |sizes: &[u64]| {
+            let mut attempts = Attempts::default();
+            let sizes = sizes.iter();
+            let failed = sizes.map(|&now| attempts.failed(asked(&size, now * MIB), at));
+            failed.collect::<Vec<_>>()
+        };
+        const AGAIN: Missing = Missing::Again;
+        assert_eq!(after(&[0]), [Missing::Gone]);
+        assert_eq!(after(&[12]), [Missing::Gone], "it ends there");
+        assert_eq!(after(&[16, 16]), [AGAIN, Missing::Space], "a thin pool");
+        assert_eq!(after(&[16, 8]), [AGAIN, Missing::Gone]);
+        assert_eq!(after(&[13, 16, 16]), [AGAIN, AGAIN, Missing::Space]);
+        assert_eq!(after(&[16, 17, 17]), [AGAIN, AGAIN, Missing::Space]);
 
-        let mut again = Again::default();
-        let due = (0..100).filter(|n| again.is_due(asked(&size, (16 + n % 2) * MIB), at));
-        assert_eq!(due.count(), AGAIN_MAX as usize, "bounded");
+        let mut attempts = Attempts::default();
+        let sizes = (0..100).map(|n| asked(&size, (16 + n % 2) * MIB));
+        let failed = sizes.map(|asked| attempts.failed(asked, at));
+        let mut last = failed.skip_while(|&missing| missing == AGAIN);
+        assert_eq!(
+            last.next(),
+            Some(Missing::Gone),
+            "one of the two was smaller"
+        );
+        assert_eq!(attempts.again, AGAIN_MAX, "bounded");
     }
 }

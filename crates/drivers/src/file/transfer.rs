@@ -7,7 +7,7 @@ use iothread::ring;
 use libc::iovec;
 
 use super::bounce::{Bounce, PIECE_MAX};
-use super::device_size::Again;
+use super::device_size::{Attempts, Missing};
 use super::driver::FileDriver;
 use super::probe::Kind;
 use super::retry::Retry;
@@ -94,18 +94,20 @@ impl FileDriver {
     ) -> Result<()> {
         let mut outcome = first;
         let mut retry = Retry::new();
-        let mut again = Again::default();
+        let mut attempts = Attempts::default();
         let mut done = 0;
         loop {
             match outcome {
                 None => {}
                 Some(Err(error)) if retry.again(&error).await => {}
-                Some(Err(error)) => {
-                    let no_space = error.raw_os_error() == Some(libc::ENOSPC);
-                    if !no_space || !self.is_due(&mut again, offset + done as u64) {
-                        return Err(error.into());
-                    }
+                Some(Err(error)) if error.raw_os_error() != Some(libc::ENOSPC) => {
+                    return Err(error.into());
                 }
+                Some(Err(error)) => match self.missing(&mut attempts, offset + done as u64) {
+                    Missing::Again => {}
+                    Missing::Gone => return Err(gone(error.into())),
+                    Missing::Space => return Err(error.into()),
+                },
                 Some(Ok(bytes)) => {
                     let reached = done + bytes as usize;
                     if reached >= wanted {
@@ -115,11 +117,14 @@ impl FileDriver {
                     let next = reached & !(self.alignment.request as usize - 1);
                     if next == done {
                         let at = offset + reached as u64;
-                        if self.is_due(&mut again, at) {
-                            outcome = None;
-                            continue;
+                        match self.missing(&mut attempts, at) {
+                            Missing::Again => {
+                                outcome = None;
+                                continue;
+                            }
+                            Missing::Gone => return Err(gone(self.stuck(transfer, at))),
+                            Missing::Space => return Err(self.stuck(transfer, at)),
                         }
-                        return Err(self.stuck(transfer, at));
                     }
                     done = next;
                     retry = Retry::new();
@@ -139,10 +144,13 @@ impl FileDriver {
         }
     }
 
-    /// Whether a transfer for which there was no storage at byte `at` is tried again at once: it is a
-    /// block device that may have had another size.
-    fn is_due(&self, again: &mut Again, at: u64) -> bool {
-        self.kind == Kind::Block && again.is_due(self.device_size.ask(self.fd()), at)
+    /// Why there was no storage at byte `at` for a transfer. Only of a block device the errno does not
+    /// tell.
+    fn missing(&self, attempts: &mut Attempts, at: u64) -> Missing {
+        match self.kind {
+            Kind::Block => attempts.failed(self.device_size.ask(self.fd()), at),
+            _ => Missing::Space,
+        }
     }
 
     /// The storage accepts a transfer and moves nothing.
@@ -263,6 +271,11 @@ impl FileDriver {
             }
         })
     }
+}
+
+/// The device was larger.
+fn gone(error: BlockError) -> BlockError {
+    error.because(ErrorKind::BackingGone)
 }
 
 /// A bounce buffer.
