@@ -3,6 +3,7 @@
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
+use assembly::{SetupError, bind_listener, strerror, tidy_up};
 use listener::{Socket, inherited_socket};
 use monitor::Monitor;
 use qapi::options::{
@@ -13,10 +14,7 @@ use qapi::wire::Layout;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::task::JoinSet;
 
-use super::blocking::tidy_up;
-use super::setup_error::SetupError;
-use super::socket::bind_listener;
-use super::{strerror, terminal};
+use super::terminal;
 
 /// A character device that no monitor has taken yet.
 #[derive(Debug)]

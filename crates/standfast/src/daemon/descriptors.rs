@@ -1,9 +1,8 @@
 //! The descriptors that the daemon is started with, and how many it may have.
 
+use assembly::strerror;
 use rustix::event::EventfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-
-use super::strerror;
 
 /// File descriptors that a daemon without any disk may come to need.
 const DESCRIPTORS_MIN: u32 = 32;

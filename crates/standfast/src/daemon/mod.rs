@@ -1,23 +1,13 @@
 //! `standfastd`: executes its command line, serves, and ends in order.
 
-mod access;
-mod blocking;
 mod chardevs;
 mod cli;
 mod descriptors;
-mod exports;
 mod incidents;
-mod iothreads;
-mod links;
-mod lock_wait;
 mod logging;
-mod nodes;
-mod objects;
 mod pidfile;
 mod service;
-mod setup_error;
 mod shutdown;
-mod socket;
 mod state;
 mod terminal;
 
@@ -31,6 +21,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use assembly::{Objects, SetupError, beside, exports, nodes, tidy_up};
 use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
@@ -40,13 +31,10 @@ use qapi::options::{
 use qapi::os_text;
 use qapi::types::{VersionInfo, VersionTriple};
 
-use self::blocking::{beside, tidy_up};
 use self::chardevs::Chardevs;
 use self::cli::{CommandLine, Exit, Opt, Step};
 use self::incidents::IncidentLog;
-use self::objects::Objects;
 use self::pidfile::Pidfile;
-use self::setup_error::SetupError;
 use self::shutdown::Signals;
 
 /// The version of QEMU whose monitor ours follows.
@@ -88,14 +76,6 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     runtime.shutdown_background();
     logging::finish();
     code
-}
-
-/// The text of a system error, as strerror(3) gives it.
-pub(crate) fn strerror(error: &io::Error) -> String {
-    match error.raw_os_error() {
-        Some(errno) => block::Cause::of_errno(errno).reason(),
-        None => error.to_string(),
-    }
 }
 
 fn fail(text: &str) -> ExitCode {

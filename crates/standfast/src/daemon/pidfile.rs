@@ -5,13 +5,14 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
+use assembly::strerror;
 use rustix::fs::{FlockOperation, fcntl_lock};
 
 /// Why there is no pidfile, in QEMU's words.
 #[derive(Debug, thiserror::Error)]
 pub enum PidfileError {
     /// It cannot be made.
-    #[error("Could not create '{}': {}", .0.display(), crate::daemon::strerror(.1))]
+    #[error("Could not create '{}': {}", .0.display(), strerror(.1))]
     Create(PathBuf, io::Error),
     /// Another instance lives.
     #[error(
@@ -20,10 +21,10 @@ pub enum PidfileError {
     )]
     Locked(PathBuf),
     /// It cannot be locked at all.
-    #[error("Cannot lock pid file '{}': {}", .0.display(), crate::daemon::strerror(.1))]
+    #[error("Cannot lock pid file '{}': {}", .0.display(), strerror(.1))]
     Lock(PathBuf, io::Error),
     /// It cannot be written.
-    #[error("Failed to write pid file '{}': {}", .0.display(), crate::daemon::strerror(.1))]
+    #[error("Failed to write pid file '{}': {}", .0.display(), strerror(.1))]
     Write(PathBuf, io::Error),
 }
 

@@ -3,8 +3,8 @@
 use std::future::poll_fn;
 use std::io;
 
-use super::blocking::tidy_up;
 use super::logging;
+use assembly::tidy_up;
 use block::{Drained, Export, Registry, Saver};
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};

@@ -3,10 +3,9 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use assembly::wait_for_lock;
 use block::state_file::{Found, boot_id};
 use block::{Registry, Saver, StateFile, StateFileError};
-
-use super::lock_wait::wait_for_lock;
 
 /// What an attempt to open the file can end with.
 #[derive(Debug, thiserror::Error)]

@@ -2,9 +2,8 @@
 
 use std::io::{self, IsTerminal};
 
+use assembly::SetupError;
 use rustix::termios::{LocalModes, OptionalActions, tcgetattr, tcsetattr};
-
-use super::setup_error::SetupError;
 
 /// From now on Ctrl-C and its like are characters. Nothing changes unless it is a terminal. It stays
 /// so until somebody sets it back; shells do.

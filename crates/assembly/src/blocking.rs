@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::timeout;
 
-use super::setup_error::SetupError;
+use crate::setup_error::SetupError;
 
 /// How long the end waits for what only tidies up.
 const TIDY_TIME_MAX: Duration = Duration::from_secs(2);

@@ -12,9 +12,9 @@ use qapi::options::{
 };
 use qapi::os_text;
 
-use super::iothreads::Iothreads;
-use super::setup_error::SetupError;
-use super::socket::bind;
+use crate::iothreads::Iothreads;
+use crate::setup_error::SetupError;
+use crate::socket::bind;
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;

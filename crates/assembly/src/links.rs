@@ -7,7 +7,7 @@ use qapi::QmpError;
 use qapi::options::VmmCommandOptions;
 use vmm::{Link, LinkConfig, Peer, StartError};
 
-use super::setup_error::SetupError;
+use crate::setup_error::SetupError;
 
 /// Starts a link to `peer` and takes it in. Run control may be stopped already: then the link pauses
 /// the VM.

@@ -6,7 +6,7 @@ use block::Export;
 use iothread::{Config, Handle, IoThread};
 use qapi::options::{BlockExportIothreads, IothreadOptions};
 
-use super::setup_error::SetupError;
+use crate::setup_error::SetupError;
 
 /// The name of the daemon's own iothread; no object can have it.
 const OWN: &str = "#iothread";

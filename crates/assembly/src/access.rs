@@ -6,8 +6,8 @@ use std::io;
 use listener::{Access, group_id, user_id};
 use qapi::options::SocketAccess;
 
-use super::setup_error::SetupError;
-use super::strerror;
+use crate::setup_error::SetupError;
+use crate::strerror::strerror;
 
 /// What `access` means on this machine. May ask the network for names.
 ///

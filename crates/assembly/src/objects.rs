@@ -10,9 +10,9 @@ use qapi::os_text;
 use tokio::sync::{Mutex, MutexGuard};
 use vmm::Peer;
 
-use super::iothreads::Iothreads;
-use super::links;
-use super::setup_error::SetupError;
+use crate::iothreads::Iothreads;
+use crate::links;
+use crate::setup_error::SetupError;
 
 /// All objects of the daemon. They have one name space.
 #[derive(Debug)]

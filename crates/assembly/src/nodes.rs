@@ -19,9 +19,9 @@ use qapi::options::{
 };
 use qapi::os_text;
 
-use super::blocking::beside;
-use super::lock_wait::wait_for_lock;
-use super::setup_error::SetupError;
+use crate::blocking::beside;
+use crate::lock_wait::wait_for_lock;
+use crate::setup_error::SetupError;
 
 /// Opens what `options` define and puts it into the graph.
 ///

@@ -8,10 +8,10 @@ use std::path::Path;
 use listener::{InheritedError, Socket, SocketError, bind_socket};
 use qapi::options::SocketAccess;
 
-use super::access::resolve;
-use super::blocking::beside;
-use super::setup_error::SetupError;
-use super::strerror;
+use crate::access::resolve;
+use crate::blocking::beside;
+use crate::setup_error::SetupError;
+use crate::strerror::strerror;
 
 /// Binds `path` for those that `access` names, with a lock beside it: the file is removed with what is
 /// returned. The file system and the user database may take their time: nobody else waits for them.

@@ -1,0 +1,21 @@
+//! The one place that makes and unmakes what a daemon consists of: objects, nodes, exports. Both the
+//! command line and QMP use it, and its errors are in QEMU's words.
+
+mod access;
+mod blocking;
+pub mod exports;
+mod iothreads;
+mod links;
+mod lock_wait;
+pub mod nodes;
+mod objects;
+mod setup_error;
+mod socket;
+mod strerror;
+
+pub use blocking::{beside, tidy_up};
+pub use lock_wait::wait_for_lock;
+pub use objects::Objects;
+pub use setup_error::SetupError;
+pub use socket::bind_listener;
+pub use strerror::strerror;
