@@ -2,20 +2,23 @@
 //! command line and QMP use it, and its errors are in QEMU's words.
 
 mod access;
+mod assembly;
 mod blocking;
-pub mod exports;
+mod exports;
 mod iothreads;
 mod links;
 mod lock_wait;
-pub mod nodes;
+mod nodes;
 mod objects;
 mod setup_error;
 mod socket;
 mod strerror;
+mod unmake;
 
+pub use assembly::Assembly;
 pub use blocking::{beside, tidy_up};
 pub use lock_wait::wait_for_lock;
-pub use objects::Objects;
 pub use setup_error::SetupError;
 pub use socket::bind_listener;
 pub use strerror::strerror;
+pub use unmake::Settled;

@@ -2,9 +2,7 @@
 
 use std::sync::Arc;
 
-use block::{BoxFuture, Registry};
-use monitor::Objects as MonitorObjects;
-use qapi::QmpError;
+use block::Registry;
 use qapi::options::{ObjectOptions, ObjectVariant, VmmSocketOptions};
 use qapi::os_text;
 use tokio::sync::{Mutex, MutexGuard};
@@ -74,15 +72,5 @@ impl Objects {
         // there has told of itself.
         let _ = tokio::task::spawn_blocking(move || drop(thread)).await;
         Ok(())
-    }
-}
-
-impl MonitorObjects for Objects {
-    fn add(&self, options: ObjectOptions) -> BoxFuture<'_, Result<(), QmpError>> {
-        Box::pin(async { Ok(Self::add(self, options).await?) })
-    }
-
-    fn delete(&self, id: String) -> BoxFuture<'_, Result<(), QmpError>> {
-        Box::pin(async move { Ok(Self::delete(self, &id).await?) })
     }
 }

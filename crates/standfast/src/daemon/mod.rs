@@ -21,7 +21,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use assembly::{Objects, SetupError, beside, exports, nodes, tidy_up};
+use assembly::{Assembly, SetupError, beside, tidy_up};
 use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
@@ -92,10 +92,9 @@ fn fail_with(text: &str) -> ExitCode {
 
 /// Everything the command line makes. Fields are dropped in order: what uses others comes first.
 struct Daemon {
-    registry: Arc<Registry>,
     monitor: Monitor,
     chardevs: Chardevs,
-    objects: Arc<Objects>,
+    assembly: Arc<Assembly>,
     pidfile: Option<Pidfile>,
     saver: Option<Saver>,
 }
@@ -111,13 +110,12 @@ async fn run(line: CommandLine) -> ExitCode {
     tokio::spawn(Arc::clone(&incidents).run());
     control.observe(Arc::<IncidentLog>::clone(&incidents)).await;
     let (registry, mut quit) = Registry::new(control);
-    let objects = Arc::new(Objects::new(Arc::clone(&registry)));
-    let shared: Arc<dyn monitor::Objects> = Arc::<Objects>::clone(&objects);
+    let assembly = Arc::new(Assembly::new(Arc::clone(&registry)));
+    let objects: Arc<dyn monitor::Objects> = Arc::<Assembly>::clone(&assembly);
     let mut daemon = Daemon {
-        monitor: Monitor::new(Arc::clone(&registry), shared, version()).await,
-        registry,
+        monitor: Monitor::new(registry, objects, version()).await,
         chardevs: Chardevs::default(),
-        objects,
+        assembly,
         pidfile: None,
         saver: None,
     };
@@ -154,17 +152,18 @@ fn version() -> VersionInfo {
 impl Daemon {
     /// The second pass.
     async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
+        let registry = self.assembly.registry();
         let state = match &line.state_dir {
             None => None,
             Some(dir) => {
-                let restored = state::restore(dir, &self.registry).await;
+                let restored = state::restore(dir, registry).await;
                 restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?
             }
         };
         // Without io_uring there is no point in anything else.
         if !line.steps.iter().any(|step| step.opt == Opt::Object) {
-            let own = self.objects.iothreads().await.own();
-            own.map_err(|error| error.desc)?;
+            let started = self.assembly.start_iothread().await;
+            started.map_err(|error| error.desc)?;
         }
         for step in line.steps {
             let (name, arg) = (step.opt.name(), step.arg.clone());
@@ -176,7 +175,7 @@ impl Daemon {
                 })?;
         }
         if let Some(file) = state {
-            self.saver = Some(state::keep(file, &self.registry).await?);
+            self.saver = Some(state::keep(file, self.assembly.registry()).await?);
         }
         if let Some(path) = line.pidfile {
             self.pidfile = Some(write_pidfile(path).await?);
@@ -186,12 +185,17 @@ impl Daemon {
 
     async fn execute(&mut self, Step { opt, arg }: Step) -> Result<(), SetupError> {
         match opt {
-            Opt::Object => self.objects.add(ObjectOptions::parse(&arg)?).await,
-            Opt::Blockdev => nodes::add(&self.registry, BlockdevOptions::parse(&arg)?).await,
+            Opt::Object => {
+                let options = ObjectOptions::parse(&arg)?;
+                self.assembly.add_object(options).await
+            }
+            Opt::Blockdev => {
+                let options = BlockdevOptions::parse(&arg)?;
+                self.assembly.add_node(options).await
+            }
             Opt::Export => {
                 let options = ExportOptions::parse(&arg)?;
-                let mut iothreads = self.objects.iothreads().await;
-                exports::add(&self.registry, &mut iothreads, options).await
+                self.assembly.add_export(options).await
             }
             Opt::Chardev => self.chardevs.add(ChardevOptions::parse(&arg)?).await,
             Opt::Monitor => self.chardevs.attach(&MonitorOptions::parse(&arg)?),
@@ -206,14 +210,14 @@ impl Daemon {
     ) -> &'static str {
         self.chardevs.serve(&self.monitor);
         tracing::info!("{PROGRAM} {} is ready", env!("CARGO_PKG_VERSION"));
-        service::ready(self.registry.control()).await;
+        service::ready(self.assembly.registry().control()).await;
         shutdown::requested(signals, quit).await
     }
 
     /// Ends everything in order.
     async fn close(self, reason: &'static str) {
         service::stopping().await;
-        shutdown::close_all(&self.registry, reason, self.saver).await;
+        shutdown::close_all(&self.assembly, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;
         if let Some(pidfile) = self.pidfile {

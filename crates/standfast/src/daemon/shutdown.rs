@@ -4,8 +4,8 @@ use std::future::poll_fn;
 use std::io;
 
 use super::logging;
-use assembly::tidy_up;
-use block::{Drained, Export, Registry, Saver};
+use assembly::{Assembly, tidy_up};
+use block::Saver;
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -85,24 +85,8 @@ pub fn abandon(name: &str) -> ! {
 
 /// Ends exports and nodes: an orderly restart, if another daemon follows. What is held stays as it
 /// is, is saved, and is told about.
-pub async fn close_all(registry: &Registry, reason: &'static str, saver: Option<Saver>) {
-    let control = registry.control();
-    control
-        .call(move |state, wiring| state.shutdown(reason, wiring))
-        .await;
-    // The VM stays as it is: it runs on, or waits for the next daemon.
-    registry.close_link().await;
-    // What is in flight may still fail and be held.
-    let mut drained = Vec::new();
-    for export in registry.exports() {
-        let drain = export.backend().drain().await;
-        drained.push((export, drain));
-    }
-    // An answer means that run control has heard of all of it.
-    control.call(|_, _| ()).await;
-    for (export, drained) in &drained {
-        warn_of_held(&**export, drained);
-    }
+pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<Saver>) {
+    let settled = assembly.settle(reason).await;
     if let Some(saver) = saver {
         // Before the exports go: what becomes of them then is not the state that is to be saved.
         tidy_up(
@@ -111,29 +95,5 @@ pub async fn close_all(registry: &Registry, reason: &'static str, saver: Option<
         )
         .await;
     }
-    drop(drained);
-    registry.close_exports().await;
-}
-
-fn warn_of_held(export: &dyn Export, drained: &Drained) {
-    let backend = export.backend();
-    let held = backend.control().read(|state| {
-        let state = state.backend(backend.id());
-        state.map_or(0, |state| state.held().len())
-    });
-    let requests = match held {
-        0 if drained.furthest().is_none() => return,
-        0 => "requests that wait are".to_owned(),
-        1 => "1 held request is".to_owned(),
-        _ => format!("{held} held requests are"),
-    };
-    let future = if backend.is_remembered() {
-        "the client remembers them for the next daemon"
-    } else {
-        "the client has no inflight region, so they are lost when the daemon is started again"
-    };
-    tracing::warn!(
-        "export '{}': {requests} neither completed nor failed; {future}",
-        export.id()
-    );
+    assembly.close_exports(settled).await;
 }

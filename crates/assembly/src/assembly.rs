@@ -1,0 +1,101 @@
+//! The assembly: all of it under one name.
+
+use std::sync::Arc;
+
+use block::{BoxFuture, Registry};
+use qapi::QmpError;
+use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
+
+use crate::objects::Objects;
+use crate::setup_error::SetupError;
+use crate::unmake::{self, Settled};
+use crate::{exports, nodes};
+
+/// Objects, nodes and exports of a daemon. The command line and monitors share it.
+///
+/// The way down is [`Self::settle`], [`Self::close_exports`], and then its drop: nodes, and last the
+/// iothreads, whose end waits for the storage.
+#[derive(Debug)]
+pub struct Assembly {
+    registry: Arc<Registry>,
+    objects: Objects,
+}
+
+impl Assembly {
+    /// Nothing yet.
+    pub fn new(registry: Arc<Registry>) -> Self {
+        Self {
+            objects: Objects::new(Arc::clone(&registry)),
+            registry,
+        }
+    }
+
+    /// Nodes and exports by name.
+    pub fn registry(&self) -> &Arc<Registry> {
+        &self.registry
+    }
+
+    /// Starts the iothread of exports that name none.
+    ///
+    /// # Errors
+    /// If the kernel has no io_uring for us.
+    pub async fn start_iothread(&self) -> Result<(), SetupError> {
+        self.objects.iothreads().await.own().map(drop)
+    }
+
+    /// Executes `--object` and `object-add`.
+    ///
+    /// # Errors
+    /// If the id is taken, there is a link to a VMM already, or the object cannot be made.
+    pub async fn add_object(&self, options: ObjectOptions) -> Result<(), SetupError> {
+        self.objects.add(options).await
+    }
+
+    /// Executes `object-del`.
+    ///
+    /// # Errors
+    /// If there is no such object, or it is in use.
+    pub async fn delete_object(&self, id: &str) -> Result<(), SetupError> {
+        self.objects.delete(id).await
+    }
+
+    /// Executes `--blockdev`: opens what `options` define and puts it into the graph.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing is added then.
+    pub async fn add_node(&self, options: BlockdevOptions) -> Result<(), SetupError> {
+        nodes::add(&self.registry, options).await
+    }
+
+    /// Executes `--export`: makes the export and its backend.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing is added then.
+    pub async fn add_export(&self, options: ExportOptions) -> Result<(), SetupError> {
+        let mut iothreads = self.objects.iothreads().await;
+        exports::add(&self.registry, &mut iothreads, options).await
+    }
+
+    /// The first half of an orderly end: run control and the link to the VMM end, what is in flight
+    /// does, and what is held then is warned of. What is to be saved is saved while the result exists:
+    /// what becomes of requests when their exports go is another state.
+    pub async fn settle(&self, reason: &'static str) -> Settled {
+        unmake::settle(&self.registry, reason).await
+    }
+
+    /// The second half: ends all exports.
+    pub async fn close_exports(&self, settled: Settled) {
+        drop(settled);
+        self.registry.close_exports().await;
+    }
+}
+
+impl monitor::Objects for Assembly {
+    fn add(&self, options: ObjectOptions) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(self.add_object(options).await?) })
+    }
+
+    fn delete(&self, id: String) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async move { Ok(self.delete_object(&id).await?) })
+    }
+}

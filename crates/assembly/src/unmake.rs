@@ -1,0 +1,53 @@
+//! How all ends: an orderly restart, if another daemon follows. What is held stays as it is, is saved,
+//! and is told about.
+
+use block::{Drained, Export, Registry};
+
+/// Nothing is in flight any more, as long as this exists.
+#[derive(Debug)]
+pub struct Settled(#[expect(dead_code, reason = "held for its drop")] Vec<Drained>);
+
+/// Freezes all, ends the link to the VMM, and waits for what is in flight.
+pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled {
+    let control = registry.control();
+    control
+        .call(move |state, wiring| state.shutdown(reason, wiring))
+        .await;
+    // The VM stays as it is: it runs on, or waits for the next daemon.
+    registry.close_link().await;
+    // What is in flight may still fail and be held.
+    let mut drained = Vec::new();
+    for export in registry.exports() {
+        let drain = export.backend().drain().await;
+        drained.push((export, drain));
+    }
+    // An answer means that run control has heard of all of it.
+    control.call(|_, _| ()).await;
+    for (export, drained) in &drained {
+        warn_of_held(&**export, drained);
+    }
+    Settled(drained.into_iter().map(|(_, drained)| drained).collect())
+}
+
+fn warn_of_held(export: &dyn Export, drained: &Drained) {
+    let backend = export.backend();
+    let held = backend.control().read(|state| {
+        let state = state.backend(backend.id());
+        state.map_or(0, |state| state.held().len())
+    });
+    let requests = match held {
+        0 if drained.furthest().is_none() => return,
+        0 => "requests that wait are".to_owned(),
+        1 => "1 held request is".to_owned(),
+        _ => format!("{held} held requests are"),
+    };
+    let future = if backend.is_remembered() {
+        "the client remembers them for the next daemon"
+    } else {
+        "the client has no inflight region, so they are lost when the daemon is started again"
+    };
+    tracing::warn!(
+        "export '{}': {requests} neither completed nor failed; {future}",
+        export.id()
+    );
+}
