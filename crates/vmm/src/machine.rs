@@ -7,64 +7,16 @@
 //! At rest the VM is paused if run control wants it so; if not, it runs, unless somebody else has
 //! paused it.
 
+mod trouble;
+mod words;
+
 use std::time::Duration;
 
 use block::{LinkState, LinkStatus, RunState, VmOrder, VmPause, VmPending, VmState};
 
-/// A request to the VMM.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// How is the VM?
-    Query,
-    /// Pause it.
-    Pause,
-    /// Resume it.
-    Resume,
-    /// Press its reset button.
-    Reset,
-}
+use trouble::{RETRY_MAX, Trouble};
 
-/// What a VMM answered to a request that it carried out.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Answer {
-    /// To [`Action::Query`]: the state of the VM.
-    pub vm: VmState,
-    /// The process that answered. Another one is another life of the VM.
-    pub process: Option<i32>,
-    /// The VM has not run in this life: whoever starts it will resume it.
-    pub fresh: bool,
-}
-
-/// Why a request was not carried out. The texts name the peer and the remedy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Failure {
-    /// The VMM has answered that it does not do it.
-    Refused(String),
-    /// Nobody knows whether it was carried out: no connection, no answer, or garbage.
-    Lost(String),
-}
-
-/// What has to be told to others.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Output {
-    /// The VM was resumed by somebody else: `cont`. [`Machine::cont_done`] says what came of it.
-    Cont,
-    /// Who has paused the VM, to be saved.
-    Note(VmPause),
-    /// The link was lost or found, or what it shall do has failed.
-    Announce(LinkStatus),
-    /// What came of [`Machine::reset`].
-    Reset(Result<(), String>),
-}
-
-/// What kind of peer it is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Traits {
-    /// It cannot be asked: what we did last is believed.
-    pub blind: bool,
-    /// It tells nothing by itself and is asked regularly.
-    pub polled: bool,
-}
+pub use words::{Action, Answer, Failure, Output, Traits};
 
 /// Asked that often while something is paused or pending.
 const POLL_BUSY: Duration = Duration::from_millis(500);
@@ -72,35 +24,12 @@ const POLL_BUSY: Duration = Duration::from_millis(500);
 const POLL_IDLE: Duration = Duration::from_secs(2);
 /// What the VMM said is good for that long when a pause or resume depends on it.
 const FRESH: Duration = Duration::from_millis(20);
-/// The first wait after a failure; doubled with each further one.
-const RETRY_MIN: Duration = Duration::from_millis(100);
-/// The longest wait after a failure.
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// What run control wants.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wish {
     Running,
     Paused,
-}
-
-/// Something that is wrong, and when it is tried again.
-#[derive(Clone, Debug)]
-struct Trouble {
-    text: String,
-    since: Duration,
-    until: Duration,
-}
-
-impl Trouble {
-    fn hurry(&mut self) {
-        self.until = self.until.min(self.since + RETRY_MIN);
-    }
-}
-
-/// The wait after one more failure.
-fn longer(delay: Duration) -> Duration {
-    (delay * 2).clamp(RETRY_MIN, RETRY_MAX)
 }
 
 /// The state machine of one link.
@@ -132,11 +61,9 @@ pub struct Machine {
     overheard: Option<(VmState, VmState)>,
     /// A request that may have been carried out although it failed.
     tried: Option<Action>,
-    down: Option<Trouble>,
-    down_delay: Duration,
+    down: Trouble,
     up_since: Duration,
-    refused: Option<Trouble>,
-    refused_delay: Duration,
+    refused: Trouble,
     asked_at: Duration,
     /// The VM must not be resumed yet.
     held_back: bool,
@@ -172,11 +99,9 @@ impl Machine {
             outstanding: None,
             overheard: None,
             tried: None,
-            down: None,
-            down_delay: Duration::ZERO,
+            down: Trouble::default(),
             up_since: Duration::ZERO,
-            refused: None,
-            refused_delay: Duration::ZERO,
+            refused: Trouble::default(),
             asked_at: Duration::ZERO,
             held_back: false,
             conting: false,
@@ -226,10 +151,9 @@ impl Machine {
         self.ordered = true;
         if force || self.wish != Some(wish) {
             self.recheck = !self.traits.blind;
-            self.refused_delay = Duration::ZERO;
-            for trouble in [&mut self.down, &mut self.refused].into_iter().flatten() {
-                trouble.hurry();
-            }
+            self.refused.forgive();
+            self.down.hurry();
+            self.refused.hurry();
         }
         self.wish = Some(wish);
         if force {
@@ -250,8 +174,8 @@ impl Machine {
 
     /// The reset button. The answer comes as [`Output::Reset`]; one at a time.
     pub fn reset(&mut self) {
-        match &self.down {
-            Some(down) => self.outputs.push(Output::Reset(Err(down.text.clone()))),
+        match self.down.text() {
+            Some(text) => self.outputs.push(Output::Reset(Err(text.clone()))),
             // Pressed twice at once is pressed once.
             None => self.reset_wanted |= self.outstanding != Some(Action::Reset),
         }
@@ -280,12 +204,12 @@ impl Machine {
         if self.outstanding.is_some() {
             return None;
         }
-        if let Some(down) = &self.down {
+        if let Some(until) = self.down.until() {
             // A peer that cannot be asked is left alone until something is wanted of it.
             let wanted = !self.traits.blind || self.goal().is_some();
-            return wanted.then_some(down.until);
+            return wanted.then_some(until);
         }
-        let retry = self.refused.as_ref().map(|refused| refused.until);
+        let retry = self.refused.until();
         let poll = self.poll_at();
         match (self.goal().and(retry), poll) {
             (Some(retry), Some(poll)) => Some(retry.min(poll)),
@@ -333,8 +257,7 @@ impl Machine {
             }
             (Action::Pause, Ok(_)) => {
                 self.up(now);
-                self.refused_delay = Duration::ZERO;
-                self.refused = None;
+                self.refused = Trouble::default();
                 self.tried = None;
                 if self.traits.blind {
                     self.force = false;
@@ -344,8 +267,7 @@ impl Machine {
             }
             (Action::Resume, Ok(_)) => {
                 self.up(now);
-                self.refused_delay = Duration::ZERO;
-                self.refused = None;
+                self.refused = Trouble::default();
                 self.tried = None;
                 self.owner = VmPause::Nobody;
                 self.force &= self.force_new;
@@ -413,7 +335,7 @@ impl Machine {
     }
 
     fn choose(&self, now: Duration) -> Option<Action> {
-        if self.down.as_ref().is_some_and(|down| now < down.until) {
+        if self.down.waits(now) {
             return None;
         }
         if self.reset_wanted {
@@ -425,11 +347,13 @@ impl Machine {
             return Some(Action::Query);
         }
         let goal = self.goal()?;
-        match &self.refused {
-            Some(refused) if now < refused.until => None,
+        if self.refused.waits(now) {
+            None
+        } else if !self.traits.blind && now > self.asked_at + FRESH {
             // Somebody else may have paused it since, or it is another VM by now.
-            _ if !self.traits.blind && now > self.asked_at + FRESH => Some(Action::Query),
-            _ => Some(goal),
+            Some(Action::Query)
+        } else {
+            Some(goal)
         }
     }
 
@@ -474,8 +398,7 @@ impl Machine {
     }
 
     fn error(&self) -> Option<&String> {
-        let trouble = self.down.as_ref().or(self.refused.as_ref());
-        trouble.map(|trouble| &trouble.text)
+        self.down.text().or(self.refused.text())
     }
 
     fn answered(&mut self, answer: Answer, now: Duration) {
@@ -563,44 +486,33 @@ impl Machine {
             self.up_since = now;
         }
         self.link = LinkState::Connected;
-        self.down = None;
+        self.down.end();
     }
 
     fn down(&mut self, text: String, now: Duration) {
         // A link that comes and goes all the time is tried less and less often.
         if self.link == LinkState::Connected && now.saturating_sub(self.up_since) >= RETRY_MAX {
-            self.down_delay = Duration::ZERO;
+            self.down.forgive();
         }
-        self.down_delay = longer(self.down_delay);
         self.link = LinkState::Down;
         self.changed();
         if std::mem::take(&mut self.reset_wanted) {
             self.outputs.push(Output::Reset(Err(text.clone())));
         }
-        self.down = Some(Trouble {
-            text,
-            since: now,
-            until: now + self.down_delay,
-        });
+        self.down.begin(text, now);
     }
 
     fn refuse(&mut self, text: String, now: Duration) {
         self.up(now);
         self.changed();
-        self.refused_delay = longer(self.refused_delay);
-        self.refused = Some(Trouble {
-            text,
-            since: now,
-            until: now + self.refused_delay,
-        });
+        self.refused.begin(text, now);
     }
 
     /// After every input: tells what has changed.
     fn settle(&mut self) {
         if self.known && !self.recheck && self.outstanding.is_none() && self.goal().is_none() {
             // What was refused is not wanted any more, or has come about otherwise.
-            self.refused = None;
-            self.refused_delay = Duration::ZERO;
+            self.refused = Trouble::default();
         }
         if self.noted != self.owner {
             self.noted = self.owner;
