@@ -1,37 +1,25 @@
 //! A connected device: its life from negotiation to disconnect.
 
+mod queues;
+mod state;
+
 use std::os::fd::AsFd;
 use std::path::Path;
 
+pub use self::state::DiskState;
 use crate::connection::{BackendChannel, Connection};
-use crate::error::{FrontendError, SubmitError, Violation};
+use crate::error::{FrontendError, Violation};
+use crate::event::signal;
 use crate::inflight::InflightRegion;
 use crate::memory::GuestMemory;
 use crate::options::Options;
 use crate::protocol::{BlkConfig, device_status, feature, message, protocol_feature};
 use crate::queue::{Dropped, Queue};
-use crate::request::{Completion, Request, Shape};
-use crate::ring::Ring;
 use crate::session::{Session, add_status, get_config, get_status, set_status, vring_state};
 use crate::token::Token;
 
 /// Offset of `wce` in the configuration space.
 const CONFIG_WCE_OFFSET: u32 = 32;
-
-/// Everything of a device but its connection: what survives a reconnect.
-#[derive(Debug)]
-pub struct DiskState {
-    pub(crate) options: Options,
-    memory: GuestMemory,
-    pub(crate) queues: Vec<Queue>,
-    inflight: Option<InflightRegion>,
-    features: u64,
-    protocol: u64,
-    config: BlkConfig,
-    next_token: u64,
-    pub(crate) violations: Vec<Violation>,
-    dropped: Vec<Dropped>,
-}
 
 /// A connected vhost-user-blk device with its guest memory and queues.
 #[derive(Debug)]
@@ -183,7 +171,7 @@ impl Disk {
             queues
                 .iter()
                 .filter(|queue| queue.outstanding() > 0)
-                .try_for_each(ring_bell)?;
+                .try_for_each(|queue| signal(&queue.kick))?;
         }
         Ok(())
     }
@@ -336,75 +324,6 @@ impl Disk {
         }
     }
 
-    /// Makes a request available in the default shape. The device is not told: see [`Disk::kick`].
-    ///
-    /// # Errors
-    /// [`SubmitError`]; then nothing has changed.
-    pub fn submit(&mut self, queue: u16, request: Request<'_>) -> Result<Token, SubmitError> {
-        let Options {
-            segments, indirect, ..
-        } = self.state.options;
-        self.submit_shaped(queue, request, Shape { segments, indirect })
-    }
-
-    /// Makes a request available in a given shape.
-    ///
-    /// # Errors
-    /// [`SubmitError`]; then nothing has changed.
-    pub fn submit_shaped(
-        &mut self,
-        queue: u16,
-        request: Request<'_>,
-        mut shape: Shape,
-    ) -> Result<Token, SubmitError> {
-        let state = &mut self.state;
-        shape.indirect &= state.features & feature::INDIRECT_DESC != 0;
-        let token = Token(state.next_token);
-        let queues = state.options.queues;
-        state
-            .queues
-            .get_mut(usize::from(queue))
-            .ok_or(SubmitError::NoSuchQueue { queue, queues })?
-            .submit(&mut state.memory, token, &request, shape, &state.options)?;
-        state.next_token += 1;
-        Ok(token)
-    }
-
-    /// Tells the device about what was submitted, if it wants to know.
-    ///
-    /// # Errors
-    /// [`FrontendError::Io`].
-    pub fn kick(&mut self, queue: u16) -> Result<(), FrontendError> {
-        let queue = self.queue_mut(queue)?;
-        if queue.ring.needs_kick() {
-            ring_bell(queue)
-        } else {
-            Ok(())
-        }
-    }
-
-    /// Kicks whether the device wants it or not.
-    ///
-    /// # Errors
-    /// [`FrontendError::Io`].
-    pub fn kick_always(&mut self, queue: u16) -> Result<(), FrontendError> {
-        ring_bell(self.queue_mut(queue)?)
-    }
-
-    /// The next completion of a queue, if there is one. Does not block.
-    pub fn poll(&mut self, queue: u16) -> Option<Completion> {
-        let DiskState {
-            queues,
-            memory,
-            options,
-            violations,
-            ..
-        } = &mut self.state;
-        queues
-            .get_mut(usize::from(queue))?
-            .poll(memory, options, violations)
-    }
-
     /// The configuration space as last read.
     #[must_use]
     pub fn config(&self) -> BlkConfig {
@@ -450,22 +369,6 @@ impl Disk {
             .map_or(Ok(0), BackendChannel::take_config_changes)
     }
 
-    /// Whether the back end has signalled an error of the ring since the last call.
-    ///
-    /// # Errors
-    /// [`FrontendError::Io`].
-    pub fn take_queue_error(&mut self, queue: u16) -> Result<bool, FrontendError> {
-        take_event(&self.queue_mut(queue)?.err)
-    }
-
-    /// Whether the back end has called for this queue since the last call or wait.
-    ///
-    /// # Errors
-    /// [`FrontendError::Io`].
-    pub fn take_queue_call(&mut self, queue: u16) -> Result<bool, FrontendError> {
-        take_event(&self.queue_mut(queue)?.call)
-    }
-
     /// Negotiated virtio features, [`feature`] masks.
     #[must_use]
     pub fn features(&self) -> u64 {
@@ -482,27 +385,6 @@ impl Disk {
     #[must_use]
     pub fn is_running(&self) -> bool {
         self.running
-    }
-
-    /// Number of queues.
-    #[must_use]
-    pub fn queues(&self) -> u16 {
-        self.state.options.queues
-    }
-
-    /// Number of requests of a queue that have not been completed; 0 if there is no such queue.
-    #[must_use]
-    pub fn outstanding(&self, queue: u16) -> usize {
-        self.state
-            .queues
-            .get(usize::from(queue))
-            .map_or(0, Queue::outstanding)
-    }
-
-    /// All requests that have not been completed, in no particular order.
-    #[must_use]
-    pub fn outstanding_tokens(&self) -> Vec<Token> {
-        self.state.outstanding_tokens()
     }
 
     /// Frees the inflight region of a device that is stopped, as QEMU does when the device is
@@ -528,25 +410,6 @@ impl Disk {
         std::mem::take(&mut self.state.violations)
     }
 
-    /// Guest memory.
-    #[must_use]
-    pub fn memory(&self) -> &GuestMemory {
-        &self.state.memory
-    }
-
-    /// Guest memory, to allocate the buffers of raw chains.
-    pub fn memory_mut(&mut self) -> &mut GuestMemory {
-        &mut self.state.memory
-    }
-
-    /// A queue's ring, for tests that damage it.
-    ///
-    /// # Errors
-    /// [`FrontendError::Options`] if there is no such queue.
-    pub fn ring_mut(&mut self, queue: u16) -> Result<&mut Ring, FrontendError> {
-        Ok(&mut self.queue_mut(queue)?.ring)
-    }
-
     /// The connection, to be watched for its end.
     #[must_use]
     pub fn connection(&self) -> &Connection {
@@ -556,25 +419,6 @@ impl Disk {
     /// The connection, for tests that send messages of their own.
     pub fn connection_mut(&mut self) -> &mut Connection {
         &mut self.connection
-    }
-
-    pub(crate) fn memory_and_queue(
-        &mut self,
-        queue: u16,
-    ) -> Result<(&mut GuestMemory, &mut Queue), FrontendError> {
-        self.queue_mut(queue)?;
-        let state = &mut self.state;
-        Ok((&mut state.memory, &mut state.queues[usize::from(queue)]))
-    }
-
-    pub(crate) fn queue_mut(&mut self, queue: u16) -> Result<&mut Queue, FrontendError> {
-        let queues = self.state.options.queues;
-        self.state
-            .queues
-            .get_mut(usize::from(queue))
-            .ok_or_else(|| {
-                FrontendError::Options(format!("queue {queue}, the device has {queues}"))
-            })
     }
 
     fn check_state(&self, what: &'static str, running: bool) -> Result<(), FrontendError> {
@@ -588,97 +432,5 @@ impl Disk {
                 needed: word(running),
             })
         }
-    }
-}
-
-impl DiskState {
-    /// Negotiated virtio features, [`feature`] masks.
-    #[must_use]
-    pub fn features(&self) -> u64 {
-        self.features
-    }
-
-    /// The inflight region, if there is one.
-    #[must_use]
-    pub fn inflight(&self) -> Option<&InflightRegion> {
-        self.inflight.as_ref()
-    }
-
-    /// All requests that have not been completed, in no particular order.
-    #[must_use]
-    pub fn outstanding_tokens(&self) -> Vec<Token> {
-        self.queues.iter().flat_map(Queue::tokens).collect()
-    }
-
-    fn hand_over_inflight(&mut self, connection: &mut Connection) -> Result<(), FrontendError> {
-        if self.protocol & protocol_feature::INFLIGHT_SHMFD == 0 {
-            return Ok(());
-        }
-        let region = match self.inflight.take() {
-            Some(region) => region,
-            None => {
-                let Options { queues, .. } = self.options;
-                let queue_size = self.options.inflight_queue_size;
-                let queue_size = queue_size.unwrap_or(self.options.queue_size);
-                let question = InflightRegion::question(queues, queue_size);
-                let answer = connection.get(message::GET_INFLIGHT_FD, &question)?;
-                let fd = answer.fds.into_iter().next();
-                InflightRegion::from_answer(&answer.payload, fd, queues, queue_size)?
-            }
-        };
-        let region = self.inflight.insert(region);
-        connection.set(message::SET_INFLIGHT_FD, &region.payload(), &[region.fd()])
-    }
-
-    fn add_mem_regions(&self, connection: &mut Connection) -> Result<(), FrontendError> {
-        for region in self.memory.regions() {
-            let mapping = region.mapping();
-            let words = [
-                0,
-                region.guest_address(),
-                region.len(),
-                mapping.address(),
-                0,
-            ];
-            let payload = words.map(u64::to_ne_bytes).concat();
-            connection.set(message::ADD_MEM_REG, &payload, &[mapping.fd()])?;
-        }
-        Ok(())
-    }
-
-    fn set_mem_table(&self, connection: &mut Connection) -> Result<(), FrontendError> {
-        let regions = self.memory.regions();
-        let count = u64::try_from(regions.len()).unwrap_or(u64::MAX);
-        let mut payload = count.to_ne_bytes().to_vec();
-        for region in regions {
-            let address = region.mapping().address();
-            for word in [region.guest_address(), region.len(), address, 0] {
-                payload.extend_from_slice(&word.to_ne_bytes());
-            }
-        }
-        let fds: Vec<_> = regions.iter().map(|region| region.mapping().fd()).collect();
-        connection.set(message::SET_MEM_TABLE, &payload, &fds)
-    }
-}
-
-fn ring_bell(queue: &Queue) -> Result<(), FrontendError> {
-    signal(&queue.kick)
-}
-
-/// Signals a kick descriptor.
-pub(crate) fn signal(kick: &impl AsFd) -> Result<(), FrontendError> {
-    match rustix::io::write(kick, &1_u64.to_ne_bytes()) {
-        // A full counter means that the device has not looked for a very long time; it will see it.
-        Ok(_) | Err(rustix::io::Errno::AGAIN) => Ok(()),
-        Err(errno) => Err(FrontendError::io("kick")(errno)),
-    }
-}
-
-/// Whether the event had been signalled. It no longer is.
-pub(crate) fn take_event(event: &impl AsFd) -> Result<bool, FrontendError> {
-    match rustix::io::read(event, &mut [0; 8]) {
-        Ok(_) => Ok(true),
-        Err(rustix::io::Errno::AGAIN) => Ok(false),
-        Err(errno) => Err(FrontendError::io("reading an event descriptor")(errno)),
     }
 }

@@ -9,8 +9,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{Ordering, fence};
 
-use crate::disk::{Disk, take_event};
+use crate::disk::Disk;
 use crate::error::FrontendError;
+use crate::event::take_event;
 use crate::memory::{GuestMemory, Mapping};
 use crate::protocol::feature;
 use crate::ring::{
@@ -227,7 +228,7 @@ impl Lane {
             new != old && flags & USED_F_NO_NOTIFY == 0
         };
         if wanted {
-            crate::disk::signal(&self.kick)?;
+            crate::event::signal(&self.kick)?;
         }
         Ok(wanted)
     }

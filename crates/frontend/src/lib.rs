@@ -17,6 +17,7 @@
 //! - [`inflight`]: the inflight region, kept for the device and readable by tests;
 //! - [`request`]: requests and how they become descriptors;
 //! - `queue`: what is outstanding on a ring;
+//! - `event`: the descriptors of kicks, calls and errors;
 //! - `session`: negotiation, by `options`;
 //! - [`disk`]: the device as a whole, and `wait`, its waiting for completions;
 //! - [`lane`]: a queue without the watching, for load.
@@ -24,6 +25,7 @@
 pub mod connection;
 pub mod disk;
 mod error;
+mod event;
 mod heap;
 pub mod inflight;
 pub mod lane;

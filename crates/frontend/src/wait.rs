@@ -5,8 +5,9 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec};
 
-use crate::disk::{Disk, take_event};
+use crate::disk::Disk;
 use crate::error::{FrontendError, Violation};
+use crate::event::take_event;
 use crate::request::{Completion, Request};
 
 /// How long after a timeout a call may still arrive before it counts as missing.
