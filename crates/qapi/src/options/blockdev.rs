@@ -366,3 +366,6 @@ impl BlockdevBase {
         self.cache.and_then(|c| c.no_flush).unwrap_or(false)
     }
 }
+
+#[cfg(test)]
+mod tests;

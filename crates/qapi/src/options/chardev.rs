@@ -206,3 +206,6 @@ fn split(text: &str) -> Vec<String> {
     }
     items
 }
+
+#[cfg(test)]
+mod tests;

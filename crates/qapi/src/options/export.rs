@@ -340,3 +340,6 @@ impl VhostUserBlkOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -93,3 +93,6 @@ impl ObjectOptions {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

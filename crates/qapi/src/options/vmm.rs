@@ -123,3 +123,6 @@ fn parse(text: &str) -> Option<Vec<String>> {
     });
     words.collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,57 @@
+use super::*;
+use crate::options::MonitorOptions;
+
+#[test]
+fn object_and_monitor() {
+    let object = |text: &str| ObjectOptions::parse(text).map_err(|e| e.desc);
+    assert_eq!(object("iothread").unwrap_err(), "Parameter 'id' is missing");
+    assert_eq!(
+        object("id=a").unwrap_err(),
+        "Parameter 'qom-type' is missing"
+    );
+    assert_eq!(
+        object("nosuch,id=a").unwrap_err(),
+        "Parameter 'qom-type' does not accept value 'nosuch'"
+    );
+    assert_eq!(
+        object("iothread,id=a,foo=1").unwrap_err(),
+        "Parameter 'foo' is unexpected"
+    );
+    assert_eq!(
+        object("iothread,id=a,poll-max-ns=x").unwrap_err(),
+        "Parameter 'poll-max-ns' expects integer"
+    );
+    assert_eq!(
+        object("iothread,id=a,poll-max-ns=-1").unwrap_err(),
+        "poll-max-ns value must be in range [0, 9223372036854775807]"
+    );
+    assert!(
+        object("iothread,id=9")
+            .unwrap_err()
+            .starts_with("Parameter 'id' expects an ident")
+    );
+    let io = IothreadOptions {
+        poll_grow: Some(2),
+        ..IothreadOptions::default()
+    };
+    assert_eq!(
+        object("iothread,id=a,poll-grow=2").unwrap().variant,
+        ObjectVariant::Iothread(io)
+    );
+
+    let monitor = |text: &str| MonitorOptions::parse(text).map_err(|e| e.desc);
+    assert_eq!(
+        monitor("mode=control").unwrap_err(),
+        "Parameter 'chardev' is missing"
+    );
+    assert_eq!(
+        monitor("c,mode=bar").unwrap_err(),
+        "Parameter 'mode' does not accept value 'bar'"
+    );
+    assert_eq!(
+        monitor("c,pretty=1").unwrap_err(),
+        "Parameter 'pretty' expects 'on' or 'off'"
+    );
+    let parsed = monitor("c,pretty=on,id=m").unwrap();
+    assert_eq!((parsed.chardev.as_str(), parsed.pretty), ("c", Some(true)));
+}
