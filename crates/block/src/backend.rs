@@ -12,17 +12,17 @@ use iothread::mailbox::{self, Sender};
 use crate::block_on::block_on;
 use crate::changes::Saved;
 use crate::control::Control;
-use crate::error_policy::Policy;
 use crate::gate::HoldScope;
-use crate::ids::{BackendId, LocalId};
 use crate::loss::Loss;
 use crate::node::Node;
 use crate::overlap::SharedBlockers;
-use crate::request::Request;
 use crate::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::stats::{Accounting, BackendStats};
 use crate::wiring::Wiring;
-use crate::write_cache::WriteCache;
+use crate::words::error_policy::Policy;
+use crate::words::ids::{BackendId, LocalId};
+use crate::words::request::Request;
+use crate::words::write_cache::WriteCache;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]

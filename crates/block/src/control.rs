@@ -10,13 +10,13 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::alarm::Alarm;
 use crate::block_on::block_on;
-use crate::event::{Event, EventKind, Observer};
-use crate::ids::LocalId;
 use crate::inbox::{Command, Message};
 use crate::reports::Reports;
 use crate::run_control::{Effects, Refusal, RunControl};
 use crate::vm_link::VmPause;
 use crate::wiring::Wiring;
+use crate::words::event::{Event, EventKind, Observer};
+use crate::words::ids::LocalId;
 
 /// Access to run control from any thread.
 #[derive(Clone, Debug)]

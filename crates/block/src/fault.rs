@@ -21,7 +21,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::request::Operation;
+use crate::words::request::Operation;
 
 /// The unit of [`InjectError::sector`] in bytes.
 pub const SECTOR_SIZE: u64 = 512;

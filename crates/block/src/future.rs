@@ -11,7 +11,7 @@ use std::mem::{MaybeUninit, align_of, size_of};
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use crate::error::Result;
+use crate::words::error::Result;
 
 /// Bytes that a driver's future may have without being boxed.
 pub const INLINE_BYTES: usize = 256;

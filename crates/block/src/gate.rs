@@ -16,9 +16,9 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::error_policy::{Action, Policy};
 use crate::hold::{Line, SlotId};
-use crate::request::{Operation, Request};
+use crate::words::error_policy::{Action, Policy};
+use crate::words::request::{Operation, Request};
 
 use slots::{Place, Slot, Slots, State};
 use watch::Started;

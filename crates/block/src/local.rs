@@ -15,18 +15,18 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
-use crate::error::{BlockError, Cause};
-use crate::error_policy::Action;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
-use crate::ids::LocalId;
 use crate::inbox::Message;
 use crate::node::Node;
 use crate::outbox::Outbox;
 use crate::reporter::Reporter;
-use crate::request::{Operation, Request};
 use crate::run_control::{Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};
 use crate::stats::{Batch, LocalStats, Timed};
+use crate::words::error::{BlockError, Cause};
+use crate::words::error_policy::Action;
+use crate::words::ids::LocalId;
+use crate::words::request::{Operation, Request};
 use crate::worker::Worker;
 
 /// Why buffers cannot be translated.
@@ -505,7 +505,7 @@ impl LocalBackend {
         &self,
         worker: &Worker,
         request: &Request,
-        result: crate::error::Result<()>,
+        result: crate::words::error::Result<()>,
     ) -> Outcome {
         let inner = &*self.0;
         let error = match result {

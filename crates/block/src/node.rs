@@ -5,11 +5,11 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::error::{BlockError, Result};
 use crate::fault::FaultPlan;
 use crate::future::IoFuture;
 use crate::loss::Loss;
-use crate::request::{Io, Operation};
+use crate::words::error::{BlockError, Result};
+use crate::words::request::{Io, Operation};
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
 /// that is known, are powers of two; alignments are at least 1.

@@ -102,9 +102,9 @@ mod tests {
     use iothread::mailbox::{Receiver, channel};
 
     use super::*;
-    use crate::error::Cause;
-    use crate::ids::{BackendId, LocalId};
-    use crate::request::{Operation, Request, Tag};
+    use crate::words::error::Cause;
+    use crate::words::ids::{BackendId, LocalId};
+    use crate::words::request::{Operation, Request, Tag};
 
     const BACKEND: BackendId = BackendId(1);
     const LOCAL: LocalId = LocalId(1);

@@ -15,9 +15,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::ids::LocalId;
 use crate::range_index::RangeIndex;
-use crate::request::Request;
+use crate::words::ids::LocalId;
+use crate::words::request::Request;
 
 /// A request of one part, by arrival number. On all iothreads the one with the smaller number, then
 /// of the smaller part, goes first.
@@ -199,7 +199,7 @@ impl SharedBlockers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::request::{Operation, Tag};
+    use crate::words::request::{Operation, Tag};
 
     const A: LocalId = LocalId(1);
     const B: LocalId = LocalId(2);

@@ -6,16 +6,16 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::backend::Backend;
 use crate::control::Control;
-use crate::event::{Event, EventKind};
 use crate::export::Export;
 use crate::graph::Graph;
 use crate::loss::Loss;
 use crate::node::Node;
 use crate::registry_error::RegistryError;
 use crate::run_control::RunControl;
-use crate::run_state::RunState;
 use crate::saved::{SavedLoss, SavedState};
 use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
+use crate::words::event::{Event, EventKind};
+use crate::words::run_state::RunState;
 
 /// Nodes, exports and run control of one daemon.
 #[derive(Debug)]

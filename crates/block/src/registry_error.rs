@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::error::BlockError;
 use crate::graph::GraphError;
+use crate::words::error::BlockError;
 
 /// Why an operation on a node or an export is refused; nothing has changed then.
 #[derive(Debug, thiserror::Error)]

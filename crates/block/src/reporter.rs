@@ -43,11 +43,11 @@ mod tests {
     use iothread::mailbox::channel;
 
     use super::*;
-    use crate::error::Cause;
-    use crate::error_policy::Action;
-    use crate::ids::BackendId;
     use crate::reports::Batch;
-    use crate::request::{Operation, Request, Tag};
+    use crate::words::error::Cause;
+    use crate::words::error_policy::Action;
+    use crate::words::ids::BackendId;
+    use crate::words::request::{Operation, Request, Tag};
 
     fn reported(head: u16) -> Reported {
         Reported {

@@ -16,20 +16,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
-use crate::error::Cause;
-use crate::error_policy::{Action, Policy};
-use crate::event::{BlockIoError, Event, EventKind};
 use crate::gate::HoldScope;
-use crate::ids::{BackendId, LocalId};
-use crate::incident::{ErrorRecord, HeldRecord, Incident};
-use crate::io_status::{IoStatus, Status};
 use crate::loss::Loss;
-use crate::request::Request;
-use crate::run_state::RunState;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 use crate::vm_link::{VmOrder, VmPause};
-use crate::write_cache::WriteCache;
+use crate::words::error::Cause;
+use crate::words::error_policy::{Action, Policy};
+use crate::words::event::{BlockIoError, Event, EventKind};
+use crate::words::ids::{BackendId, LocalId};
+use crate::words::incident::{ErrorRecord, HeldRecord, Incident};
+use crate::words::io_status::{IoStatus, Status};
+use crate::words::request::Request;
+use crate::words::run_state::RunState;
+use crate::words::write_cache::WriteCache;
 
 use self::report_limit::{Offered, ReportLimit};
 

@@ -7,15 +7,15 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Cause, ErrorKind};
-use crate::incident::{ErrorRecord, Incident};
-use crate::io_status::{IoStatus, Status};
 use crate::loss::LOSS_NUMBER_MAX;
-use crate::request::{Operation, Request, Tag};
-use crate::run_state::RunState;
 use crate::stats::{BackendStats, ClassStats};
 use crate::vm_link::VmPause;
-use crate::write_cache::WriteCache;
+use crate::words::error::{Cause, ErrorKind};
+use crate::words::incident::{ErrorRecord, Incident};
+use crate::words::io_status::{IoStatus, Status};
+use crate::words::request::{Operation, Request, Tag};
+use crate::words::run_state::RunState;
+use crate::words::write_cache::WriteCache;
 
 /// Of the JSON form. A daemon ignores what another version has written.
 const VERSION: u32 = 1;

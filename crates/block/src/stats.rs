@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::request::Operation;
+use crate::words::request::Operation;
 
 /// A counter with one writer.
 #[derive(Debug, Default)]

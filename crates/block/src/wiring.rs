@@ -9,12 +9,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iothread::mailbox::Sender;
 
 use crate::changes::Changes;
-use crate::event::{Event, Observer};
-use crate::ids::{BackendId, LocalId};
 use crate::loss::Loss;
 use crate::node::Node;
 use crate::run_control::{Effects, GateMessage, LocalMessage};
 use crate::vm_link::{VmLink, VmOrder};
+use crate::words::event::{Event, Observer};
+use crate::words::ids::{BackendId, LocalId};
 
 /// What a backend uses.
 struct Root {

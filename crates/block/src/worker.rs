@@ -12,11 +12,11 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use crate::error::Result;
 use crate::future::IoFuture;
 use crate::gate::Ticket;
 use crate::node::Node;
-use crate::request::{Io, Request};
+use crate::words::error::Result;
+use crate::words::request::{Io, Request};
 
 /// A request that a driver has not answered at once.
 struct Running {

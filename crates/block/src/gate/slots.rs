@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 
 use crate::hold::{SlotId, Turn};
 use crate::range_index::RangeIndex;
-use crate::request::Request;
+use crate::words::request::Request;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum State {

@@ -2,9 +2,9 @@ use super::*;
 
 use proptest::prelude::*;
 
-use crate::error::Cause;
-use crate::error_policy::OnError;
-use crate::request::Tag;
+use crate::words::error::Cause;
+use crate::words::error_policy::OnError;
+use crate::words::request::Tag;
 
 const NO_SPACE: Outcome = Outcome::Error(Cause::of_errno(libc::ENOSPC));
 

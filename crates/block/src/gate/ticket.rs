@@ -3,10 +3,10 @@
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 
-use crate::error::Cause;
-use crate::error_policy::Action;
 use crate::hold::SlotId;
-use crate::request::Request;
+use crate::words::error::Cause;
+use crate::words::error_policy::Action;
+use crate::words::request::Request;
 
 use super::watch::Started;
 

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::task::{Context, Poll, Waker};
 
 use crate::hold::SlotId;
-use crate::request::Request;
+use crate::words::request::Request;
 
 /// A request that is in flight.
 #[derive(Clone, Copy, Debug)]

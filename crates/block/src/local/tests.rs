@@ -6,9 +6,9 @@ use iothread::{Config, IoThread};
 
 use crate::block_on::block_on;
 use crate::control::control;
-use crate::error_policy::{OnError, Policy};
 use crate::gate::HoldScope;
-use crate::request::{Io, Tag};
+use crate::words::error_policy::{OnError, Policy};
+use crate::words::request::{Io, Tag};
 use crate::{Driver, IoFuture, NodeInfo};
 
 #[derive(Debug)]

@@ -1,7 +1,7 @@
 //! The I/O status of a backend: a latch that keeps the first error until it is reset. Pure.
 
-use crate::error::{Cause, ErrorKind};
-use crate::error_policy::Policy;
+use crate::words::error::{Cause, ErrorKind};
+use crate::words::error_policy::Policy;
 
 /// The value of the latch (QEMU's `BlockDeviceIoStatus`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -94,7 +94,7 @@ impl IoStatus {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error_policy::OnError;
+    use crate::words::error_policy::OnError;
 
     const ENOSPC: Cause = Cause::of_errno(libc::ENOSPC);
     const EIO: Cause = Cause::of_errno(libc::EIO);

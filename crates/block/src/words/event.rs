@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use crate::error::Cause;
-use crate::error_policy::{Action, Direction};
-use crate::io_status::Status;
-use crate::request::Operation;
 use crate::vm_link::LinkStatus;
+use crate::words::error::Cause;
+use crate::words::error_policy::{Action, Direction};
+use crate::words::io_status::Status;
+use crate::words::request::Operation;
 
 /// `BLOCK_IO_ERROR`: a request failed and policy decided.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -3,8 +3,8 @@
 
 use std::time::SystemTime;
 
-use crate::error::Cause;
-use crate::request::Request;
+use crate::words::error::Cause;
+use crate::words::request::Request;
 
 /// The first or last error of a backend.
 #[derive(Clone, Debug, PartialEq, Eq)]

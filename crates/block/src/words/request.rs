@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use crate::error_policy::Direction;
+use crate::words::error_policy::Direction;
 
 /// What a request does. Names follow virtio-blk (virtio 1.2, 5.2.6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -1,6 +1,6 @@
 //! The error policy: which action follows from a failed request. Pure.
 
-use crate::error::Cause;
+use crate::words::error::Cause;
 
 /// The configured reaction to errors of one direction (QEMU's `BlockdevOnError`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -124,7 +124,7 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::ErrorKind;
+    use crate::words::error::ErrorKind;
 
     #[test]
     fn action_table() {

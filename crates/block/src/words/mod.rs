@@ -1,0 +1,12 @@
+//! The words that everything else speaks: plain data and pure functions, which know nothing of the rest
+//! of the crate.
+
+pub mod error;
+pub mod error_policy;
+pub mod event;
+pub mod ids;
+pub mod incident;
+pub mod io_status;
+pub mod request;
+pub mod run_state;
+pub mod write_cache;
