@@ -12,9 +12,9 @@ use iothread::mailbox::{self, Sender};
 use crate::block_on::block_on;
 use crate::changes::Saved;
 use crate::control::Control;
+use crate::driver::loss::Loss;
+use crate::driver::node::Node;
 use crate::gate::HoldScope;
-use crate::loss::Loss;
-use crate::node::Node;
 use crate::overlap::SharedBlockers;
 use crate::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::stats::{Accounting, BackendStats};
@@ -137,7 +137,7 @@ impl Backend {
         }
     }
 
-    /// See [`crate::loss`].
+    /// See [`crate::driver::loss`].
     #[inline]
     pub fn losses_accepted(&self) -> u32 {
         self.losses_accepted.load(Ordering::Relaxed)

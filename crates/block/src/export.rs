@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::backend::Backend;
-use crate::future::BoxFuture;
+use crate::driver::future::BoxFuture;
 
 /// A node offered to clients over a protocol.
 pub trait Export: Send + Sync + fmt::Debug {

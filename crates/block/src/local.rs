@@ -15,10 +15,10 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
+use crate::driver::node::Node;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
 use crate::hold::SlotId;
 use crate::inbox::Message;
-use crate::node::Node;
 use crate::outbox::Outbox;
 use crate::reporter::Reporter;
 use crate::run_control::{Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};

@@ -6,10 +6,10 @@ use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::backend::Backend;
 use crate::control::Control;
+use crate::driver::graph::Graph;
+use crate::driver::loss::Loss;
+use crate::driver::node::Node;
 use crate::export::Export;
-use crate::graph::Graph;
-use crate::loss::Loss;
-use crate::node::Node;
 use crate::registry_error::RegistryError;
 use crate::run_control::RunControl;
 use crate::saved::{SavedLoss, SavedState};

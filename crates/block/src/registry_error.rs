@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::graph::GraphError;
+use crate::driver::graph::GraphError;
 use crate::words::error::BlockError;
 
 /// Why an operation on a node or an export is refused; nothing has changed then.

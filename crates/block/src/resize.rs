@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::backend::Drained;
+use crate::driver::node::Node;
 use crate::export::Export;
-use crate::node::Node;
 use crate::registry::{Registry, blocking};
 use crate::registry_error::{RegistryError, ResizeError};
 

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
+use crate::driver::loss::Loss;
 use crate::gate::HoldScope;
-use crate::loss::Loss;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
 use crate::vm_link::{VmOrder, VmPause};

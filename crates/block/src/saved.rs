@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::loss::LOSS_NUMBER_MAX;
+use crate::driver::loss::LOSS_NUMBER_MAX;
 use crate::stats::{BackendStats, ClassStats};
 use crate::vm_link::VmPause;
 use crate::words::error::{Cause, ErrorKind};

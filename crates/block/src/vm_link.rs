@@ -6,7 +6,7 @@
 
 use std::fmt;
 
-use crate::future::BoxFuture;
+use crate::driver::future::BoxFuture;
 
 /// What run control wants of the VM. Orders come in the order of run control's changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

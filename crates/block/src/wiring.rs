@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use iothread::mailbox::Sender;
 
 use crate::changes::Changes;
-use crate::loss::Loss;
-use crate::node::Node;
+use crate::driver::loss::Loss;
+use crate::driver::node::Node;
 use crate::run_control::{Effects, GateMessage, LocalMessage};
 use crate::vm_link::{VmLink, VmOrder};
 use crate::words::event::{Event, Observer};

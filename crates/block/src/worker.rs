@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
-use crate::future::IoFuture;
+use crate::driver::future::IoFuture;
+use crate::driver::node::Node;
 use crate::gate::Ticket;
-use crate::node::Node;
 use crate::words::error::Result;
 use crate::words::request::{Io, Request};
 

@@ -8,7 +8,7 @@
 //!
 //! The same is lost, and nobody is told, if a block device has shrunk meanwhile ([`DeviceSize::lost`]).
 //! It is so for everybody who uses the node, until his client has reset its device: what was lost is
-//! void for that one then, and its flushes are executed again (`block::loss`).
+//! void for that one then, and its flushes are executed again (`block::driver::loss`).
 //!
 //! With O_DIRECT there are no such pages, and a failed flush may be tried again.
 

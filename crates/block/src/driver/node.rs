@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::fault::FaultPlan;
-use crate::future::IoFuture;
-use crate::loss::Loss;
+use crate::driver::fault::FaultPlan;
+use crate::driver::future::IoFuture;
+use crate::driver::loss::Loss;
 use crate::words::error::{BlockError, Result};
 use crate::words::request::{Io, Operation};
 

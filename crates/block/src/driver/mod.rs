@@ -1,0 +1,8 @@
+//! What a storage driver sees: nodes and the trait that makes them, the future of an operation, the
+//! graph of names, and what a driver has lost.
+
+pub mod fault;
+pub mod future;
+pub mod graph;
+pub mod loss;
+pub mod node;
