@@ -15,7 +15,7 @@ use crate::control::Control;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::gate::HoldScope;
-use crate::overlap::SharedBlockers;
+use crate::gate::overlap::SharedBlockers;
 use crate::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::stats::{Accounting, BackendStats};
 use crate::wiring::Wiring;

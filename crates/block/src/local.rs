@@ -16,8 +16,8 @@ use iothread::{Deferred, time};
 
 use crate::backend::Backend;
 use crate::driver::node::Node;
+use crate::gate::hold::SlotId;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
-use crate::hold::SlotId;
 use crate::inbox::Message;
 use crate::outbox::Outbox;
 use crate::reporter::Reporter;

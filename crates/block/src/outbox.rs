@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use iothread::mailbox::{Entry, Sender};
 
-use crate::hold::SlotId;
+use crate::gate::hold::SlotId;
 use crate::inbox::Message;
 use crate::run_control::{Failed, Resolved};
 

@@ -5,8 +5,8 @@
 
 use std::collections::BTreeSet;
 
-use crate::hold::{SlotId, Turn};
-use crate::range_index::RangeIndex;
+use crate::gate::hold::{SlotId, Turn};
+use crate::gate::range_index::RangeIndex;
 use crate::words::request::Request;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -194,7 +194,7 @@ impl Slots {
     /// mostly ended when it has.
     ///
     /// One that has been held waits only for others that have been held, in the order that
-    /// [`crate::overlap`] has too; one that has not waits for those and for older ones of its kind.
+    /// [`crate::gate::overlap`] has too; one that has not waits for those and for older ones of its kind.
     /// So nobody waits in a circle.
     pub(super) fn in_front_of(
         &self,

@@ -7,7 +7,10 @@
 //! As long as nothing fails it costs next to nothing: a request that may start at once gets no place
 //! in the table, and whether it may is one flag (`Gate::clear`).
 
+pub mod hold;
 mod lost;
+pub mod overlap;
+mod range_index;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -16,7 +19,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::hold::{Line, SlotId};
+use crate::gate::hold::{Line, SlotId};
 use crate::words::error_policy::{Action, Policy};
 use crate::words::request::{Operation, Request};
 
@@ -142,7 +145,7 @@ impl Gate {
     }
 
     /// Takes a request in. `elsewhere(order, request)` says whether it has to wait for one of the
-    /// same backend on another iothread ([`crate::overlap`]), and if so takes note of it: when it may
+    /// same backend on another iothread ([`crate::gate::overlap`]), and if so takes note of it: when it may
     /// be its turn, the gate is told ([`Self::recheck`]).
     #[inline]
     pub fn admit(

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::range_index::RangeIndex;
+use crate::gate::range_index::RangeIndex;
 use crate::words::ids::LocalId;
 use crate::words::request::Request;
 
