@@ -9,16 +9,16 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
-use crate::block_on::block_on;
 use crate::changes::Saved;
-use crate::control::Control;
+use crate::control::block_on::block_on;
+use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
+use crate::control::task::Control;
+use crate::control::wiring::Wiring;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::gate::HoldScope;
 use crate::gate::overlap::SharedBlockers;
-use crate::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::stats::{Accounting, BackendStats};
-use crate::wiring::Wiring;
 use crate::words::error_policy::Policy;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;

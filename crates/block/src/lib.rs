@@ -6,36 +6,33 @@
 //! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`mod@control`] and
 //! [`local`] run them.
 
-mod alarm;
 pub mod backend;
-mod block_on;
 pub mod changes;
 pub mod control;
 pub mod driver;
 pub mod export;
 pub mod gate;
-pub mod inbox;
 pub mod local;
 mod outbox;
 pub mod registry;
 mod registry_error;
 mod reporter;
-pub mod reports;
 mod resize;
-pub mod run_control;
 pub mod saved;
 pub mod saver;
 pub mod state_file;
 pub mod stats;
-pub mod vm_link;
-mod wiring;
 pub mod words;
 mod worker;
 
 pub use backend::{Backend, Drained};
-pub use block_on::block_on;
 pub use changes::{Changes, Saved};
-pub use control::{Control, ControlTask, control};
+pub use control::block_on::block_on;
+pub use control::run_control;
+pub use control::run_control::Refusal;
+pub use control::task::{Control, ControlTask, control};
+pub use control::vm_link::{LinkState, LinkStatus, VmLink, VmOrder, VmPause, VmPending, VmState};
+pub use control::wiring::Wiring;
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
 pub use driver::future::{BoxFuture, IoFuture};
@@ -48,13 +45,10 @@ pub use gate::{Fault, HoldScope};
 pub use local::{Client, LocalBackend, Unmapped};
 pub use registry::Registry;
 pub use registry_error::{RegistryError, ResizeError};
-pub use run_control::Refusal;
 pub use saved::{SavedBackend, SavedLoss, SavedState};
 pub use saver::Saver;
 pub use state_file::{StateFile, StateFileError};
 pub use stats::{BackendStats, ClassStats};
-pub use vm_link::{LinkState, LinkStatus, VmLink, VmOrder, VmPause, VmPending, VmState};
-pub use wiring::Wiring;
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};
 pub use words::event;

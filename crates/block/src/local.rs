@@ -15,13 +15,15 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
+use crate::control::inbox::Message;
+use crate::control::run_control::{
+    Failed, GateMessage, LocalMessage, Reported, Resolved, Restored,
+};
 use crate::driver::node::Node;
 use crate::gate::hold::SlotId;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
-use crate::inbox::Message;
 use crate::outbox::Outbox;
 use crate::reporter::Reporter;
-use crate::run_control::{Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};
 use crate::stats::{Batch, LocalStats, Timed};
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;

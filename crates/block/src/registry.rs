@@ -5,15 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::backend::Backend;
-use crate::control::Control;
+use crate::control::run_control::RunControl;
+use crate::control::task::Control;
+use crate::control::vm_link::{LinkState, VmLink, VmOrder, VmPause};
 use crate::driver::graph::Graph;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::export::Export;
 use crate::registry_error::RegistryError;
-use crate::run_control::RunControl;
 use crate::saved::{SavedLoss, SavedState};
-use crate::vm_link::{LinkState, VmLink, VmOrder, VmPause};
 use crate::words::event::{Event, EventKind};
 use crate::words::run_state::RunState;
 

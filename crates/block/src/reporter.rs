@@ -1,11 +1,11 @@
 //! How a part of a backend tells run control of failures that policy reported or ignored: the sending
-//! side of [`crate::reports`].
+//! side of [`crate::control::reports`].
 
 use iothread::mailbox::{Entry, Sender};
 
-use crate::inbox::Message;
-use crate::reports::Reports;
-use crate::run_control::Reported;
+use crate::control::inbox::Message;
+use crate::control::reports::Reports;
+use crate::control::run_control::Reported;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -43,7 +43,7 @@ mod tests {
     use iothread::mailbox::channel;
 
     use super::*;
-    use crate::reports::Batch;
+    use crate::control::reports::Batch;
     use crate::words::error::Cause;
     use crate::words::error_policy::Action;
     use crate::words::ids::BackendId;

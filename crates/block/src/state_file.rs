@@ -301,8 +301,8 @@ const fn table() -> [u32; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::vm_link::VmPause;
     use crate::saved::SavedBackend;
-    use crate::vm_link::VmPause;
     use crate::words::run_state::RunState;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use iothread::{Config, IoThread};
 
-use crate::block_on::block_on;
-use crate::control::control;
+use crate::control::block_on::block_on;
+use crate::control::task::control;
 use crate::gate::HoldScope;
 use crate::words::error_policy::{OnError, Policy};
 use crate::words::request::{Io, Tag};

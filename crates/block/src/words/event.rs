@@ -2,7 +2,7 @@
 
 use std::time::SystemTime;
 
-use crate::vm_link::LinkStatus;
+use crate::control::vm_link::LinkStatus;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Direction};
 use crate::words::io_status::Status;

@@ -6,7 +6,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::run_control::Reported;
+use crate::control::run_control::Reported;
 
 /// Failures that have not been received yet.
 #[derive(Clone, Debug, PartialEq, Eq)]

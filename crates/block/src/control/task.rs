@@ -8,13 +8,13 @@ use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::{self, Receiver, Sender};
 
-use crate::alarm::Alarm;
-use crate::block_on::block_on;
-use crate::inbox::{Command, Message};
-use crate::reports::Reports;
-use crate::run_control::{Effects, Refusal, RunControl};
-use crate::vm_link::VmPause;
-use crate::wiring::Wiring;
+use crate::control::alarm::Alarm;
+use crate::control::block_on::block_on;
+use crate::control::inbox::{Command, Message};
+use crate::control::reports::Reports;
+use crate::control::run_control::{Effects, Refusal, RunControl};
+use crate::control::vm_link::VmPause;
+use crate::control::wiring::Wiring;
 use crate::words::event::{Event, EventKind, Observer};
 use crate::words::ids::LocalId;
 

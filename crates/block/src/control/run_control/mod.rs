@@ -1,7 +1,7 @@
 //! Run control: the run state, the I/O status of every backend, and what `stop` and `cont` do.
 //!
 //! Pure: takes one message at a time, applies it and says by [`Effects`] what has to be told to
-//! whom, in that order. [`mod@crate::control`] runs it as a task; the model test runs it among
+//! whom, in that order. [`mod@crate::control::task`] runs it as a task; the model test runs it among
 //! imagined iothreads.
 //!
 //! The order within a failure is what management software relies on: latch, event, then the run
@@ -16,11 +16,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
+use crate::control::vm_link::{VmOrder, VmPause};
 use crate::driver::loss::Loss;
 use crate::gate::HoldScope;
 use crate::saved::{SavedBackend, SavedState};
 use crate::stats::Accounting;
-use crate::vm_link::{VmOrder, VmPause};
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::{BlockIoError, Event, EventKind};

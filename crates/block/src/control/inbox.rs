@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use crate::reports::Reports;
-use crate::run_control::{Failed, Resolved, Restored, RunControl};
-use crate::wiring::Wiring;
+use crate::control::reports::Reports;
+use crate::control::run_control::{Failed, Resolved, Restored, RunControl};
+use crate::control::wiring::Wiring;
 
 /// A command: it runs as one message of run control.
 pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;

@@ -4,7 +4,7 @@ use std::time::SystemTime;
 
 use iothread::mailbox::Sender;
 
-use crate::vm_link::VmOrder;
+use crate::control::vm_link::VmOrder;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::Event;

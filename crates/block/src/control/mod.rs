@@ -1,0 +1,10 @@
+//! Run control: a pure state machine, and the task that runs it.
+
+mod alarm;
+pub mod block_on;
+pub mod inbox;
+pub mod reports;
+pub mod run_control;
+pub mod task;
+pub mod vm_link;
+pub mod wiring;
