@@ -18,7 +18,7 @@ use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::gate::HoldScope;
 use crate::gate::overlap::SharedBlockers;
-use crate::stats::{Accounting, BackendStats};
+use crate::local::stats::{Accounting, BackendStats};
 use crate::words::error_policy::Policy;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;

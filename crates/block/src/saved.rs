@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::control::vm_link::VmPause;
 use crate::driver::loss::LOSS_NUMBER_MAX;
-use crate::stats::{BackendStats, ClassStats};
+use crate::local::stats::{BackendStats, ClassStats};
 use crate::words::error::{Cause, ErrorKind};
 use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};

@@ -1,7 +1,12 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
 //! A request is given to the driver where it is admitted. What the driver answers at once ends there
-//! and then; the rest is left with a worker (`crate::worker`), whose task goes on when it is woken.
+//! and then; the rest is left with a worker (`crate::local::worker`), whose task goes on when it is woken.
+
+mod outbox;
+mod reporter;
+pub mod stats;
+mod worker;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -22,14 +27,14 @@ use crate::control::run_control::{
 use crate::driver::node::Node;
 use crate::gate::hold::SlotId;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
-use crate::outbox::Outbox;
-use crate::reporter::Reporter;
-use crate::stats::{Batch, LocalStats, Timed};
+use crate::local::outbox::Outbox;
+use crate::local::reporter::Reporter;
+use crate::local::stats::{Batch, LocalStats, Timed};
+use crate::local::worker::Worker;
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;
 use crate::words::ids::LocalId;
 use crate::words::request::{Operation, Request};
-use crate::worker::Worker;
 
 /// Why buffers cannot be translated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
