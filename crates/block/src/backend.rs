@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
-use crate::changes::Saved;
 use crate::control::block_on::block_on;
 use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::control::task::Control;
@@ -19,6 +18,7 @@ use crate::driver::node::Node;
 use crate::gate::HoldScope;
 use crate::gate::overlap::SharedBlockers;
 use crate::local::stats::{Accounting, BackendStats};
+use crate::persist::changes::Saved;
 use crate::words::error_policy::Policy;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;

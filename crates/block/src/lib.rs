@@ -7,22 +7,18 @@
 //! [`local`] run them.
 
 pub mod backend;
-pub mod changes;
 pub mod control;
 pub mod driver;
 pub mod export;
 pub mod gate;
 pub mod local;
+pub mod persist;
 pub mod registry;
 mod registry_error;
 mod resize;
-pub mod saved;
-pub mod saver;
-pub mod state_file;
 pub mod words;
 
 pub use backend::{Backend, Drained};
-pub use changes::{Changes, Saved};
 pub use control::block_on::block_on;
 pub use control::run_control;
 pub use control::run_control::Refusal;
@@ -40,11 +36,13 @@ pub use gate::overlap;
 pub use gate::{Fault, HoldScope};
 pub use local::stats::{BackendStats, ClassStats};
 pub use local::{Client, LocalBackend, Unmapped};
+pub use persist::changes::{Changes, Saved};
+pub use persist::saved::{SavedBackend, SavedLoss, SavedState};
+pub use persist::saver::Saver;
+pub use persist::state_file;
+pub use persist::state_file::{StateFile, StateFileError};
 pub use registry::Registry;
 pub use registry_error::{RegistryError, ResizeError};
-pub use saved::{SavedBackend, SavedLoss, SavedState};
-pub use saver::Saver;
-pub use state_file::{StateFile, StateFileError};
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};
 pub use words::event;

@@ -12,8 +12,8 @@ use crate::driver::graph::Graph;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::export::Export;
+use crate::persist::saved::{SavedLoss, SavedState};
 use crate::registry_error::RegistryError;
-use crate::saved::{SavedLoss, SavedState};
 use crate::words::event::{Event, EventKind};
 use crate::words::run_state::RunState;
 

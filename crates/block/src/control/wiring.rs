@@ -8,11 +8,11 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use iothread::mailbox::Sender;
 
-use crate::changes::Changes;
 use crate::control::run_control::{Effects, GateMessage, LocalMessage};
 use crate::control::vm_link::{VmLink, VmOrder};
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
+use crate::persist::changes::Changes;
 use crate::words::event::{Event, Observer};
 use crate::words::ids::{BackendId, LocalId};
 

@@ -20,7 +20,7 @@ use crate::control::vm_link::{VmOrder, VmPause};
 use crate::driver::loss::Loss;
 use crate::gate::HoldScope;
 use crate::local::stats::Accounting;
-use crate::saved::{SavedBackend, SavedState};
+use crate::persist::saved::{SavedBackend, SavedState};
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::{BlockIoError, Event, EventKind};

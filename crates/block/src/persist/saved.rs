@@ -1,6 +1,6 @@
 //! What one daemon leaves to the next: run state, I/O status, error records, incidents, counters.
 //!
-//! Here is the content and its JSON form; [`crate::state_file`] keeps it. What is held is not part
+//! Here is the content and its JSON form; [`crate::persist::state_file`] keeps it. What is held is not part
 //! of it: the clients remember that in their inflight regions, and hand it back.
 
 use std::time::{Duration, SystemTime};

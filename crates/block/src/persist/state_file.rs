@@ -22,7 +22,7 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::saved::{DecodeError, SavedState};
+use crate::persist::saved::{DecodeError, SavedState};
 
 /// The name of the file in its directory.
 pub const FILE_NAME: &str = "standfastd.state";
@@ -302,7 +302,7 @@ const fn table() -> [u32; 256] {
 mod tests {
     use super::*;
     use crate::control::vm_link::VmPause;
-    use crate::saved::SavedBackend;
+    use crate::persist::saved::SavedBackend;
     use crate::words::run_state::RunState;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
@@ -466,7 +466,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn slots_are_read_back(state in crate::saved::tests::state(), generation: u64) {
+        fn slots_are_read_back(state in crate::persist::saved::tests::state(), generation: u64) {
             let slot = seal_slot(generation, &state.encode("b")).expect("it fits");
             let stored = parse(&slot).expect("whole").expect("there");
             prop_assert_eq!((stored.generation, stored.state), (generation, state));

@@ -7,9 +7,9 @@ use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use crate::changes::{Changes, Shared};
+use crate::persist::changes::{Changes, Shared};
+use crate::persist::state_file::StateFile;
 use crate::registry::Registry;
-use crate::state_file::StateFile;
 
 /// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
 /// what changes afterwards is not saved.
