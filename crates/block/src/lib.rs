@@ -2,9 +2,18 @@
 //!
 //! An export talks to a [`Backend`]. Its part on an iothread, [`LocalBackend`], executes requests
 //! on a [`Node`] and asks its [`gate::Gate`] what becomes of each; [`run_control::RunControl`] owns
-//! everything that concerns more than one iothread. The state machines are pure
-//! ([`error_policy`], [`io_status`], [`hold`], [`gate`], [`run_control`]); [`mod@control`] and
-//! [`local`] run them.
+//! everything that concerns more than one iothread.
+//!
+//! The rooms, each of which knows only those before it:
+//!
+//! * [`words`]: plain data and pure functions: requests, errors, policy, I/O status, incidents, events;
+//! * [`driver`]: what a storage driver sees: nodes, buffers, futures;
+//! * [`gate`]: pure: what may start, what waits, what is held;
+//! * [`persist`]: what survives a restart;
+//! * [`mod@control`]: run control, which is pure, and the task that runs it;
+//! * [`local`]: a backend's part on an iothread, which runs a gate.
+//!
+//! On top of them are [`backend`], [`export`] and [`registry`].
 
 pub mod backend;
 pub mod control;
