@@ -18,8 +18,6 @@ use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
-use block::WriteCache;
-
 use crate::ring;
 use crate::shared::{Area, MapError, Mapping, sealed_memfd};
 use crate::trailer::{self, Layout, UnknownVersion};
@@ -66,15 +64,16 @@ pub(crate) struct Region {
     /// None in a region of an older daemon.
     trailer: Option<Area>,
     /// What the trailer said when the region was handed in.
-    write_cache: WriteCache,
+    note: u8,
 }
 
 impl Region {
-    /// A fresh region, for GET_INFLIGHT_FD.
+    /// A fresh region, for GET_INFLIGHT_FD; `name` is that of its memory.
     pub fn create(
+        name: &str,
         queues: u16,
         queue_size: u16,
-        write_cache: WriteCache,
+        note: u8,
     ) -> Result<(RegionSpec, File), InflightError> {
         let layout = Layout { queues, queue_size };
         let parts = bytes_of(layout);
@@ -87,9 +86,9 @@ impl Region {
         };
         check(&spec, layout, bytes)?;
         let failed = |source| InflightError::Create { bytes, source };
-        let file = sealed_memfd("vhost-user-blk-inflight", bytes);
+        let file = sealed_memfd(name, bytes);
         let file = File::from(file.map_err(|errno| failed(errno.into()))?);
-        (file.write_all_at(&trailer::fresh(layout, write_cache), parts)).map_err(failed)?;
+        (file.write_all_at(&trailer::fresh(layout, note), parts)).map_err(failed)?;
         Ok((spec, file))
     }
 
@@ -105,28 +104,28 @@ impl Region {
         let mut trailer = trailer_of(&mapping);
         let found = trailer.as_ref().map(trailer::read).transpose()?.flatten();
         trailer = trailer.filter(|_| found.is_some());
-        let (layout, write_cache) = found.unwrap_or((said, WriteCache::Unknown));
+        let (layout, note) = found.unwrap_or((said, 0));
         let behind = found.map_or(0, |_| trailer::BYTES as u64);
         check(spec, layout, bytes_of(layout) + behind)?;
         Ok(Self {
             mapping,
             layout,
             trailer,
-            write_cache,
+            note,
         })
     }
 
-    /// What was recorded in it when it was handed in.
-    pub fn write_cache(&self) -> WriteCache {
-        self.write_cache
+    /// What the class of the device had noted in it when it was handed in; 0 if nothing.
+    pub fn note(&self) -> u8 {
+        self.note
     }
 
-    /// Records it; false if there is no place for it.
-    pub fn set_write_cache(&self, write_cache: WriteCache) -> bool {
+    /// Notes something else; false if there is no place for it.
+    pub fn set_note(&self, note: u8) -> bool {
         let Some(trailer) = &self.trailer else {
             return false;
         };
-        trailer::set_write_cache(trailer, write_cache);
+        trailer::set_note(trailer, note);
         true
     }
 
@@ -204,7 +203,7 @@ mod tests {
     }
 
     fn region(queues: u16, size: u16) -> (Region, File, RegionSpec) {
-        let (spec, file) = Region::create(queues, size, WriteCache::Unknown).unwrap();
+        let (spec, file) = Region::create("test", queues, size, 0).unwrap();
         (Region::open(&spec, &file).unwrap(), file, spec)
     }
 
@@ -349,26 +348,26 @@ mod tests {
     }
 
     #[test]
-    fn the_write_cache_is_read_once_and_written_at_once() {
-        let (spec, file) = Region::create(2, 8, WriteCache::WriteBack).unwrap();
+    fn the_note_is_read_once_and_written_at_once() {
+        let (spec, file) = Region::create("test", 2, 8, 1).unwrap();
         let region = Region::open(&spec, &file).unwrap();
-        assert_eq!(region.write_cache(), WriteCache::WriteBack);
-        for cache in WriteCache::ALL {
-            assert!(region.set_write_cache(cache));
+        assert_eq!(region.note(), 1);
+        for note in [0, 1, 2, 0xff] {
+            assert!(region.set_note(note));
             let again = Region::open(&spec, &file).unwrap();
-            assert_eq!(again.write_cache(), cache);
-            assert_eq!(region.write_cache(), WriteCache::WriteBack);
+            assert_eq!(again.note(), note);
+            assert_eq!(region.note(), 1);
         }
         let at = area_len(&spec) - trailer::BYTES;
         let area = region.mapping.area(0, region.mapping.len()).unwrap();
         area.store_u8(at + 14, 3, Ordering::Relaxed);
         let again = Region::open(&spec, &file).unwrap();
-        assert_eq!(again.write_cache(), WriteCache::WriteThrough);
+        assert_eq!(again.note(), 3);
         // Nothing is written where there is no trailer.
         area.store_u8(at, 0, Ordering::Relaxed);
         let old = Region::open(&spec, &file).unwrap();
-        assert_eq!(old.write_cache(), WriteCache::Unknown);
-        assert!(!old.set_write_cache(WriteCache::WriteBack));
+        assert_eq!(old.note(), 0);
+        assert!(!old.set_note(1));
         assert_eq!(area.load_u8(at + 14, Ordering::Relaxed), 3);
     }
 

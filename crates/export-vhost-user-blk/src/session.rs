@@ -282,18 +282,18 @@ impl Session {
         // Never smaller than the largest queue: QEMU asks with its `queue-size` and hands that back,
         // and on virtio-mmio the guest makes queues larger than it.
         let size_max = self.options.queue_size_max;
-        let (spec, file) = Life::create_region(queues, size_max, self.cache.known())?;
+        let (spec, file) = Life::create_region(queues, size_max, self.cache.to_note())?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
 
     fn set_inflight_fd(&mut self, inflight: &Inflight, fd: OwnedFd) -> Result<()> {
         let queues = self.options.num_queues;
-        let write_cache = self.life.go_on(&inflight.spec, fd, queues)?;
+        let note = self.life.go_on(&inflight.spec, fd, queues)?;
         let guest = Guest {
             features: self.features,
             region: self.life.region(),
         };
-        Ok(self.cache.found(write_cache, guest)?)
+        Ok(self.cache.found(note, guest)?)
     }
 
     fn set_memory(&mut self, memory: Memory) -> Result<()> {

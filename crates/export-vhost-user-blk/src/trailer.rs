@@ -10,15 +10,13 @@
 //! | 8 | 2 | version, 1 |
 //! | 10 | 2 | number of queues that the region has parts for |
 //! | 12 | 2 | descriptors that each part has room for |
-//! | 14 | 1 | write cache: 0 unknown, 1 write-back, 2 write-through, anything else as 2 |
+//! | 14 | 1 | what the class of the device notes there; 0 if it has noted nothing |
 //!
 //! The client's own word on the two numbers is not enough: QEMU hands back what it has asked for, and
 //! not what it was given. The rest is zero. All of it is read once, when the region is handed in:
 //! whatever it contains later is nobody's business but the next daemon's.
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
-
-use block::WriteCache;
 
 use crate::shared::Area;
 
@@ -32,7 +30,7 @@ const VERSION_PLACE: usize = 4;
 const QUEUES: usize = 5;
 const QUEUE_SIZE: usize = 6;
 /// Place of 8 bits.
-const WRITE_CACHE: usize = 14;
+const NOTE: usize = 14;
 
 /// Which parts a region has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,25 +48,8 @@ pub(crate) struct UnknownVersion {
     version: u16,
 }
 
-fn encoded(write_cache: WriteCache) -> u8 {
-    match write_cache {
-        WriteCache::Unknown => 0,
-        WriteCache::WriteBack => 1,
-        WriteCache::WriteThrough => 2,
-    }
-}
-
-fn decoded(byte: u8) -> WriteCache {
-    match byte {
-        0 => WriteCache::Unknown,
-        1 => WriteCache::WriteBack,
-        // If it is something that is not known here, it is not taken lightly.
-        _ => WriteCache::WriteThrough,
-    }
-}
-
 /// The bytes of a fresh trailer.
-pub(crate) fn fresh(layout: Layout, write_cache: WriteCache) -> [u8; BYTES] {
+pub(crate) fn fresh(layout: Layout, note: u8) -> [u8; BYTES] {
     let mut bytes = [0; BYTES];
     bytes[..8].copy_from_slice(&MAGIC);
     for (place, value) in [
@@ -78,7 +59,7 @@ pub(crate) fn fresh(layout: Layout, write_cache: WriteCache) -> [u8; BYTES] {
     ] {
         bytes[2 * place..2 * place + 2].copy_from_slice(&value.to_le_bytes());
     }
-    bytes[WRITE_CACHE] = encoded(write_cache);
+    bytes[NOTE] = note;
     bytes
 }
 
@@ -86,7 +67,7 @@ pub(crate) fn fresh(layout: Layout, write_cache: WriteCache) -> [u8; BYTES] {
 ///
 /// # Errors
 /// [`UnknownVersion`].
-pub(crate) fn read(area: &Area) -> Result<Option<(Layout, WriteCache)>, UnknownVersion> {
+pub(crate) fn read(area: &Area) -> Result<Option<(Layout, u8)>, UnknownVersion> {
     let magic = area.cells::<AtomicU64>(0, 1)[0].load(Ordering::Acquire);
     if u64::from_le(magic) != u64::from_le_bytes(MAGIC) {
         return Ok(None);
@@ -101,12 +82,12 @@ pub(crate) fn read(area: &Area) -> Result<Option<(Layout, WriteCache)>, UnknownV
         queues: number(QUEUES),
         queue_size: number(QUEUE_SIZE),
     };
-    let byte = area.cells::<AtomicU8>(WRITE_CACHE, 1)[0].load(Ordering::Acquire);
-    Ok(Some((layout, decoded(byte))))
+    let note = area.cells::<AtomicU8>(NOTE, 1)[0].load(Ordering::Acquire);
+    Ok(Some((layout, note)))
 }
 
 /// Records it for whoever reads the trailer next. Ours to write only, so nothing else is touched.
-pub(crate) fn set_write_cache(area: &Area, write_cache: WriteCache) {
-    let byte = &area.cells::<AtomicU8>(WRITE_CACHE, 1)[0];
-    byte.store(encoded(write_cache), Ordering::Release);
+pub(crate) fn set_note(area: &Area, note: u8) {
+    let byte = &area.cells::<AtomicU8>(NOTE, 1)[0];
+    byte.store(note, Ordering::Release);
 }

@@ -95,6 +95,26 @@ impl Belief {
     }
 }
 
+/// What is noted of it in an inflight region: 0 unknown, 1 write-back, 2 write-through, anything else as
+/// 2.
+pub(crate) fn to_note(write_cache: WriteCache) -> u8 {
+    match write_cache {
+        WriteCache::Unknown => 0,
+        WriteCache::WriteBack => 1,
+        WriteCache::WriteThrough => 2,
+    }
+}
+
+/// What [`to_note`] has noted.
+pub(crate) fn from_note(note: u8) -> WriteCache {
+    match note {
+        0 => WriteCache::Unknown,
+        1 => WriteCache::WriteBack,
+        // If it is something that is not known here, it is not taken lightly.
+        _ => WriteCache::WriteThrough,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +125,14 @@ mod tests {
     /// What is done for the driver, what is recorded, what is shown.
     fn state(belief: &Belief) -> (bool, WriteCache, bool) {
         (belief.is_writeback(LINUX), belief.known(), belief.shown())
+    }
+
+    #[test]
+    fn notes() {
+        for cache in WriteCache::ALL {
+            assert_eq!(from_note(to_note(cache)), cache);
+        }
+        assert_eq!((from_note(0), from_note(3)), (Unknown, WriteThrough));
     }
 
     #[test]

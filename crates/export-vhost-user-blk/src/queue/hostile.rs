@@ -12,8 +12,6 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use block::WriteCache;
-
 use super::state::{Broken, SlotState, State};
 use crate::inflight::{self, Region};
 use crate::memory::{Memory, RegionSpec};
@@ -95,7 +93,7 @@ impl Bench {
         }
         let size = 1 << (exponent % (SIZE_EXPONENT_MAX + 1));
         let region = (flags & 4 != 0).then(|| {
-            let (spec, file) = Region::create(1, size, WriteCache::Unknown).expect("a region");
+            let (spec, file) = Region::create("vring", 1, size, 0).expect("a region");
             let mapping = Mapping::of_file(file.as_fd(), 0, spec.bytes).expect("a mapping");
             let area = mapping.area(0, mapping.len()).expect("all of it");
             Kept { spec, file, area }
@@ -131,7 +129,7 @@ impl Bench {
             return;
         };
         if let Some(region) = &region {
-            region.set_write_cache(region.write_cache());
+            region.set_note(region.note());
         }
         self.state.enabled = true;
         let Ok((live, marked)) = self.state.prepare(0, ring, region, 0, base) else {

@@ -398,7 +398,6 @@ impl Slot {
 mod tests {
     use super::*;
     use crate::ring::tests::{LAYOUT, memory};
-    use block::WriteCache;
     use vm_memory::{Bytes, GuestAddress};
 
     const BASE: u16 = 7;
@@ -416,7 +415,7 @@ mod tests {
     }
 
     fn region(heads: &[u16]) -> Arc<Region> {
-        let (spec, file) = Region::create(1, 4, WriteCache::Unknown).unwrap();
+        let (spec, file) = Region::create("test", 1, 4, 0).unwrap();
         let region = Region::open(&spec, &file).unwrap();
         let mut part = region.queue(0, 4).unwrap().unwrap();
         part.recover(5).unwrap();
@@ -457,7 +456,7 @@ mod tests {
             let found: Vec<_> = marked.unwrap().iter().map(|marked| marked.head).collect();
             assert_eq!(found, heads);
         }
-        let (spec, file) = Region::create(1, 4, WriteCache::Unknown).unwrap();
+        let (spec, file) = Region::create("test", 1, 4, 0).unwrap();
         let fresh = Arc::new(Region::open(&spec, &file).unwrap());
         let mut state = state();
         let marked = start(&mut state, 5, Some(fresh), 0, BASE);

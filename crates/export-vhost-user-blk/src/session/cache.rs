@@ -8,7 +8,7 @@ use block::{Backend, Saved, WriteCache};
 use crate::device::{Closed, DeviceHandle};
 use crate::inflight::Region;
 use crate::options::Options;
-use crate::write_cache::Belief;
+use crate::write_cache::{Belief, from_note, to_note};
 
 /// How long a guest waits for the state file when it sets its write cache.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(2);
@@ -51,9 +51,9 @@ impl Cache {
         }
     }
 
-    /// What is to be recorded.
-    pub fn known(&self) -> WriteCache {
-        self.belief.known()
+    /// What a fresh region is to record.
+    pub fn to_note(&self) -> u8 {
+        to_note(self.belief.known())
     }
 
     /// What the byte in the configuration space is.
@@ -72,8 +72,8 @@ impl Cache {
     }
 
     /// The client hands a region in that says this.
-    pub fn found(&mut self, record: WriteCache, guest: Guest<'_>) -> Result<(), Closed> {
-        self.belief.found(record);
+    pub fn found(&mut self, note: u8, guest: Guest<'_>) -> Result<(), Closed> {
+        self.belief.found(from_note(note));
         self.note(guest, Duration::ZERO);
         self.follow(guest)
     }
@@ -91,7 +91,7 @@ impl Cache {
     fn note(&self, guest: Guest<'_>, limit: Duration) -> bool {
         let known = self.belief.known();
         let region = guest.region;
-        let in_region = region.is_some_and(|region| region.set_write_cache(known));
+        let in_region = region.is_some_and(|region| region.set_note(to_note(known)));
         let saved = self.backend.record_write_cache(known, limit);
         in_region || saved != Saved::No
     }

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use block::{Backend, WriteCache};
+use block::Backend;
 
 use super::refused::{Result, wrong};
 use crate::device::{Closed, DeviceHandle};
@@ -73,16 +73,13 @@ impl Life {
     }
 
     /// GET_INFLIGHT_FD, after [`Self::begin`].
-    pub fn create_region(
-        queues: u16,
-        queue_size: u16,
-        known: WriteCache,
-    ) -> Result<(RegionSpec, File)> {
-        Region::create(queues, queue_size, known).map_err(|error| wrong(error.to_string()))
+    pub fn create_region(queues: u16, queue_size: u16, note: u8) -> Result<(RegionSpec, File)> {
+        Region::create("vhost-user-blk-inflight", queues, queue_size, note)
+            .map_err(|error| wrong(error.to_string()))
     }
 
-    /// SET_INFLIGHT_FD: what the region remembers goes on. Returns what it says about the write cache.
-    pub fn go_on(&mut self, spec: &RegionSpec, fd: OwnedFd, queues: u16) -> Result<WriteCache> {
+    /// SET_INFLIGHT_FD: what the region remembers goes on. Returns what is noted in it.
+    pub fn go_on(&mut self, spec: &RegionSpec, fd: OwnedFd, queues: u16) -> Result<u8> {
         let (region, witness) = match Witness::of(fd) {
             Ok(witness) => (Region::open(spec, witness.file()), Some(witness)),
             Err((fd, error)) => {
@@ -101,10 +98,10 @@ impl Life {
         }
         self.begun = true;
         self.backend.set_remembered(true);
-        let write_cache = region.write_cache();
+        let note = region.note();
         self.region = Some(Arc::new(region));
         self.witness = witness;
-        Ok(write_cache)
+        Ok(note)
     }
 
     /// The ring of a queue was started: what is marked there has been taken up.
