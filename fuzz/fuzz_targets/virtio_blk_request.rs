@@ -7,8 +7,8 @@
 
 use block::Operation;
 use export_vhost_user_blk::request::{
-    BUFFERS_MAX, Buffer, DISCARD_SECTORS_MAX, Parsed, Record, Rules, SECTOR_BYTES,
-    TRANSFER_BYTES_MAX, Table, WRITE_ZEROES_SECTORS_MAX, parse,
+    BUFFERS_MAX, Buffer, DISCARD_SECTORS_MAX, Parsed, Rules, SECTOR_BYTES, TRANSFER_BYTES_MAX,
+    Table, Taken, WRITE_ZEROES_SECTORS_MAX, parse,
 };
 use libfuzzer_sys::fuzz_target;
 use std::cell::RefCell;
@@ -27,7 +27,7 @@ thread_local! {
         GuestMemoryMmap::from_ranges(&regions).expect("there is memory")
     };
     /// As on the data plane: kept, with whatever the last request left in it.
-    static RECORD: RefCell<Record> = RefCell::default();
+    static TAKEN: RefCell<Taken> = RefCell::default();
 }
 
 fuzz_target!(|bytes: &[u8]| {
@@ -52,12 +52,12 @@ fuzz_target!(|bytes: &[u8]| {
         memory
             .write_slice(&filled, GuestAddress(0))
             .expect("it is mapped");
-        let mut fresh = Record::default();
+        let mut fresh = Taken::default();
         let result = parse(memory, table, head, rules, &mut fresh);
-        RECORD.with_borrow_mut(|used| {
+        TAKEN.with_borrow_mut(|used| {
             assert_eq!(parse(memory, table, head, rules, used), result);
             if let Ok(parsed) = result {
-                check_record(memory, used);
+                check_taken(memory, used);
                 check_parsed(parsed, rules, used);
                 assert_eq!(
                     used.readable(),
@@ -74,26 +74,26 @@ fuzz_target!(|bytes: &[u8]| {
     });
 });
 
-fn check_record(memory: &GuestMemoryMmap, record: &Record) {
+fn check_taken(memory: &GuestMemoryMmap, taken: &Taken) {
     // Cutting off header and status makes buffers fewer or shorter, never more.
-    assert!(record.readable().len() + record.writable().len() <= BUFFERS_MAX);
+    assert!(taken.readable().len() + taken.writable().len() <= BUFFERS_MAX);
     assert!(
-        memory.check_range(GuestAddress(record.status_address), 1, Permissions::Write),
-        "no status byte: {record:?}"
+        memory.check_range(GuestAddress(taken.status_address), 1, Permissions::Write),
+        "no status byte: {taken:?}"
     );
-    let writable = total(record.writable()) + 1;
+    let writable = total(taken.writable()) + 1;
     assert_eq!(
-        u64::from(record.written),
+        u64::from(taken.written),
         writable.min(u32::MAX.into()),
-        "{record:?}"
+        "{taken:?}"
     );
 }
 
-fn check_parsed(parsed: Parsed, rules: Rules, record: &Record) {
+fn check_parsed(parsed: Parsed, rules: Rules, taken: &Taken) {
     if !matches!(parsed, Parsed::Answer { .. }) {
         // A refused request may leave anything behind: its buffers are not used.
-        let mut buffers = record.readable().iter().chain(record.writable());
-        assert!(buffers.all(|buffer| buffer.len > 0), "{record:?}");
+        let mut buffers = taken.readable().iter().chain(taken.writable());
+        assert!(buffers.all(|buffer| buffer.len > 0), "{taken:?}");
     }
     let Parsed::Submit { op, offset, bytes } = parsed else {
         return;
@@ -110,8 +110,8 @@ fn check_parsed(parsed: Parsed, rules: Rules, record: &Record) {
     assert_eq!(bytes == 0, op == Operation::Flush, "{parsed:?}");
     assert!(bytes <= TRANSFER_BYTES_MAX, "{parsed:?}");
     match op {
-        Operation::Read => assert_eq!(total(record.writable()), bytes),
-        Operation::Write => assert_eq!(total(record.readable()), bytes),
+        Operation::Read => assert_eq!(total(taken.writable()), bytes),
+        Operation::Write => assert_eq!(total(taken.readable()), bytes),
         Operation::Discard => assert!(bytes <= u64::from(DISCARD_SECTORS_MAX) * SECTOR_BYTES),
         Operation::WriteZeroes { .. } => {
             assert!(bytes <= u64::from(WRITE_ZEROES_SECTORS_MAX) * SECTOR_BYTES);

@@ -1,14 +1,7 @@
-//! Feature bits and the configuration space.
-//!
-//! Not offered on purpose:
-//! - VHOST_F_LOG_ALL: a migration would lose what is held; without it QEMU refuses to migrate;
-//! - protocol feature CONFIGURE_MEM_SLOTS, unless the user wants it: QEMU (7.2 was looked at) tells
-//!   only what has changed in its memory, and when the daemon was replaced while the VM was stopped,
-//!   it believes that the new one knows what the former one knew. Without the feature it sends the
-//!   whole table whenever it starts the device. The messages are served in any case.
+//! Feature bits of a disk, and the configuration space.
 
 use block::Limits;
-use virtio_bindings::{virtio_blk, virtio_config, virtio_ring};
+use virtio_bindings::virtio_blk;
 
 use crate::options::Options;
 use crate::protocol::message::ConfigRange;
@@ -17,9 +10,6 @@ use crate::topology::Topology;
 
 pub(crate) const F_FLUSH: u64 = 1 << virtio_blk::VIRTIO_BLK_F_FLUSH;
 pub(crate) const F_CONFIG_WCE: u64 = 1 << virtio_blk::VIRTIO_BLK_F_CONFIG_WCE;
-pub(crate) const F_INDIRECT_DESC: u64 = 1 << virtio_ring::VIRTIO_RING_F_INDIRECT_DESC;
-pub(crate) const F_EVENT_IDX: u64 = 1 << virtio_ring::VIRTIO_RING_F_EVENT_IDX;
-pub(crate) const F_PROTOCOL_FEATURES: u64 = 1 << 30;
 const F_SIZE_MAX: u64 = 1 << virtio_blk::VIRTIO_BLK_F_SIZE_MAX;
 const F_SEG_MAX: u64 = 1 << virtio_blk::VIRTIO_BLK_F_SEG_MAX;
 const F_RO: u64 = 1 << virtio_blk::VIRTIO_BLK_F_RO;
@@ -28,20 +18,6 @@ const F_TOPOLOGY: u64 = 1 << virtio_blk::VIRTIO_BLK_F_TOPOLOGY;
 const F_MQ: u64 = 1 << virtio_blk::VIRTIO_BLK_F_MQ;
 const F_DISCARD: u64 = 1 << virtio_blk::VIRTIO_BLK_F_DISCARD;
 const F_WRITE_ZEROES: u64 = 1 << virtio_blk::VIRTIO_BLK_F_WRITE_ZEROES;
-const F_VERSION_1: u64 = 1 << virtio_config::VIRTIO_F_VERSION_1;
-
-const P_MQ: u64 = 1 << 0;
-const P_REPLY_ACK: u64 = 1 << 3;
-const P_BACKEND_REQ: u64 = 1 << 5;
-const P_CONFIG: u64 = 1 << 9;
-const P_INFLIGHT_SHMFD: u64 = 1 << 12;
-const P_CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
-const P_STATUS: u64 = 1 << 16;
-const P_GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
-pub(crate) const P_GET_VRING_BASE_SKIP_DRAIN: u64 = 1 << 23;
-
-/// Device status bit: a queue is broken, only a reset helps.
-pub(crate) const NEEDS_RESET: u8 = 0x40;
 
 /// Offset of the byte that says whether there is a write cache.
 pub(crate) const WCE_OFFSET: u32 = 32;
@@ -53,13 +29,9 @@ const SEGMENTS_MAX: u32 = 126;
 /// does not do without.
 const SEGMENT_BYTES_MAX: u32 = 1 << 20;
 
-/// The virtio features that are offered.
+/// The virtio features of the disk that are offered.
 pub(crate) fn virtio_features(options: &Options) -> u64 {
-    let mut features = F_VERSION_1
-        | F_EVENT_IDX
-        | F_INDIRECT_DESC
-        | F_PROTOCOL_FEATURES
-        | F_SIZE_MAX
+    let mut features = F_SIZE_MAX
         | F_SEG_MAX
         | F_BLK_SIZE
         | F_TOPOLOGY
@@ -72,24 +44,6 @@ pub(crate) fn virtio_features(options: &Options) -> u64 {
     }
     if options.num_queues > 1 {
         features |= F_MQ;
-    }
-    features
-}
-
-/// The protocol features that are offered. GET_VRING_BASE_INFLIGHT needs INFLIGHT_SHMFD beside it:
-/// what is held when the ring's index is told stays marked in the region. So does, with
-/// GET_VRING_BASE_SKIP_DRAIN, what is in flight.
-pub(crate) fn protocol_features(options: &Options) -> u64 {
-    let mut features = P_MQ
-        | P_REPLY_ACK
-        | P_BACKEND_REQ
-        | P_CONFIG
-        | P_INFLIGHT_SHMFD
-        | P_STATUS
-        | P_GET_VRING_BASE_INFLIGHT
-        | P_GET_VRING_BASE_SKIP_DRAIN;
-    if options.configure_mem_slots {
-        features |= P_CONFIGURE_MEM_SLOTS;
     }
     features
 }

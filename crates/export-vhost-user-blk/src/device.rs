@@ -1,31 +1,29 @@
 //! The parts of an export that live on iothreads, one on each, and the way to them from other
 //! threads. Queue `i` is in part `i` modulo the number of parts, and never leaves it.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block::{Backend, Client, Fault, LocalBackend, Request, Unmapped};
 use iothread::mailbox::{self, Receiver, Sender};
 
-use crate::options::Options;
+use crate::class::{Closed, Part, Shape};
 use crate::queue::{Context, HangUp, Queue};
-use crate::request::{Rules, STATUS_IOERR, STATUS_OK};
 use crate::trouble::Trouble;
 
-/// Which part of a device it is.
+/// Which of the parts of a device it is.
 #[derive(Clone, Copy, Debug)]
-struct Part {
+struct Place {
     /// Its number.
     index: u16,
     /// How many there are; 1 or more.
     count: u16,
 }
 
-impl Part {
+impl Place {
     /// The queues of this part, of `queues` in all.
     fn queues(self, queues: u16) -> impl Iterator<Item = u16> {
         (self.index..queues).step_by(usize::from(self.count))
@@ -33,181 +31,132 @@ impl Part {
 }
 
 /// The queues of an export on one iothread.
-pub(crate) struct Device {
-    context: Rc<Context>,
-    queues: Vec<Rc<Queue>>,
+pub(crate) struct Device<P: Part> {
+    context: Rc<Context<P>>,
+    queues: Vec<Rc<Queue<P>>>,
     /// The queues of the export by their numbers, as far as they are here.
-    by_index: Vec<Option<Rc<Queue>>>,
+    by_index: Vec<Option<Rc<Queue<P>>>>,
 }
 
-impl fmt::Debug for Device {
+impl<P: Part> fmt::Debug for Device<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Device")
-            .field("device", self.context.backend.device())
+            .field("device", &self.context.id)
             .field("queues", &self.queues)
             .finish_non_exhaustive()
     }
 }
 
-impl Device {
+impl<P: Part> Device<P> {
     async fn open(
-        part: Part,
-        options: &Options,
-        backend: &Arc<Backend>,
+        place: Place,
+        shape: &Shape,
+        config: P::Config,
         trouble: Arc<Trouble>,
         hang_up: HangUp,
     ) -> Option<Rc<Self>> {
         let context = Rc::new(Context {
-            backend: Arc::clone(backend),
-            rules: Rules {
-                writable: options.writable,
-                block_bytes: options.logical_block_size,
-            },
-            id_string: options.id_string(),
+            id: shape.id.clone(),
+            config,
             trouble,
             hang_up,
-            writeback: Cell::new(!options.writethrough),
-            local: RefCell::new(None),
+            part: RefCell::new(None),
         });
-        let queues: Vec<_> = (part.queues(options.num_queues))
+        let queues: Vec<_> = (place.queues(shape.queues))
             .map(|index| Queue::new(index, Rc::clone(&context)))
             .collect();
-        let mut by_index = vec![None; usize::from(options.num_queues)];
-        for (index, queue) in part.queues(options.num_queues).zip(&queues) {
+        let mut by_index = vec![None; usize::from(shape.queues)];
+        for (index, queue) in place.queues(shape.queues).zip(&queues) {
             by_index[usize::from(index)] = Some(Rc::clone(queue));
         }
-        let device = Rc::new(Self {
+        let part = P::open(&context.config, by_index.clone()).await?;
+        *context.part.borrow_mut() = Some(part);
+        Some(Rc::new(Self {
             context,
             queues,
             by_index,
-        });
-        let client = Rc::clone(&device) as Rc<dyn Client>;
-        let local = LocalBackend::open(backend, client, options.num_queues).await?;
-        for queue in part.queues(options.num_queues) {
-            // Started by their rings.
-            local.stop_queue(queue).await;
-        }
-        *device.context.local.borrow_mut() = Some(local);
-        Some(device)
+        }))
     }
 
-    async fn serve(self: Rc<Self>, mut jobs: Receiver<Job>) {
+    async fn serve(self: Rc<Self>, mut jobs: Receiver<Job<P>>) {
         while let Some(job) = jobs.recv().await {
             job(Rc::clone(&self)).await;
         }
     }
 
     /// A queue of this part, by its number in the export; none if it is not here.
-    pub fn queue(&self, index: u16) -> Option<&Rc<Queue>> {
+    pub fn queue(&self, index: u16) -> Option<&Rc<Queue<P>>> {
         self.by_index.get(usize::from(index))?.as_ref()
     }
 
     /// The queues of this part.
-    pub fn queues(&self) -> &[Rc<Queue>] {
+    pub fn queues(&self) -> &[Rc<Queue<P>>] {
         &self.queues
     }
 
-    pub fn set_writeback(&self, writeback: bool) {
-        self.context.writeback.set(writeback);
+    /// What the class has here; none after [`Self::close`].
+    pub fn part(&self) -> Option<P> {
+        self.context.part.borrow().clone()
     }
 
     /// The memory table has changed: what could not be reached before is tried again.
     pub fn memory_settled(&self) {
-        let local = self.context.local.borrow().clone();
-        if let Some(local) = local {
-            local.memory_settled();
+        if let Some(part) = self.part() {
+            part.memory_settled();
         }
     }
 
-    /// Ends the block layer's part. All rings are stopped.
+    /// Ends what the class has here. All rings are stopped.
     pub async fn close(&self) {
-        let local = self.context.local.borrow_mut().take();
-        if let Some(local) = local {
-            local.close().await;
-        }
-    }
-
-    fn of(&self, request: &Request) -> Option<&Rc<Queue>> {
-        self.queue(request.tag.queue)
-    }
-}
-
-impl Client for Device {
-    fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped> {
-        self.of(request).ok_or(Unmapped::Gone)?.map(request, iov)
-    }
-
-    fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool {
-        let queue = self.of(request);
-        queue.is_none_or(|queue| queue.has_lost(request, iov))
-    }
-
-    fn unmap(&self, request: &Request) {
-        if let Some(queue) = self.of(request) {
-            queue.unmap(request.tag.head);
-        }
-    }
-
-    fn fua(&self, request: &Request) -> bool {
-        request.op.modifies() && !self.context.writeback.get()
-    }
-
-    fn complete(&self, request: &Request, result: Result<(), Fault>) {
-        let status = match result {
-            Ok(()) => STATUS_OK,
-            Err(Fault::Io(_) | Fault::Guest) => STATUS_IOERR,
-        };
-        if let Some(queue) = self.of(request) {
-            queue.complete(request.tag.head, status);
-        }
-    }
-
-    fn dropped(&self, request: &Request) {
-        if let Some(queue) = self.of(request) {
-            queue.forget(request.tag.head);
-        }
-    }
-
-    fn resume(&self) {
-        for queue in &self.queues {
-            queue.process();
+        let part = self.context.part.borrow_mut().take();
+        if let Some(part) = part {
+            part.close().await;
         }
     }
 }
 
 type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
-type Job = Box<dyn FnOnce(Rc<Device>) -> LocalFuture + Send>;
-
-/// The iothread is gone, or the export has been closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the export is closed")]
-pub struct Closed;
+type Job<P> = Box<dyn FnOnce(Rc<Device<P>>) -> LocalFuture + Send>;
 
 /// Reaches the parts of a device from any thread. The jobs of one part run one after the other.
-#[derive(Clone, Debug)]
-pub(crate) struct DeviceHandle {
-    parts: Arc<[Sender<Job>]>,
+pub(crate) struct DeviceHandle<P: Part> {
+    parts: Arc<[Sender<Job<P>>]>,
 }
 
-impl DeviceHandle {
+impl<P: Part> Clone for DeviceHandle<P> {
+    fn clone(&self) -> Self {
+        let parts = Arc::clone(&self.parts);
+        Self { parts }
+    }
+}
+
+impl<P: Part> fmt::Debug for DeviceHandle<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceHandle")
+            .field("parts", &self.parts.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl<P: Part> DeviceHandle<P> {
     /// Makes one part on each of `iothreads`, as far as there are queues for them. There is at
     /// least one iothread.
     pub async fn open(
         iothreads: &[iothread::Handle],
-        options: &Options,
-        backend: &Arc<Backend>,
+        shape: &Shape,
+        config: &P::Config,
         trouble: &Arc<Trouble>,
         hang_up: &HangUp,
     ) -> Result<Self, Closed> {
         let count = u16::try_from(iothreads.len()).unwrap_or(u16::MAX);
-        let count = count.min(options.num_queues);
+        let count = count.min(shape.queues);
         let mut open = Vec::with_capacity(usize::from(count));
         for (index, iothread) in (0..count).zip(iothreads) {
-            let part = Part { index, count };
-            let (options, backend) = (options.clone(), Arc::clone(backend));
+            let place = Place { index, count };
+            let (shape, config) = (shape.clone(), config.clone());
             let (trouble, hang_up) = (Arc::clone(trouble), Arc::clone(hang_up));
             let opened = iothread.run(move || async move {
-                let device = Device::open(part, &options, &backend, trouble, hang_up).await?;
+                let device = Device::open(place, &shape, config, trouble, hang_up).await?;
                 let (jobs, receiver) = mailbox::channel();
                 iothread::spawn_local(device.serve(receiver)).detach();
                 Some(jobs)
@@ -224,7 +173,7 @@ impl DeviceHandle {
     /// [`Closed`] if a part did not run it, or not to its end.
     pub async fn run_all<F, Fut>(&self, f: F) -> Result<(), Closed>
     where
-        F: Fn(Rc<Device>) -> Fut + Clone + Send + 'static,
+        F: Fn(Rc<Device<P>>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = ()> + 'static,
     {
         let (reply, mut answers) = mailbox::channel();
@@ -242,10 +191,23 @@ impl DeviceHandle {
     /// [`DeviceHandle::run_all`] for a plain thread. `f` may wait for what ends by itself only.
     pub fn call_all<F, Fut>(&self, f: F) -> Result<(), Closed>
     where
-        F: Fn(Rc<Device>) -> Fut + Clone + Send + 'static,
+        F: Fn(Rc<Device<P>>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = ()> + 'static,
     {
-        block::block_on(self.run_all(f))
+        pollster::block_on(self.run_all(f))
+    }
+
+    /// Runs `f` for what the class has on each iothread.
+    ///
+    /// # Errors
+    /// [`Closed`] if it was not run everywhere.
+    pub fn on_parts(&self, f: impl Fn(&P) + Clone + Send + 'static) -> Result<(), Closed> {
+        self.call_all(move |device| {
+            if let Some(part) = device.part() {
+                f(&part);
+            }
+            std::future::ready(())
+        })
     }
 
     /// Runs `f` for one queue, which exists, on its iothread. Waits for it: `f` may wait for what
@@ -255,7 +217,7 @@ impl DeviceHandle {
     /// [`Closed`] if it was not run, or not to its end.
     pub fn call_queue<F, Fut, R>(&self, index: u16, f: F) -> Result<R, Closed>
     where
-        F: FnOnce(Rc<Queue>) -> Fut + Send + 'static,
+        F: FnOnce(Rc<Queue<P>>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + 'static,
         R: Send + 'static,
     {
@@ -265,17 +227,18 @@ impl DeviceHandle {
             let done = device.queue(index).map(|queue| f(Rc::clone(queue)));
             async move { Some(done?.await) }
         })?;
-        block::block_on(answer.recv()).flatten().ok_or(Closed)
+        pollster::block_on(answer.recv()).flatten().ok_or(Closed)
     }
 }
 
-fn send<F, Fut, R>(jobs: &Sender<Job>, reply: Sender<R>, f: F) -> Result<(), Closed>
+fn send<P, F, Fut, R>(jobs: &Sender<Job<P>>, reply: Sender<R>, f: F) -> Result<(), Closed>
 where
-    F: FnOnce(Rc<Device>) -> Fut + Send + 'static,
+    P: Part,
+    F: FnOnce(Rc<Device<P>>) -> Fut + Send + 'static,
     Fut: Future<Output = R> + 'static,
     R: Send + 'static,
 {
-    let job: Job = Box::new(move |device| {
+    let job: Job<P> = Box::new(move |device| {
         let result = f(device);
         Box::pin(async move {
             // Whoever has stopped waiting needs no answer.
@@ -293,8 +256,8 @@ mod tests {
     fn every_queue_is_in_one_part() {
         for queues in 1..=9 {
             for count in 1..=queues {
-                let parts = (0..count).map(|index| Part { index, count });
-                let mut all: Vec<_> = parts.flat_map(|part| part.queues(queues)).collect();
+                let parts = (0..count).map(|index| Place { index, count });
+                let mut all: Vec<_> = parts.flat_map(|place| place.queues(queues)).collect();
                 all.sort_unstable();
                 assert_eq!(all, (0..queues).collect::<Vec<_>>());
             }

@@ -4,19 +4,13 @@ use std::io;
 use std::sync::Arc;
 
 use block::{Backend, BoxFuture, Export};
-use iothread::mailbox::{self, Receiver};
 use listener::Socket;
-use std::sync::{Mutex, PoisonError};
 
-use crate::device::{Closed, DeviceHandle};
-use crate::door::Door;
+use crate::class::Shape;
+use crate::disk::Disk;
 use crate::options::{OptionError, Options};
-use crate::protocol::back_channel::BackChannel;
-use crate::queue::HangUp;
-use crate::server::Server;
-use crate::session::Session;
-use crate::trouble::Trouble;
-use crate::unclaimed::Unclaimed;
+use crate::part::{BlockPart, Config};
+use crate::served::{ServeError, Served};
 
 /// Why an export cannot be made.
 #[derive(Debug, thiserror::Error)]
@@ -60,13 +54,7 @@ pub struct VhostUserBlkExport {
     id: String,
     writable: bool,
     backend: Arc<Backend>,
-    trouble: Arc<Trouble>,
-    device: DeviceHandle,
-    back_channel: Arc<BackChannel>,
-    unclaimed: Arc<Unclaimed>,
-    door: Arc<Door>,
-    /// Yields none when the control thread has ended.
-    ended: Mutex<Option<Receiver<()>>>,
+    served: Served<BlockPart>,
 }
 
 impl VhostUserBlkExport {
@@ -90,59 +78,29 @@ impl VhostUserBlkExport {
         if iothreads.is_empty() {
             return Err(ExportError::NoIothread { id });
         }
-        let back_channel = Arc::new(BackChannel::default());
-        let trouble = Arc::new(Trouble::new(Arc::clone(&back_channel)));
-        let door = match Door::new() {
-            Ok(door) => Arc::new(door),
-            Err(source) => return Err(ExportError::Thread { id, source }),
-        };
-        let hang_up: HangUp = {
-            let door = Arc::clone(&door);
-            Arc::new(move || door.disconnect())
-        };
-        let opened = DeviceHandle::open(iothreads, &options, &backend, &trouble, &hang_up).await;
-        let Ok(device) = opened else {
-            return Err(ExportError::Closed { id });
-        };
-        let unclaimed = Arc::new(Unclaimed::default());
-        let session = Session::new(
-            options.clone(),
-            Arc::clone(&backend),
-            device.clone(),
-            Arc::clone(&back_channel),
-            Arc::clone(&trouble),
-            Arc::clone(&unclaimed),
-        );
-        let (ending, ended) = mailbox::channel();
-        let server = Server {
+        let shape = Shape {
             id: id.clone(),
-            session,
-            door: Arc::clone(&door),
-            trouble: Arc::clone(&trouble),
+            queues: options.num_queues,
+            queue_size_max: options.queue_size_max,
+            configure_mem_slots: options.configure_mem_slots,
         };
-        match server.spawn(socket, ending) {
-            Ok(()) => Ok(Arc::new(Self {
+        let writable = options.writable;
+        let config = Config {
+            options,
+            backend: Arc::clone(&backend),
+        };
+        let disk = |device| Disk::new(config.clone(), device);
+        match Served::open(shape, &config, iothreads, socket, disk).await {
+            Ok(served) => Ok(Arc::new(Self {
                 id,
-                writable: options.writable,
+                writable,
                 backend,
-                trouble,
-                device,
-                back_channel,
-                unclaimed,
-                door,
-                ended: Mutex::new(Some(ended)),
+                served,
             })),
-            Err(source) => {
-                // Nothing has been in flight; a daemon that ends needs no tidying up.
-                let _: Result<(), Closed> = close(&device).await;
-                Err(ExportError::Thread { id, source })
-            }
+            Err(ServeError::Closed(_)) => Err(ExportError::Closed { id }),
+            Err(ServeError::Thread(source)) => Err(ExportError::Thread { id, source }),
         }
     }
-}
-
-async fn close(device: &DeviceHandle) -> Result<(), Closed> {
-    (device.run_all(|device| async move { device.close().await })).await
 }
 
 impl Export for VhostUserBlkExport {
@@ -163,44 +121,29 @@ impl Export for VhostUserBlkExport {
     }
 
     fn has_client(&self) -> bool {
-        self.door.is_connected()
+        self.served.has_client()
     }
 
     fn trouble(&self) -> Option<String> {
-        self.trouble.text()
+        self.served.trouble()
     }
 
     fn may_hand_back(&self) -> Option<String> {
-        self.unclaimed.reason()
+        self.served.may_hand_back()
     }
 
     fn resized(&self) {
         // Its new length is in the configuration space already.
-        self.back_channel.config_changed();
+        self.served.config_changed();
     }
 
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
-            let ended = self
-                .ended
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .take();
-            // Closed a second time: the first call does it.
-            let Some(mut ended) = ended else { return };
-            self.door.close();
-            while ended.recv().await.is_some() {}
-            // An error means that the iothread is gone, and with it all that was in flight.
-            let _: Result<(), Closed> = close(&self.device).await;
+            if !self.served.close().await {
+                return;
+            }
             self.backend.detach().await;
             self.backend.remove().await;
         })
-    }
-}
-
-impl Drop for VhostUserBlkExport {
-    fn drop(&mut self) {
-        // Without `close` the thread would wait for clients for ever.
-        self.door.close();
     }
 }

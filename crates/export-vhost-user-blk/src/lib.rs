@@ -15,21 +15,27 @@
 //! - [`export`]: the whole.
 
 mod buffer;
+mod cache;
 mod chain;
+mod class;
 mod config;
 mod descriptor;
 mod device;
+mod disk;
 mod door;
 pub mod export;
+mod features;
 mod inflight;
 mod memory;
 mod options;
+mod part;
 mod populate;
 pub mod protocol;
 mod queue;
 mod record;
 pub mod request;
 mod ring;
+mod served;
 mod server;
 mod session;
 mod shared;
@@ -46,6 +52,6 @@ mod write_cache;
 #[cfg(fuzzing)]
 pub use queue::hostile::run as fuzz_vring;
 
-pub use device::Closed;
+pub use class::Closed;
 pub use export::{ExportError, VhostUserBlkExport};
 pub use options::{OptionError, Options, QUEUE_SIZE_MAX, QUEUES_MAX};

@@ -15,13 +15,13 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 use std::time::Instant;
 
-use block::{Backend, EventKind, LocalBackend, Operation, Request, Tag, Unmapped};
 use iothread::{Deferred, LocalTask, Poller, PollerGuard};
 
+use crate::chain::BUFFERS_MAX;
+use crate::class::{Format, Part, Requests, Unmapped};
 use crate::inflight::Region;
-use crate::memory::Memory;
+use crate::memory::{Memory, NotMapped};
 use crate::populate::{self, Access};
-use crate::request::{self, BUFFERS_MAX, ID_BYTES, Parsed, Rules};
 use crate::ring::Layout;
 use crate::trouble::Trouble;
 use state::{Broken, SlotState, State};
@@ -30,20 +30,19 @@ use state::{Broken, SlotState, State};
 const BATCH_REQUESTS: u32 = 64;
 const BATCH_BYTES: u64 = 1 << 20;
 
+type Outcome<P> = <<P as Part>::Format as Format>::Outcome;
+
 /// Ends the connection of the client, from any thread.
 pub(crate) type HangUp = Arc<dyn Fn() + Send + Sync>;
 
 /// What the queues of one device have in common on one iothread.
-pub(crate) struct Context {
-    pub rules: Rules,
-    pub id_string: [u8; ID_BYTES],
-    pub backend: Arc<Backend>,
+pub(crate) struct Context<P: Part> {
+    pub id: String,
+    pub config: P::Config,
     pub trouble: Arc<Trouble>,
     /// Ends the connection.
     pub hang_up: HangUp,
-    /// Whether a write may complete before it is durable.
-    pub writeback: Cell<bool>,
-    pub local: RefCell<Option<LocalBackend>>,
+    pub part: RefCell<Option<P>>,
 }
 
 /// What a ring is started with.
@@ -60,10 +59,11 @@ pub(crate) struct Setup {
 }
 
 /// See the [module](self).
-pub(crate) struct Queue {
+pub(crate) struct Queue<P: Part> {
     index: u16,
-    context: Rc<Context>,
-    state: RefCell<State>,
+    format: P::Format,
+    context: Rc<Context<P>>,
+    state: RefCell<State<P::Format>>,
     publish_queued: Cell<bool>,
     /// Whether `process` is taking requests: it publishes what ends meanwhile.
     processing: Cell<bool>,
@@ -71,10 +71,10 @@ pub(crate) struct Queue {
     unfinished: Cell<bool>,
     /// What runs as long as the ring does.
     attached: RefCell<Option<(LocalTask<()>, PollerGuard)>>,
-    this: Weak<Queue>,
+    this: Weak<Self>,
 }
 
-impl fmt::Debug for Queue {
+impl<P: Part> fmt::Debug for Queue<P> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Queue")
             .field("index", &self.index)
@@ -82,10 +82,11 @@ impl fmt::Debug for Queue {
     }
 }
 
-impl Queue {
-    pub fn new(index: u16, context: Rc<Context>) -> Rc<Self> {
+impl<P: Part> Queue<P> {
+    pub fn new(index: u16, context: Rc<Context<P>>) -> Rc<Self> {
         Rc::new_cyclic(|this| Self {
             index,
+            format: P::format(&context.config, index),
             context,
             state: RefCell::default(),
             publish_queued: Cell::new(false),
@@ -96,47 +97,6 @@ impl Queue {
         })
     }
 
-    /// Takes everything that is available, as far as that is allowed, and shows the driver what of it
-    /// has ended at once. True if there was something.
-    ///
-    /// A long batch goes on after the others of this iothread have had their turn.
-    pub fn process(&self) -> bool {
-        let Some(local) = self.context.local.borrow().clone() else {
-            return false;
-        };
-        self.processing.set(true);
-        let (mut requests, mut left) = (0, BATCH_BYTES);
-        while local.may_pop(self.index) {
-            if requests == BATCH_REQUESTS || left == 0 {
-                self.unfinished.set(true);
-                self.queue_publish();
-                break;
-            }
-            let popped = self.state.borrow_mut().pop(self.context.rules);
-            match popped {
-                Ok(Some((head, parsed))) => {
-                    requests += 1;
-                    if let Parsed::Submit { bytes, .. } = parsed {
-                        left = left.saturating_sub(bytes);
-                    }
-                    self.act(&local, head, parsed);
-                }
-                Ok(None) => break,
-                Err(broken) => {
-                    if matches!(*broken, Broken::MemoryMoves { .. }) {
-                        local.memory_moves();
-                    } else {
-                        self.set_broken(&broken);
-                    }
-                    break;
-                }
-            }
-        }
-        self.processing.set(false);
-        self.publish();
-        requests > 0
-    }
-
     /// Gives the client up if it has truncated its memory. Asked after each batch.
     fn check_memory(&self) {
         if self.state.borrow().is_poisoned() {
@@ -144,126 +104,6 @@ impl Queue {
             let text = format!("the client was disconnected: {}", Broken::Memory);
             self.context.trouble.set_client(Some(text));
             (self.context.hang_up)();
-        }
-    }
-
-    fn act(&self, local: &LocalBackend, head: u16, parsed: Parsed) {
-        match parsed {
-            Parsed::Submit { op, offset, bytes } => {
-                let tag = Tag {
-                    queue: self.index,
-                    head,
-                };
-                local.submit(Request {
-                    tag,
-                    op,
-                    offset,
-                    bytes,
-                });
-            }
-            Parsed::Identify => {
-                let status = self.identify(head);
-                self.complete(head, status);
-            }
-            Parsed::Answer { status, invalid } => {
-                if let Some(op) = invalid {
-                    local.invalid(op);
-                }
-                self.complete(head, status);
-            }
-        }
-    }
-
-    fn identify(&self, head: u16) -> u8 {
-        let state = self.state.borrow();
-        let (Some(live), Some(slot)) = (&state.live, state.slots.get(usize::from(head))) else {
-            return request::STATUS_IOERR;
-        };
-        let mut left = self.context.id_string.as_slice();
-        for buffer in slot.record.writable() {
-            let (now, later) = left.split_at(left.len().min(buffer.len as usize));
-            if live.ring.view().store_all(buffer.address, now).is_err() {
-                return request::STATUS_IOERR;
-            }
-            left = later;
-        }
-        request::STATUS_OK
-    }
-
-    /// Translates the buffers of a request for one submission.
-    pub fn map(&self, request: &Request, iov: &mut Vec<libc::iovec>) -> Result<(), Unmapped> {
-        let state = &mut *self.state.borrow_mut();
-        let (Some(live), Some(slot)) = (
-            &state.live,
-            state.slots.get_mut(usize::from(request.tag.head)),
-        ) else {
-            return Err(Unmapped::Gone);
-        };
-        let buffers = match request.op {
-            Operation::Read => slot.record.writable(),
-            Operation::Write => slot.record.readable(),
-            Operation::Flush | Operation::Discard | Operation::WriteZeroes { .. } => return Ok(()),
-        };
-        let view = live.ring.view();
-        for &buffer in buffers {
-            if view.translate(buffer, iov).is_err() {
-                return Err(match view.memory().is_moving() {
-                    true => Unmapped::Moving,
-                    false => Unmapped::Gone,
-                });
-            }
-        }
-        // Buffers may lie across regions; no system call takes more pieces.
-        if iov.len() > BUFFERS_MAX {
-            return Err(Unmapped::Gone);
-        }
-        slot.memory = Some(Rc::clone(view));
-        Ok(())
-    }
-
-    /// Whether the buffers of a submission, which are still translated, are not there any more.
-    pub fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool {
-        let state = self.state.borrow();
-        let slot = state.slots.get(usize::from(request.tag.head));
-        let memory = slot.and_then(|slot| slot.memory.as_ref());
-        let access = match request.op {
-            Operation::Read => Access::Store,
-            _ => Access::Load,
-        };
-        memory.is_none_or(|view| view.memory().is_poisoned()) || !populate::is_there(iov, access)
-    }
-
-    /// The submission has ended.
-    pub fn unmap(&self, head: u16) {
-        let state = &mut *self.state.borrow_mut();
-        // Without a ring nobody has been shown the data yet.
-        if state.live.is_some()
-            && let Some(slot) = state.slots.get_mut(usize::from(head))
-        {
-            slot.memory = None;
-        }
-    }
-
-    /// The request has ended; the driver learns of it at the end of the round, or when the ring is
-    /// started again.
-    pub fn complete(&self, head: u16, status: u8) {
-        let state = &mut *self.state.borrow_mut();
-        let Some(slot) = state.slots.get_mut(usize::from(head)) else {
-            return;
-        };
-        debug_assert_eq!(slot.state, SlotState::Taken);
-        slot.state = SlotState::Done { status };
-        state.done.push(head);
-        if state.live.is_some() && !self.processing.get() {
-            self.queue_publish();
-        }
-    }
-
-    /// The request will never be completed.
-    pub fn forget(&self, head: u16) {
-        if let Some(slot) = self.state.borrow_mut().slots.get_mut(usize::from(head)) {
-            slot.state = SlotState::Free;
-            slot.memory = None;
         }
     }
 
@@ -308,7 +148,7 @@ impl Queue {
             }
             state.error.clone()
         };
-        let (id, queue) = (self.context.backend.device(), self.index);
+        let (id, queue) = (&self.context.id, self.index);
         let reason = match self.state.borrow().is_poisoned() {
             true => Broken::Memory.to_string(),
             false => broken.to_string(),
@@ -317,12 +157,7 @@ impl Queue {
         let now = Instant::now();
         if (self.context.trouble).set_queue(queue, reason.clone(), now) {
             tracing::error!(export = %id, queue, "the queue is broken and not served any more: {reason}");
-            let id = id.to_string();
-            (self.context.backend.control()).announce(EventKind::BlockExportQueueBroken {
-                id,
-                queue,
-                reason,
-            });
+            P::queue_broken(&self.context.config, queue, reason);
         }
         if let Some(error) = error {
             error.notify();
@@ -330,7 +165,128 @@ impl Queue {
     }
 }
 
-impl Deferred for Queue {
+impl<P: Part> Requests<P::Format> for Queue<P> {
+    /// A long batch goes on after the others of this iothread have had their turn.
+    fn process(&self) -> bool {
+        let Some(part) = self.context.part.borrow().clone() else {
+            return false;
+        };
+        self.processing.set(true);
+        let (mut requests, mut left) = (0, BATCH_BYTES);
+        while part.may_take(self.index) {
+            if requests == BATCH_REQUESTS || left == 0 {
+                self.unfinished.set(true);
+                self.queue_publish();
+                break;
+            }
+            let popped = self.state.borrow_mut().pop(self.format);
+            match popped {
+                Ok(Some((head, parsed))) => {
+                    requests += 1;
+                    left = left.saturating_sub(P::Format::bytes(&parsed));
+                    part.act(self.index, self, head, parsed);
+                }
+                Ok(None) => break,
+                Err(broken) => {
+                    if matches!(*broken, Broken::MemoryMoves { .. }) {
+                        part.memory_moves();
+                    } else {
+                        self.set_broken(&broken);
+                    }
+                    break;
+                }
+            }
+        }
+        self.processing.set(false);
+        self.publish();
+        requests > 0
+    }
+
+    fn map(
+        &self,
+        head: u16,
+        access: Option<Access>,
+        iov: &mut Vec<libc::iovec>,
+    ) -> Result<(), Unmapped> {
+        let state = &mut *self.state.borrow_mut();
+        let (Some(live), Some(slot)) = (&state.live, state.slots.get_mut(usize::from(head))) else {
+            return Err(Unmapped::Gone);
+        };
+        let buffers = match access {
+            Some(Access::Store) => slot.taken.as_ref().writable(),
+            Some(Access::Load) => slot.taken.as_ref().readable(),
+            None => return Ok(()),
+        };
+        let view = live.ring.view();
+        for &buffer in buffers {
+            if view.translate(buffer, iov).is_err() {
+                return Err(match view.memory().is_moving() {
+                    true => Unmapped::Moving,
+                    false => Unmapped::Gone,
+                });
+            }
+        }
+        // Buffers may lie across regions; no system call takes more pieces.
+        if iov.len() > BUFFERS_MAX {
+            return Err(Unmapped::Gone);
+        }
+        slot.memory = Some(Rc::clone(view));
+        Ok(())
+    }
+
+    fn has_lost(&self, head: u16, access: Access, iov: &[libc::iovec]) -> bool {
+        let state = self.state.borrow();
+        let slot = state.slots.get(usize::from(head));
+        let memory = slot.and_then(|slot| slot.memory.as_ref());
+        memory.is_none_or(|view| view.memory().is_poisoned()) || !populate::is_there(iov, access)
+    }
+
+    fn unmap(&self, head: u16) {
+        let state = &mut *self.state.borrow_mut();
+        // Without a ring nobody has been shown the data yet.
+        if state.live.is_some()
+            && let Some(slot) = state.slots.get_mut(usize::from(head))
+        {
+            slot.memory = None;
+        }
+    }
+
+    fn store(&self, head: u16, bytes: &[u8]) -> Result<(), NotMapped> {
+        let state = self.state.borrow();
+        let (Some(live), Some(slot)) = (&state.live, state.slots.get(usize::from(head))) else {
+            return Err(NotMapped);
+        };
+        let mut left = bytes;
+        for buffer in slot.taken.as_ref().writable() {
+            let (now, later) = left.split_at(left.len().min(buffer.len as usize));
+            live.ring.view().store_all(buffer.address, now)?;
+            left = later;
+        }
+        Ok(())
+    }
+
+    fn complete(&self, head: u16, outcome: Outcome<P>) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(slot) = state.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        debug_assert_eq!(slot.state, SlotState::Taken);
+        slot.state = SlotState::Done { outcome };
+        state.done.push(head);
+        if state.live.is_some() && !self.processing.get() {
+            self.queue_publish();
+        }
+    }
+
+    fn forget(&self, head: u16) {
+        if let Some(slot) = self.state.borrow_mut().slots.get_mut(usize::from(head)) {
+            slot.state = SlotState::Free;
+            slot.memory = None;
+        }
+    }
+}
+
+impl<P: Part> Deferred for Queue<P> {
     fn run(&self) {
         self.publish_queued.set(false);
         if self.unfinished.take() {
@@ -341,7 +297,7 @@ impl Deferred for Queue {
     }
 }
 
-impl Poller for Queue {
+impl<P: Part> Poller for Queue<P> {
     fn poll(&self) -> bool {
         self.is_hungry() && self.process()
     }
@@ -362,12 +318,10 @@ impl Poller for Queue {
     }
 }
 
-impl Queue {
+impl<P: Part> Queue<P> {
     fn may_pop(&self) -> bool {
-        let local = self.context.local.borrow();
-        local
-            .as_ref()
-            .is_some_and(|local| local.may_pop(self.index))
+        let part = self.context.part.borrow();
+        part.as_ref().is_some_and(|part| part.may_take(self.index))
     }
 
     fn is_hungry(&self) -> bool {

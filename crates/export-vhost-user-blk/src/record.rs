@@ -15,8 +15,8 @@ pub(crate) struct Totals {
     pub writable: u64,
 }
 
-/// What is remembered about a request besides what is to be done, in guest addresses. Kept and used again,
-/// so that a slot allocates only for a chain longer than those before.
+/// The buffers of a request, in guest addresses. Kept and used again, so that a slot allocates only for a
+/// chain longer than those before.
 #[derive(Clone, Debug, Default)]
 pub struct Record {
     /// In the order of the chain: first those to be read.
@@ -25,19 +25,15 @@ pub struct Record {
     readable: Range<usize>,
     /// Which of them still have room to be written to.
     writable: Range<usize>,
-    /// Guest address of the status byte; it was in guest memory when the request was parsed.
-    pub status_address: u64,
-    /// What the used element says: bytes the device may write, status included.
-    pub written: u32,
 }
 
 impl Record {
-    /// What the device may read, behind the header.
+    /// What the device may read, and was not taken off.
     pub fn readable(&self) -> &[Buffer] {
         self.buffers.get(self.readable.clone()).unwrap_or_default()
     }
 
-    /// What the device may write, before the status byte.
+    /// What the device may write, and was not taken off.
     pub fn writable(&self) -> &[Buffer] {
         self.buffers.get(self.writable.clone()).unwrap_or_default()
     }

@@ -7,8 +7,10 @@ use virtio_bindings::virtio_blk;
 pub use crate::buffer::Buffer;
 use crate::buffer::total;
 pub use crate::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
-pub use crate::record::Record;
-use crate::record::{FRONT_BYTES, Totals};
+use crate::class::Format;
+use crate::memory::NotMapped;
+use crate::record::{FRONT_BYTES, Record, Totals};
+use crate::view::View;
 
 /// Success.
 pub const STATUS_OK: u8 = 0;
@@ -41,7 +43,7 @@ pub struct Rules {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Parsed {
     /// Execute it. The range has the right alignment, but may lie outside the disk; the data are
-    /// in [`Record::readable`] for writes and in [`Record::writable`] for reads.
+    /// in [`Taken::readable`] for writes and in [`Taken::writable`] for reads.
     Submit {
         /// What it does.
         op: Operation,
@@ -50,7 +52,7 @@ pub enum Parsed {
         /// Length in bytes.
         bytes: u64,
     },
-    /// Answer with the id string, into [`Record::writable`].
+    /// Answer with the id string, into [`Taken::writable`].
     Identify,
     /// Answer with this status.
     Answer {
@@ -59,6 +61,67 @@ pub enum Parsed {
         /// What it would have been, if it is to be counted as invalid.
         invalid: Option<Operation>,
     },
+}
+
+/// What is remembered about a request that was taken, in guest addresses.
+#[derive(Clone, Debug, Default)]
+pub struct Taken {
+    record: Record,
+    /// Guest address of the status byte; it was in guest memory when the request was parsed.
+    pub status_address: u64,
+    /// What the used element says: bytes the device may write, status included.
+    pub written: u32,
+}
+
+impl Taken {
+    /// What the device may read, behind the header.
+    pub fn readable(&self) -> &[Buffer] {
+        self.record.readable()
+    }
+
+    /// What the device may write, before the status byte.
+    pub fn writable(&self) -> &[Buffer] {
+        self.record.writable()
+    }
+}
+
+impl AsRef<Record> for Taken {
+    fn as_ref(&self) -> &Record {
+        &self.record
+    }
+}
+
+impl Format for Rules {
+    type Taken = Taken;
+    type Parsed = Parsed;
+    type Outcome = u8;
+    type Malformed = Malformed;
+
+    fn parse<M: GuestBytes>(
+        self,
+        memory: &M,
+        table: Table,
+        head: u16,
+        taken: &mut Taken,
+    ) -> Result<Parsed, Malformed> {
+        parse(memory, table, head, self, taken)
+    }
+
+    fn is_executed(parsed: &Parsed) -> bool {
+        matches!(parsed, Parsed::Submit { .. })
+    }
+
+    fn bytes(parsed: &Parsed) -> u64 {
+        match parsed {
+            Parsed::Submit { bytes, .. } => *bytes,
+            Parsed::Identify | Parsed::Answer { .. } => 0,
+        }
+    }
+
+    fn answer(taken: &Taken, status: u8, memory: &View) -> Result<u32, NotMapped> {
+        memory.store(taken.status_address, status)?;
+        Ok(taken.written)
+    }
 }
 
 /// A chain to which no answer is possible: the driver is broken, its queue must not be used.
@@ -78,7 +141,7 @@ pub enum Malformed {
     },
 }
 
-/// Reads the request whose chain begins at `head` into `record`.
+/// Reads the request whose chain begins at `head` into `taken`.
 ///
 /// # Errors
 /// [`Malformed`]: the queue is broken. Faults that can be answered are a [`Parsed::Answer`].
@@ -87,15 +150,16 @@ pub fn parse<M: GuestBytes>(
     table: Table,
     head: u16,
     rules: Rules,
-    record: &mut Record,
+    taken: &mut Taken,
 ) -> Result<Parsed, Malformed> {
+    let record = &mut taken.record;
     let Totals { readable, writable } = record.read_chain(memory, table, head)?;
-    record.written = u32::try_from(writable).unwrap_or(u32::MAX);
+    taken.written = u32::try_from(writable).unwrap_or(u32::MAX);
     let address = record.take_last().ok_or(Malformed::NoStatus)?;
     if !memory.is_mapped(address) {
         return Err(Malformed::StatusNotMapped { address });
     }
-    record.status_address = address;
+    taken.status_address = address;
     let Some(header) = record.take_front(memory) else {
         return Ok(refuse(STATUS_IOERR, None));
     };
@@ -234,8 +298,8 @@ mod tests {
         bytes
     }
 
-    fn parsed(memory: &GuestMemoryMmap, rules: Rules) -> (Result<Parsed, Malformed>, Record) {
-        let mut record = Record::default();
+    fn parsed(memory: &GuestMemoryMmap, rules: Rules) -> (Result<Parsed, Malformed>, Taken) {
+        let mut record = Taken::default();
         (parse(memory, TABLE, 0, rules, &mut record), record)
     }
 
@@ -458,7 +522,7 @@ mod tests {
                 raw.extend(u16::to_le_bytes(next));
                 memory.write_slice(&raw, GuestAddress(index * 16)).unwrap();
             }
-            let mut record = Record::default();
+            let mut record = Taken::default();
             if let Ok(Parsed::Submit { op, offset, bytes }) = parse(&memory, TABLE, head, RULES, &mut record) {
                 let data = match op {
                     Operation::Read => total(record.writable()),

@@ -1,4 +1,4 @@
-//! The export's control thread: one client at a time, again and again.
+//! The device's control thread: one client at a time, again and again.
 
 use std::io;
 use std::os::fd::OwnedFd;
@@ -9,6 +9,7 @@ use std::time::Duration;
 use iothread::mailbox::Sender;
 use listener::Socket;
 
+use crate::class::Class;
 use crate::descriptor::Foreign;
 use crate::door::{Door, Next, Porter};
 use crate::protocol::answer::{self, Answer};
@@ -26,14 +27,14 @@ const MEMORY_RETURN_MAX: Duration = Duration::from_secs(5);
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the thread works with.
-pub(crate) struct Server {
+pub(crate) struct Server<C: Class> {
     pub id: String,
-    pub session: Session,
+    pub session: Session<C>,
     pub door: Arc<Door>,
     pub trouble: Arc<Trouble>,
 }
 
-impl Server {
+impl<C: Class> Server<C> {
     /// Starts the thread, and the one that accepts clients at `socket`. It drops `ended` after the
     /// socket is gone and all rings have ended.
     pub fn spawn(self, socket: Socket, ended: Sender<()>) -> io::Result<()> {
@@ -93,7 +94,7 @@ impl Server {
 }
 
 /// Serves one connection to its end. Returns why it was ended, if not by the client.
-fn serve(stream: UnixStream, session: &mut Session, door: &Door) -> Option<String> {
+fn serve<C: Class>(stream: UnixStream, session: &mut Session<C>, door: &Door) -> Option<String> {
     let connection = Connection::new(stream);
     let why = loop {
         if session.memory_moves() && !connection.is_readable_within(MEMORY_RETURN_MAX) {
@@ -132,12 +133,19 @@ impl From<ReceiveError> for End {
     }
 }
 
-fn handle(session: &mut Session, message: Message<Foreign>) -> Result<Answer<OwnedFd>, Refused> {
+fn handle<C: Class>(
+    session: &mut Session<C>,
+    message: Message<Foreign>,
+) -> Result<Answer<OwnedFd>, Refused> {
     tracing::trace!("{message:x?}");
     session.handle(message)
 }
 
-fn serve_message(connection: &Connection, session: &mut Session, door: &Door) -> Result<(), End> {
+fn serve_message<C: Class>(
+    connection: &Connection,
+    session: &mut Session<C>,
+    door: &Door,
+) -> Result<(), End> {
     let packet = connection.receive()?;
     let header = packet.header;
     // Whoever does not read its answers is gone, or as good as gone.

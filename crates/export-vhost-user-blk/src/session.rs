@@ -1,10 +1,9 @@
-//! What a client says, and what becomes of it: the vhost-user state of one export. Messages come in
+//! What a client says, and what becomes of it: the vhost-user state of one device. Messages come in
 //! here, and answers go out.
 //!
-//! Runs on the export's control thread. A message that makes no sense is an error, which ends the
+//! Runs on the device's control thread. A message that makes no sense is an error, which ends the
 //! connection; what concerns rings is done on the iothread, and waited for only if it ends by itself.
 
-mod cache;
 mod life;
 mod refused;
 mod regions;
@@ -15,19 +14,17 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use block::Backend;
-
-use crate::config::{self, NEEDS_RESET, P_GET_VRING_BASE_SKIP_DRAIN, WCE_OFFSET};
+use crate::class::{Class, Closed, Shape};
 use crate::descriptor::Foreign;
-use crate::device::{Closed, DeviceHandle};
+use crate::device::DeviceHandle;
+use crate::features::{self, NEEDS_RESET, P_GET_VRING_BASE_SKIP_DRAIN};
+use crate::inflight::Region;
 use crate::memory::{Memory, RegionSpec};
-use crate::options::Options;
 use crate::protocol::answer::Answer;
 use crate::protocol::back_channel::BackChannel;
 use crate::protocol::message::{ConfigRange, Inflight, Message};
 use crate::trouble::Trouble;
 use crate::unclaimed::Unclaimed;
-use cache::{Cache, Guest};
 use life::Life;
 pub(crate) use refused::Refused;
 use refused::{Result, offered, wrong};
@@ -35,56 +32,51 @@ use regions::{MEM_SLOTS_MAX, Regions};
 use vrings::{Kick, Terms, Vrings};
 
 /// See the [module](self). One object serves one connection after the other.
-pub(crate) struct Session {
-    options: Options,
-    backend: Arc<Backend>,
+pub(crate) struct Session<C: Class> {
+    class: C,
+    shape: Shape,
     features: u64,
     /// The protocol features that this connection has negotiated.
     protocol: u64,
-    regions: Regions,
-    vrings: Vrings,
-    life: Life,
-    cache: Cache,
+    regions: Regions<C::Part>,
+    vrings: Vrings<C::Part>,
+    life: Life<C::Part>,
     back_channel: Arc<BackChannel>,
     trouble: Arc<Trouble>,
     /// The device status that this client has set.
     status: u8,
-    /// The length of the disk that this client has read, in bytes.
-    told_length: Option<u64>,
 }
 
-impl fmt::Debug for Session {
+impl<C: Class> fmt::Debug for Session<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Session")
-            .field("export", &self.options.id)
+            .field("export", &self.shape.id)
             .field("features", &self.features)
             .field("vrings", &self.vrings)
             .finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl<C: Class> Session<C> {
     pub fn new(
-        options: Options,
-        backend: Arc<Backend>,
-        device: DeviceHandle,
+        class: C,
+        shape: Shape,
+        device: DeviceHandle<C::Part>,
         back_channel: Arc<BackChannel>,
         trouble: Arc<Trouble>,
         unclaimed: Arc<Unclaimed>,
     ) -> Self {
         Self {
-            cache: Cache::new(&options, Arc::clone(&backend), device.clone()),
-            life: Life::new(Arc::clone(&backend), device.clone(), unclaimed),
+            life: Life::new(device.clone(), unclaimed),
             regions: Regions::new(device.clone()),
-            vrings: Vrings::new(device, options.num_queues, options.queue_size_max),
-            options,
-            backend,
+            vrings: Vrings::new(device, shape.queues, shape.queue_size_max),
+            class,
+            shape,
             features: 0,
             protocol: 0,
             back_channel,
             trouble,
             status: 0,
-            told_length: None,
         }
     }
 
@@ -97,42 +89,35 @@ impl Session {
         self.life.end();
         self.back_channel.clear();
         self.status = 0;
-        self.told_length = None;
-        self.cache.end();
+        self.class.end();
         Ok(())
     }
 
     /// Whether something waits for a client to start its rings, who may have given it up
     /// ([`Self::drop_if_left`]).
     pub fn may_be_left(&self) -> bool {
-        self.vrings.are_stopped() && self.life.holds()
+        self.vrings.are_stopped() && self.class.holds()
     }
 
     /// Drops what waits if nobody can hand it back any more: the client has freed its inflight
     /// region, or never had one and is gone.
     pub fn drop_if_left(&mut self) -> std::result::Result<(), Closed> {
-        if !self.life.is_left() || !self.may_be_left() {
+        if !self.life.is_left(&self.class) || !self.may_be_left() {
             return Ok(());
         }
         tracing::warn!(
-            export = self.options.id,
+            export = self.shape.id,
             "the client has given up its device with requests held: they are dropped"
         );
-        self.life.abandon()
+        self.life.abandon(&mut self.class)
     }
 
-    /// A new life of the device: what was held is dropped, the I/O status reset.
+    /// A new life of the device: what was held is dropped.
     fn attach(&mut self) -> Result<()> {
         self.vrings.stop_all()?;
-        self.life.begin()?;
-        Ok(self.cache.follow(self.guest())?)
-    }
-
-    fn guest(&self) -> Guest<'_> {
-        Guest {
-            features: self.features,
-            region: self.life.region(),
-        }
+        self.life.begin(&mut self.class)?;
+        let guest = self.life.guest(self.features);
+        Ok(self.class.negotiated(guest)?)
     }
 
     /// Does what the client says.
@@ -142,7 +127,7 @@ impl Session {
     pub fn handle(&mut self, message: Message<Foreign>) -> Result<Answer<OwnedFd>> {
         let done = |()| Answer::Done;
         match message {
-            Message::GetFeatures => Ok(Answer::Number(config::virtio_features(&self.options))),
+            Message::GetFeatures => Ok(Answer::Number(self.offer())),
             Message::SetFeatures(features) => self.set_features(features).map(done),
             Message::SetOwner => Ok(Answer::Done),
             Message::ResetOwner => Ok(self.vrings.stop_all().map(done)?),
@@ -167,21 +152,19 @@ impl Session {
             Message::SetVringErr(index, fd) => {
                 self.vrings.set_err(index, fd.map(Into::into)).map(done)
             }
-            Message::GetProtocolFeatures => {
-                Ok(Answer::Number(config::protocol_features(&self.options)))
-            }
+            Message::GetProtocolFeatures => Ok(Answer::Number(features::protocol(&self.shape))),
             Message::SetProtocolFeatures(features) => {
-                let possible = config::protocol_features(&self.options);
+                let possible = features::protocol(&self.shape);
                 offered("SET_PROTOCOL_FEATURES", features, possible)?;
                 self.protocol = features;
                 Ok(Answer::Done)
             }
-            Message::GetQueueNum => Ok(Answer::Number(self.options.num_queues.into())),
+            Message::GetQueueNum => Ok(Answer::Number(self.shape.queues.into())),
             Message::SetVringEnable(index, enable) => {
                 self.set_vring_enable(index, enable).map(done)
             }
             Message::SetBackendReqFd(fd) => self.set_backend_req_fd(fd.into()).map(done),
-            Message::GetConfig(range) => Ok(self.get_config(range)),
+            Message::GetConfig(range) => Ok(Answer::Config(range, self.class.read_config(range))),
             Message::SetConfig(range, bytes) => self.set_config(range, &bytes),
             Message::GetInflightFd(inflight) => self.get_inflight_fd(inflight),
             Message::SetInflightFd(inflight, fd) => {
@@ -202,10 +185,15 @@ impl Session {
     }
 
     fn set_features(&mut self, features: u64) -> Result<()> {
-        let possible = config::virtio_features(&self.options);
-        offered("SET_FEATURES", features, possible)?;
+        offered("SET_FEATURES", features, self.offer())?;
         self.features = features;
-        Ok(self.cache.follow(self.guest())?)
+        let guest = self.life.guest(features);
+        Ok(self.class.negotiated(guest)?)
+    }
+
+    /// The virtio features that are offered.
+    fn offer(&self) -> u64 {
+        features::TRANSPORT | self.class.features()
     }
 
     /// The status is remembered, and that is all. Status 0 is not a reset here, although virtio calls
@@ -224,46 +212,19 @@ impl Session {
         }
     }
 
-    fn length(&self) -> u64 {
-        self.backend.node().driver().length()
-    }
-
     fn set_backend_req_fd(&mut self, fd: OwnedFd) -> Result<()> {
         let set = self.back_channel.set(fd);
         set.map_err(|error| wrong(error.to_string()))?;
-        let length = self.length();
-        if self.told_length.is_some_and(|told| told != length) {
+        if self.class.has_changed() {
             // It was resized after the client had read it, and before it could be told.
             self.back_channel.config_changed();
         }
         Ok(())
     }
 
-    fn get_config(&mut self, range: ConfigRange) -> Answer<OwnedFd> {
-        let length = self.length();
-        let limits = self.backend.node().driver().limits();
-        let space = config::space(&self.options, length, limits, self.cache.shown());
-        self.told_length = Some(length);
-        if config::place(range, WCE_OFFSET).is_some() {
-            self.cache.read();
-        }
-        Answer::Config(range, config::part(&space, range.offset, range.len))
-    }
-
-    /// Nothing but the write cache can be set. Other bytes come from guests that write to what is
-    /// read-only, and are left alone, as QEMU does.
     fn set_config(&mut self, range: ConfigRange, bytes: &[u8]) -> Result<Answer<OwnedFd>> {
-        let place = config::place(range, WCE_OFFSET);
-        let Some(&byte) = place.and_then(|place| bytes.get(place)) else {
-            let offset = range.offset;
-            tracing::debug!("SET_CONFIG of {} bytes at {offset} ignored", bytes.len());
-            return Ok(Answer::Done);
-        };
-        let guest = Guest {
-            features: self.features,
-            region: self.life.region(),
-        };
-        Ok(match self.cache.set(byte, guest)? {
+        let guest = self.life.guest(self.features);
+        Ok(match self.class.write_config(range, bytes, guest)? {
             true => Answer::Done,
             false => Answer::Failed,
         })
@@ -271,29 +232,32 @@ impl Session {
 
     fn get_inflight_fd(&mut self, inflight: Inflight) -> Result<Answer<OwnedFd>> {
         let (queues, queue_size) = (inflight.spec.queues, inflight.spec.queue_size);
-        if queues > self.options.num_queues || queue_size > self.options.queue_size_max {
+        if queues > self.shape.queues || queue_size > self.shape.queue_size_max {
             return Err(wrong(format!(
                 "GET_INFLIGHT_FD for {queues} queues of {queue_size}: there are at most {} \
                  queues of {}",
-                self.options.num_queues, self.options.queue_size_max
+                self.shape.queues, self.shape.queue_size_max
             )));
         }
         self.attach()?;
         // Never smaller than the largest queue: QEMU asks with its `queue-size` and hands that back,
         // and on virtio-mmio the guest makes queues larger than it.
-        let size_max = self.options.queue_size_max;
-        let (spec, file) = Life::create_region(queues, size_max, self.cache.to_note())?;
+        let (name, size_max) = (C::NAME, self.shape.queue_size_max);
+        let region = Region::create(
+            &format!("{name}-inflight"),
+            queues,
+            size_max,
+            self.class.note(),
+        );
+        let (spec, file) = region.map_err(|error| wrong(error.to_string()))?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))
     }
 
     fn set_inflight_fd(&mut self, inflight: &Inflight, fd: OwnedFd) -> Result<()> {
-        let queues = self.options.num_queues;
-        let note = self.life.go_on(&inflight.spec, fd, queues)?;
-        let guest = Guest {
-            features: self.features,
-            region: self.life.region(),
-        };
-        Ok(self.cache.found(note, guest)?)
+        let (class, queues) = (&mut self.class, self.shape.queues);
+        let note = self.life.go_on(class, &inflight.spec, fd, queues)?;
+        let guest = self.life.guest(self.features);
+        Ok(self.class.found(note, guest)?)
     }
 
     fn set_memory(&mut self, memory: Memory) -> Result<()> {
@@ -344,12 +308,12 @@ impl Session {
             // Neither a fresh region nor one that was handed back: nothing can go on.
             self.attach()?;
         }
-        let (features, region) = (self.features, self.life.region());
-        self.cache.start(Guest { features, region })?;
+        let guest = self.life.guest(self.features);
+        self.class.starts_ring(guest)?;
         let terms = Terms {
             memory: self.regions.memory(),
-            region,
-            features,
+            region: self.life.region(),
+            features: self.features,
             remedy: self.memory_remedy(),
         };
         self.vrings.start(index, kick, &terms)?;
@@ -359,7 +323,7 @@ impl Session {
 
     /// What to do about a ring that is in no memory.
     fn memory_remedy(&self) -> &'static str {
-        match self.options.configure_mem_slots {
+        match self.shape.configure_mem_slots {
             true => {
                 "; if the daemon was replaced while the VM was stopped, the VMM has told it only what \
                  has changed since: end the VM and start it again, with configure-mem-slots=off"

@@ -39,7 +39,7 @@ const FAR: RegionSpec = RegionSpec {
 
 /// The queue, and what its guest can reach.
 struct Bench {
-    state: State,
+    state: State<Rules>,
     memory: Arc<Memory>,
     /// What is behind [`FAR`].
     far: File,
@@ -272,7 +272,7 @@ impl Bench {
         }
         let head = self.taken.remove(which % self.taken.len());
         let slot = &mut self.state.slots[usize::from(head)];
-        slot.state = SlotState::Done { status };
+        slot.state = SlotState::Done { outcome: status };
         if self.state.live.is_some() {
             slot.memory = None;
         }
@@ -280,7 +280,7 @@ impl Bench {
     }
 
     fn publish(&mut self) {
-        let index = |state: &State| state.live.as_ref().map(|live| live.ring.used_index());
+        let index = |state: &State<Rules>| state.live.as_ref().map(|live| live.ring.used_index());
         let (before, done) = (index(&self.state), self.state.done.len());
         let published = self.state.publish();
         let left = self.state.done.len();

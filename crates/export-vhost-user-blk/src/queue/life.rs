@@ -8,11 +8,12 @@ use iothread::ring::{Notifier, Readiness};
 
 use super::state::Broken;
 use super::{Queue, Setup};
+use crate::class::{Part, Requests};
 use crate::memory::Memory;
 use crate::ring::Ring;
 use crate::trailer;
 
-impl Queue {
+impl<P: Part> Queue<P> {
     /// Starts the ring: what the region says is in flight goes on, then new requests are taken. A
     /// ring that cannot be started is broken, which [`crate::trouble::Trouble`] tells.
     ///
@@ -30,7 +31,7 @@ impl Queue {
             region,
             kick,
         } = setup;
-        let Some(local) = self.context.local.borrow().clone() else {
+        let Some(part) = self.context.part.borrow().clone() else {
             return;
         };
         let ring = match Ring::new(memory, layout) {
@@ -42,7 +43,7 @@ impl Queue {
             let before = state.slots.len();
             let prepared = state.prepare(self.index, ring, region, features, base);
             // Many queues are offered and few are used: what a queue needs it gets when it starts.
-            local.expect(state.slots.len() - before);
+            part.expect(state.slots.len() - before);
             prepared
         };
         let (live, marked) = match prepared {
@@ -57,11 +58,11 @@ impl Queue {
             (state.has_strangers(&marked), state.moved(&live, &marked))
         };
         if strangers || !moved.is_empty() {
-            local.settle_queue(self.index).await;
+            part.settle_queue(self.index).await;
         }
         // Before the ring is ours: others are looked at as well, and nothing may be published before
         // it is clear what is remembered.
-        local.retain(self.index, |head| {
+        part.retain(self.index, |head| {
             self.state.borrow().is_kept(head, &marked)
         });
         self.state.borrow_mut().live = Some(live);
@@ -69,15 +70,15 @@ impl Queue {
         self.state.borrow_mut().undo(&moved);
         if left_out > 0 && marked.is_none() {
             tracing::warn!(
-                export = %self.context.backend.device(),
+                export = %self.context.id,
                 queue = self.index,
                 "the ring is not the one that was left; {left_out} waiting requests are dropped"
             );
         }
         for marked in marked.into_iter().flatten() {
-            let resumed = self.state.borrow_mut().resume(marked, self.context.rules);
+            let resumed = self.state.borrow_mut().resume(marked, self.format);
             match resumed {
-                Ok(Some(parsed)) => self.act(&local, marked.head, parsed),
+                Ok(Some(parsed)) => part.act(self.index, self, marked.head, parsed),
                 Ok(None) => {}
                 Err(broken) => {
                     self.set_broken(&broken);
@@ -98,16 +99,16 @@ impl Queue {
         };
         if enabled {
             // Calls back into `process`, if nothing is frozen.
-            local.start_queue(self.index);
+            part.start_queue(self.index);
         }
     }
 
     /// The queue is served, but nobody remembers its requests for the next daemon.
     #[cold]
     fn warn_left_out(&self, made_for: trailer::Layout, size: u16) {
-        self.context.backend.set_remembered(false);
+        P::unrecorded(&self.context.config);
         tracing::warn!(
-            export = %self.context.backend.device(),
+            export = %self.context.id,
             queue = self.index,
             "the client's inflight region was made for {} queues of {}, and the queue has {size} \
              descriptors: what is in flight or held in this queue is lost if the daemon ends, until \
@@ -178,16 +179,16 @@ impl Queue {
         }
         let attached = self.attached.take();
         drop(attached);
-        if let Some(local) = &*self.context.local.borrow() {
-            local.suspend_queue(self.index);
+        if let Some(part) = &*self.context.part.borrow() {
+            part.suspend_queue(self.index);
         }
     }
 
     /// Waits for what is in flight.
     pub async fn settle(&self) {
-        let local = self.context.local.borrow().clone();
-        if let Some(local) = local {
-            local.settle_queue(self.index).await;
+        let part = self.context.part.borrow().clone();
+        if let Some(part) = part {
+            part.settle_queue(self.index).await;
         }
     }
 
@@ -210,18 +211,18 @@ impl Queue {
             state.enabled = enabled;
             state.live.is_some()
         };
-        let local = self.context.local.borrow().clone();
-        let (Some(local), true) = (local, running) else {
+        let part = self.context.part.borrow().clone();
+        let (Some(part), true) = (part, running) else {
             return;
         };
         if enabled {
-            local.start_queue(self.index);
+            part.start_queue(self.index);
             // A kick that came while it was disabled has told nobody.
             self.process();
         } else {
-            local.suspend_queue(self.index);
+            part.suspend_queue(self.index);
             if drain {
-                local.settle_queue(self.index).await;
+                part.settle_queue(self.index).await;
             }
         }
     }

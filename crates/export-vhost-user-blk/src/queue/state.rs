@@ -4,8 +4,8 @@
 use std::rc::Rc;
 use std::sync::Arc;
 
+use crate::class::Format;
 use crate::inflight::{Marked, PartError, QueueRegion, Region};
-use crate::request::{self, Malformed, Parsed, Record, Rules};
 use crate::ring::{Layout, Ring, RingError};
 use crate::trailer;
 use crate::view::View;
@@ -20,26 +20,37 @@ pub(super) struct Identity {
     pub(super) used: u16,
 }
 
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) enum SlotState {
-    #[default]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotState<O> {
     Free,
     /// Taken from the ring, not completed.
     Taken,
     /// Completed, not yet published.
-    Done { status: u8 },
+    Done {
+        outcome: O,
+    },
 }
 
 /// What is remembered about one head.
-#[derive(Default)]
-pub(super) struct Slot {
-    pub(super) state: SlotState,
+pub(super) struct Slot<F: Format> {
+    pub(super) state: SlotState<F::Outcome>,
     /// The inflight region's counter of this request.
     pub(super) counter: u64,
-    pub(super) record: Record,
+    pub(super) taken: F::Taken,
     /// The memory that a submission in flight uses; or that the last one has used, if it has ended
     /// while there was no ring.
     pub(super) memory: Option<Rc<View>>,
+}
+
+impl<F: Format> Default for Slot<F> {
+    fn default() -> Self {
+        Self {
+            state: SlotState::Free,
+            counter: 0,
+            taken: F::Taken::default(),
+            memory: None,
+        }
+    }
 }
 
 pub(super) struct Live {
@@ -53,18 +64,31 @@ pub(super) struct Live {
     pub(super) broken: bool,
 }
 
-#[derive(Default)]
-pub(super) struct State {
+pub(super) struct State<F: Format> {
     pub(super) live: Option<Live>,
     /// SET_VRING_ENABLE.
     pub(super) enabled: bool,
-    pub(super) slots: Vec<Slot>,
+    pub(super) slots: Vec<Slot<F>>,
     /// Heads that are done, in the order of their completion.
     pub(super) done: Vec<u16>,
     pub(super) call: Option<Rc<Notifier>>,
     pub(super) error: Option<Rc<Notifier>>,
     /// How the ring was left, if it had no inflight region.
     pub(super) left: Option<Identity>,
+}
+
+impl<F: Format> Default for State<F> {
+    fn default() -> Self {
+        Self {
+            live: None,
+            enabled: false,
+            slots: Vec::new(),
+            done: Vec::new(),
+            call: None,
+            error: None,
+            left: None,
+        }
+    }
 }
 
 impl Live {
@@ -84,7 +108,10 @@ pub(super) enum Broken {
     #[error(transparent)]
     Ring(#[from] RingError),
     #[error("request at descriptor {head}: {source}")]
-    Request { head: u16, source: Malformed },
+    Request {
+        head: u16,
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
     #[error("the driver made descriptor {head} available, the queue has {size}")]
     Head { head: u16, size: u16 },
     #[error("the driver made descriptor {head} available again before it was completed")]
@@ -107,8 +134,11 @@ pub(super) enum Broken {
 
 impl Broken {
     #[cold]
-    fn request(head: u16, source: Malformed) -> Box<Self> {
-        Box::new(Self::Request { head, source })
+    fn request(head: u16, source: impl std::error::Error + Send + Sync + 'static) -> Box<Self> {
+        Box::new(Self::Request {
+            head,
+            source: Box::new(source),
+        })
     }
 
     #[cold]
@@ -117,10 +147,10 @@ impl Broken {
     }
 }
 
-impl State {
+impl<F: Format> State<F> {
     /// Takes the next request from the ring. The error is boxed, so that what is popped is not
     /// moved about with room for it.
-    pub(super) fn pop(&mut self, rules: Rules) -> Result<Option<(u16, Parsed)>, Box<Broken>> {
+    pub(super) fn pop(&mut self, format: F) -> Result<Option<(u16, F::Parsed)>, Box<Broken>> {
         let Some(live) = &mut self.live else {
             return Ok(None);
         };
@@ -138,7 +168,7 @@ impl State {
         if slot.state != SlotState::Free {
             return Err(Broken::Busy { head }.into());
         }
-        let parsed = slot.parse(&live.ring, head, rules)?;
+        let parsed = slot.parse(&live.ring, head, format)?;
         if let Some(region) = &mut live.region {
             slot.counter = region.mark(head);
         }
@@ -223,9 +253,9 @@ impl State {
     /// seen them complete, and would not find what was read.
     pub(super) fn moved(&self, live: &Live, marked: &Option<Vec<Marked>>) -> Vec<u16> {
         let memory = live.ring.view().memory();
-        let is_moved = |slot: &Slot| {
+        let is_moved = |slot: &Slot<F>| {
             let used = slot.memory.as_ref().map(|view| view.memory());
-            let mut buffers = slot.record.writable().iter();
+            let mut buffers = slot.taken.as_ref().writable().iter();
             used.is_some_and(|used| {
                 !buffers.all(|buffer| used.is_same_at(memory, buffer.address, buffer.len.into()))
             })
@@ -278,8 +308,8 @@ impl State {
     pub(super) fn resume(
         &mut self,
         marked: Marked,
-        rules: Rules,
-    ) -> Result<Option<Parsed>, Box<Broken>> {
+        format: F,
+    ) -> Result<Option<F::Parsed>, Box<Broken>> {
         let Marked { counter, head } = marked;
         let (Some(live), Some(slot)) = (&self.live, self.slots.get_mut(usize::from(head))) else {
             return Ok(None);
@@ -287,7 +317,7 @@ impl State {
         if slot.state != SlotState::Free {
             return Ok(None);
         }
-        let parsed = slot.parse(&live.ring, head, rules)?;
+        let parsed = slot.parse(&live.ring, head, format)?;
         slot.counter = counter;
         slot.state = SlotState::Taken;
         Ok(Some(parsed))
@@ -306,10 +336,10 @@ impl State {
         for place in 0..self.done.len() {
             let head = self.done[place];
             let slot = &mut self.slots[usize::from(head)];
-            let SlotState::Done { status } = slot.state else {
+            let SlotState::Done { outcome } = slot.state else {
                 continue;
             };
-            if (live.ring.view().store(slot.record.status_address, status)).is_err() {
+            let Ok(written) = F::answer(&slot.taken, outcome, live.ring.view()) else {
                 if live.ring.view().memory().is_moving() {
                     later.push(head);
                     continue;
@@ -317,8 +347,8 @@ impl State {
                 // Without a status it cannot be completed: it stays marked.
                 gone = Err(Broken::StatusGone { head });
                 continue;
-            }
-            live.ring.put_used(head, slot.record.written);
+            };
+            live.ring.put_used(head, written);
             if let Some(region) = &live.region {
                 region.add_to_batch(head);
             }
@@ -381,11 +411,11 @@ fn first_available(base: u16, used: u16, size: u16) -> Result<u16, Broken> {
     }
 }
 
-impl Slot {
-    fn parse(&mut self, ring: &Ring, head: u16, rules: Rules) -> Result<Parsed, Box<Broken>> {
+impl<F: Format> Slot<F> {
+    fn parse(&mut self, ring: &Ring, head: u16, format: F) -> Result<F::Parsed, Box<Broken>> {
         let view = ring.view();
-        match request::parse(&**view, ring.table(), head, rules, &mut self.record) {
-            Ok(parsed @ Parsed::Submit { .. }) => Ok(parsed),
+        match format.parse(&**view, ring.table(), head, &mut self.taken) {
+            Ok(parsed) if F::is_executed(&parsed) => Ok(parsed),
             // Its header or its buffers may be what is not there.
             _ if view.memory().is_moving() => Err(Broken::MemoryMoves { head }.into()),
             Ok(parsed) => Ok(parsed),
@@ -397,12 +427,13 @@ impl Slot {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::request::Rules;
     use crate::ring::tests::{LAYOUT, memory};
     use vm_memory::{Bytes, GuestAddress};
 
     const BASE: u16 = 7;
 
-    fn state() -> State {
+    fn state() -> State<Rules> {
         State::default()
     }
 
@@ -426,7 +457,7 @@ mod tests {
     }
 
     fn start(
-        state: &mut State,
+        state: &mut State<Rules>,
         used: u16,
         region: Option<Arc<Region>>,
         features: u64,
@@ -437,7 +468,7 @@ mod tests {
         marked
     }
 
-    fn next_avail(state: &State) -> u16 {
+    fn next_avail(state: &State<Rules>) -> u16 {
         state.live.as_ref().unwrap().ring.next_avail()
     }
 
@@ -490,7 +521,7 @@ mod tests {
         let mut state = state();
         let marked = start(&mut state, 5, Some(region(&[2, 1])), 0, 0);
         for (head, counter) in [(0, 0), (1, 1), (2, 9)] {
-            state.slots[head].state = SlotState::Done { status: 0 };
+            state.slots[head].state = SlotState::Done { outcome: 0 };
             state.slots[head].counter = counter;
         }
         state.done = vec![2, 1, 0];

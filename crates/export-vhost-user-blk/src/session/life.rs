@@ -5,19 +5,17 @@ use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use block::Backend;
-
 use super::refused::{Result, wrong};
-use crate::device::{Closed, DeviceHandle};
+use crate::class::{Class, Closed, Guest, Part};
+use crate::device::DeviceHandle;
 use crate::inflight::{Region, RegionSpec};
 use crate::unclaimed::Unclaimed;
 use crate::witness::Witness;
 
 /// See the [module](self).
-pub(super) struct Life {
-    backend: Arc<Backend>,
-    device: DeviceHandle,
-    /// Whether the backend has ever been told of a client.
+pub(super) struct Life<P: Part> {
+    device: DeviceHandle<P>,
+    /// Whether the class has ever been told of a client.
     attached: bool,
     /// Whether this connection has begun a life of the device, or goes on with one.
     begun: bool,
@@ -27,10 +25,9 @@ pub(super) struct Life {
     unclaimed: Arc<Unclaimed>,
 }
 
-impl Life {
-    pub fn new(backend: Arc<Backend>, device: DeviceHandle, unclaimed: Arc<Unclaimed>) -> Self {
+impl<P: Part> Life<P> {
+    pub fn new(device: DeviceHandle<P>, unclaimed: Arc<Unclaimed>) -> Self {
         Self {
-            backend,
             device,
             attached: false,
             begun: false,
@@ -50,21 +47,26 @@ impl Life {
         self.region.as_ref()
     }
 
+    /// What a class is told of a driver with these features.
+    pub fn guest(&self, features: u64) -> Guest<'_> {
+        let region = self.region();
+        Guest { features, region }
+    }
+
     /// The connection is gone. What waits is kept for a client that comes back with its region.
     pub fn end(&mut self) {
         self.region = None;
         self.begun = false;
     }
 
-    /// A new life of the device: what was held is dropped, the I/O status reset. All rings are stopped.
-    pub fn begin(&mut self) -> std::result::Result<(), Closed> {
+    /// A new life of the device: what was held is dropped. All rings are stopped.
+    pub fn begin(&mut self, class: &mut impl Class) -> std::result::Result<(), Closed> {
         // On the same connection it is a reset by a client that stays.
-        let begun = if self.begun {
-            block::block_on(self.backend.reset())
+        if self.begun {
+            class.reset()?;
         } else {
-            block::block_on(self.backend.attach())
-        };
-        begun.ok_or(Closed)?;
+            class.attach()?;
+        }
         self.unclaimed.nothing();
         self.witness = None;
         self.attached = true;
@@ -72,14 +74,14 @@ impl Life {
         self.forget_all()
     }
 
-    /// GET_INFLIGHT_FD, after [`Self::begin`].
-    pub fn create_region(queues: u16, queue_size: u16, note: u8) -> Result<(RegionSpec, File)> {
-        Region::create("vhost-user-blk-inflight", queues, queue_size, note)
-            .map_err(|error| wrong(error.to_string()))
-    }
-
     /// SET_INFLIGHT_FD: what the region remembers goes on. Returns what is noted in it.
-    pub fn go_on(&mut self, spec: &RegionSpec, fd: OwnedFd, queues: u16) -> Result<u8> {
+    pub fn go_on(
+        &mut self,
+        class: &mut impl Class,
+        spec: &RegionSpec,
+        fd: OwnedFd,
+        queues: u16,
+    ) -> Result<u8> {
         let (region, witness) = match Witness::of(fd) {
             Ok(witness) => (Region::open(spec, witness.file()), Some(witness)),
             Err((fd, error)) => {
@@ -93,11 +95,11 @@ impl Life {
             .in_queues((0..queues).filter(|queue| region.has_marks(*queue)));
         if !self.attached {
             // The first client of this process goes on with what a former one has left.
-            block::block_on(self.backend.reattach()).ok_or(Closed)?;
+            class.reattach()?;
             self.attached = true;
         }
         self.begun = true;
-        self.backend.set_remembered(true);
+        class.recorded();
         let note = region.note();
         self.region = Some(Arc::new(region));
         self.witness = witness;
@@ -109,26 +111,20 @@ impl Life {
         self.unclaimed.taken_up(queue);
     }
 
-    /// Whether something is held.
-    pub fn holds(&self) -> bool {
-        let id = self.backend.id();
-        (self.backend.control()).read(|run| run.backend(id).is_some_and(|backend| backend.holds()))
-    }
-
     /// Whether nobody can hand back any more what waits: the client has freed its inflight region, or
     /// never had one and is gone.
-    pub fn is_left(&self) -> bool {
+    pub fn is_left(&self, class: &impl Class) -> bool {
         match &self.witness {
             Some(witness) => witness.is_alone(),
             // Without a region, what is held lives as long as the connection; and where one cannot
             // be watched, until the next client comes.
-            None => !self.begun && self.attached && !self.backend.is_remembered(),
+            None => !self.begun && self.attached && !class.is_recorded(),
         }
     }
 
     /// Drops what waits.
-    pub fn abandon(&mut self) -> std::result::Result<(), Closed> {
-        block::block_on(self.backend.abandon()).ok_or(Closed)?;
+    pub fn abandon(&mut self, class: &mut impl Class) -> std::result::Result<(), Closed> {
+        class.abandon()?;
         self.unclaimed.nothing();
         (self.region, self.witness) = (None, None);
         self.begun = false;

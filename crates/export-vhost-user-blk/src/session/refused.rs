@@ -1,6 +1,6 @@
 //! Why a message is refused.
 
-use crate::device::Closed;
+use crate::class::Closed;
 use crate::memory::MemoryError;
 
 /// A message is refused, which ends the connection.

@@ -5,20 +5,21 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::refused::{Result, wrong};
-use crate::device::{Closed, DeviceHandle};
+use crate::class::{Closed, Part};
+use crate::device::DeviceHandle;
 use crate::memory::{Memory, MemoryError, RegionSpec};
 
 /// Regions that a client can have mapped at once, if it adds them one by one: what KVM has.
 pub(super) const MEM_SLOTS_MAX: usize = 509;
 
 /// See the [module](self).
-pub(super) struct Regions {
-    device: DeviceHandle,
+pub(super) struct Regions<P: Part> {
+    device: DeviceHandle<P>,
     memory: Option<Arc<Memory>>,
 }
 
-impl Regions {
-    pub fn new(device: DeviceHandle) -> Self {
+impl<P: Part> Regions<P> {
+    pub fn new(device: DeviceHandle<P>) -> Self {
         Self {
             device,
             memory: None,

@@ -1,13 +1,16 @@
 //! The life of rings, as the client tells it: where they are, when they start and stop, whom they kick
 //! and call.
 
+use std::fmt;
+use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::refused::{Result, wrong};
-use crate::config::{F_EVENT_IDX, F_INDIRECT_DESC, F_PROTOCOL_FEATURES};
+use crate::class::{Closed, Part};
 use crate::descriptor;
-use crate::device::{Closed, DeviceHandle};
+use crate::device::DeviceHandle;
+use crate::features::{EVENT_IDX, INDIRECT_DESC, PROTOCOL_FEATURES};
 use crate::inflight::Region;
 use crate::memory::Memory;
 use crate::protocol::message::{VringAddr, VringState};
@@ -85,16 +88,21 @@ pub(super) struct Terms<'a> {
 }
 
 /// See the [module](self).
-#[derive(Debug)]
-pub(super) struct Vrings {
-    device: DeviceHandle,
+pub(super) struct Vrings<P: Part> {
+    device: DeviceHandle<P>,
     size_max: u16,
     vrings: Vec<Vring>,
 }
 
-impl Vrings {
+impl<P: Part> fmt::Debug for Vrings<P> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.vrings.fmt(f)
+    }
+}
+
+impl<P: Part> Vrings<P> {
     /// `count` rings of at most `size_max` descriptors.
-    pub fn new(device: DeviceHandle, count: u16, size_max: u16) -> Self {
+    pub fn new(device: DeviceHandle<P>, count: u16, size_max: u16) -> Self {
         let vrings = (0..count).map(|_| Vring::default());
         Self {
             device,
@@ -103,7 +111,7 @@ impl Vrings {
         }
     }
 
-    pub fn indexes(&self) -> std::ops::Range<u16> {
+    pub fn indexes(&self) -> Range<u16> {
         0..u16::try_from(self.vrings.len()).unwrap_or(u16::MAX)
     }
 
@@ -225,8 +233,8 @@ impl Vrings {
             avail: guest("available ring", addresses.avail)?,
             used: guest("used ring", addresses.used)?,
             size: vring.size,
-            event_idx: features & F_EVENT_IDX != 0,
-            indirect: features & F_INDIRECT_DESC != 0,
+            event_idx: features & EVENT_IDX != 0,
+            indirect: features & INDIRECT_DESC != 0,
         };
         Ok(Setup {
             memory: Arc::clone(memory),
@@ -242,7 +250,7 @@ impl Vrings {
     pub fn start(&mut self, index: u16, kick: Kick, terms: &Terms<'_>) -> Result<()> {
         let Kick { fd, kept } = kick;
         let setup = self.setup(index, fd, terms)?;
-        let always = terms.features & F_PROTOCOL_FEATURES == 0;
+        let always = terms.features & PROTOCOL_FEATURES == 0;
         self.device.call_queue(index, move |queue| async move {
             if always {
                 queue.set_enabled(true, true).await;

@@ -5,26 +5,20 @@ use std::time::Duration;
 
 use block::{Backend, Saved, WriteCache};
 
-use crate::device::{Closed, DeviceHandle};
-use crate::inflight::Region;
+use crate::class::{Closed, Guest};
+use crate::device::DeviceHandle;
 use crate::options::Options;
+use crate::part::BlockPart;
 use crate::write_cache::{Belief, from_note, to_note};
 
 /// How long a guest waits for the state file when it sets its write cache.
 const RECORD_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// What the driver has negotiated, and where its client may record something.
-#[derive(Clone, Copy)]
-pub(super) struct Guest<'a> {
-    pub features: u64,
-    pub region: Option<&'a Arc<Region>>,
-}
-
 /// See the [module](self).
-pub(super) struct Cache {
+pub(crate) struct Cache {
     id: String,
     backend: Arc<Backend>,
-    device: DeviceHandle,
+    device: DeviceHandle<BlockPart>,
     /// What the guest believes about a write cache.
     belief: Belief,
     /// Whether it has been said that nobody knows.
@@ -32,7 +26,7 @@ pub(super) struct Cache {
 }
 
 impl Cache {
-    pub fn new(options: &Options, backend: Arc<Backend>, device: DeviceHandle) -> Self {
+    pub fn new(options: &Options, backend: Arc<Backend>, device: DeviceHandle<BlockPart>) -> Self {
         let writethrough = options.writethrough;
         let known = backend.write_cache();
         if writethrough && known == WriteCache::WriteBack {
@@ -80,9 +74,9 @@ impl Cache {
 
     /// Does to the writes what the guest believes.
     pub fn follow(&self, guest: Guest<'_>) -> Result<(), Closed> {
-        let writeback = self.belief.is_writeback(guest.features);
+        let writeback = self.belief.is_writeback(guest.features());
         self.device
-            .call_all(move |device| async move { device.set_writeback(writeback) })
+            .on_parts(move |part| part.set_writeback(writeback))
     }
 
     /// Records it wherever the next daemon may look: in the client's region, at once, and in the
@@ -90,8 +84,7 @@ impl Cache {
     /// there is none that could say anything else.
     fn note(&self, guest: Guest<'_>, limit: Duration) -> bool {
         let known = self.belief.known();
-        let region = guest.region;
-        let in_region = region.is_some_and(|region| region.set_note(to_note(known)));
+        let in_region = guest.note(to_note(known));
         let saved = self.backend.record_write_cache(known, limit);
         in_region || saved != Saved::No
     }
@@ -104,7 +97,7 @@ impl Cache {
             self.note(guest, Duration::ZERO);
             self.follow(guest)?;
         }
-        if self.belief.is_forgotten(guest.features) && !self.warned {
+        if self.belief.is_forgotten(guest.features()) && !self.warned {
             self.warned = true;
             tracing::warn!(
                 export = self.id,
