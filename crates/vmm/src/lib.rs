@@ -1,7 +1,7 @@
 //! Links to VMMs: the VM is paused while its storage fails, and resumed afterwards.
 //!
 //! [`Link`] is one link. [`machine`] decides what it does next and is pure; the rest speaks to the
-//! VMM: to QEMU by QMP ([`qmp`]), to Cloud Hypervisor and Firecracker by HTTP, to others by commands.
+//! VMM: to QEMU by QMP, to Cloud Hypervisor and Firecracker by HTTP, to others by commands.
 
 mod api;
 mod cloud_hypervisor;
@@ -11,7 +11,6 @@ mod http;
 mod limits;
 pub mod machine;
 mod qemu;
-pub mod qmp;
 mod report;
 mod task;
 mod time_limit;

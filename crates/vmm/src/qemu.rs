@@ -1,18 +1,15 @@
 //! QEMU, by QMP.
 
-use std::collections::VecDeque;
 use std::path::PathBuf;
 
 use block::VmState;
-use qapi::Value;
-use qapi::wire::Outcome;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use qapi::{Object, QmpError, Value, json};
+use qmp_client::{ClientError, Connection, Incoming, Wire};
 use tokio::net::UnixStream;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::machine::{Action, Answer, Failure};
-use crate::qmp::{self, Input, Message};
 use crate::report::Report;
 use crate::time_limit::TIME_LIMIT;
 
@@ -24,78 +21,44 @@ const FRESH: [&str; 3] = ["prelaunch", "inmigrate", "preconfig"];
 #[derive(Debug)]
 pub(crate) struct Qemu {
     path: PathBuf,
-    connection: Option<Connection>,
+    connection: Option<Box<Monitor>>,
     /// What it is waited for, for the message when the time is over.
     waits_for: &'static str,
 }
 
 #[derive(Debug)]
-struct Connection {
-    stream: UnixStream,
-    input: Input,
-    messages: VecDeque<Message>,
-    last_id: u64,
+struct Monitor {
+    qmp: Connection<UnixStream>,
     /// The process that listens.
     process: Option<i32>,
     /// Nothing was asked on this connection yet.
     new: bool,
 }
 
-/// Why a connection is of no use.
-enum Broken {
-    Io(std::io::Error),
-    Closed,
-    Garbage(String),
-}
-
-impl From<std::io::Error> for Broken {
-    fn from(error: std::io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-impl Connection {
-    /// The next message. Loses nothing if it is dropped while it waits.
-    async fn message(&mut self) -> Result<Message, Broken> {
-        loop {
-            if let Some(message) = self.messages.pop_front() {
-                return Ok(message);
-            }
-            let mut bytes = [0; 4096];
-            let read = self.stream.read(&mut bytes).await?;
-            if read == 0 {
-                return Err(Broken::Closed);
-            }
-            let messages = &mut self.messages;
-            self.input
-                .feed(&bytes[..read], |message| messages.push_back(message))
-                .map_err(Broken::Garbage)?;
-        }
-    }
-
+impl Monitor {
     /// Executes a command; what is told meanwhile goes to `reports`.
     async fn execute(
         &mut self,
         name: &str,
         reports: &mpsc::Sender<Report>,
-    ) -> Result<Outcome, Broken> {
-        self.last_id += 1;
-        let id = self.last_id;
-        self.stream.write_all(&qmp::command(name, id)).await?;
+    ) -> Result<Result<Value, QmpError>, ClientError> {
+        self.qmp.send(name, &Object::new())?;
         loop {
-            match self.message().await? {
-                Message::Event(event) => told(&event, reports).await,
-                Message::Response(response) => {
-                    return qmp::outcome(response, id).ok_or_else(|| {
-                        Broken::Garbage(format!("the answer to '{name}' has another id"))
-                    });
-                }
-                Message::Greeting(_) => {
-                    return Err(Broken::Garbage("a second greeting".to_owned()));
-                }
+            match self.qmp.next().await? {
+                Incoming::Event(event) => told(event.name(), reports).await,
+                // No other command is under way.
+                Incoming::Answer(answer) => return Ok(answer.result),
             }
         }
     }
+}
+
+const NO_STATUS: &str = "the answer to 'query-status' lacks 'running' or 'status'";
+
+/// The state of a VM, from the answer to `query-status`: whether it runs, and QEMU's name for it.
+fn status(answer: &Value) -> Option<(bool, &str)> {
+    let running = answer.get("running")?.as_bool()?;
+    Some((running, answer.get("status")?.as_str()?))
 }
 
 /// What an event says of the VM.
@@ -129,7 +92,7 @@ impl Qemu {
                 None => actions.recv().await,
                 Some(connection) => tokio::select! {
                     action = actions.recv() => action,
-                    said = connection.message() => {
+                    said = connection.qmp.next() => {
                         self.said(said, &reports).await;
                         continue;
                     }
@@ -151,15 +114,17 @@ impl Qemu {
     }
 
     /// It said something without being asked.
-    async fn said(&mut self, said: Result<Message, Broken>, reports: &mpsc::Sender<Report>) {
-        let broken = match said {
-            Ok(Message::Event(event)) => return told(&event, reports).await,
-            Ok(_) => Broken::Garbage("an answer to nothing".to_owned()),
-            Err(broken) => broken,
-        };
-        self.connection = None;
-        // Nobody receives any more: the link ends.
-        let _ = reports.send(Report::Lost(self.text(&broken))).await;
+    async fn said(&mut self, said: Result<Incoming, ClientError>, reports: &mpsc::Sender<Report>) {
+        match said {
+            Ok(Incoming::Event(event)) => told(event.name(), reports).await,
+            // Nothing is under way.
+            Ok(Incoming::Answer(_)) => {}
+            Err(broken) => {
+                self.connection = None;
+                // Nobody receives any more: the link ends.
+                let _ = reports.send(Report::Lost(self.text(&broken))).await;
+            }
+        }
     }
 
     async fn perform(
@@ -179,7 +144,7 @@ impl Qemu {
             return Ok(Answer::default());
         }
         let (running, status) =
-            qmp::status(&value).map_err(|why| self.lost(&Broken::Garbage(why)))?;
+            status(&value).ok_or_else(|| Failure::Lost(self.no_qmp(NO_STATUS)))?;
         let connection = self.connection.as_mut();
         let (process, new) = connection.map_or((None, false), |connection| {
             (connection.process, std::mem::take(&mut connection.new))
@@ -191,7 +156,7 @@ impl Qemu {
                 VmState::Paused
             },
             process,
-            fresh: new && FRESH.contains(&status.as_str()),
+            fresh: new && FRESH.contains(&status),
         })
     }
 
@@ -208,25 +173,15 @@ impl Qemu {
             ))
         })?;
         let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
-        self.connection = Some(Connection {
-            stream,
-            input: Input::default(),
-            messages: VecDeque::new(),
-            last_id: 0,
+        self.waits_for = "greeting";
+        // Nothing that is asked here has a long answer.
+        let wire = Wire::with_limits(stream, json::Limits::default());
+        let qmp = (Connection::greet(wire).await).map_err(|broken| self.lost(&broken))?;
+        self.connection = Some(Box::new(Monitor {
+            qmp,
             process,
             new: true,
-        });
-        self.waits_for = "greeting";
-        if let Some(connection) = &mut self.connection {
-            match connection.message().await {
-                Ok(Message::Greeting(_)) => {}
-                Ok(_) => {
-                    let garbage = Broken::Garbage("it begins with no greeting".to_owned());
-                    return Err(self.lost(&garbage));
-                }
-                Err(broken) => return Err(self.lost(&broken)),
-            }
-        }
+        }));
         self.execute("qmp_capabilities", reports).await?;
         Ok(())
     }
@@ -238,11 +193,11 @@ impl Qemu {
     ) -> Result<Value, Failure> {
         self.waits_for = command;
         let Some(connection) = &mut self.connection else {
-            return Err(self.lost(&Broken::Closed));
+            return Err(self.lost(&ClientError::Closed));
         };
         match connection.execute(command, reports).await {
-            Ok(Outcome::Return(value)) => Ok(value),
-            Ok(Outcome::Error(error)) => Err(Failure::Refused(format!(
+            Ok(Ok(value)) => Ok(value),
+            Ok(Err(error)) => Err(Failure::Refused(format!(
                 "QEMU at '{}' refuses '{command}': {error}",
                 self.path.display()
             ))),
@@ -250,25 +205,34 @@ impl Qemu {
         }
     }
 
-    fn lost(&self, broken: &Broken) -> Failure {
+    fn lost(&self, broken: &ClientError) -> Failure {
         Failure::Lost(self.text(broken))
     }
 
-    fn text(&self, broken: &Broken) -> String {
+    fn text(&self, broken: &ClientError) -> String {
         let path = self.path.display();
         match broken {
-            Broken::Io(e) => format!(
-                "QEMU's QMP socket '{path}' has failed: {e}; see whether QEMU is still there"
-            ),
-            Broken::Closed => format!(
+            ClientError::Closed => format!(
                 "QEMU has closed its QMP socket '{path}'; it has ended, or another program needs \
                  the socket for itself"
             ),
-            Broken::Garbage(why) => format!(
-                "What listens at '{path}' does not speak QMP: {why}; set 'path' to a QMP socket of \
-                 QEMU"
-            ),
+            ClientError::Protocol(why) | ClientError::NotGreeted { why, .. } => self.no_qmp(why),
+            ClientError::Io(error) => self.failed(error),
+            // Time limits are kept here, and events are taken: there is nothing else.
+            other => self.failed(other),
         }
+    }
+
+    fn failed(&self, why: impl std::fmt::Display) -> String {
+        let path = self.path.display();
+        format!("QEMU's QMP socket '{path}' has failed: {why}; see whether QEMU is still there")
+    }
+
+    fn no_qmp(&self, why: impl std::fmt::Display) -> String {
+        let path = self.path.display();
+        format!(
+            "What listens at '{path}' does not speak QMP: {why}; set 'path' to a QMP socket of QEMU"
+        )
     }
 
     fn too_slow(&self) -> String {
