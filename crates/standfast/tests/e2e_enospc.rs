@@ -281,11 +281,8 @@ fn thin_block_device_buffered_latches() -> Result<()> {
         )
         .control()
         .start()?;
-    ensure!(
-        server.daemon.stderr().contains("disk0"),
-        "no warning about a stop policy on a buffered node: {}",
-        server.daemon.stderr()
-    );
+    // That of a stop policy on a buffered node.
+    server.daemon.wait_for_stderr("disk0", PATIENCE)?;
     let mut disk = server.disk("vda")?;
     let mut control = server.disk("control")?;
     let data = vec![0xa5; 128 << 10];

@@ -532,6 +532,8 @@ fn save(dir: &Path, boot_id: &str, state: &SavedState) -> Result<()> {
 /// It runs, it serves, and it says on stderr why it knows nothing.
 fn starts_afresh(mut server: Server, notice: &str) -> Result<Server> {
     ensure!(server.run_state()? == "running");
+    // The log is written by a thread of its own.
+    server.daemon.wait_for_stderr(notice, PATIENCE)?;
     let stderr = server.daemon.stderr();
     let said = |line: &str| line.contains("WARN") && line.contains(notice);
     ensure!(stderr.lines().any(said), "no {notice:?} in:\n{stderr}");
@@ -685,6 +687,12 @@ fn the_service_manager_is_told() -> Result<()> {
         }
     }
     ensure!(server.daemon.wait(PATIENCE)?.success());
+    // It has lived on a little.
+    manager.set_nonblocking(true)?;
+    while let Ok(late) = next() {
+        ensure!(late == "WATCHDOG=1\n", "{late:?}");
+    }
+    manager.set_nonblocking(false)?;
     // Without a watchdog nothing is sent between the two.
     let server = plain(&dir.path().join("state"))?
         .env("NOTIFY_SOCKET", address.display())

@@ -112,6 +112,9 @@ fn if_nobody_remembers_every_write_is_durable() -> Result<()> {
     disk.reset()?;
     ensure!(rig.is_durable(&mut disk)?);
     let warnings = |daemon: &Daemon| daemon.stderr().matches("nobody remembers").count();
+    rig.server
+        .daemon
+        .wait_for_stderr("nobody remembers", PATIENCE)?;
     ensure!(warnings(&rig.server.daemon) == 1, "said once");
     // A VM that is started anew is told what it may believe.
     drop(disk);
