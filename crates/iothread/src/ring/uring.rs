@@ -180,18 +180,19 @@ impl Uring {
         if self.cancelled_before_submission(key) {
             return;
         }
+        self.cancel_until(key, || match &self.slots.borrow()[key] {
+            Slot::Done(_) => true,
+            Slot::Multishot(multishot) => multishot.ended,
+            Slot::Waiting(_) | Slot::Notify(_) => false,
+        });
+        let slot = self.slots.borrow_mut().remove(key);
+        drop(slot);
+    }
+
+    /// Has the kernel cancel an operation, and takes completions until it `has_ended`.
+    fn cancel_until(&self, key: usize, has_ended: impl Fn() -> bool) {
         let mut asked = false;
-        loop {
-            let ended = match &self.slots.borrow()[key] {
-                Slot::Done(_) => true,
-                Slot::Multishot(multishot) => multishot.ended,
-                Slot::Waiting(_) | Slot::Notify(_) => false,
-            };
-            if ended {
-                let slot = self.slots.borrow_mut().remove(key);
-                drop(slot);
-                return;
-            }
+        while !has_ended() {
             if asked {
                 self.enter(1, None);
             } else {
@@ -282,21 +283,7 @@ impl Uring {
             bell.under_way.set(None);
             return;
         }
-        let mut asked = false;
-        while bell.under_way.get().is_some() {
-            if asked {
-                self.enter(1, None);
-            } else {
-                asked = true;
-                let entry = opcode::AsyncCancel::new(user_data(key))
-                    .build()
-                    .user_data(CANCEL);
-                // SAFETY: the entry has no buffers.
-                unsafe { self.push(entry) };
-                self.enter(0, None);
-            }
-            self.reap();
-        }
+        self.cancel_until(key, || bell.under_way.get().is_none());
     }
 
     /// # Safety

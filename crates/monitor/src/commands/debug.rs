@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use block::Node;
-use block::fault::{FaultEvent, FaultId, InjectError, IoType};
+use block::fault::{FaultEvent, FaultId, FaultPlan, InjectError, IoType};
 use qapi::QmpError;
 use qapi::command::{BlkdebugClear, BlkdebugInject, BlkdebugInjected, QuotaSet};
 use qapi::types::Empty;
@@ -37,10 +37,7 @@ pub(crate) async fn blkdebug_inject(
     arguments: BlkdebugInject,
 ) -> Result<BlkdebugInjected, QmpError> {
     let node = node(context, &arguments.node_name)?;
-    let plan = node
-        .driver()
-        .fault_plan()
-        .ok_or_else(|| not_a(&node, "blkdebug"))?;
+    let plan = fault_plan(&node)?;
     let id = plan.add(rule(&arguments)?);
     Ok(BlkdebugInjected { id: id.0 })
 }
@@ -50,10 +47,7 @@ pub(crate) async fn blkdebug_clear(
     arguments: BlkdebugClear,
 ) -> Result<Empty, QmpError> {
     let node = node(context, &arguments.node_name)?;
-    let plan = node
-        .driver()
-        .fault_plan()
-        .ok_or_else(|| not_a(&node, "blkdebug"))?;
+    let plan = fault_plan(&node)?;
     match arguments.id {
         None => plan.clear_all(),
         Some(id) if plan.clear(FaultId(id)) => {}
@@ -65,6 +59,11 @@ pub(crate) async fn blkdebug_clear(
         }
     }
     Ok(Empty {})
+}
+
+fn fault_plan(node: &Node) -> Result<&FaultPlan, QmpError> {
+    let plan = node.driver().fault_plan();
+    plan.ok_or_else(|| not_a(node, "blkdebug"))
 }
 
 fn not_a(node: &Node, driver: &str) -> QmpError {
