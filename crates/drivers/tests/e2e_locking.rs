@@ -6,8 +6,8 @@
 mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, Command, Output, Stdio};
-    use std::sync::{Mutex, PoisonError};
 
+    use parking_lot::Mutex;
     use standfast_drivers::file::Locking;
     use standfast_drivers::{FileDriver, FileOptions, OpenError};
 
@@ -54,7 +54,7 @@ mod tests {
     static SPAWNING: Mutex<()> = Mutex::new(());
 
     fn spawn(command: &mut Command) -> Child {
-        let _spawning = SPAWNING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _spawning = SPAWNING.lock();
         command
             .spawn()
             .unwrap_or_else(|error| panic!("{command:?} must be there for this test: {error}"))
@@ -62,7 +62,7 @@ mod tests {
 
     /// When this returns no child has what was closed before.
     fn children_have_let_go() {
-        drop(SPAWNING.lock().unwrap_or_else(PoisonError::into_inner));
+        drop(SPAWNING.lock());
     }
 
     fn tool(name: &str, args: &[&str]) -> Output {

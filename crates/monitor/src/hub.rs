@@ -1,8 +1,9 @@
 //! All sessions, and the events they get.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use block::{Event, Observer};
+use parking_lot::{Mutex, MutexGuard};
 use qapi::wire::{self, Layout};
 use tokio::sync::watch;
 
@@ -28,7 +29,7 @@ impl Hub {
     }
 
     fn sessions(&self) -> MutexGuard<'_, Vec<Arc<Outbox>>> {
-        self.sessions.lock().unwrap_or_else(PoisonError::into_inner)
+        self.sessions.lock()
     }
 
     /// A session begins; it ends when the result is dropped. None: the monitor closes.

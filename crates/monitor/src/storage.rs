@@ -3,10 +3,11 @@
 //! A query gets an answer within [`ANSWER_TIME_MAX`], or the last one there was. While a question is
 //! overdue nobody waits at all: storage that hangs costs one query that time, and one thread per node.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use block::Node;
+use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 use tokio::time::{Instant, timeout_at};
 
@@ -48,10 +49,7 @@ impl Default for Storage {
 
 impl Storage {
     fn answer(&self, node: &Arc<Node>) -> Arc<watch::Sender<Answer>> {
-        let mut questions = self
-            .questions
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
+        let mut questions = self.questions.lock();
         let known = |question: &&Question| std::ptr::eq(question.node.as_ptr(), Arc::as_ptr(node));
         if let Some(question) = questions.iter().find(known) {
             return Arc::clone(&question.answer);

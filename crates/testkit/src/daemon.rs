@@ -5,11 +5,12 @@ use std::fs;
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
 /// How often a condition is looked at while waiting for it.
@@ -47,7 +48,7 @@ impl Output {
         let thread = thread::spawn(move || {
             let mut buffer = [0; 4096];
             while let Ok(count @ 1..) = stream.read(&mut buffer) {
-                let mut text = shared.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut text = shared.lock();
                 text.extend_from_slice(&buffer[..count]);
             }
         });
@@ -55,7 +56,7 @@ impl Output {
     }
 
     fn text(&self) -> String {
-        let text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
+        let text = self.text.lock();
         String::from_utf8_lossy(&text).into_owned()
     }
 }

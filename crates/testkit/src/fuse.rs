@@ -5,9 +5,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use crate::mount::MountPoint;
 
@@ -80,7 +81,7 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -217,8 +218,7 @@ fn execute(code: u32, inode: u64, body: &[u8], shared: &Shared) -> Result<Vec<u8
     if let Some(op) = op_of(code) {
         *state.counts.entry(op).or_default() += 1;
         while state.hanging.contains(&op) {
-            let changed = shared.changed.wait(state);
-            state = changed.unwrap_or_else(PoisonError::into_inner);
+            shared.changed.wait(&mut state);
         }
         match state.errnos.get(&op) {
             None | Some(0) => {}

@@ -8,10 +8,12 @@ use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::sync::mpsc::{Receiver, Sender, channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::thread::{self, JoinHandle};
+
+use parking_lot::{Mutex, MutexGuard};
 
 const BLKDISCARD: libc::Ioctl = 0x1277;
 
@@ -30,7 +32,7 @@ struct State {
 impl Job {
     fn state(&self) -> MutexGuard<'_, State> {
         // Whoever panicked, the state is complete.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
@@ -68,7 +70,7 @@ impl DeviceDiscard {
     }
 
     fn queue(&self, task: Task) -> io::Result<()> {
-        let mut worker = self.worker.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut worker = self.worker.lock();
         let worker = match &mut *worker {
             Some(worker) => worker,
             none => none.insert(start(Arc::clone(&self.fd))?),
@@ -82,10 +84,7 @@ impl DeviceDiscard {
 
 impl Drop for DeviceDiscard {
     fn drop(&mut self) {
-        let worker = self
-            .worker
-            .get_mut()
-            .unwrap_or_else(PoisonError::into_inner);
+        let worker = self.worker.get_mut();
         if let Some(Worker { queue, thread }) = worker.take() {
             drop(queue);
             let _ = thread.join();

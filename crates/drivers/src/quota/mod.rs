@@ -20,9 +20,10 @@ mod account;
 mod bitmap;
 
 use std::ops::Range;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use block::{BlockError, Driver, Io, IoFuture, Limits, Node, NodeInfo, Operation, Result};
+use parking_lot::{Mutex, MutexGuard};
 
 pub use self::account::GRANULARITY;
 use self::account::{Account, Ticket};
@@ -86,7 +87,7 @@ impl Quota {
 
     fn account(&self) -> MutexGuard<'_, Account> {
         // The account is consistent wherever a change might stop.
-        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+        self.account.lock()
     }
 
     fn reserve<'a>(

@@ -4,12 +4,13 @@ use std::collections::HashMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 use std::{fs, io};
 
 use anyhow::{Context, Result, bail, ensure};
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// More could overrun the guest's receive buffer.
 const SCRIPT_BYTES_MAX: usize = 16 << 10;
@@ -69,7 +70,7 @@ enum End {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Looks at the state whenever it changes, until `look` finds what it looks for.
@@ -92,8 +93,7 @@ impl Shared {
             if left.is_zero() {
                 bail!("{what}: not within {timeout:?}\n{}", self.log_tail());
             }
-            let waited = self.changed.wait_timeout(state, left);
-            (state, _) = waited.unwrap_or_else(PoisonError::into_inner);
+            self.changed.wait_for(&mut state, left);
         }
     }
 
@@ -199,7 +199,7 @@ impl Agent {
         let message = lines
             .iter()
             .fold(message, |message, line| message + line + "\n");
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut stream = self.stream.lock();
         stream.write_all(message.as_bytes())
     }
 }

@@ -1,9 +1,10 @@
 //! API servers of Cloud Hypervisor and Firecracker, after their OpenAPI descriptions.
 
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
@@ -72,7 +73,7 @@ impl Server {
     }
 
     pub fn vm(&self) -> MutexGuard<'_, Vm> {
-        self.vm.lock().unwrap_or_else(PoisonError::into_inner)
+        self.vm.lock()
     }
 
     pub fn asked(&self, what: &str) -> usize {
@@ -110,7 +111,7 @@ async fn read(stream: &mut UnixStream) -> std::io::Result<String> {
 async fn serve(mut stream: UnixStream, flavor: Flavor, vm: &Mutex<Vm>) -> std::io::Result<()> {
     let request = read(&mut stream).await?;
     let (mode, status, body) = {
-        let mut vm = vm.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut vm = vm.lock();
         vm.requests.push(request.clone());
         let (status, body) = match flavor {
             Flavor::CloudHypervisor => cloud_hypervisor(&request, &mut vm),

@@ -2,12 +2,13 @@
 
 use std::future::Future;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use block::{
     Event, EventKind, LinkStatus, Observer, Registry, RunState, VmLink, VmPause, VmState, control,
 };
+use parking_lot::Mutex;
 use standfast_vmm::{Link, LinkConfig, Peer};
 
 #[derive(Clone, Default)]
@@ -15,7 +16,7 @@ struct Log(Arc<Mutex<Vec<EventKind>>>);
 
 impl Observer for Log {
     fn event(&self, event: &Event) -> bool {
-        let mut log = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.0.lock();
         log.push(event.kind.clone());
         true
     }
@@ -93,7 +94,7 @@ impl Daemon {
 
     /// Statuses of the events X_VMM_LINK so far.
     pub fn events(&self) -> Vec<LinkStatus> {
-        let log = self.log.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let log = self.log.0.lock();
         log.iter()
             .filter_map(|kind| match kind {
                 EventKind::VmLink { id, status, .. } => {

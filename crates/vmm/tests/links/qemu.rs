@@ -1,11 +1,12 @@
 //! Links to a QMP server that behaves as QEMU does, and as it should not.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use block::{LinkState, RunState, VmLink, VmPause, VmPending, VmState};
 use futures_util::future::join_all;
+use parking_lot::{Mutex, MutexGuard};
 use standfast_vmm::Peer;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
@@ -110,7 +111,7 @@ impl Qemu {
 }
 
 fn lock(vm: &Mutex<Vm>) -> MutexGuard<'_, Vm> {
-    vm.lock().unwrap_or_else(PoisonError::into_inner)
+    vm.lock()
 }
 
 async fn say(to: &mut OwnedWriteHalf, line: &str) -> std::io::Result<()> {
