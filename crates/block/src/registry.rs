@@ -5,9 +5,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::backend::Backend;
+use crate::control::listeners::VmLink;
 use crate::control::run_control::RunControl;
 use crate::control::task::Control;
-use crate::control::vm_link::{LinkState, VmLink, VmOrder, VmPause};
 use crate::driver::graph::Graph;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
@@ -16,6 +16,7 @@ use crate::persist::saved::{SavedLoss, SavedState};
 use crate::registry_error::RegistryError;
 use crate::words::event::{Event, EventKind};
 use crate::words::run_state::RunState;
+use crate::words::vm::{LinkState, VmOrder, VmPause};
 
 /// Nodes, exports and run control of one daemon.
 #[derive(Debug)]

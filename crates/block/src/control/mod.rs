@@ -3,8 +3,8 @@
 mod alarm;
 pub mod block_on;
 pub mod inbox;
+pub mod listeners;
 pub mod reports;
 pub mod run_control;
 pub mod task;
-pub mod vm_link;
 pub mod wiring;

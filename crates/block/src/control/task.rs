@@ -11,12 +11,13 @@ use iothread::mailbox::{self, Receiver, Sender};
 use crate::control::alarm::Alarm;
 use crate::control::block_on::block_on;
 use crate::control::inbox::{Command, Message};
+use crate::control::listeners::Observer;
 use crate::control::reports::Reports;
 use crate::control::run_control::{Effects, Refusal, RunControl};
-use crate::control::vm_link::VmPause;
 use crate::control::wiring::Wiring;
-use crate::words::event::{Event, EventKind, Observer};
+use crate::words::event::{Event, EventKind};
 use crate::words::ids::LocalId;
+use crate::words::vm::VmPause;
 
 /// Access to run control from any thread.
 #[derive(Clone, Debug)]

@@ -8,13 +8,15 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use iothread::mailbox::Sender;
 
+use crate::control::listeners::Observer;
+use crate::control::listeners::VmLink;
 use crate::control::run_control::{Effects, GateMessage, LocalMessage};
-use crate::control::vm_link::{VmLink, VmOrder};
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::persist::changes::Changes;
-use crate::words::event::{Event, Observer};
+use crate::words::event::Event;
 use crate::words::ids::{BackendId, LocalId};
+use crate::words::vm::VmOrder;
 
 /// What a backend uses.
 struct Root {

@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::vm_link::VmPause;
 use crate::driver::loss::LOSS_NUMBER_MAX;
 use crate::local::stats::{BackendStats, ClassStats};
 use crate::words::error::{Cause, ErrorKind};
@@ -15,6 +14,7 @@ use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::{Operation, Request, Tag};
 use crate::words::run_state::RunState;
+use crate::words::vm::VmPause;
 use crate::words::write_cache::WriteCache;
 
 /// Of the JSON form. A daemon ignores what another version has written.

@@ -301,9 +301,9 @@ const fn table() -> [u32; 256] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::control::vm_link::VmPause;
     use crate::persist::saved::SavedBackend;
     use crate::words::run_state::RunState;
+    use crate::words::vm::VmPause;
     use proptest::prelude::*;
     use std::os::unix::fs::PermissionsExt;
 

@@ -2,11 +2,11 @@
 
 use std::time::SystemTime;
 
-use crate::control::vm_link::LinkStatus;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Direction};
 use crate::words::io_status::Status;
 use crate::words::request::Operation;
+use crate::words::vm::LinkStatus;
 
 /// `BLOCK_IO_ERROR`: a request failed and policy decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -82,11 +82,4 @@ pub struct Event {
     pub at: SystemTime,
     /// What happened.
     pub kind: EventKind,
-}
-
-/// Receives every event, in order. Called by the run control task, which must not wait: the
-/// implementation queues and returns, and asks run control nothing meanwhile.
-pub trait Observer: Send + Sync {
-    /// One event. False: this observer is gone and is not called again.
-    fn event(&self, event: &Event) -> bool;
 }

@@ -9,4 +9,5 @@ pub mod incident;
 pub mod io_status;
 pub mod request;
 pub mod run_state;
+pub mod vm;
 pub mod write_cache;

@@ -4,12 +4,12 @@ use std::time::SystemTime;
 
 use iothread::mailbox::Sender;
 
-use crate::control::vm_link::VmOrder;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::Event;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;
+use crate::words::vm::VmOrder;
 
 /// A request failed under action *stop* and is held.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -16,7 +16,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
-use crate::control::vm_link::{VmOrder, VmPause};
 use crate::driver::loss::Loss;
 use crate::gate::HoldScope;
 use crate::local::stats::Accounting;
@@ -29,6 +28,7 @@ use crate::words::incident::{ErrorRecord, HeldRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::Request;
 use crate::words::run_state::RunState;
+use crate::words::vm::{VmOrder, VmPause};
 use crate::words::write_cache::WriteCache;
 
 use self::report_limit::{Offered, ReportLimit};

@@ -1,12 +1,4 @@
-//! The link to the VMM, as run control, monitors and the saved state see it.
-//!
-//! One daemon serves one VM, so there is at most one link. Run control says by [`VmOrder`] what
-//! becomes of the VM and waits for nothing; what came of it is asked by [`VmLink::status`]. How a
-//! VMM is paused is the business of the implementations.
-
-use std::fmt;
-
-use crate::driver::future::BoxFuture;
+//! What is said of the VM: by run control, which wants something of it, and by the link to its VMM.
 
 /// What run control wants of the VM. Orders come in the order of run control's changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,30 +117,4 @@ pub struct LinkStatus {
     pub paused_by: VmPause,
     /// What went wrong last, while it is wrong: names the peer and the remedy.
     pub error: Option<String>,
-}
-
-/// A link to the VMM.
-pub trait VmLink: Send + Sync + fmt::Debug {
-    /// The object's id.
-    fn id(&self) -> &str;
-
-    /// The type of the object: `vmm-qemu`.
-    fn type_name(&self) -> &'static str;
-
-    /// Takes an order of run control. Called by the run control task: it must not wait and must ask
-    /// run control nothing meanwhile.
-    fn order(&self, order: VmOrder);
-
-    /// What is known now, with all orders so far. Called by run control, too: it must not wait and
-    /// must ask run control nothing meanwhile.
-    fn status(&self) -> LinkStatus;
-
-    /// Resets the VM, as a reset button does.
-    ///
-    /// # Errors
-    /// Why it was not done: the link is down, the VMM refused, or it has no such thing.
-    fn reset(&self) -> BoxFuture<'_, Result<(), String>>;
-
-    /// Ends the link; the VM stays as it is.
-    fn close(&self) -> BoxFuture<'_, ()>;
 }
