@@ -4,5 +4,6 @@
 pub mod fault;
 pub mod future;
 pub mod graph;
+pub mod io;
 pub mod loss;
 pub mod node;

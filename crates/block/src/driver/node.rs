@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
+use crate::driver::io::Io;
 use crate::driver::loss::Loss;
 use crate::words::error::{BlockError, Result};
-use crate::words::request::{Io, Operation};
+use crate::words::request::Operation;
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
 /// that is known, are powers of two; alignments are at least 1.

@@ -21,6 +21,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::gate::hold::{Line, SlotId};
 use crate::words::error_policy::{Action, Policy};
+use crate::words::hold_scope::HoldScope;
 use crate::words::request::{Operation, Request};
 
 use slots::{Place, Slot, Slots, State};
@@ -28,29 +29,6 @@ use watch::Started;
 
 pub use lost::Lost;
 pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
-
-/// What a *stop* error freezes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub enum HoldScope {
-    /// All exports; the run state becomes `io-error`.
-    #[default]
-    Vm,
-    /// This export only.
-    Device,
-    /// Nothing: only what failed waits, and what would overwrite it.
-    Request,
-}
-
-impl HoldScope {
-    /// The word of the command line.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Vm => "vm",
-            Self::Device => "device",
-            Self::Request => "request",
-        }
-    }
-}
 
 /// Whether this build has no gate: everything starts at once and ends as it ends, whatever the policy
 /// says. Only for the benchmark of what policy costs; no such build is ever installed.

@@ -6,9 +6,10 @@ use iothread::{Config, IoThread};
 
 use crate::control::block_on::block_on;
 use crate::control::task::control;
-use crate::gate::HoldScope;
+use crate::driver::io::Io;
 use crate::words::error_policy::{OnError, Policy};
-use crate::words::request::{Io, Tag};
+use crate::words::hold_scope::HoldScope;
+use crate::words::request::Tag;
 use crate::{Driver, IoFuture, NodeInfo};
 
 #[derive(Debug)]

@@ -13,10 +13,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 use crate::driver::future::IoFuture;
+use crate::driver::io::Io;
 use crate::driver::node::Node;
 use crate::gate::Ticket;
 use crate::words::error::Result;
-use crate::words::request::{Io, Request};
+use crate::words::request::Request;
 
 /// A request that a driver has not answered at once.
 struct Running {

@@ -4,6 +4,7 @@
 pub mod error;
 pub mod error_policy;
 pub mod event;
+pub mod hold_scope;
 pub mod ids;
 pub mod incident;
 pub mod io_status;

@@ -17,12 +17,12 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
 use crate::driver::loss::Loss;
-use crate::gate::HoldScope;
 use crate::local::stats::Accounting;
 use crate::persist::saved::{SavedBackend, SavedState};
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::{BlockIoError, Event, EventKind};
+use crate::words::hold_scope::HoldScope;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::incident::{ErrorRecord, HeldRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
