@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
+use crate::control::accounting::{Accounting, BackendStats};
 use crate::control::block_on::block_on;
 use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::control::task::Control;
@@ -16,7 +17,6 @@ use crate::control::wiring::Wiring;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::gate::overlap::SharedBlockers;
-use crate::local::stats::{Accounting, BackendStats};
 use crate::persist::changes::Saved;
 use crate::words::error_policy::Policy;
 use crate::words::hold_scope::HoldScope;

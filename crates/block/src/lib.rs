@@ -28,6 +28,7 @@ mod resize;
 pub mod words;
 
 pub use backend::{Backend, Drained};
+pub use control::accounting::{BackendStats, ClassStats};
 pub use control::block_on::block_on;
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
@@ -44,7 +45,6 @@ pub use driver::node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo}
 pub use export::Export;
 pub use gate::Fault;
 pub use gate::overlap;
-pub use local::stats::{BackendStats, ClassStats};
 pub use local::{Client, LocalBackend, Unmapped};
 pub use persist::changes::{Changes, Saved};
 pub use persist::saved::{SavedBackend, SavedLoss, SavedState};

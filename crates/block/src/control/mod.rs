@@ -1,5 +1,6 @@
 //! Run control: a pure state machine, and the task that runs it.
 
+pub mod accounting;
 mod alarm;
 pub mod block_on;
 pub mod inbox;

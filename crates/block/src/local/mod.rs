@@ -5,7 +5,6 @@
 
 mod outbox;
 mod reporter;
-pub mod stats;
 mod worker;
 
 use std::cell::{Cell, RefCell};
@@ -20,6 +19,7 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::{Deferred, time};
 
 use crate::backend::Backend;
+use crate::control::accounting::{Batch, LocalStats, Timed};
 use crate::control::inbox::Message;
 use crate::control::run_control::{
     Failed, GateMessage, LocalMessage, Reported, Resolved, Restored,
@@ -29,7 +29,6 @@ use crate::gate::hold::SlotId;
 use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed, Ticket, Verdict};
 use crate::local::outbox::Outbox;
 use crate::local::reporter::Reporter;
-use crate::local::stats::{Batch, LocalStats, Timed};
 use crate::local::worker::Worker;
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;

@@ -7,8 +7,8 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
+use crate::control::accounting::{BackendStats, ClassStats};
 use crate::driver::loss::LOSS_NUMBER_MAX;
-use crate::local::stats::{BackendStats, ClassStats};
 use crate::words::error::{Cause, ErrorKind};
 use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};

@@ -16,8 +16,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Instant, SystemTime};
 
+use crate::control::accounting::Accounting;
 use crate::driver::loss::Loss;
-use crate::local::stats::Accounting;
 use crate::persist::saved::{SavedBackend, SavedState};
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
