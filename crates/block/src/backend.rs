@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
 
-use crate::control::accounting::{Accounting, BackendStats};
+use crate::control::accounting::Accounting;
 use crate::control::block_on::block_on;
 use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::control::task::Control;
@@ -22,6 +22,7 @@ use crate::words::error_policy::Policy;
 use crate::words::hold_scope::HoldScope;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;
+use crate::words::stats::BackendStats;
 use crate::words::write_cache::WriteCache;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.

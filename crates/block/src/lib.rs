@@ -28,7 +28,6 @@ mod resize;
 pub mod words;
 
 pub use backend::{Backend, Drained};
-pub use control::accounting::{BackendStats, ClassStats};
 pub use control::block_on::block_on;
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
@@ -63,5 +62,6 @@ pub use words::incident::{ErrorRecord, HeldRecord, Incident};
 pub use words::io_status::{IoStatus, Status};
 pub use words::request::{Operation, Request, Tag};
 pub use words::run_state::RunState;
+pub use words::stats::{BackendStats, ClassStats};
 pub use words::vm::{LinkState, LinkStatus, VmOrder, VmPause, VmPending, VmState};
 pub use words::write_cache::WriteCache;

@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::words::request::Operation;
+use crate::words::stats::BackendStats;
 
 /// A counter with one writer.
 #[derive(Debug, Default)]
@@ -215,77 +216,35 @@ impl Default for LocalStats {
     }
 }
 
-/// The counters of one class, summed.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ClassStats {
-    /// Bytes of successful requests.
-    pub bytes: u64,
-    /// Successful requests.
-    pub operations: u64,
-    /// Time from submission to end of successful and failed requests, in nanoseconds, without the
-    /// time they were held.
-    pub total_time_ns: u64,
-    /// Requests that ended with an error.
-    pub failed: u64,
-    /// Requests refused as malformed or out of range.
-    pub invalid: u64,
-}
-
-/// The counters of a backend, summed over its parts.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct BackendStats {
-    /// Reads.
-    pub rd: ClassStats,
-    /// Writes and write-zeroes.
-    pub wr: ClassStats,
-    /// Flushes.
-    pub flush: ClassStats,
-    /// Discards.
-    pub unmap: ClassStats,
-    /// Submissions to storage, retries included.
-    pub attempts: u64,
-    /// Times a request was held.
-    pub holds: u64,
-    /// Time that requests were held, in nanoseconds; counted when they go on.
-    pub hold_time_ns: u64,
-    /// Failures under `report` and `ignore` of which no event tells, because others came within the
-    /// same second.
-    pub events_merged: u64,
-    /// Requests that were never completed, because their device was reset, removed or given up.
-    pub dropped: u64,
-    /// Requests that were lost in the daemon itself, and went to the policy as EIO.
-    pub lost: u64,
-    /// Time since the last request ended, if there was one.
-    pub idle: Option<Duration>,
-}
-
-impl BackendStats {
-    fn add(&mut self, local: &LocalStats) {
-        let [rd, wr, flush, unmap] = &local.classes;
-        for (sum, class) in [
-            (&mut self.rd, rd),
-            (&mut self.wr, wr),
-            (&mut self.flush, flush),
-            (&mut self.unmap, unmap),
+impl LocalStats {
+    fn add_to(&self, sum: &mut BackendStats) {
+        let [rd, wr, flush, unmap] = &self.classes;
+        for (of_class, class) in [
+            (&mut sum.rd, rd),
+            (&mut sum.wr, wr),
+            (&mut sum.flush, flush),
+            (&mut sum.unmap, unmap),
         ] {
-            sum.bytes = sum.bytes.saturating_add(class.bytes.get());
-            sum.operations = sum.operations.saturating_add(class.operations.get());
-            sum.total_time_ns = sum.total_time_ns.saturating_add(class.total_time_ns.get());
-            sum.failed = sum.failed.saturating_add(class.failed.get());
-            sum.invalid = sum.invalid.saturating_add(class.invalid.get());
+            of_class.bytes = of_class.bytes.saturating_add(class.bytes.get());
+            of_class.operations = of_class.operations.saturating_add(class.operations.get());
+            of_class.total_time_ns = of_class
+                .total_time_ns
+                .saturating_add(class.total_time_ns.get());
+            of_class.failed = of_class.failed.saturating_add(class.failed.get());
+            of_class.invalid = of_class.invalid.saturating_add(class.invalid.get());
         }
-        self.attempts = self.attempts.saturating_add(local.attempts.get());
-        self.holds = self.holds.saturating_add(local.holds.get());
-        self.hold_time_ns = self.hold_time_ns.saturating_add(local.hold_time_ns.get());
-        self.dropped = self.dropped.saturating_add(local.dropped.get());
-        self.lost = self.lost.saturating_add(local.lost.get());
-        let last = local.last_access.get();
+        sum.attempts = sum.attempts.saturating_add(self.attempts.get());
+        sum.holds = sum.holds.saturating_add(self.holds.get());
+        sum.hold_time_ns = sum.hold_time_ns.saturating_add(self.hold_time_ns.get());
+        sum.dropped = sum.dropped.saturating_add(self.dropped.get());
+        sum.lost = sum.lost.saturating_add(self.lost.get());
+        let last = self.last_access.get();
         if last > 0 {
-            let idle = local
+            let idle = self
                 .epoch
                 .elapsed()
                 .saturating_sub(Duration::from_nanos(last));
-            self.idle = Some(self.idle.map_or(idle, |other| other.min(idle)));
+            sum.idle = Some(sum.idle.map_or(idle, |other| other.min(idle)));
         }
     }
 }
@@ -340,7 +299,7 @@ impl Accounting {
             .unwrap_or_else(PoisonError::into_inner)
             .iter()
         {
-            sum.add(local);
+            local.add_to(&mut sum);
         }
         sum
     }

@@ -7,13 +7,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::control::accounting::{BackendStats, ClassStats};
 use crate::driver::loss::LOSS_NUMBER_MAX;
 use crate::words::error::{Cause, ErrorKind};
 use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::{Operation, Request, Tag};
 use crate::words::run_state::RunState;
+use crate::words::stats::{BackendStats, ClassStats};
 use crate::words::vm::VmPause;
 use crate::words::write_cache::WriteCache;
 

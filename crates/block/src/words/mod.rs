@@ -10,5 +10,6 @@ pub mod incident;
 pub mod io_status;
 pub mod request;
 pub mod run_state;
+pub mod stats;
 pub mod vm;
 pub mod write_cache;
