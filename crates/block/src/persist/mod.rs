@@ -1,6 +1,7 @@
-//! What survives a restart: its form, its file, and the thread that writes it.
+//! What survives a restart: its content, its form, its file, and the thread that writes it.
 
 pub mod changes;
+pub mod json;
 pub mod saved;
 pub mod saver;
 pub mod state_file;

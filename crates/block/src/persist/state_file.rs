@@ -22,7 +22,8 @@ use std::io;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use crate::persist::saved::{DecodeError, SavedState};
+use crate::persist::json::DecodeError;
+use crate::persist::saved::SavedState;
 
 /// The name of the file in its directory.
 pub const FILE_NAME: &str = "standfastd.state";
@@ -466,7 +467,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn slots_are_read_back(state in crate::persist::saved::tests::state(), generation: u64) {
+        fn slots_are_read_back(state in crate::persist::json::tests::state(), generation: u64) {
             let slot = seal_slot(generation, &state.encode("b")).expect("it fits");
             let stored = parse(&slot).expect("whole").expect("there");
             prop_assert_eq!((stored.generation, stored.state), (generation, state));
