@@ -1,0 +1,267 @@
+//! The life of a request on its iothread: to the driver, and from its end to the client or to a hold.
+//!
+//! A request is given to the driver where it is admitted. What the driver answers at once ends there
+//! and then; the rest is left with a worker ([`super::worker`]), whose task goes on when it is woken.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::SystemTime;
+
+use iothread::{Deferred, time};
+
+use crate::control::accounting::Timed;
+use crate::control::run_control::{Failed, Reported};
+use crate::gate::hold::SlotId;
+use crate::gate::{Fault, Outcome, Ticket, Verdict};
+use crate::words::error::{BlockError, Cause};
+use crate::words::error_policy::Action;
+use crate::words::request::{Operation, Request};
+
+use super::client::Unmapped;
+use super::worker::Worker;
+use super::{Inner, LocalBackend, Started};
+
+impl LocalBackend {
+    /// Gives a request to the driver.
+    pub(super) fn dispatch(&self, ticket: Ticket) {
+        let inner = &*self.0;
+        let idle = inner.idle_workers.borrow_mut().pop();
+        let worker = idle.unwrap_or_else(|| self.new_worker());
+        let started = time::now();
+        if let Some(slot) = ticket.slot()
+            && let Some(since) = inner.outbox.goes_on(slot)
+        {
+            (inner.stats).unheld(started.saturating_duration_since(since));
+        }
+        let outcome = match self.execute(&worker, ticket.request()) {
+            Some(outcome) => outcome,
+            None => {
+                worker.keep(ticket, started);
+                return self.go_on(&worker);
+            }
+        };
+        inner.idle_workers.borrow_mut().push(worker);
+        self.finish(ticket, outcome, Started::Now);
+    }
+
+    /// How the request ended, if the driver answers at once; else it runs in the worker, which was
+    /// idle.
+    fn execute(&self, worker: &Worker, request: &Request) -> Option<Outcome> {
+        let inner = &*self.0;
+        let mut iov = worker.buffers();
+        iov.clear();
+        let check = inner.node.check(request.op, request.offset, request.bytes);
+        if check.is_err() {
+            return Some(Outcome::GuestFault);
+        }
+        if let Err(unmapped) = inner.client.map(request, &mut iov) {
+            return Some(match unmapped {
+                Unmapped::Gone => Outcome::GuestFault,
+                Unmapped::Moving => Outcome::MemoryMoves,
+            });
+        }
+        drop(iov);
+        inner.stats.attempt();
+        let fua = request.op.modifies() && inner.client.fua(request);
+        match worker.submit(request, fua, inner.backend.losses_accepted()) {
+            Poll::Ready(result) => Some(self.outcome(worker, request, result)),
+            Poll::Pending => None,
+        }
+    }
+
+    /// What becomes of the worker's request now.
+    fn go_on(&self, worker: &Rc<Worker>) {
+        let Poll::Ready((ticket, started, result)) = worker.poll() else {
+            return;
+        };
+        let outcome = self.outcome(worker, ticket.request(), result);
+        self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
+        self.finish(ticket, outcome, Started::At(started));
+    }
+
+    fn new_worker(&self) -> Rc<Worker> {
+        let worker = Worker::new(Arc::clone(&self.0.node));
+        let (this, own) = (self.clone(), Rc::clone(&worker));
+        let (task, waker) = iothread::spawn_with_waker(poll_fn(move |_| {
+            this.go_on(&own);
+            if this.0.closed.get() && own.is_idle() {
+                return Poll::Ready(());
+            }
+            Poll::Pending
+        }));
+        task.detach();
+        worker.set_waker(waker);
+        self.0.workers.set(self.0.workers.get() + 1);
+        self.provide_entries();
+        worker
+    }
+
+    /// The submission has ended.
+    fn outcome(
+        &self,
+        worker: &Worker,
+        request: &Request,
+        result: crate::words::error::Result<()>,
+    ) -> Outcome {
+        let inner = &*self.0;
+        let error = match result {
+            Ok(()) => {
+                inner.client.unmap(request);
+                if request.op.modifies() {
+                    inner.node.wrote(request.end());
+                }
+                return Outcome::Ok;
+            }
+            Err(error) => error,
+        };
+        self.failed(worker, request, &error)
+    }
+
+    /// The submission has failed.
+    #[cold]
+    fn failed(&self, worker: &Worker, request: &Request, error: &BlockError) -> Outcome {
+        let inner = &*self.0;
+        // A request whose memory the client has taken away would be held for ever.
+        let lost = error.errno() == libc::EFAULT && {
+            let iov = worker.ended_buffers();
+            !iov.is_empty() && inner.client.has_lost(request, &iov)
+        };
+        inner.client.unmap(request);
+        tracing::debug!(device = %inner.backend.device(), %error, lost, "request failed");
+        match lost {
+            true => Outcome::GuestFault,
+            false => Outcome::Error(error.cause()),
+        }
+    }
+
+    /// From the end of a request to hold, freeze and message, or to its completion, without a
+    /// pause in between.
+    pub(super) fn finish(&self, ticket: Ticket, outcome: Outcome, started: Started) {
+        let mut gate = self.0.gate.borrow_mut();
+        if !gate.is_plain(&ticket, outcome) {
+            drop(gate);
+            return self.judge(ticket, outcome, started);
+        }
+        let request = *ticket.request();
+        gate.finish_plain(ticket);
+        drop(gate);
+        self.complete(&request, outcome.result(), started);
+        self.wake_ended();
+    }
+
+    /// The end of a request that has failed, has been held before or is of a former generation, or
+    /// others wait.
+    #[cold]
+    fn judge(&self, ticket: Ticket, outcome: Outcome, started: Started) {
+        let (request, order) = (*ticket.request(), ticket.order());
+        let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
+        match verdict {
+            Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
+            Verdict::PutBack => self.provide_entries(),
+            Verdict::Dropped => {
+                self.0.stats.dropped();
+                self.unblock(order);
+                self.0.client.dropped(&request);
+            }
+            Verdict::Complete {
+                result,
+                reported,
+                was_held,
+            } => {
+                if let Some((action, cause)) = reported {
+                    self.report(request, action, cause);
+                }
+                if let Some(slot) = was_held {
+                    self.unblock(order);
+                    self.resolve(slot, order);
+                }
+                self.complete(&request, result, started);
+            }
+        }
+        self.wake_ended();
+        if self.0.gate.borrow().has_waiting() {
+            self.start_ready();
+        }
+    }
+
+    // Here and below: on the path of every request, and once more on a cold one.
+    #[inline(always)]
+    fn complete(&self, request: &Request, result: Result<(), Fault>, started: Started) {
+        let timed = match result {
+            Ok(()) => self.0.stats.done(request.op, request.bytes),
+            Err(Fault::Io(_)) => self.0.stats.failed(request.op),
+            Err(Fault::Guest) => self.0.stats.invalid(request.op),
+        };
+        self.account(request.op, timed, started);
+        self.0.client.complete(request, result);
+    }
+
+    #[inline(always)]
+    fn wake_ended(&self) {
+        if !self.0.ended.borrow().is_empty() {
+            for waker in self.0.ended.borrow_mut().drain(..) {
+                waker.wake();
+            }
+        }
+    }
+
+    fn held(&self, slot: SlotId, seq: u64, order: u64, request: Request, cause: Cause) {
+        let inner = &*self.0;
+        inner.stats.held();
+        inner.backend.blockers().insert(inner.id, order, request);
+        let failed = Failed {
+            backend: inner.backend.id(),
+            local: inner.id,
+            generation: inner.gate.borrow().generation(),
+            seq,
+            order,
+            request,
+            cause,
+            at: SystemTime::now(),
+        };
+        inner.outbox.failed(slot, failed);
+        self.provide_entries();
+    }
+
+    /// Counts the time that a request took, and that it was an access. The clock is read once a
+    /// round, at its beginning; after what was answered at once also at its end.
+    #[inline(always)]
+    fn account(&self, op: Operation, timed: Timed, started: Started) {
+        let inner = &self.0;
+        match started {
+            Started::At(started) => {
+                let now = time::now();
+                if timed == Timed::Yes {
+                    inner.stats.took(op, now.saturating_duration_since(started));
+                }
+                inner.stats.accessed(now);
+            }
+            Started::Now => {
+                if inner.batch.is_empty() {
+                    inner.batch.begin(time::now());
+                    iothread::defer(Rc::clone(inner) as Rc<dyn Deferred>);
+                }
+                inner.batch.add(op, timed);
+            }
+        }
+    }
+
+    fn report(&self, request: Request, action: Action, cause: Cause) {
+        self.0.reporter.reported(Reported {
+            backend: self.0.backend.id(),
+            generation: self.0.gate.borrow().generation(),
+            request,
+            action,
+            cause,
+            at: SystemTime::now(),
+        });
+    }
+}
+
+impl Deferred for Inner {
+    fn run(&self) {
+        self.stats.settle(&self.batch, time::refresh());
+    }
+}
