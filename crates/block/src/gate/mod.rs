@@ -7,10 +7,12 @@
 //! As long as nothing fails it costs next to nothing: a request that may start at once gets no place
 //! in the table, and whether it may is one flag (`Gate::clear`).
 
+mod freeze;
 pub mod hold;
 mod lost;
 pub mod overlap;
 mod range_index;
+mod removal;
 mod slots;
 #[cfg(test)]
 mod tests;
@@ -22,8 +24,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::gate::hold::{Line, SlotId};
 use crate::words::error_policy::{Action, Policy};
 use crate::words::hold_scope::HoldScope;
-use crate::words::request::{Operation, Request};
+use crate::words::request::Request;
 
+use freeze::Freeze;
 use slots::{Place, Slot, Slots, State};
 use watch::Started;
 
@@ -49,19 +52,9 @@ pub struct Gate {
     policy: Policy,
     scope: HoldScope,
     generation: u64,
-    /// Epoch of the latest freeze or release that counted.
-    epoch: u64,
-    /// Frozen by run control: the run state is not `running`.
-    frozen: bool,
-    /// Frozen by what is held here.
-    frozen_by_failure: bool,
-    /// Frozen by what the same backend holds on another iothread.
-    frozen_by_sibling: bool,
-    draining: u32,
+    freeze: Freeze,
     /// The number of its watch for lost tickets; 0: there is none.
     watch: u32,
-    /// Frozen by a request whose memory the client is moving.
-    memory_moves: bool,
     /// [`Self::looks_clear`], kept up to date by whoever changes what it looks at.
     clear: bool,
     last_seq: u64,
@@ -84,13 +77,8 @@ impl Gate {
             policy,
             scope,
             generation: 0,
-            epoch: 0,
-            frozen: true,
-            frozen_by_failure: false,
-            frozen_by_sibling: false,
-            draining: 0,
+            freeze: Freeze::until_told(),
             watch: 0,
-            memory_moves: false,
             clear: false,
             last_seq: 0,
             next_order: 0,
@@ -110,11 +98,7 @@ impl Gate {
 
     /// Whether nothing new may be taken from a queue.
     pub fn is_frozen(&self) -> bool {
-        self.frozen
-            || self.frozen_by_failure
-            || self.frozen_by_sibling
-            || self.draining > 0
-            || self.memory_moves
+        self.freeze.is_frozen()
     }
 
     /// Whether a new request may be taken from `queue`.
@@ -293,7 +277,7 @@ impl Gate {
     /// It has not been executed, and waits as before.
     fn put_back(&mut self, started: &Started) {
         let (request, order) = (started.request, started.order);
-        self.memory_moves = true;
+        self.freeze.memory_moves();
         let Some(slot) = started.slot else {
             return self.wait(Slot::new(State::Parked, request, order));
         };
@@ -326,23 +310,21 @@ impl Gate {
         self.members_mut(request.tag.queue).insert(order, slot);
         self.held.insert((seq, slot));
         if self.scope != HoldScope::Request {
-            self.frozen_by_failure = true;
+            self.freeze.by_failure();
         }
         slot
     }
 
     /// Run control froze all backends. False: an older epoch, ignored.
     pub fn freeze(&mut self, epoch: u64) -> bool {
-        let counts = self.enter_epoch(epoch);
-        self.frozen |= counts;
+        let counts = self.freeze.freeze(epoch);
         self.update_clear();
         counts
     }
 
     /// Run control froze this backend, because it failed on another iothread.
     pub fn freeze_backend(&mut self, epoch: u64) -> bool {
-        let counts = self.enter_epoch(epoch);
-        self.frozen_by_sibling |= counts;
+        let counts = self.freeze.freeze_backend(epoch);
         self.update_clear();
         counts
     }
@@ -350,8 +332,7 @@ impl Gate {
     /// Run control knows of nothing that is held in any part of this backend: the freeze ends, unless
     /// something has failed here meanwhile. False: an older epoch, ignored.
     pub fn thaw_backend(&mut self, epoch: u64) -> bool {
-        let counts = self.enter_epoch(epoch);
-        self.frozen_by_sibling &= !counts;
+        let counts = self.freeze.thaw_backend(epoch);
         self.update_clear();
         counts
     }
@@ -359,9 +340,8 @@ impl Gate {
     /// Run control released all backends: what failed up to `upto` goes on; what failed later
     /// stays held, and with it the freeze. False: an older epoch, ignored.
     pub fn release(&mut self, epoch: u64, upto: u64) -> bool {
-        let counts = self.enter_epoch(epoch);
+        let counts = self.freeze.release(epoch);
         if counts {
-            self.frozen = false;
             self.release_upto(upto);
         }
         counts
@@ -369,53 +349,11 @@ impl Gate {
 
     /// As [`Self::release`], of this backend alone: a freeze of all stays.
     pub fn release_backend(&mut self, epoch: u64, upto: u64) -> bool {
-        let counts = self.enter_epoch(epoch);
+        let counts = self.freeze.release_backend(epoch);
         if counts {
             self.release_upto(upto);
         }
         counts
-    }
-
-    /// The device was reset or removed: drops everything that waits; what is in flight will end
-    /// as [`Verdict::Dropped`].
-    pub fn reset(&mut self, generation: u64) -> Vec<Removed> {
-        self.generation = generation;
-        self.frozen_by_failure = false;
-        self.frozen_by_sibling = false;
-        let removed = self.remove_waiting(0..self.members.len(), |_| true);
-        self.update_clear();
-        removed
-    }
-
-    /// This part ends: as [`Self::reset`], for ever. Whatever is still in flight, of this generation
-    /// or of a former one, ends as [`Verdict::Dropped`].
-    pub fn close(&mut self) -> Vec<Removed> {
-        // Run control counts from 0 and will not get there.
-        self.reset(u64::MAX)
-    }
-
-    /// Drops the waiting requests of `queue` whose head `keep` does not accept: at a ring start the
-    /// client's record decides, not ours.
-    pub fn retain(&mut self, queue: u16, mut keep: impl FnMut(u16) -> bool) -> Vec<Removed> {
-        let queue = usize::from(queue);
-        let goes = |slot: &Slot| !keep(slot.request.tag.head);
-        let removed = self.remove_waiting(queue..queue + 1, goes);
-        self.thaw_if_nothing_held();
-        self.update_clear();
-        removed
-    }
-
-    /// Takes out the held flushes, to be completed with an error: the operator accepts that what
-    /// they should have made durable may be lost.
-    pub fn take_held_flushes(&mut self) -> Vec<Removed> {
-        let removed = self.remove_waiting(0..self.members.len(), |slot| {
-            // Released ones too: those that a client has handed back wait there.
-            let waits = matches!(slot.state, State::Held { .. } | State::Released);
-            slot.request.op == Operation::Flush && waits
-        });
-        self.thaw_if_nothing_held();
-        self.update_clear();
-        removed
     }
 
     /// From now on requests whose tickets are dropped are found again, until [`Self::end_watch`].
@@ -437,26 +375,25 @@ impl Gate {
 
     /// Starts nothing any more until [`Self::drain_end`]; may be nested.
     pub fn drain_begin(&mut self) {
-        self.draining += 1;
+        self.freeze.drain_begin();
         self.update_clear();
     }
 
     /// Ends one [`Self::drain_begin`].
     pub fn drain_end(&mut self) {
-        debug_assert!(self.draining > 0);
-        self.draining = self.draining.saturating_sub(1);
+        self.freeze.drain_end();
         self.update_clear();
     }
 
     /// Starts nothing any more until [`Self::memory_settled`].
     pub fn memory_moves(&mut self) {
-        self.memory_moves = true;
+        self.freeze.memory_moves();
         self.update_clear();
     }
 
     /// The client's memory is as it is going to be.
     pub fn memory_settled(&mut self) {
-        self.memory_moves = false;
+        self.freeze.memory_settled();
         self.update_clear();
     }
 
@@ -588,14 +525,6 @@ impl Gate {
                 && !elsewhere(order, request))
     }
 
-    fn enter_epoch(&mut self, epoch: u64) -> bool {
-        let counts = epoch > self.epoch;
-        if counts {
-            self.epoch = epoch;
-        }
-        counts
-    }
-
     fn release_upto(&mut self, upto: u64) {
         while let Some(&(seq, slot)) = self.held.first()
             && seq <= upto
@@ -604,53 +533,14 @@ impl Gate {
             self.slots.set_state(slot, State::Released);
             self.line.insert(self.slots.get(slot).turn(slot));
         }
-        self.frozen_by_sibling = false;
         self.thaw_if_nothing_held();
         self.update_clear();
     }
 
     fn thaw_if_nothing_held(&mut self) {
-        self.frozen_by_failure &= !self.held.is_empty();
-    }
-
-    fn remove_waiting(
-        &mut self,
-        queues: std::ops::Range<usize>,
-        mut goes: impl FnMut(&Slot) -> bool,
-    ) -> Vec<Removed> {
-        let mut removed = Vec::new();
-        for members in &mut self.members[queues] {
-            let leaving = members.extract_if(.., |_, slot| goes(self.slots.get(*slot)));
-            removed.extend(leaving.map(|(order, slot)| {
-                let entry = self.slots.get(slot);
-                Removed {
-                    slot,
-                    order,
-                    request: entry.request,
-                    was_held: entry.was_held(),
-                }
-            }));
+        if self.held.is_empty() {
+            self.freeze.nothing_held();
         }
-        for entry in &removed {
-            self.leave(entry.slot);
-        }
-        removed
-    }
-
-    /// A request that waits or is held goes from wherever it is.
-    fn leave(&mut self, id: SlotId) {
-        let slot = *self.slots.get(id);
-        match (slot.state, slot.place) {
-            (State::Held { seq }, _) => {
-                self.held.remove(&(seq, id));
-            }
-            (_, Place::Line) => self.line.remove(slot.request.tag.queue, slot.turn(id)),
-            (_, Place::Elsewhere) => {
-                self.elsewhere.remove(&slot.order);
-            }
-            (_, Place::Behind(_)) => {}
-        }
-        self.give_place_back(id);
     }
 
     fn queue(&self, queue: u16) -> &Queue {

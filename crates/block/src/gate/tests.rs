@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use crate::words::error::Cause;
 use crate::words::error_policy::OnError;
-use crate::words::request::Tag;
+use crate::words::request::{Operation, Tag};
 
 const NO_SPACE: Outcome = Outcome::Error(Cause::of_errno(libc::ENOSPC));
 
@@ -271,7 +271,7 @@ impl World {
             }
             Step::Reset => drop(gate.reset(self.epoch)),
             Step::Drain(true) => gate.drain_begin(),
-            Step::Drain(false) if gate.draining > 0 => gate.drain_end(),
+            Step::Drain(false) if gate.freeze.draining > 0 => gate.drain_end(),
             Step::Drain(false) => {}
             Step::MemorySettled => gate.memory_settled(),
             Step::Stop(queue) => gate.stop_queue(queue),
