@@ -4,6 +4,11 @@
 //! model test with imagined ones. Everything that must happen "at once" at a failure (hold, freeze,
 //! number the failure) happens inside [`Gate::finish`], so nothing can come between.
 //!
+//! **The gate owns the truth about what is held.** All else are copies, which follow it by messages and
+//! calls of its part's: who on other iothreads has to wait ([`overlap`]), since when a request is held
+//! (the outbox of `local`), and what queries show and incidents last by (run control's
+//! [`BackendState`](crate::run_control::BackendState)). Where one of them differs, the gate is right.
+//!
 //! As long as nothing fails it costs next to nothing: a request that may start at once gets no place
 //! in the table, and whether it may is one flag (`Gate::clear`).
 

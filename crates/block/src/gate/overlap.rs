@@ -7,6 +7,9 @@
 //! (By the time of the first hold, say, it would not: then A waits for B within one iothread, B for
 //! C elsewhere, and C for A.)
 //!
+//! What is held or replayed is a copy of what the gates of all parts know: each part says here what its
+//! own gate holds ([`super::Gate`]), before anything else can start, and when it has ended.
+//!
 //! Whoever has to wait is told when what it waits behind has ended: it is noted here, under the same
 //! lock, what waits behind what. Each part has an index of its own, so that what is one's own is
 //! never looked at.

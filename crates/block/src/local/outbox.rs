@@ -1,5 +1,8 @@
 //! What a part of a backend tells run control: failures, and what has become of them. To post one
 //! neither fails nor allocates: the entries are there before.
+//!
+//! By the places of the gate's table ([`crate::gate`]), which owns what is held; here is only a copy of
+//! when that began.
 
 use std::cell::RefCell;
 use std::time::Instant;
