@@ -27,7 +27,8 @@ fn block(first: &str, dir: &Path) -> Result<String> {
     Ok(block.replace("/run-vm", &format!("{dir}/run")))
 }
 
-/// A shell that finds the programs under test first.
+/// A shell that finds the programs under test first. Whoever runs this has built them all: cargo builds
+/// those of this package only.
 fn shell(script: &str) -> Result<(String, String)> {
     let programs = Path::new(env!("CARGO_BIN_EXE_standfastd")).parent();
     let programs = programs.context("the directory of the programs")?.display();

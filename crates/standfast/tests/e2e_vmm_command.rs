@@ -2,7 +2,9 @@
 
 mod harness;
 
-use anyhow::{Result, ensure};
+use std::path::Path;
+
+use anyhow::{Context, Result, ensure};
 use harness::guest::{DirectWriters, GUEST_PATIENCE};
 use harness::vmm::{FullDisk, qemu_state};
 use harness::{PATIENCE, Setup};
@@ -12,7 +14,9 @@ use serde_json::{Value, json};
 fn programs_pause_and_resume() -> Result<()> {
     let setup = Setup::new()?;
     let monitor = setup.path("commands.sock");
-    let tool = env!("CARGO_BIN_EXE_standfast");
+    // Whoever runs this has built all programs: cargo builds those of this package only.
+    let tool = Path::new(env!("CARGO_BIN_EXE_standfastd")).with_file_name("standfast");
+    let tool = tool.to_str().context("the path is text")?;
     let say = |command: &str| json!([tool, "qmp", monitor, command]);
     let state = "case $(\"$0\" qmp \"$1\" query-status) in
 *'\"running\": true'*) echo running ;;

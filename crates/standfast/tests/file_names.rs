@@ -16,7 +16,8 @@ use std::process::Command;
 
 use common::{PATIENCE, Place, eventually, standfastd};
 use frontend::{Disk, Options};
-use serde_json::Value;
+use qapi::os_text;
+use serde_json::{Value, json};
 use testkit::Qmp;
 
 /// The path of a file whose name is no text.
@@ -67,17 +68,12 @@ fn names_that_are_no_text_work_everywhere() {
         shown,
         format!("{}/d\u{10ffff}.img", place.name("")).replace("//", "/")
     );
-    // Our tool, too, and what it tells the daemon.
+    // And in what a monitor says.
     let vmm = file(b"vmm\xfc.sock");
     let listener = UnixListener::bind(&vmm).unwrap();
-    let added = Command::new(env!("CARGO_BIN_EXE_standfast"))
-        .arg("qmp")
-        .arg(&qmp)
-        .args(["object-add", "qom-type=vmm-qemu", "id=vm0"])
-        .arg(option("path=", &vmm, ""))
-        .output()
-        .unwrap();
-    assert!(added.status.success(), "{}", added.stderr.escape_ascii());
+    let path = os_text::from_os(vmm.as_os_str());
+    let link = json!({ "qom-type": "vmm-qemu", "id": "vm0", "path": path });
+    monitor.execute("object-add", link).unwrap();
     listener.accept().unwrap();
     assert!(daemon.terminate(PATIENCE).unwrap().success());
     assert!(!disk.exists() && !qmp.exists() && !pid.exists());

@@ -25,7 +25,7 @@ fn mode(place: &Place, name: &str) -> u32 {
 }
 
 fn start(place: &Place) -> Daemon {
-    let daemon = place.daemon().start().unwrap();
+    let daemon = place.with_disk(standfastd()).start().unwrap();
     eventually("the pid file", || place.file("pid").exists());
     daemon
 }

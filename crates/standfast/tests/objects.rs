@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{PATIENCE, Place, refused, stderr, stdout};
+use common::{PATIENCE, Place, refused, standfastd, stderr};
 use serde_json::{Value, json};
 use testkit::{Daemon, Qmp};
 
@@ -31,7 +31,7 @@ fn end(mut daemon: Daemon) {
 fn iothreads_come_and_go_unless_an_export_uses_them() {
     let place = Place::new();
     let daemon = place
-        .daemon()
+        .with_disk(standfastd())
         .args([
             "--object",
             "iothread,id=used",
@@ -75,7 +75,7 @@ fn links_come_and_go_whether_or_not_the_vmm_is_there() {
     let socket = place.name("vmm.sock");
     // Behind the exports: the order does not matter.
     let daemon = place
-        .daemon()
+        .with_disk(standfastd())
         .args(["--object", &format!("vmm-qemu,id=vm0,path={socket}")])
         .start()
         .unwrap();
@@ -99,9 +99,6 @@ fn links_come_and_go_whether_or_not_the_vmm_is_there() {
     }
     desc(say("system_reset", Value::Null));
 
-    let status = common::standfast(&["status", &place.name("qmp.sock")]);
-    let line = "VM: unknown (link 'vm0', vmm-qemu: down";
-    assert!(stdout(&status).contains(line), "{status:?}");
     assert_eq!(
         say("object-del", json!({ "id": "vm0" })).unwrap(),
         json!({})

@@ -5,18 +5,32 @@
     reason = "the whole file is a test"
 )]
 
-mod common;
-
+use std::ffi::{OsStr, OsString};
 use std::io::{BufRead, BufReader};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::net::UnixListener;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::Receiver;
 use std::time::Duration;
 
-use common::{DISK_BYTES, PATIENCE, Place, eventually, standfast, stderr, stdout};
 use frontend::{Disk, Options, Request};
 use serde_json::{Value, json};
-use testkit::Qmp;
+use testkit::daemon::Builder;
+use testkit::place::{DISK_BYTES, PATIENCE, Place, eventually, stderr, stdout};
+use testkit::{Daemon, Qmp};
+
+/// The daemon that the tool has in itself, for the demo: cargo builds no program of another package
+/// for the tests of this one. It ends with the thread that has started it.
+fn daemon(place: &Place) -> Builder {
+    let builder = Daemon::builder(env!("CARGO_BIN_EXE_standfast")).arg("demo-daemon");
+    place.with_disk(builder.timeout(PATIENCE))
+}
+
+/// Runs the tool.
+fn standfast(args: &[&str]) -> Output {
+    let mut tool = Command::new(env!("CARGO_BIN_EXE_standfast"));
+    tool.args(args).output().unwrap()
+}
 
 /// `standfast events`, running.
 struct Follower {
@@ -69,7 +83,7 @@ impl Drop for Follower {
 #[test]
 fn status_events_cont_and_stop() {
     let place = Place::new();
-    let _daemon = place.daemon().start().unwrap();
+    let _daemon = daemon(&place).start().unwrap();
     let socket = place.name("qmp.sock");
     let socket = socket.as_str();
 
@@ -164,7 +178,7 @@ fn status_events_cont_and_stop() {
 #[test]
 fn events_as_json() {
     let place = Place::new();
-    let _daemon = place.daemon().start().unwrap();
+    let _daemon = daemon(&place).start().unwrap();
     let mut follower = Follower::start(&["events", "--json", &place.name("qmp.sock")]);
     let mut qmp = Qmp::connect(place.file("qmp.sock")).unwrap();
     qmp.execute("stop", Value::Null).unwrap();
@@ -180,7 +194,7 @@ fn events_as_json() {
 #[test]
 fn any_command() {
     let place = Place::new();
-    let _daemon = place.daemon().start().unwrap();
+    let _daemon = daemon(&place).start().unwrap();
     let socket = place.name("qmp.sock");
     let run = |args: &[&str]| {
         let words: Vec<_> = ["qmp", &socket]
@@ -239,7 +253,7 @@ fn any_command() {
 #[test]
 fn whoever_is_not_a_daemon_is_told_apart() {
     let place = Place::new();
-    let _daemon = place.daemon().start().unwrap();
+    let _daemon = daemon(&place).start().unwrap();
     std::fs::write(place.file("file"), "").unwrap();
     drop(UnixListener::bind(place.file("stale")).unwrap());
     let listener = UnixListener::bind(place.file("other")).unwrap();
@@ -269,6 +283,53 @@ fn whoever_is_not_a_daemon_is_told_apart() {
             }
         }
     }
+}
+
+#[test]
+fn help_and_version() {
+    for args in [&["--help"][..], &["qmp", "--help"]] {
+        let output = standfast(args);
+        assert_eq!(output.status.code(), Some(0));
+        let text = stdout(&output);
+        assert!(text.contains("Usage: standfast"), "{text}");
+    }
+    assert_eq!(
+        stdout(&standfast(&["--version"])),
+        format!("standfast {}\n", env!("CARGO_PKG_VERSION"))
+    );
+}
+
+#[test]
+fn a_link_that_is_down_is_shown() {
+    let place = Place::new();
+    let link = format!("vmm-qemu,id=vm0,path={}", place.name("vmm.sock"));
+    let daemon = daemon(&place).args(["--object", &link]);
+    let _daemon = daemon.start().unwrap();
+    eventually("the link is down", || {
+        let text = stdout(&standfast(&["status", &place.name("qmp.sock")]));
+        text.contains("VM: unknown (link 'vm0', vmm-qemu: down")
+    });
+}
+
+/// A name that is not UTF-8 could not be given.
+#[test]
+fn file_names_are_bytes() {
+    let place = Place::new();
+    let _daemon = daemon(&place).start().unwrap();
+    let vmm = place.path().join(OsStr::from_bytes(b"vmm\xfc.sock"));
+    let listener = UnixListener::bind(&vmm).unwrap();
+    let path = [b"path=", vmm.as_os_str().as_bytes()].concat();
+    let qmp = place.path().join(OsStr::from_bytes(b"q\xfd.sock"));
+    std::fs::hard_link(place.file("qmp.sock"), &qmp).unwrap();
+    let added = Command::new(env!("CARGO_BIN_EXE_standfast"))
+        .arg("qmp")
+        .arg(&qmp)
+        .args(["object-add", "qom-type=vmm-qemu", "id=vm0"])
+        .arg(OsString::from_vec(path))
+        .output()
+        .unwrap();
+    assert!(added.status.success(), "{}", added.stderr.escape_ascii());
+    listener.accept().unwrap();
 }
 
 #[test]

@@ -8,7 +8,7 @@
 
 mod common;
 
-use common::{DISK_BYTES, PATIENCE, Place, eventually};
+use common::{DISK_BYTES, PATIENCE, Place, eventually, standfastd};
 use frontend::{Disk, Options, Request};
 use serde_json::{Value, json};
 use testkit::Qmp;
@@ -22,7 +22,7 @@ fn what_is_held_for_a_client_without_memory_is_not_held_again() {
         place.name("vdb.sock")
     );
     let daemon = place
-        .daemon()
+        .with_disk(standfastd())
         .args(["--object", "iothread,id=io0"])
         .args(["--object", "iothread,id=io1"])
         .args(["--blockdev", "null-co,node-name=n,read-zeroes=on"])
