@@ -90,14 +90,7 @@ pub fn gate(metadata: &Metadata, update: bool) -> Result<()> {
 /// costs. It has a directory of its own, so that nobody takes it for the real one.
 fn bypass(metadata: &Metadata) -> Result<PathBuf> {
     let directory = metadata.target_directory.join("bench").join("no-policy");
-    let daemon = [
-        "build",
-        "--release",
-        "--package",
-        "standfast",
-        "--bin",
-        "standfastd",
-    ];
+    let daemon = ["build", "--release", "--bin", "standfastd"];
     let flags = std::env::var("RUSTFLAGS").unwrap_or_default() + " --cfg standfast_bypass";
     run(cargo(daemon)
         .env("RUSTFLAGS", flags.trim())
@@ -107,10 +100,9 @@ fn bypass(metadata: &Metadata) -> Result<PathBuf> {
 
 /// Builds a release of the daemon and of what measures it.
 fn program(metadata: &Metadata, subcommand: &str) -> Result<Command> {
-    // The daemon by itself: together with others its dependencies could get other features, and
+    // What ships by itself: together with others its dependencies could get other features, and
     // what is measured would not be what ships.
-    let daemon = ["build", "--release", "--package", "standfast", "--bins"];
-    run(&mut cargo(daemon))?;
+    run(&mut cargo(["build", "--release"]))?;
     let ours = ["standfast-bench", "standfast-valgrind-shim"];
     let ours = ours.iter().flat_map(|package| ["--package", package]);
     run(cargo(["build", "--release"]).args(ours))?;

@@ -14,13 +14,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Builds a release and runs `standfast demo --json`: it must succeed, and write JSON.
 pub fn run(metadata: &Metadata) -> Result<()> {
-    run_command(&mut cargo([
-        "build",
-        "--release",
-        "--package",
-        "standfast",
-        "--bins",
-    ]))?;
+    run_command(&mut cargo(["build", "--release"]))?;
     let mut command = Command::new(metadata.target_directory.join("release/standfast"));
     command.args(["demo", "--json"]);
     let text = output_within(&mut command, LIMIT)?;

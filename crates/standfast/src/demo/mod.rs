@@ -75,7 +75,7 @@ pub fn daemon_main(arguments: Vec<OsString>) -> ExitCode {
     if let Err(error) = rustix::process::set_parent_process_death_signal(Some(parent)) {
         return fail(&error.into());
     }
-    crate::daemon::main(std::iter::once(crate::daemon::PROGRAM.into()).chain(arguments))
+    daemon::main(std::iter::once(daemon::PROGRAM.into()).chain(arguments))
 }
 
 fn fail(error: &anyhow::Error) -> ExitCode {

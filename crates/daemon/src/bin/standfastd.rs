@@ -3,5 +3,5 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    standfast::daemon::main(std::env::args_os())
+    standfast_daemon::main(std::env::args_os())
 }
