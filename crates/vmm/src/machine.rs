@@ -398,7 +398,7 @@ impl Machine {
     }
 
     fn error(&self) -> Option<&String> {
-        self.down.text().or(self.refused.text())
+        self.down.text().or_else(|| self.refused.text())
     }
 
     fn answered(&mut self, answer: Answer, now: Duration) {
