@@ -25,7 +25,7 @@ pub struct DiskState {
 }
 
 impl DiskState {
-    /// Negotiated virtio features, [`feature`] masks.
+    /// Negotiated virtio features, [`feature`](crate::protocol::feature) masks.
     #[must_use]
     pub fn features(&self) -> u64 {
         self.features
