@@ -3,11 +3,12 @@
 //! This is the part of it that the control plane holds; [`crate::LocalBackend`] is the part that
 //! lives on an iothread and sees the requests.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
+use parking_lot::Mutex;
 
 use crate::control::accounting::Accounting;
 use crate::control::block_on::block_on;
@@ -292,24 +293,15 @@ impl Backend {
     }
 
     fn locals(&self) -> Vec<(LocalId, Sender<LocalMessage>)> {
-        self.locals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        self.locals.lock().clone()
     }
 
     pub(crate) fn add_local(&self, id: LocalId, sender: Sender<LocalMessage>) {
-        self.locals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push((id, sender));
+        self.locals.lock().push((id, sender));
     }
 
     pub(crate) fn remove_local(&self, id: LocalId) {
-        self.locals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|(of, _)| *of != id);
+        self.locals.lock().retain(|(of, _)| *of != id);
     }
 }
 

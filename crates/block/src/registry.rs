@@ -1,8 +1,9 @@
 //! Everything that has a name: nodes and exports, and the operations that concern several.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use iothread::mailbox::{self, Receiver, Sender};
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::backend::Backend;
 use crate::control::listeners::VmLink;
@@ -31,7 +32,7 @@ pub struct Registry {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+    mutex.lock()
 }
 
 impl Registry {

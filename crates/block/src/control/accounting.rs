@@ -5,9 +5,11 @@
 //! counted apart.
 
 use std::cell::Cell;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use crate::words::request::Operation;
 use crate::words::stats::BackendStats;
@@ -274,10 +276,7 @@ impl Accounting {
     /// Counters for a new part.
     pub fn register(&self) -> Arc<LocalStats> {
         let stats = Arc::new(LocalStats::new());
-        self.locals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .push(Arc::clone(&stats));
+        self.locals.lock().push(Arc::clone(&stats));
         stats
     }
 
@@ -293,12 +292,7 @@ impl Accounting {
         let mut sum = self.before;
         let merged = self.events_merged.load(Ordering::Relaxed);
         sum.events_merged = sum.events_merged.saturating_add(merged);
-        for local in self
-            .locals
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .iter()
-        {
+        for local in self.locals.lock().iter() {
             local.add_to(&mut sum);
         }
         sum

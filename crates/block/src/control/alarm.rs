@@ -1,9 +1,11 @@
 //! A clock that wakes the control task: it runs on any executor, so it has a thread for that, which
 //! begins when it is needed for the first time.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::task::{Context, Waker};
 use std::time::Instant;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,21 +23,17 @@ struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     fn run(&self) {
         let mut state = self.lock();
         while !state.ended {
             let now = Instant::now();
-            state = match state.at {
-                None => self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner),
+            match state.at {
+                None => self.changed.wait(&mut state),
                 Some(at) if at > now => {
-                    let waited = self.changed.wait_timeout(state, at - now);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+                    self.changed.wait_for(&mut state, at - now);
                 }
                 Some(_) => {
                     state.at = None;
@@ -45,9 +43,9 @@ impl Shared {
                     if let Some(waker) = waker {
                         waker.wake();
                     }
-                    self.lock()
+                    state = self.lock();
                 }
-            };
+            }
         }
     }
 }

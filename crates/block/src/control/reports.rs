@@ -4,7 +4,9 @@
 //! again. So there is one message under way at most: what has failed until it is received is kept
 //! here, the first and the last of it, and counted.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::control::run_control::Reported;
 
@@ -26,7 +28,7 @@ pub struct Reports(Arc<Mutex<Option<Batch>>>);
 impl Reports {
     /// Adds one. True: there was none.
     pub(crate) fn add(&self, reported: Reported) -> bool {
-        let mut place = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut place = self.0.lock();
         let Some(batch) = &mut *place else {
             *place = Some(Batch {
                 first: reported,
@@ -41,6 +43,6 @@ impl Reports {
 
     /// Takes them all.
     pub fn take(&self) -> Option<Batch> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.lock().take()
     }
 }

@@ -1,12 +1,13 @@
 //! The run control task: one owner of [`RunControl`], one message at a time.
 
 use std::future::poll_fn;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::task::Poll;
 use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::{self, Receiver, Sender};
+use parking_lot::Mutex;
 
 use crate::control::alarm::Alarm;
 use crate::control::block_on::block_on;
@@ -86,7 +87,7 @@ impl ControlTask {
     }
 
     fn apply(&mut self, message: Option<Message>) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.state.lock();
         let before = (state.revision(), state.next_tick());
         match message {
             None => state.tick(Instant::now(), &mut self.wiring),
@@ -134,7 +135,7 @@ async fn let_others_run() {
 impl Control {
     /// Reads the state between two messages. `f` must be short and must not call run control.
     pub fn read<R>(&self, f: impl FnOnce(&RunControl) -> R) -> R {
-        f(&self.state.lock().unwrap_or_else(PoisonError::into_inner))
+        f(&self.state.lock())
     }
 
     /// Runs `f` as one message of run control. None: the task has ended.

@@ -19,7 +19,8 @@
 //! gets the same faults on any number of iothreads. A plan without rules costs one atomic load.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::words::request::Operation;
 
@@ -302,7 +303,7 @@ impl FaultPlan {
 
     fn lock(&self) -> MutexGuard<'_, Rules> {
         // Each change leaves the rules usable wherever it might stop.
-        self.rules.lock().unwrap_or_else(PoisonError::into_inner)
+        self.rules.lock()
     }
 }
 

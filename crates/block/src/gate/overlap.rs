@@ -16,7 +16,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::gate::range_index::RangeIndex;
 use crate::words::ids::LocalId;
@@ -195,7 +196,7 @@ impl SharedBlockers {
     }
 
     fn lock(&self) -> MutexGuard<'_, Blockers> {
-        self.blockers.lock().unwrap_or_else(PoisonError::into_inner)
+        self.blockers.lock()
     }
 }
 

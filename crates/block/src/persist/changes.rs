@@ -1,8 +1,10 @@
 //! The word that something has changed and is to be saved, from whoever changes it to the thread that
 //! saves it ([`crate::Saver`]); and the answer that it has been, for those who wait for that.
 
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
 
 /// How long to collect changes after a write, so that a storm of errors is no storm of writes.
 const COLLECT: Duration = Duration::from_millis(20);
@@ -32,7 +34,7 @@ pub(crate) struct Shared {
 
 impl Shared {
     fn lock(&self) -> MutexGuard<'_, Wanted> {
-        self.wanted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.wanted.lock()
     }
 
     fn set(&self, set: impl FnOnce(&mut Wanted)) {
@@ -45,8 +47,8 @@ impl Shared {
     pub(crate) fn wait(&self, failing: bool) -> (bool, u64) {
         let limit = if failing { RETRY } else { Duration::MAX };
         let idle = |wanted: &mut Wanted| !wanted.changed && !wanted.ended;
-        let waited = (self.condvar).wait_timeout_while(self.lock(), limit, idle);
-        let (mut wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = self.lock();
+        self.condvar.wait_while_for(&mut wanted, idle, limit);
         wanted.changed = false;
         (wanted.ended, wanted.waiting)
     }
@@ -54,10 +56,8 @@ impl Shared {
     /// Lets changes collect.
     pub(crate) fn collect(&self) {
         let going_on = |wanted: &mut Wanted| !wanted.ended;
-        let waited = self
-            .condvar
-            .wait_timeout_while(self.lock(), COLLECT, going_on);
-        drop(waited);
+        let mut wanted = self.lock();
+        self.condvar.wait_while_for(&mut wanted, going_on, COLLECT);
     }
 
     /// A write was tried, for all up to the one `waiting`; `over`: it was the last one.
@@ -104,8 +104,8 @@ impl Changes {
         };
         shared.condvar.notify_all();
         let open = |wanted: &mut Wanted| wanted.tried < mine && !wanted.over;
-        let waited = (shared.condvar).wait_timeout_while(shared.lock(), limit, open);
-        let (wanted, _) = waited.unwrap_or_else(PoisonError::into_inner);
+        let mut wanted = shared.lock();
+        shared.condvar.wait_while_for(&mut wanted, open, limit);
         match wanted.written >= mine {
             true => Saved::Yes,
             false => Saved::No,
