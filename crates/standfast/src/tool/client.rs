@@ -1,24 +1,16 @@
-//! A QMP client: one connection, commands in turn, events as they come.
+//! A QMP client that blocks: one connection, commands in turn, events as they come.
 
-use std::collections::VecDeque;
-use std::io::{self, BufReader, Write};
-use std::net::Shutdown;
+use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{self, Receiver, RecvTimeoutError, TryRecvError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::time::Duration;
 
-use qapi::wire::{Greeting, Outcome, Response};
+use qapi::wire::Greeting;
 use qapi::{Object, QmpError, Value};
-use rustix::io::Errno;
-use rustix::net::sockopt::{self, Timeout};
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
+use qmp_client::{Connection, Events, GREETING_TIMEOUT, Wire, connect_unix};
 use serde::de::DeserializeOwned;
-use serde_json::json;
-
-/// How long a daemon may take to greet, before it is taken for something else.
-const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+use tokio::runtime::{Builder, Runtime};
 
 /// How long a command may take. All of ours are quick; a resize waits for I/O in flight.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(60);
@@ -72,35 +64,20 @@ pub enum ClientError {
         /// What is wrong.
         why: String,
     },
+    /// More happened than was read.
+    #[error("the connection was given up: {0}")]
+    EventsNotTaken(qmp_client::ClientError),
     /// The daemon refuses.
     #[error("{0}")]
     Refused(QmpError),
 }
 
-type Message = Result<Value, serde_json::Error>;
-
 /// A connection after its greeting and negotiation.
 #[derive(Debug)]
 pub struct Client {
-    stream: UnixStream,
-    inbox: Receiver<Message>,
-    events: VecDeque<Value>,
-    last_id: u64,
-}
-
-/// Connects. A daemon that hangs accepts nobody, and then nobody waits for it for ever.
-fn dial(path: &Path) -> io::Result<UnixStream> {
-    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
-    let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)?;
-    sockopt::set_socket_timeout(&socket, Timeout::Send, Some(GREETING_TIMEOUT))?;
-    match rustix::net::connect(&socket, &SocketAddrUnix::new(path)?) {
-        Ok(()) => Ok(socket.into()),
-        Err(Errno::AGAIN) => Err(io::Error::other(format!(
-            "it has accepted nobody for {} s, whoever listens there hangs",
-            GREETING_TIMEOUT.as_secs()
-        ))),
-        Err(errno) => Err(errno.into()),
-    }
+    qmp: qmp_client::Client,
+    events: Events,
+    runtime: Arc<Runtime>,
 }
 
 impl Client {
@@ -123,51 +100,39 @@ impl Client {
             path: path.to_owned(),
             source,
         };
-        let stream = dial(path).map_err(failed)?;
-        let reader = stream.try_clone().map_err(failed)?;
-        let (outbox, inbox) = mpsc::channel();
-        std::thread::Builder::new()
-            .name("qmp-reader".to_owned())
-            .spawn(move || {
-                let messages = serde_json::Deserializer::from_reader(BufReader::new(reader));
-                for message in messages.into_iter::<Value>() {
-                    let last = message.is_err();
-                    if outbox.send(message).is_err() || last {
-                        break;
-                    }
-                }
-            })
-            .map_err(failed)?;
-        let mut client = Self {
-            stream,
-            inbox,
-            events: VecDeque::new(),
-            last_id: 0,
-        };
-        client.greeting(path)?;
-        client.execute("qmp_capabilities", Object::new())?;
-        Ok(client)
-    }
-
-    fn greeting(&mut self, path: &Path) -> Result<(), ClientError> {
-        let why = match self.inbox.recv_timeout(GREETING_TIMEOUT) {
-            Ok(Ok(message)) => match serde_json::from_value::<Greeting>(message) {
-                Ok(_) => return Ok(()),
-                Err(error) => format!("it sent something else first ({error})"),
-            },
-            Ok(Err(error)) => format!("it did not send JSON ({error})"),
-            Err(RecvTimeoutError::Timeout) => {
-                format!(
+        let runtime = Builder::new_current_thread().enable_all().build();
+        let runtime = Arc::new(runtime.map_err(failed)?);
+        let connection = runtime.block_on(async {
+            let stream = connect_unix(path, GREETING_TIMEOUT).await.map_err(failed)?;
+            let greeted = Connection::greet(Wire::new(stream));
+            match tokio::time::timeout(GREETING_TIMEOUT, greeted).await {
+                Ok(Ok(connection)) => Ok(connection),
+                Ok(Err(error)) => Err(why(error)),
+                Err(_) => Err(format!(
                     "it sent no greeting within {} s; or another client holds the monitor",
                     GREETING_TIMEOUT.as_secs()
-                )
+                )),
             }
-            Err(RecvTimeoutError::Disconnected) => "it closed the connection at once".to_owned(),
+            .map_err(|why| ClientError::NotQmp {
+                path: path.to_owned(),
+                why,
+            })
+        })?;
+        let (qmp, events, driver) = qmp_client::start(connection);
+        let driving = Arc::clone(&runtime);
+        // Events are taken off the socket while nobody asks for them. It ends with the connection, or
+        // when the client is dropped.
+        std::thread::Builder::new()
+            .name("qmp-reader".to_owned())
+            .spawn(move || driving.block_on(driver))
+            .map_err(failed)?;
+        let mut client = Self {
+            qmp,
+            events,
+            runtime,
         };
-        Err(ClientError::NotQmp {
-            path: path.to_owned(),
-            why,
-        })
+        client.execute("qmp_capabilities", Object::new())?;
+        Ok(client)
     }
 
     /// Executes a command and waits for its result.
@@ -175,52 +140,19 @@ impl Client {
     /// # Errors
     /// If the daemon refuses, goes or does not answer.
     pub fn execute(&mut self, command: &str, arguments: Object) -> Result<Value, ClientError> {
-        self.last_id += 1;
-        let id = json!(self.last_id);
-        let mut line = json!({"execute": command, "arguments": arguments, "id": id}).to_string();
-        line.push('\n');
-        // A failure is told by the end of what comes in; it may still bring the reason.
-        let sent = self.stream.write_all(line.as_bytes());
-        let deadline = Instant::now() + REPLY_TIMEOUT;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let message = match self.inbox.recv_timeout(left) {
-                Ok(Ok(message)) => message,
-                Ok(Err(error)) if error.is_io() => return Err(ClientError::Closed),
-                Ok(Err(error)) => {
-                    return Err(ClientError::Malformed {
-                        command: command.to_owned(),
-                        why: error.to_string(),
-                    });
-                }
-                Err(RecvTimeoutError::Disconnected) => return Err(ClientError::Closed),
-                Err(RecvTimeoutError::Timeout) if sent.is_err() => {
-                    return Err(ClientError::Closed);
-                }
-                Err(RecvTimeoutError::Timeout) => {
-                    return Err(ClientError::Timeout {
-                        command: command.to_owned(),
-                    });
-                }
-            };
-            if message.get("event").is_some() {
-                self.events.push_back(message);
-                continue;
-            }
-            // An answer without an id is to something that the daemon could not read.
-            if message.get("id").is_some_and(|of| *of != id) {
-                continue;
-            }
-            let response = serde_json::from_value::<Response>(message);
-            let response = response.map_err(|error| ClientError::Malformed {
-                command: command.to_owned(),
-                why: error.to_string(),
-            })?;
-            return match response.result {
-                Outcome::Return(value) => Ok(value),
-                Outcome::Error(error) => Err(ClientError::Refused(error)),
-            };
-        }
+        use qmp_client::ClientError as Error;
+        let executed = self.qmp.execute_within(REPLY_TIMEOUT, command, arguments);
+        self.runtime
+            .block_on(executed)
+            .map_err(|error| match error {
+                Error::Refused(error) => ClientError::Refused(error),
+                Error::NoAnswer { command, .. } => ClientError::Timeout { command },
+                Error::Protocol(why) => ClientError::Malformed {
+                    command: command.to_owned(),
+                    why: why.to_string(),
+                },
+                error => end(error),
+            })
     }
 
     /// [`Self::execute`] without arguments, with a typed result.
@@ -240,18 +172,8 @@ impl Client {
     /// # Errors
     /// If the daemon has gone.
     pub fn poll_event(&mut self) -> Result<Option<Value>, ClientError> {
-        if let Some(event) = self.events.pop_front() {
-            return Ok(Some(event));
-        }
-        loop {
-            match self.inbox.try_recv() {
-                Ok(Ok(message)) if message.get("event").is_some() => return Ok(Some(message)),
-                // The late answer to a command that nobody waits for any more.
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(TryRecvError::Disconnected) => return Err(ClientError::Closed),
-                Err(TryRecvError::Empty) => return Ok(None),
-            }
-        }
+        let event = self.events.try_next().map_err(end)?;
+        Ok(event.map(qmp_client::Event::into_message))
     }
 
     /// The next event; waits for it.
@@ -259,22 +181,28 @@ impl Client {
     /// # Errors
     /// If the daemon goes.
     pub fn next_event(&mut self) -> Result<Value, ClientError> {
-        if let Some(event) = self.events.pop_front() {
-            return Ok(event);
-        }
-        loop {
-            match self.inbox.recv() {
-                Ok(Ok(message)) if message.get("event").is_some() => return Ok(message),
-                Ok(Ok(_)) => {}
-                Ok(Err(_)) | Err(_) => return Err(ClientError::Closed),
-            }
-        }
+        let event = self.runtime.block_on(self.events.next()).map_err(end)?;
+        Ok(event.into_message())
     }
 }
 
-impl Drop for Client {
-    fn drop(&mut self) {
-        // Ends the reader. An error means that the connection has ended already.
-        let _ = self.stream.shutdown(Shutdown::Both);
+/// What came instead of a greeting.
+fn why(error: qmp_client::ClientError) -> String {
+    use qmp_client::{ClientError as Error, ProtocolError};
+    match error {
+        Error::NotGreeted { first, why } => match serde_json::from_value::<Greeting>(*first) {
+            Err(error) => format!("it sent something else first ({error})"),
+            Ok(_) => format!("it sent something else first ({why})"),
+        },
+        Error::Protocol(ProtocolError::Json(error)) => format!("it did not send JSON ({error})"),
+        _ => "it closed the connection at once".to_owned(),
+    }
+}
+
+/// Why there is a connection no more.
+fn end(error: qmp_client::ClientError) -> ClientError {
+    match error {
+        error @ qmp_client::ClientError::EventsNotTaken => ClientError::EventsNotTaken(error),
+        _ => ClientError::Closed,
     }
 }
