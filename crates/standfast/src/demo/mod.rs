@@ -12,6 +12,8 @@ mod pattern;
 mod scenario;
 mod server;
 
+pub use self::server::DAEMON_COMMAND;
+
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::process::ExitCode;
@@ -23,9 +25,6 @@ use self::figures::{Figures, Report};
 use self::narrator::Narrator;
 use self::scenario::{Scene, Werror, play};
 use crate::tool::size::human;
-
-/// The hidden subcommand that is the demo's daemon.
-pub const DAEMON_COMMAND: &str = "demo-daemon";
 
 const DISK_BYTES: u64 = 32 << 20;
 const LIMIT_BYTES: u64 = 20 << 20;

@@ -14,6 +14,9 @@ use rustix::process::{Pid, Signal, kill_process};
 use super::guest::check_interrupt;
 use crate::tool::client::Client;
 
+/// The hidden subcommand that is the demo's daemon.
+pub const DAEMON_COMMAND: &str = "demo-daemon";
+
 /// The node with the limit.
 pub const NODE: &str = "disk0";
 /// The export.
@@ -67,7 +70,7 @@ impl Server {
         let program = std::env::current_exe().context("cannot find this program itself")?;
         let child = Command::new(program)
             .arg0("standfastd")
-            .arg(super::DAEMON_COMMAND)
+            .arg(DAEMON_COMMAND)
             .args(&arguments)
             // Whoever debugs the daemon says so himself.
             .env(

@@ -6,8 +6,8 @@ use std::path::Path;
 use qapi::Value;
 use qapi::types::Timestamp;
 
-use super::Failure;
 use super::client::{Client, ClientError};
+use super::failure::Failure;
 use super::time;
 
 /// Follows the events of a daemon until it ends or nobody reads any more.

@@ -1,8 +1,9 @@
-//! The operator's tool: its command line and what does not fit elsewhere.
+//! The operator's tool: its command line.
 
 mod arguments;
 pub mod client;
 pub mod events;
+mod failure;
 pub mod size;
 mod status;
 pub mod time;
@@ -13,13 +14,10 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-use qapi::{Object, QmpError, os_text};
+use qapi::{Object, os_text};
 
-use self::client::{Client, ClientError};
-
-const EXIT_REFUSED: u8 = 1;
-const EXIT_USAGE: u8 = 2;
-const EXIT_UNREACHABLE: u8 = 3;
+use self::client::Client;
+use self::failure::{EXIT_USAGE, Failure};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -92,30 +90,6 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<OsString>,
     },
-}
-
-/// Why the tool fails.
-#[derive(Debug, thiserror::Error)]
-pub enum Failure {
-    /// The daemon refused or cannot be reached.
-    #[error(transparent)]
-    Client(#[from] ClientError),
-    /// The arguments of a command are wrong.
-    #[error("{0}")]
-    Arguments(QmpError),
-    /// What came of it cannot be printed.
-    #[error("cannot write to stdout: {0}")]
-    Output(io::Error),
-}
-
-impl Failure {
-    fn exit_status(&self) -> u8 {
-        match self {
-            Self::Client(ClientError::Refused(_)) | Self::Output(_) => EXIT_REFUSED,
-            Self::Arguments(_) => EXIT_USAGE,
-            Self::Client(_) => EXIT_UNREACHABLE,
-        }
-    }
 }
 
 /// Runs the tool; `args` begins with the program's name.

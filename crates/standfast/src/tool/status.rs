@@ -6,8 +6,8 @@ use std::path::Path;
 use qapi::types::{BlockErrorInfo, BlockInfo, RunState, StatusInfo, VmmInfo};
 use serde_json::json;
 
-use super::Failure;
 use super::client::Client;
+use super::failure::Failure;
 use super::{size, time};
 
 /// Prints the run state and every disk.
