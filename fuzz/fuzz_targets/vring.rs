@@ -1,7 +1,15 @@
 //! A virtqueue whose guest writes what it likes to descriptor table, rings and inflight region, at
-//! any time. The input's form is that of `export-vhost-user-blk/src/queue/hostile.rs`.
+//! any time. The input's form is that of `export-vhost-user-blk/src/queue/hostile.rs`;
+//! bit 3 of its flags makes the disk writable.
 #![no_main]
 
+use export_vhost_user_blk::request::Rules;
 use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| export_vhost_user_blk::fuzz_vring(bytes));
+fuzz_target!(|bytes: &[u8]| {
+    let rules = |flags| Rules {
+        writable: flags & 8 != 0,
+        block_bytes: 512,
+    };
+    export_vhost_user_blk::fuzz_vring(bytes, rules, |status| status);
+});

@@ -10,6 +10,6 @@ pub struct Buffer {
 }
 
 /// Bytes in `buffers`.
-pub(crate) fn total(buffers: &[Buffer]) -> u64 {
+pub fn total(buffers: &[Buffer]) -> u64 {
     buffers.iter().map(|buffer| u64::from(buffer.len)).sum()
 }

@@ -119,7 +119,7 @@ type LocalFuture = Pin<Box<dyn Future<Output = ()>>>;
 type Job<P> = Box<dyn FnOnce(Rc<Device<P>>) -> LocalFuture + Send>;
 
 /// Reaches the parts of a device from any thread. The jobs of one part run one after the other.
-pub(crate) struct DeviceHandle<P: Part> {
+pub struct DeviceHandle<P: Part> {
     parts: Arc<[Sender<Job<P>>]>,
 }
 
@@ -141,7 +141,7 @@ impl<P: Part> fmt::Debug for DeviceHandle<P> {
 impl<P: Part> DeviceHandle<P> {
     /// Makes one part on each of `iothreads`, as far as there are queues for them. There is at
     /// least one iothread.
-    pub async fn open(
+    pub(crate) async fn open(
         iothreads: &[iothread::Handle],
         shape: &Shape,
         config: &P::Config,
@@ -171,7 +171,7 @@ impl<P: Part> DeviceHandle<P> {
     ///
     /// # Errors
     /// [`Closed`] if a part did not run it, or not to its end.
-    pub async fn run_all<F, Fut>(&self, f: F) -> Result<(), Closed>
+    pub(crate) async fn run_all<F, Fut>(&self, f: F) -> Result<(), Closed>
     where
         F: Fn(Rc<Device<P>>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = ()> + 'static,
@@ -189,7 +189,7 @@ impl<P: Part> DeviceHandle<P> {
     }
 
     /// [`DeviceHandle::run_all`] for a plain thread. `f` may wait for what ends by itself only.
-    pub fn call_all<F, Fut>(&self, f: F) -> Result<(), Closed>
+    pub(crate) fn call_all<F, Fut>(&self, f: F) -> Result<(), Closed>
     where
         F: Fn(Rc<Device<P>>) -> Fut + Clone + Send + 'static,
         Fut: Future<Output = ()> + 'static,
@@ -215,7 +215,7 @@ impl<P: Part> DeviceHandle<P> {
     ///
     /// # Errors
     /// [`Closed`] if it was not run, or not to its end.
-    pub fn call_queue<F, Fut, R>(&self, index: u16, f: F) -> Result<R, Closed>
+    pub(crate) fn call_queue<F, Fut, R>(&self, index: u16, f: F) -> Result<R, Closed>
     where
         F: FnOnce(Rc<Queue<P>>) -> Fut + Send + 'static,
         Fut: Future<Output = R> + 'static,

@@ -7,8 +7,10 @@ use libc::iovec;
 
 /// How the memory is to be accessed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Access {
+pub enum Access {
+    /// The device reads it.
     Load,
+    /// The device writes to it.
     Store,
 }
 

@@ -6,6 +6,8 @@
 #[cfg(any(test, fuzzing))]
 pub(crate) mod hostile;
 mod life;
+#[cfg(test)]
+mod plain;
 mod state;
 
 use std::cell::{Cell, RefCell};

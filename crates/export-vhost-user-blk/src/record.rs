@@ -6,12 +6,14 @@ use crate::buffer::Buffer;
 use crate::chain::{ChainError, GuestBytes, Table, walk, words};
 
 /// What [`Record::take_front`] takes, in bytes.
-pub(crate) const FRONT_BYTES: u32 = 16;
+pub const FRONT_BYTES: u32 = 16;
 
 /// Bytes of a chain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Totals {
+pub struct Totals {
+    /// What the device may read.
     pub readable: u64,
+    /// What the device may write.
     pub writable: u64,
 }
 
@@ -40,8 +42,11 @@ impl Record {
 
     /// Takes in the buffers of the chain that begins at `head`. After an error what is here means
     /// nothing.
+    ///
+    /// # Errors
+    /// The descriptors make no chain.
     #[inline]
-    pub(crate) fn read_chain<M: GuestBytes>(
+    pub fn read_chain<M: GuestBytes>(
         &mut self,
         memory: &M,
         table: Table,
@@ -64,7 +69,7 @@ impl Record {
 
     /// Cuts the last writable byte off; returns its address. None if there is no such byte.
     #[inline]
-    pub(crate) fn take_last(&mut self) -> Option<u64> {
+    pub fn take_last(&mut self) -> Option<u64> {
         if self.writable.is_empty() {
             return None;
         }
@@ -80,7 +85,7 @@ impl Record {
     /// Reads and cuts off the first 16 readable bytes: a header or a segment, as two little-endian
     /// numbers. None if there are fewer, or they are not in guest memory.
     #[inline(always)]
-    pub(crate) fn take_front<M: GuestBytes>(&mut self, memory: &M) -> Option<[u64; 2]> {
+    pub fn take_front<M: GuestBytes>(&mut self, memory: &M) -> Option<[u64; 2]> {
         let first = self.first_readable()?;
         let Some(left) = first.len.checked_sub(FRONT_BYTES) else {
             return self.take_scattered_front(memory);

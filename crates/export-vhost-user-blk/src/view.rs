@@ -23,7 +23,7 @@ struct Span {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub(crate) struct View {
+pub struct View {
     /// Ascending, as in the table.
     spans: Vec<Span>,
     /// Keeps it all mapped.
@@ -31,7 +31,7 @@ pub(crate) struct View {
 }
 
 impl View {
-    pub fn new(memory: Arc<Memory>) -> Self {
+    pub(crate) fn new(memory: Arc<Memory>) -> Self {
         let spans = (memory.table().iter())
             .filter_map(|region| {
                 Some(Span {
@@ -44,7 +44,7 @@ impl View {
         Self { spans, memory }
     }
 
-    pub fn memory(&self) -> &Arc<Memory> {
+    pub(crate) fn memory(&self) -> &Arc<Memory> {
         &self.memory
     }
 
@@ -74,7 +74,11 @@ impl View {
     /// Appends the host addresses of a buffer; more than one if it crosses from one region into the
     /// next.
     #[inline]
-    pub fn translate(&self, buffer: Buffer, iov: &mut Vec<libc::iovec>) -> Result<(), NotMapped> {
+    pub(crate) fn translate(
+        &self,
+        buffer: Buffer,
+        iov: &mut Vec<libc::iovec>,
+    ) -> Result<(), NotMapped> {
         match self.find(buffer.address) {
             Some((pointer, mapped)) if mapped >= u64::from(buffer.len) => {
                 iov.push(piece(pointer, buffer.len as usize));
@@ -112,6 +116,9 @@ impl View {
     }
 
     /// Stores a byte.
+    ///
+    /// # Errors
+    /// If it is not in guest memory.
     #[inline]
     pub fn store(&self, address: u64, value: u8) -> Result<(), NotMapped> {
         let byte = self.byte(address).ok_or(NotMapped)?;
@@ -120,6 +127,9 @@ impl View {
     }
 
     /// Stores bytes, which may cross from one region into the next.
+    ///
+    /// # Errors
+    /// If they are not all in guest memory; those before the first that is not have been stored.
     pub fn store_all(&self, address: u64, values: &[u8]) -> Result<(), NotMapped> {
         (0..).zip(values).try_for_each(|(offset, &value)| {
             self.store(address.checked_add(offset).ok_or(NotMapped)?, value)

@@ -2,7 +2,7 @@
 //! the body of the fuzz target `vring`.
 //!
 //! The input is [`PREFIX_BYTES`]: bit 0: event index, bit 1: indirect descriptors, bit 2: inflight
-//! region, bit 3: writable; the queue size as a power of two; the base, little endian; the number
+//! region, bit 3: what the format of the requests makes of it; the queue size as a power of two; the base, little endian; the number
 //! of steps. Then the steps, [`STEP_BYTES`] each, then the content of guest memory from address 0;
 //! behind what has a content is as much again that may be taken away ([`FAR`]).
 
@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use super::state::{Broken, SlotState, State};
+use crate::class::Format;
 use crate::inflight::{self, Region};
 use crate::memory::{Memory, RegionSpec};
-use crate::request::Rules;
 use crate::ring::{Layout, Ring};
 use crate::shared::{Area, Mapping, sealed_memfd};
 
@@ -38,15 +38,16 @@ const FAR: RegionSpec = RegionSpec {
 };
 
 /// The queue, and what its guest can reach.
-struct Bench {
-    state: State<Rules>,
+struct Bench<F: Format> {
+    state: State<F>,
     memory: Arc<Memory>,
     /// What is behind [`FAR`].
     far: File,
     guest: Area,
     region: Option<Kept>,
     layout: Layout,
-    rules: Rules,
+    format: F,
+    outcome: fn(u8) -> F::Outcome,
     /// Heads taken and not completed, in the order they were taken.
     taken: Vec<u16>,
 }
@@ -58,15 +59,16 @@ struct Kept {
     area: Area,
 }
 
-/// Runs one input. Panics if the queue does what it must never do.
-pub fn run(input: &[u8]) {
+/// Runs one input, with requests of a form that its flags decide, which end as a byte says. Panics if the
+/// queue does what it must never do.
+pub fn run<F: Format>(input: &[u8], format: fn(u8) -> F, outcome: fn(u8) -> F::Outcome) {
     let Some((&[flags, exponent, base0, base1, steps], rest)) =
         input.split_first_chunk::<PREFIX_BYTES>()
     else {
         return;
     };
     let (steps, content) = rest.split_at(rest.len().min(usize::from(steps) * STEP_BYTES));
-    let mut bench = Bench::new(flags, exponent, content);
+    let mut bench = Bench::new(flags, exponent, content, (format(flags), outcome));
     bench.start(u16::from_le_bytes([base0, base1]));
     for &step in steps.as_chunks::<STEP_BYTES>().0 {
         bench.step(step);
@@ -74,8 +76,13 @@ pub fn run(input: &[u8]) {
     }
 }
 
-impl Bench {
-    fn new(flags: u8, exponent: u8, content: &[u8]) -> Self {
+impl<F: Format> Bench<F> {
+    fn new(
+        flags: u8,
+        exponent: u8,
+        content: &[u8],
+        (format, outcome): (F, fn(u8) -> F::Outcome),
+    ) -> Self {
         let bytes = MEMORY_BYTES as u64;
         let file = sealed_memfd("vring", bytes).expect("a memfd");
         let spec = RegionSpec {
@@ -112,10 +119,8 @@ impl Bench {
                 event_idx: flags & 1 != 0,
                 indirect: flags & 2 != 0,
             },
-            rules: Rules {
-                writable: flags & 8 != 0,
-                block_bytes: 512,
-            },
+            format,
+            outcome,
             taken: Vec::new(),
         }
     }
@@ -152,7 +157,7 @@ impl Bench {
         let marked = marked.unwrap_or_default();
         assert!(marked.len() <= usize::from(self.layout.size));
         for marked in marked {
-            match state.resume(marked, self.rules) {
+            match state.resume(marked, self.format) {
                 Ok(Some(_)) => self.taken.push(marked.head),
                 Ok(None) => {}
                 Err(_) => {
@@ -250,7 +255,7 @@ impl Bench {
     }
 
     fn pop(&mut self) {
-        match self.state.pop(self.rules) {
+        match self.state.pop(self.format) {
             Ok(Some((head, _))) => {
                 assert!(head < self.layout.size, "{head}");
                 assert!(!self.taken.contains(&head), "{head} was taken twice");
@@ -272,7 +277,9 @@ impl Bench {
         }
         let head = self.taken.remove(which % self.taken.len());
         let slot = &mut self.state.slots[usize::from(head)];
-        slot.state = SlotState::Done { outcome: status };
+        slot.state = SlotState::Done {
+            outcome: (self.outcome)(status),
+        };
         if self.state.live.is_some() {
             slot.memory = None;
         }
@@ -280,7 +287,7 @@ impl Bench {
     }
 
     fn publish(&mut self) {
-        let index = |state: &State<Rules>| state.live.as_ref().map(|live| live.ring.used_index());
+        let index = |state: &State<F>| state.live.as_ref().map(|live| live.ring.used_index());
         let (before, done) = (index(&self.state), self.state.done.len());
         let published = self.state.publish();
         let left = self.state.done.len();
@@ -308,13 +315,14 @@ impl Bench {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plain::Plain;
     use super::*;
     use proptest::prelude::*;
 
     proptest! {
         #[test]
         fn whatever_the_guest_writes(input in proptest::collection::vec(any::<u8>(), 0..1500)) {
-            run(&input);
+            run(&input, |_| Plain, |status| status);
         }
     }
 }

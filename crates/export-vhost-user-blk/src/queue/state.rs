@@ -426,14 +426,14 @@ impl<F: Format> Slot<F> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::plain::Plain;
     use super::*;
-    use crate::request::Rules;
     use crate::ring::tests::{LAYOUT, memory};
     use vm_memory::{Bytes, GuestAddress};
 
     const BASE: u16 = 7;
 
-    fn state() -> State<Rules> {
+    fn state() -> State<Plain> {
         State::default()
     }
 
@@ -457,7 +457,7 @@ mod tests {
     }
 
     fn start(
-        state: &mut State<Rules>,
+        state: &mut State<Plain>,
         used: u16,
         region: Option<Arc<Region>>,
         features: u64,
@@ -468,7 +468,7 @@ mod tests {
         marked
     }
 
-    fn next_avail(state: &State<Rules>) -> u16 {
+    fn next_avail(state: &State<Plain>) -> u16 {
         state.live.as_ref().unwrap().ring.next_avail()
     }
 
