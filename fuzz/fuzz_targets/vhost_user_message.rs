@@ -17,11 +17,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError, Policy};
-use export_vhost_user_blk::protocol::answer::{self, Answer};
-use export_vhost_user_blk::protocol::decode::decode;
-use export_vhost_user_blk::protocol::message::{
-    FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX,
-};
 use export_vhost_user_blk::{Options, VhostUserBlkExport};
 use iothread::IoThread;
 use libfuzzer_sys::fuzz_target;
@@ -29,6 +24,9 @@ use listener::Socket;
 use rustix::event::EventfdFlags;
 use rustix::fs::MemfdFlags;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
+use vhost_user::protocol::answer::{self, Answer};
+use vhost_user::protocol::decode::decode;
+use vhost_user::protocol::message::{FDS_MAX, HEADER_BYTES, Header, Message, PAYLOAD_BYTES_MAX};
 
 /// Code of the message that hands an inflight region in.
 const SET_INFLIGHT_FD: u32 = 32;

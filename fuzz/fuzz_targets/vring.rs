@@ -1,5 +1,5 @@
 //! A virtqueue whose guest writes what it likes to descriptor table, rings and inflight region, at
-//! any time. The input's form is that of `export-vhost-user-blk/src/queue/hostile.rs`;
+//! any time. The input's form is that of `vhost-user/src/queue/hostile.rs`;
 //! bit 3 of its flags makes the disk writable.
 #![no_main]
 
@@ -11,5 +11,5 @@ fuzz_target!(|bytes: &[u8]| {
         writable: flags & 8 != 0,
         block_bytes: 512,
     };
-    export_vhost_user_blk::fuzz_vring(bytes, rules, |status| status);
+    vhost_user::fuzz_vring(bytes, rules, |status| status);
 });

@@ -4,9 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{Backend, Saved, WriteCache};
+use vhost_user::{Closed, DeviceHandle, Guest};
 
-use crate::class::{Closed, Guest};
-use crate::device::DeviceHandle;
 use crate::options::Options;
 use crate::part::BlockPart;
 use crate::write_cache::{Belief, from_note, to_note};

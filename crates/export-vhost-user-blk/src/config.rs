@@ -1,10 +1,10 @@
 //! Feature bits of a disk, and the configuration space.
 
 use block::Limits;
+use vhost_user::protocol::message::ConfigRange;
 use virtio_bindings::virtio_blk;
 
 use crate::options::Options;
-use crate::protocol::message::ConfigRange;
 use crate::request::{DISCARD_SECTORS_MAX, SECTOR_BYTES, WRITE_ZEROES_SECTORS_MAX};
 use crate::topology::Topology;
 

@@ -5,14 +5,13 @@ use std::fmt;
 use std::sync::Arc;
 
 use block::Backend;
+use vhost_user::protocol::message::ConfigRange;
+use vhost_user::{Class, Closed, DeviceHandle, Guest};
 
 use crate::cache::Cache;
-use crate::class::{Class, Closed, Guest};
 use crate::config::{self, WCE_OFFSET};
-use crate::device::DeviceHandle;
 use crate::options::Options;
 use crate::part::{BlockPart, Config};
-use crate::protocol::message::ConfigRange;
 
 /// See the [module](self).
 pub(crate) struct Disk {

@@ -5,12 +5,11 @@ use std::sync::Arc;
 
 use block::{Backend, BoxFuture, Export};
 use listener::Socket;
+use vhost_user::{ServeError, Served, Shape};
 
-use crate::class::Shape;
 use crate::disk::Disk;
 use crate::options::{OptionError, Options};
 use crate::part::{BlockPart, Config};
-use crate::served::{ServeError, Served};
 
 /// Why an export cannot be made.
 #[derive(Debug, thiserror::Error)]

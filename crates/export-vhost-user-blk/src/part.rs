@@ -7,10 +7,9 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use block::{Backend, Client, EventKind, Fault, LocalBackend, Operation, Request, Tag};
+use vhost_user::{Access, Part, Requests, Unmapped};
 
-use crate::class::{Part, Requests, Unmapped};
 use crate::options::Options;
-use crate::populate::Access;
 use crate::request::{ID_BYTES, Parsed, Rules, STATUS_IOERR, STATUS_OK};
 
 /// What a disk is made of.

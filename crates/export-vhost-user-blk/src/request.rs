@@ -2,15 +2,10 @@
 //! yields what is to be done, or the verdict that the queue can no longer be trusted.
 
 use block::Operation;
+pub use vhost_user::Buffer;
+pub use vhost_user::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
+use vhost_user::{FRONT_BYTES, Format, NotMapped, Record, Totals, View, total};
 use virtio_bindings::virtio_blk;
-
-pub use crate::buffer::Buffer;
-use crate::buffer::total;
-pub use crate::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
-use crate::class::Format;
-use crate::memory::NotMapped;
-use crate::record::{FRONT_BYTES, Record, Totals};
-use crate::view::View;
 
 /// Success.
 pub const STATUS_OK: u8 = 0;

@@ -27,9 +27,13 @@ pub(crate) use part::{Marked, PartError, QueueRegion};
 /// What GET_INFLIGHT_FD and SET_INFLIGHT_FD say about a region.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RegionSpec {
+    /// Its size in bytes.
     pub bytes: u64,
+    /// Where it begins in its file, in bytes.
     pub offset: u64,
+    /// Number of queues.
     pub queues: u16,
+    /// Descriptors of each.
     pub queue_size: u16,
 }
 
