@@ -1,12 +1,15 @@
-//! A blocking QMP client.
+//! A QMP client that blocks, and remembers what it has seen.
 
 use std::collections::VecDeque;
-use std::io::{self, Read, Write};
-use std::os::unix::net::UnixStream;
+use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use serde_json::{Map, Value, json};
+use qapi::Object;
+use qmp_client::{ClientError, Connection, Incoming, Wire, connect_unix};
+use serde_json::{Value, json};
+use tokio::net::UnixStream;
+use tokio::runtime::{Builder, Runtime};
 
 use crate::events::{Event, EventLog, LogEntry};
 
@@ -43,6 +46,23 @@ pub enum QmpError {
     Io(#[from] io::Error),
 }
 
+impl From<ClientError> for QmpError {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Refused(error) => Self::Command {
+                class: error.class.name().to_owned(),
+                desc: error.desc,
+            },
+            ClientError::Closed => Self::Closed,
+            ClientError::Io(error) if error.kind() == io::ErrorKind::ConnectionReset => {
+                Self::Closed
+            }
+            ClientError::Io(error) => Self::Io(io::Error::new(error.kind(), error)),
+            other => Self::Protocol(other.to_string()),
+        }
+    }
+}
+
 impl QmpError {
     /// Class and description, if the server answered with an error.
     #[must_use]
@@ -57,12 +77,11 @@ impl QmpError {
 /// A connection to a QMP server, past the capabilities negotiation.
 #[derive(Debug)]
 pub struct Qmp {
-    stream: UnixStream,
-    received: Vec<u8>,
+    connection: Connection<UnixStream>,
+    /// Its own: whoever has the connection may be any thread.
+    runtime: Runtime,
     events: VecDeque<Event>,
     log: EventLog,
-    greeting: Value,
-    next_id: u64,
     timeout: Duration,
 }
 
@@ -73,39 +92,22 @@ impl Qmp {
     /// # Errors
     /// If nobody answers, or not as a QMP server.
     pub fn connect(path: impl AsRef<Path>) -> Result<Self, QmpError> {
-        let mut qmp = Self::connect_raw(path)?;
-        qmp.execute("qmp_capabilities", Value::Null)?;
-        Ok(qmp)
-    }
-
-    /// Connects and reads the greeting.
-    ///
-    /// # Errors
-    /// If nobody answers, or not as a QMP server.
-    pub fn connect_raw(path: impl AsRef<Path>) -> Result<Self, QmpError> {
+        let timeout = Duration::from_secs(10);
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let stream = runtime.block_on(connect_unix(path.as_ref(), timeout))?;
+        let greeted = Connection::greet(Wire::new(stream));
+        let Some(connection) = until(&runtime, Instant::now() + timeout, greeted)? else {
+            return Err(timed_out("greeting", timeout, &EventLog::default()));
+        };
         let mut qmp = Self {
-            stream: UnixStream::connect(path)?,
-            received: Vec::new(),
+            connection,
+            runtime,
             events: VecDeque::new(),
             log: EventLog::default(),
-            greeting: Value::Null,
-            next_id: 1,
-            timeout: Duration::from_secs(10),
+            timeout,
         };
-        let deadline = Instant::now() + qmp.timeout;
-        let greeting = qmp.receive(deadline)?;
-        let greeting = greeting.ok_or_else(|| qmp.timed_out("greeting", qmp.timeout))?;
-        if greeting.pointer("/QMP/version").is_none() {
-            return Err(QmpError::Protocol(format!("greeting {greeting}")));
-        }
-        qmp.greeting = greeting;
+        qmp.execute("qmp_capabilities", Value::Null)?;
         Ok(qmp)
-    }
-
-    /// The server's greeting.
-    #[must_use]
-    pub fn greeting(&self) -> &Value {
-        &self.greeting
     }
 
     /// How long replies are waited for.
@@ -119,24 +121,39 @@ impl Qmp {
     /// # Errors
     /// [`QmpError::Command`] if the server says so, else errors of the connection.
     pub fn execute(&mut self, command: &str, arguments: Value) -> Result<Value, QmpError> {
-        let id = self.next_id;
-        self.next_id += 1;
-        let mut message = json!({ "execute": command, "id": id });
-        if let (Value::Object(message), false) = (&mut message, arguments.is_null()) {
-            message.insert("arguments".into(), arguments);
-        }
-        self.log.push(LogEntry::Command(command.to_owned()));
-        self.send_raw(format!("{message}\n").as_bytes())?;
-        let deadline = Instant::now() + self.timeout;
-        while let Some(message) = self.receive(deadline)? {
-            if let Some(event) = event(&message) {
-                self.keep(event);
-                continue;
+        let arguments = match arguments {
+            Value::Null => Object::new(),
+            Value::Object(arguments) => arguments,
+            other => {
+                let why = format!("{other} is no object: say it with send_raw");
+                return Err(QmpError::Protocol(why));
             }
-            self.log.push(LogEntry::Reply(message.clone()));
-            return reply(message, id);
+        };
+        let id = self.connection.send(command, &arguments)?;
+        self.log.push(LogEntry::Command(command.to_owned()));
+        let deadline = Instant::now() + self.timeout;
+        while let Some(incoming) = self.receive(deadline)? {
+            let answer = match incoming {
+                Incoming::Event(event) => {
+                    self.keep(event);
+                    continue;
+                }
+                Incoming::Answer(answer) => answer,
+            };
+            let reply = match &answer.result {
+                Ok(value) => json!({ "return": value, "id": answer.id }),
+                Err(error) => json!({ "error": error, "id": answer.id }),
+            };
+            if answer.id != id {
+                let why = format!("reply without the id {id}: {reply}");
+                return Err(QmpError::Protocol(why));
+            }
+            self.log.push(LogEntry::Reply(reply));
+            return answer
+                .result
+                .map_err(|error| ClientError::Refused(error).into());
         }
-        Err(self.timed_out(command, self.timeout))
+        Err(timed_out(command, self.timeout, &self.log))
     }
 
     /// Sends bytes as they are.
@@ -144,17 +161,24 @@ impl Qmp {
     /// # Errors
     /// Errors of the connection.
     pub fn send_raw(&mut self, bytes: &[u8]) -> Result<(), QmpError> {
-        self.stream.set_write_timeout(Some(self.timeout))?;
-        Ok(self.stream.write_all(bytes)?)
+        let deadline = Instant::now() + self.timeout;
+        let wire = self.connection.wire();
+        wire.push(bytes);
+        match until(&self.runtime, deadline, wire.flush())? {
+            Some(()) => Ok(()),
+            None => Err(timed_out("end of writing", self.timeout, &self.log)),
+        }
     }
 
-    /// The next message of any kind. It is neither logged nor kept.
+    /// The next message of any kind: the reply to what [`Qmp::send_raw`] has sent, an event. It is
+    /// neither logged nor kept.
     ///
     /// # Errors
     /// [`QmpError::Timeout`], else errors of the connection.
     pub fn receive_raw(&mut self, timeout: Duration) -> Result<Value, QmpError> {
-        let message = self.receive(Instant::now() + timeout)?;
-        message.ok_or_else(|| self.timed_out("message", timeout))
+        let deadline = Instant::now() + timeout;
+        let message = until(&self.runtime, deadline, self.connection.wire().read())?;
+        message.ok_or_else(|| timed_out("message", timeout, &self.log))
     }
 
     /// Waits for the next event called `name` and takes it; others stay to be taken later.
@@ -170,8 +194,8 @@ impl Qmp {
                 return Ok(event);
             }
             match self.receive(deadline)? {
-                Some(message) => self.keep(expect_event(message)?),
-                None => return Err(self.timed_out(name, timeout)),
+                Some(incoming) => self.keep(expect_event(incoming)?),
+                None => return Err(timed_out(name, timeout, &self.log)),
             }
         }
     }
@@ -182,8 +206,8 @@ impl Qmp {
     /// Errors of the connection.
     pub fn take_events(&mut self, timeout: Duration) -> Result<Vec<Event>, QmpError> {
         let deadline = Instant::now() + timeout;
-        while let Some(message) = self.receive(deadline)? {
-            self.keep(expect_event(message)?);
+        while let Some(incoming) = self.receive(deadline)? {
+            self.keep(expect_event(incoming)?);
         }
         Ok(self.events.drain(..).collect())
     }
@@ -199,110 +223,64 @@ impl Qmp {
         &mut self.log
     }
 
-    fn keep(&mut self, event: Event) {
+    fn keep(&mut self, event: qmp_client::Event) {
+        let event = Event {
+            name: event.name().to_owned(),
+            data: event.message()["data"].clone(),
+            message: event.into_message(),
+        };
         self.log.push(LogEntry::Event(event.clone()));
         self.events.push_back(event);
     }
 
-    fn timed_out(&self, what: &str, after: Duration) -> QmpError {
-        QmpError::Timeout {
-            what: what.to_owned(),
-            after,
-            seen: self.log.to_string(),
-        }
-    }
-
-    /// The next message, or `None` at the deadline. At a deadline that has passed, what is already
-    /// there is still taken.
-    fn receive(&mut self, deadline: Instant) -> Result<Option<Value>, QmpError> {
-        loop {
-            if let Some(message) = self.parse()? {
-                return Ok(Some(message));
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            // Zero would mean no timeout at all.
-            self.stream
-                .set_read_timeout(Some(left.max(Duration::from_millis(1))))?;
-            let mut buffer = [0; 4096];
-            match self.stream.read(&mut buffer) {
-                Ok(0) => return Err(QmpError::Closed),
-                Ok(count) => self.received.extend_from_slice(&buffer[..count]),
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    if Instant::now() >= deadline {
-                        return Ok(None);
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                    return Err(QmpError::Closed);
-                }
-                Err(error) => return Err(error.into()),
-            }
-        }
-    }
-
-    /// Takes a complete JSON value off what has been received; it may span lines.
-    fn parse(&mut self) -> Result<Option<Value>, QmpError> {
-        let mut values = serde_json::Deserializer::from_slice(&self.received).into_iter::<Value>();
-        match values.next() {
-            None => Ok(None),
-            Some(Ok(value)) => {
-                let taken = values.byte_offset();
-                self.received.drain(..taken);
-                Ok(Some(value))
-            }
-            Some(Err(error)) if error.is_eof() => Ok(None),
-            Some(Err(error)) => Err(QmpError::Protocol(format!(
-                "{error}: {}",
-                String::from_utf8_lossy(&self.received)
-            ))),
-        }
+    fn receive(&mut self, deadline: Instant) -> Result<Option<Incoming>, QmpError> {
+        until(&self.runtime, deadline, self.connection.next())
     }
 }
 
-fn event(message: &Value) -> Option<Event> {
-    let name = message.get("event")?.as_str()?.to_owned();
-    let data = message.get("data").cloned().unwrap_or(Value::Null);
-    Some(Event {
-        name,
-        data,
-        message: message.clone(),
-    })
+/// What is waited for, or `None` at the deadline. At a deadline that has passed, what is already there
+/// is still taken.
+fn until<T>(
+    runtime: &Runtime,
+    deadline: Instant,
+    waits: impl Future<Output = Result<T, ClientError>>,
+) -> Result<Option<T>, QmpError> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    let left = left.max(Duration::from_millis(1));
+    match runtime.block_on(async { tokio::time::timeout(left, waits).await }) {
+        Ok(result) => Ok(Some(result?)),
+        Err(_) => Ok(None),
+    }
 }
 
-fn expect_event(message: Value) -> Result<Event, QmpError> {
-    event(&message).ok_or_else(|| QmpError::Protocol(format!("a reply to nothing: {message}")))
+fn timed_out(what: &str, after: Duration, log: &EventLog) -> QmpError {
+    QmpError::Timeout {
+        what: what.to_owned(),
+        after,
+        seen: log.to_string(),
+    }
 }
 
-fn reply(mut message: Value, id: u64) -> Result<Value, QmpError> {
-    if message.get("id") != Some(&json!(id)) {
-        return Err(QmpError::Protocol(format!(
-            "reply without the id {id}: {message}"
-        )));
-    }
-    let text = |error: &Map<String, Value>, name: &str| {
-        error.get(name).and_then(Value::as_str).map(str::to_owned)
-    };
-    if let Some(value) = message.get_mut("return") {
-        return Ok(value.take());
-    }
-    let error = message.get("error").and_then(Value::as_object);
-    match error.and_then(|error| text(error, "class").zip(text(error, "desc"))) {
-        Some((class, desc)) => Err(QmpError::Command { class, desc }),
-        None => Err(QmpError::Protocol(format!(
-            "neither return nor error: {message}"
+fn expect_event(incoming: Incoming) -> Result<qmp_client::Event, QmpError> {
+    match incoming {
+        Incoming::Event(event) => Ok(event),
+        Incoming::Answer(answer) => Err(QmpError::Protocol(format!(
+            "a reply to nothing: '{}' with the id {}",
+            answer.command, answer.id
         ))),
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Write;
     use std::os::unix::net::UnixListener;
     use std::thread::{self, JoinHandle};
 
     use super::*;
 
-    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"major": 9}}, "capabilities": []}}"#;
+    const GREETING: &str = r#"{"QMP": {"version": {"qemu": {"micro": 0, "minor": 0, "major": 9},
+        "package": ""}, "capabilities": []}}"#;
 
     /// A server that answers the n-th line it receives with the n-th of `answers`, then hangs up.
     fn serve(answers: Vec<&'static str>) -> (tempfile::TempDir, JoinHandle<()>) {
