@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use block::Backend;
 use vhost_user::protocol::message::ConfigRange;
-use vhost_user::{Class, Closed, DeviceHandle, Guest};
+use vhost_user::{Class, Closed, DeviceHandle, Guest, space};
 
 use crate::cache::Cache;
 use crate::config::{self, WCE_OFFSET};
@@ -62,12 +62,12 @@ impl Class for Disk {
     fn read_config(&mut self, range: ConfigRange) -> Vec<u8> {
         let length = self.length();
         let limits = self.backend.node().driver().limits();
-        let space = config::space(&self.options, length, limits, self.cache.shown());
+        let bytes = config::space(&self.options, length, limits, self.cache.shown());
         self.told_length = Some(length);
-        if config::place(range, WCE_OFFSET).is_some() {
+        if space::place(range, WCE_OFFSET).is_some() {
             self.cache.read();
         }
-        config::part(&space, range.offset, range.len)
+        space::part(&bytes, range.offset, range.len)
     }
 
     /// Nothing but the write cache can be set. Other bytes come from guests that write to what is
@@ -78,7 +78,7 @@ impl Class for Disk {
         bytes: &[u8],
         guest: Guest<'_>,
     ) -> Result<bool, Closed> {
-        let place = config::place(range, WCE_OFFSET);
+        let place = space::place(range, WCE_OFFSET);
         let Some(&byte) = place.and_then(|place| bytes.get(place)) else {
             let offset = range.offset;
             tracing::debug!("SET_CONFIG of {} bytes at {offset} ignored", bytes.len());

@@ -14,6 +14,7 @@
 //! - `queue`, `device`: the data plane, on an iothread;
 //! - `descriptor`: what kind of descriptor a client has sent;
 //! - [`protocol`]: messages, as bytes and as what they mean;
+//! - [`space`]: the configuration space, as it is asked for;
 //! - `door`: who may be the client;
 //! - `session`, `server`: what becomes of them, on a thread of its own per device, which blocks on
 //!   its client; it tells the data plane what to do and waits only for what ends by itself;
@@ -38,6 +39,7 @@ mod server;
 mod session;
 mod shared;
 mod sigbus;
+pub mod space;
 mod trailer;
 mod trouble;
 mod unclaimed;
