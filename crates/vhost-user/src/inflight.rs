@@ -134,6 +134,7 @@ impl Region {
     }
 
     /// Whether the client has taken memory of it away that was accessed here.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
         self.mapping.is_poisoned()
     }

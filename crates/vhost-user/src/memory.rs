@@ -197,6 +197,7 @@ impl Memory {
 
     /// Whether something that was removed may come back: a region is moved or resized by removing and
     /// adding it.
+    #[inline]
     pub fn is_moving(&self) -> bool {
         !self.gaps.is_empty()
     }
@@ -255,6 +256,7 @@ impl Memory {
 
     /// Whether the client has taken memory away that was accessed here, or in a table that this one
     /// has replaced and that nobody uses any more.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
         sigbus::any_poisoned()
             && (self.parts.iter().any(|part| part.mapping.is_poisoned())

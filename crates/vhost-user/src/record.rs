@@ -31,11 +31,13 @@ pub struct Record {
 
 impl Record {
     /// What the device may read, and was not taken off.
+    #[inline]
     pub fn readable(&self) -> &[Buffer] {
         self.buffers.get(self.readable.clone()).unwrap_or_default()
     }
 
     /// What the device may write, and was not taken off.
+    #[inline]
     pub fn writable(&self) -> &[Buffer] {
         self.buffers.get(self.writable.clone()).unwrap_or_default()
     }

@@ -101,14 +101,17 @@ impl Ring {
     }
 
     /// The memory that the ring and its requests are in.
+    #[inline]
     pub fn view(&self) -> &Rc<View> {
         &self.view
     }
 
+    #[inline]
     pub fn layout(&self) -> Layout {
         self.layout
     }
 
+    #[inline]
     pub fn table(&self) -> Table {
         Table {
             address: self.layout.table,
@@ -118,6 +121,7 @@ impl Ring {
     }
 
     /// Index of the next available entry to take.
+    #[inline]
     pub fn next_avail(&self) -> u16 {
         self.next_avail
     }
@@ -127,11 +131,13 @@ impl Ring {
     }
 
     /// The used index as it was last published.
+    #[inline]
     pub fn used_index(&self) -> u16 {
         self.used_index
     }
 
     /// The next available head, if there is one.
+    #[inline]
     pub fn peek(&mut self) -> Result<Option<u16>, RingError> {
         if self.seen_avail == self.next_avail {
             self.look()?;
@@ -145,12 +151,14 @@ impl Ring {
     }
 
     /// Takes the head that `peek` has shown.
+    #[inline]
     pub fn advance(&mut self) {
         self.next_avail = self.next_avail.wrapping_add(1);
     }
 
     /// Whether something is available; an available index out of range counts, so that somebody
     /// looks.
+    #[inline]
     pub fn has_available(&self) -> bool {
         load(&self.parts.avail[INDEX], Ordering::Acquire) != self.next_avail
     }
@@ -166,6 +174,7 @@ impl Ring {
     }
 
     /// Writes a used element; the driver sees it after `publish`.
+    #[inline]
     pub fn put_used(&mut self, head: u16, written: u32) {
         let index = self.used_index.wrapping_add(self.batch);
         let [id, len] = &self.parts.used_ring[usize::from(index & (self.layout.size - 1))];

@@ -153,6 +153,7 @@ impl Mapping {
 
     /// Whether the client has taken pages away that were accessed here. What it contains now is
     /// nobody's.
+    #[inline]
     pub fn is_poisoned(&self) -> bool {
         self.guard.as_ref().is_some_and(Guarded::is_poisoned)
     }

@@ -148,6 +148,7 @@ impl QueueRegion {
     }
 
     /// A head has been taken; returns its counter.
+    #[inline]
     pub fn mark(&mut self, head: u16) -> u64 {
         let counter = self.next_counter;
         self.next_counter = counter.wrapping_add(1);
@@ -158,6 +159,7 @@ impl QueueRegion {
     }
 
     /// A head is about to be published as used. Comes after its used element and before the index.
+    #[inline]
     pub fn add_to_batch(&self, head: u16) {
         let last = self.header[LAST_BATCH].load(Ordering::Relaxed);
         self.nexts[usize::from(head)][NEXT].store(last, Ordering::Release);
@@ -165,11 +167,13 @@ impl QueueRegion {
     }
 
     /// A head has been published as used.
+    #[inline]
     pub fn unmark(&self, head: u16) {
         self.marks[usize::from(head)][MARK].store(0, Ordering::Release);
     }
 
     /// The batch is done.
+    #[inline]
     pub fn set_used(&self, used: u16) {
         self.store(USED, used);
     }
