@@ -208,7 +208,7 @@ fn trailer(message: &[u8]) -> Option<([u8; 64], u64)> {
     let end = u64::from_ne_bytes(*bytes).checked_add(u64::from_ne_bytes(*offset))?;
     let mut trailer = [0; 64];
     trailer[..8].copy_from_slice(b"STNDFINF");
-    trailer[8..15].copy_from_slice(&[1 ^ version / 128, 0, queues, 0, size, 0, cache]);
+    trailer[8..15].copy_from_slice(&[1 ^ (version / 128), 0, queues, 0, size, 0, cache]);
     (64..=FILE_BYTES).contains(&end).then_some((trailer, end))
 }
 
