@@ -1,4 +1,4 @@
-//! Why an option of the command line cannot be executed.
+//! Why something cannot be made, or unmade.
 
 use block::{GraphError, RegistryError};
 use drivers::OpenError;
