@@ -3,9 +3,10 @@
 //! Events come while run control's lock is held, and nothing is logged then: a task does it.
 
 use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use block::{BlockIoError, Event, EventKind, Observer};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 /// What is to be told.
@@ -31,7 +32,7 @@ impl IncidentLog {
         let Some(incident) = error.incident else {
             return false;
         };
-        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut told = self.told.lock();
         told.insert(error.device.clone(), incident) != Some(incident)
     }
 
@@ -59,7 +60,7 @@ impl IncidentLog {
     }
 
     fn news(&self) -> MutexGuard<'_, VecDeque<News>> {
-        self.news.lock().unwrap_or_else(PoisonError::into_inner)
+        self.news.lock()
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{PollFd, PollFlags};
 use rustix::io::Errno;
 
@@ -70,7 +70,7 @@ impl Log {
     }
 
     fn lock(&self) -> MutexGuard<'_, Waiting> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+        self.waiting.lock()
     }
 
     /// Starts the thread that writes, and reports what was `left_out`.
@@ -115,15 +115,14 @@ impl Log {
     /// Waits until all is out, at most `limit`.
     pub fn flush(&self, limit: Duration) {
         let full = |waiting: &mut Waiting| waiting.writing || !waiting.text.is_empty();
-        let waiting = self.lock();
+        let mut waiting = self.lock();
         if !waiting.started {
             drop(waiting);
             // Nobody else is there yet.
             self.step(&mut Vec::new(), |text| write_all(&io::stderr(), text));
             return;
         }
-        let waited = self.empty.wait_timeout_while(waiting, limit, full);
-        drop(waited);
+        self.empty.wait_while_for(&mut waiting, full, limit);
     }
 
     fn run(&self, left_out: LeftOut, mut write: impl FnMut(&[u8])) {
@@ -153,16 +152,12 @@ impl Log {
             if !waiting.text.is_empty() {
                 return;
             }
-            waiting = match timeout {
-                None => self
-                    .filled
-                    .wait(waiting)
-                    .unwrap_or_else(PoisonError::into_inner),
+            match timeout {
+                None => self.filled.wait(&mut waiting),
                 Some(timeout) => {
-                    let waited = self.filled.wait_timeout(waiting, timeout);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
+                    self.filled.wait_for(&mut waiting, timeout);
                 }
-            };
+            }
         }
     }
 
