@@ -2,10 +2,11 @@
 
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use iothread::mailbox::{self, Receiver};
 use listener::Socket;
+use parking_lot::Mutex;
 
 use crate::class::{Class, Closed, Part, Shape};
 use crate::device::DeviceHandle;
@@ -124,11 +125,7 @@ impl<P: Part> Served<P> {
     /// Disconnects the client, stops all rings, and closes the parts. False if somebody else does it,
     /// or has done it.
     pub async fn close(&self) -> bool {
-        let ended = self
-            .ended
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .take();
+        let ended = self.ended.lock().take();
         // Closed a second time: the first call does it.
         let Some(mut ended) = ended else {
             return false;

@@ -1,8 +1,10 @@
 //! What is wrong with an export, for whoever looks at it.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
+
+use parking_lot::{Mutex, MutexGuard};
 
 use crate::protocol::back_channel::BackChannel;
 
@@ -38,7 +40,7 @@ impl Trouble {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Whoever was refused before has nothing to do with the client that comes, or leaves, now.

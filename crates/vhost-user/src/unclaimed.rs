@@ -2,7 +2,8 @@
 //! of a former daemon. The block layer knows of all others.
 
 use std::collections::BTreeSet;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use parking_lot::{Mutex, MutexGuard};
 
 /// Shared by the session, which knows, and the export, which is asked.
 #[derive(Debug, Default)]
@@ -14,7 +15,7 @@ pub(crate) struct Unclaimed {
 impl Unclaimed {
     fn queues(&self) -> MutexGuard<'_, Option<BTreeSet<u16>>> {
         // It is whole wherever somebody might have panicked.
-        self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+        self.queues.lock()
     }
 
     /// The client has a fresh life: there is nothing.

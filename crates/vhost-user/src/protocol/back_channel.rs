@@ -1,8 +1,8 @@
 //! What the device says unasked, on a socket of the client's choice.
 
 use std::os::fd::OwnedFd;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use parking_lot::{Mutex, MutexGuard};
 use rustix::net::{SendFlags, sockopt};
 
 use super::answer;
@@ -19,7 +19,7 @@ pub(crate) struct BackChannel(Mutex<Option<OwnedFd>>);
 
 impl BackChannel {
     fn socket(&self) -> MutexGuard<'_, Option<OwnedFd>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// Replaces the socket.
