@@ -5,9 +5,10 @@ mod harness;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
+use block::{RunState, VmPause};
 use harness::guest::{BOOT, DirectWriters, promptly, reach};
 use harness::vmm::{FullDisk, LINK, Resumer, qemu_state};
-use harness::{PATIENCE, Setup, soak};
+use harness::{PATIENCE, Setup, eventually, soak};
 use serde_json::{Value, json};
 
 fn writers(seed: u32, writers: u64) -> DirectWriters {
@@ -31,6 +32,13 @@ fn a_daemon_is_killed_while_the_vm_is_paused() -> Result<()> {
         disk.take_space()?;
         let writing = disk.write(&writers)?;
         let held = disk.wait_paused_by_error()?;
+        // A thread writes it, in its own time; what it has not written the next daemon does not know.
+        eventually("the pause is saved", || {
+            let saved = disk.server.saved()?;
+            Ok(saved.is_some_and(|saved| {
+                saved.run_state == RunState::IoError && saved.vm_pause == VmPause::Link
+            }))
+        })?;
         disk.server.daemon.kill()?;
         ensure!(qemu_state(&mut disk.guest)? == "paused");
         disk.server.start_again()?;
