@@ -344,7 +344,7 @@ fn a_back_end_that_keeps_the_stop_waiting_is_timed_out() -> Result {
         ),
         "{error}"
     );
-    assert!(started.elapsed() < Duration::from_secs(5));
+    assert!(started.elapsed() < Duration::from_secs(60));
     // The VM lives on with another back end: the ring is resumed from its used index.
     let other = BackEnd::start()?;
     let disk = Disk::reconnect(disk.disconnect(), other.path()).map_err(|(error, _)| error)?;

@@ -369,7 +369,7 @@ impl Daemon {
 
 /// What must happen soon.
 pub async fn soon<T>(what: impl Future<Output = T>) -> T {
-    tokio::time::timeout(Duration::from_secs(10), what)
+    tokio::time::timeout(Duration::from_secs(60), what)
         .await
         .expect("it took too long")
 }

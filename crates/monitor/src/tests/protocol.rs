@@ -288,19 +288,20 @@ async fn queries_do_not_wait_for_storage() {
         let sizes = nodes.map(|node| node["image"]["actual-size"].as_u64());
         sizes.collect::<Vec<_>>()
     };
-    let nodes = client.result("query-named-block-nodes").await;
-    assert_eq!(sizes(&nodes), [None, Some(4096), None]);
-    // From now on nobody waits: a hundred queries take no time to speak of, and no further thread.
-    let begin = std::time::Instant::now();
-    for _ in 0..100 {
-        let nodes = client.result("query-named-block-nodes").await;
-        assert_eq!(sizes(&nodes)[0], None);
-    }
-    assert!(
-        begin.elapsed() < Duration::from_secs(5),
-        "{:?}",
-        begin.elapsed()
-    );
+    // What answers may be too late for the first query as well: that is a matter of the machine.
+    let answered = async {
+        loop {
+            let nodes = client.result("query-named-block-nodes").await;
+            let [first, second, third] = sizes(&nodes)[..] else {
+                unreachable!("there are three");
+            };
+            assert_eq!((first, third), (None, None));
+            if second == Some(4096) {
+                return;
+            }
+        }
+    };
+    soon(answered).await;
     assert!(
         client
             .hmp("info block -n -v a")
@@ -314,6 +315,25 @@ async fn queries_do_not_wait_for_storage() {
         }
     };
     soon(known).await;
+    never.open();
+}
+
+/// Once nothing has been heard for the time that a query waits, nobody waits any more: many queries take
+/// no time to speak of, and no further thread.
+#[tokio::test]
+async fn what_is_overdue_is_not_waited_for() {
+    const QUERIES: u32 = 300;
+    let daemon = Daemon::new().await;
+    let never = Arc::new(Barrier::default());
+    daemon.node("a", Fake::new("file").hanging(&never));
+    let mut client = daemon.client().await;
+    let begin = std::time::Instant::now();
+    for _ in 0..QUERIES {
+        let nodes = client.result("query-named-block-nodes").await;
+        assert!(nodes[0]["image"]["actual-size"].is_null(), "{nodes:?}");
+    }
+    let waited = Duration::from_millis(100) * QUERIES;
+    assert!(begin.elapsed() < waited * 2 / 3, "{:?}", begin.elapsed());
     never.open();
 }
 
