@@ -5,7 +5,7 @@ use clap::ValueEnum;
 /// What can be run on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Part {
-    /// Formatting and clippy
+    /// Formatting, clippy, and circles between files
     Check,
     /// Unit tests, integration tests without outside help, and the examples in the documentation
     Unit,

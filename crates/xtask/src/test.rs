@@ -61,7 +61,8 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 fn check() -> Result<()> {
     let fmt = lint::fmt();
     let clippy = lint::clippy();
-    fmt.and(clippy)
+    let circles = lint::circles();
+    fmt.and(clippy).and(circles)
 }
 
 fn unit(tests: &[&Target], soak: bool) -> Result<()> {
