@@ -42,7 +42,7 @@ pub use driver::io::Io;
 pub use driver::loss::Loss;
 pub use driver::node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use export::Export;
-pub use gate::Fault;
+pub use gate::ClientError;
 pub use gate::overlap;
 pub use local::{Client, LocalBackend, Unmapped};
 pub use persist::changes::{Changes, Saved};

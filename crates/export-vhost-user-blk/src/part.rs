@@ -6,7 +6,7 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block::{Backend, Client, EventKind, Fault, LocalBackend, Operation, Request, Tag};
+use block::{Backend, Client, ClientError, EventKind, LocalBackend, Operation, Request, Tag};
 use vhost_user::{Access, Part, Requests, Unmapped};
 
 use crate::options::Options;
@@ -200,10 +200,10 @@ impl<Q: Requests<Rules>> Client for Front<Q> {
         request.op.modifies() && !self.shared.writeback.get()
     }
 
-    fn complete(&self, request: &Request, result: Result<(), Fault>) {
+    fn complete(&self, request: &Request, result: Result<(), ClientError>) {
         let status = match result {
             Ok(()) => STATUS_OK,
-            Err(Fault::Io(_) | Fault::Guest) => STATUS_IOERR,
+            Err(ClientError::Io(_) | ClientError::Guest) => STATUS_IOERR,
         };
         if let Some(queue) = self.of(request) {
             queue.complete(request.tag.head, status);

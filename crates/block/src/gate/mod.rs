@@ -36,7 +36,7 @@ use slots::{Place, Slot, Slots, State};
 use watch::Started;
 
 pub use lost::Lost;
-pub use ticket::{Admission, Fault, HeldRequest, Outcome, Removed, Ticket, Verdict};
+pub use ticket::{Admission, ClientError, HeldRequest, Outcome, Removed, Ticket, Verdict};
 
 /// Whether this build has no gate: everything starts at once and ends as it ends, whatever the policy
 /// says. Only for the benchmark of what policy costs; no such build is ever installed.

@@ -86,11 +86,11 @@ pub enum Outcome {
 
 impl Outcome {
     /// What the client sees if nobody intervenes.
-    pub(crate) const fn result(self) -> Result<(), Fault> {
+    pub(crate) const fn result(self) -> Result<(), ClientError> {
         match self {
             Self::Ok => Ok(()),
-            Self::Error(cause) => Err(Fault::Io(cause)),
-            Self::GuestFault | Self::MemoryMoves => Err(Fault::Guest),
+            Self::Error(cause) => Err(ClientError::Io(cause)),
+            Self::GuestFault | Self::MemoryMoves => Err(ClientError::Guest),
         }
     }
 }
@@ -101,7 +101,7 @@ pub enum Verdict {
     /// Complete it to the client: with success, or with an error.
     Complete {
         /// The result the client sees.
-        result: Result<(), Fault>,
+        result: Result<(), ClientError>,
         /// The action of the policy, if it failed in storage: an event tells of it.
         reported: Option<(Action, Cause)>,
         /// The place it has left, if it has been held before: run control knows it as held and has
@@ -126,7 +126,7 @@ pub enum Verdict {
 
 /// The error that a client sees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fault {
+pub enum ClientError {
     /// Storage failed.
     Io(Cause),
     /// The client's own fault.

@@ -1,6 +1,6 @@
 //! What the block layer wants of an export on an iothread.
 
-use crate::gate::Fault;
+use crate::gate::ClientError;
 use crate::words::request::Request;
 
 /// Why buffers cannot be translated.
@@ -37,7 +37,7 @@ pub trait Client {
     }
 
     /// The request has ended: tell the client. Called at most once for each request.
-    fn complete(&self, request: &Request, result: Result<(), Fault>);
+    fn complete(&self, request: &Request, result: Result<(), ClientError>);
 
     /// The request will never be completed: the device was reset, or has no record of it any more.
     fn dropped(&self, request: &Request);

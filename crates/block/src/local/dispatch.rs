@@ -14,7 +14,7 @@ use iothread::{Deferred, time};
 use crate::control::accounting::Timed;
 use crate::control::run_control::{Failed, Reported};
 use crate::gate::hold::SlotId;
-use crate::gate::{Fault, Outcome, Ticket, Verdict};
+use crate::gate::{ClientError, Outcome, Ticket, Verdict};
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;
 use crate::words::request::{Operation, Request};
@@ -188,11 +188,11 @@ impl LocalBackend {
 
     // Here and below: on the path of every request, and once more on a cold one.
     #[inline(always)]
-    fn complete(&self, request: &Request, result: Result<(), Fault>, started: Started) {
+    fn complete(&self, request: &Request, result: Result<(), ClientError>, started: Started) {
         let timed = match result {
             Ok(()) => self.0.stats.done(request.op, request.bytes),
-            Err(Fault::Io(_)) => self.0.stats.failed(request.op),
-            Err(Fault::Guest) => self.0.stats.invalid(request.op),
+            Err(ClientError::Io(_)) => self.0.stats.failed(request.op),
+            Err(ClientError::Guest) => self.0.stats.invalid(request.op),
         };
         self.account(request.op, timed, started);
         self.0.client.complete(request, result);

@@ -26,7 +26,7 @@ use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
 use crate::driver::node::Node;
 use crate::gate::hold::SlotId;
-use crate::gate::{Admission, Fault, Gate, Lost, Outcome, Removed};
+use crate::gate::{Admission, ClientError, Gate, Lost, Outcome, Removed};
 use crate::words::error::Cause;
 use crate::words::ids::LocalId;
 use crate::words::request::{Operation, Request};
@@ -348,8 +348,8 @@ impl LocalBackend {
                     self.unblock(entry.order);
                     self.resolve(entry.slot, entry.order);
                     self.give_up(entry.slot);
-                    let fault = Fault::Io(Cause::of_errno(libc::EIO));
-                    self.0.client.complete(&entry.request, Err(fault));
+                    let error = ClientError::Io(Cause::of_errno(libc::EIO));
+                    self.0.client.complete(&entry.request, Err(error));
                 }
                 self.pump();
                 return;

@@ -32,7 +32,7 @@ impl Driver for Null {
 
 #[derive(Default)]
 struct Guest {
-    completed: RefCell<Vec<Result<(), Fault>>>,
+    completed: RefCell<Vec<Result<(), ClientError>>>,
 }
 
 impl Client for Guest {
@@ -43,7 +43,7 @@ impl Client for Guest {
     fn has_lost(&self, _: &Request, _: &[libc::iovec]) -> bool {
         false
     }
-    fn complete(&self, _: &Request, result: Result<(), Fault>) {
+    fn complete(&self, _: &Request, result: Result<(), ClientError>) {
         self.completed.borrow_mut().push(result);
     }
     fn dropped(&self, _: &Request) {}
@@ -87,7 +87,7 @@ fn a_lost_request_fails_and_nobody_waits_for_it() {
         local.close().await;
         guest.completed.take()
     });
-    let eio = Fault::Io(Cause::of_errno(libc::EIO));
+    let eio = ClientError::Io(Cause::of_errno(libc::EIO));
     assert_eq!(completed.unwrap(), [Err(eio)]);
     let stats = backend.stats();
     assert_eq!((stats.lost, stats.wr.failed), (1, 1));

@@ -13,7 +13,7 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, Event, Fault, HoldScope, LocalId, Operation, Policy, Request,
+    Action, BackendId, Cause, ClientError, Event, HoldScope, LocalId, Operation, Policy, Request,
     RunState, Status, Tag, VmOrder,
 };
 

@@ -83,7 +83,7 @@ impl World {
                     ensure!(action != Action::Stop, "completed under stop: {request:?}");
                     let expected = match action {
                         Action::Ignore => Ok(()),
-                        Action::Report | Action::Stop => Err(Fault::Io(cause)),
+                        Action::Report | Action::Stop => Err(ClientError::Io(cause)),
                     };
                     ensure!(result == expected, "{action:?} gave {result:?}");
                     self.inbox.push_back(Message::Reported(Reported {
