@@ -13,7 +13,7 @@
 //! in the table, and whether it may is one flag (`Gate::clear`).
 
 mod freeze;
-pub mod hold;
+pub mod line;
 mod lost;
 pub mod overlap;
 mod range_index;
@@ -26,7 +26,7 @@ mod watch;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::gate::hold::{Line, SlotId};
+use crate::gate::line::{Line, SlotId};
 use crate::words::error_policy::{Action, Policy};
 use crate::words::hold_scope::HoldScope;
 use crate::words::request::Request;

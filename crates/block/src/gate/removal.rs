@@ -3,7 +3,7 @@
 use crate::words::request::Operation;
 
 use super::Gate;
-use super::hold::SlotId;
+use super::line::SlotId;
 use super::slots::{Place, Slot, State};
 use super::ticket::Removed;
 

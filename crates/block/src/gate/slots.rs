@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use crate::gate::hold::{SlotId, Turn};
+use crate::gate::line::{SlotId, Turn};
 use crate::gate::range_index::RangeIndex;
 use crate::words::request::Request;
 

@@ -3,7 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::ops::Deref;
 
-use crate::gate::hold::SlotId;
+use crate::gate::line::SlotId;
 use crate::words::error::Cause;
 use crate::words::error_policy::Action;
 use crate::words::request::Request;

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::task::{Context, Poll, Waker};
 
-use crate::gate::hold::SlotId;
+use crate::gate::line::SlotId;
 use crate::words::request::Request;
 
 /// A request that is in flight.

@@ -13,7 +13,7 @@ use iothread::{Deferred, time};
 
 use crate::control::accounting::Timed;
 use crate::control::run_control::{Failed, Reported};
-use crate::gate::hold::SlotId;
+use crate::gate::line::SlotId;
 use crate::gate::{ClientError, Outcome, Ticket, Verdict};
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;

@@ -25,7 +25,7 @@ use crate::control::accounting::{Batch, LocalStats};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
 use crate::driver::node::Node;
-use crate::gate::hold::SlotId;
+use crate::gate::line::SlotId;
 use crate::gate::{Admission, ClientError, Gate, Lost, Outcome, Removed};
 use crate::words::error::Cause;
 use crate::words::ids::LocalId;

@@ -11,7 +11,7 @@ use iothread::mailbox::{Entry, Sender};
 
 use crate::control::inbox::Message;
 use crate::control::run_control::{Failed, Resolved};
-use crate::gate::hold::SlotId;
+use crate::gate::line::SlotId;
 
 /// What the request in a slot of the gate's table posts. Each entry carries one message at a time.
 #[derive(Debug, Default)]

@@ -1,4 +1,4 @@
-//! The order in which waiting requests go on. Pure.
+//! The line of those whose turn may have come: the order in which waiting requests go on. Pure.
 
 use std::collections::BTreeSet;
 
