@@ -6,7 +6,7 @@
 //!
 //! **The gate owns the truth about what is held.** All else are copies, which follow it by messages and
 //! calls of its part's: who on other iothreads has to wait ([`overlap`]), since when a request is held
-//! (the outbox of `local`), and what queries show and incidents last by (run control's
+//! (the notices of `local`), and what queries show and incidents last by (run control's
 //! [`BackendState`](crate::run_control::BackendState)). Where one of them differs, the gate is right.
 //!
 //! As long as nothing fails it costs next to nothing: a request that may start at once gets no place

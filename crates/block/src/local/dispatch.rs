@@ -31,7 +31,7 @@ impl LocalBackend {
         let worker = idle.unwrap_or_else(|| self.new_worker());
         let started = time::now();
         if let Some(slot) = ticket.slot()
-            && let Some(since) = inner.outbox.goes_on(slot)
+            && let Some(since) = inner.notices.goes_on(slot)
         {
             (inner.stats).unheld(started.saturating_duration_since(since));
         }
@@ -221,7 +221,7 @@ impl LocalBackend {
             cause,
             at: SystemTime::now(),
         };
-        inner.outbox.failed(slot, failed);
+        inner.notices.failed(slot, failed);
         self.provide_entries();
     }
 

@@ -1,11 +1,11 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
-//! (`dispatch`), what waits for the driver (`worker`), what run control is told (`outbox`, `reporter`).
+//! (`dispatch`), what waits for the driver (`worker`), what run control is told (`hold_notices`, `reporter`).
 
 mod client;
 mod dispatch;
-mod outbox;
+mod hold_notices;
 mod reporter;
 mod worker;
 
@@ -31,7 +31,7 @@ use crate::words::error::Cause;
 use crate::words::ids::LocalId;
 use crate::words::request::{Operation, Request};
 
-use self::outbox::Outbox;
+use self::hold_notices::HoldNotices;
 use self::reporter::Reporter;
 use self::worker::Worker;
 
@@ -65,7 +65,7 @@ struct Inner {
     /// What has been answered at once in this round.
     batch: Batch,
     control: Sender<Message>,
-    outbox: Outbox,
+    notices: HoldNotices,
     reporter: Reporter,
 }
 
@@ -105,7 +105,7 @@ impl LocalBackend {
             batch: Batch::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
-            outbox: Outbox::new(control.sender().clone()),
+            notices: HoldNotices::new(control.sender().clone()),
             reporter: Reporter::new(control.sender().clone()),
         });
         let this = Self(inner);
@@ -398,7 +398,7 @@ impl LocalBackend {
             generation: self.0.gate.borrow().generation(),
             order,
         };
-        self.0.outbox.resolved(slot, resolved);
+        self.0.notices.resolved(slot, resolved);
     }
 
     /// What was waiting in these slots is gone without having been executed to its end.
@@ -415,7 +415,7 @@ impl LocalBackend {
     }
 
     fn give_up(&self, slot: SlotId) {
-        if let Some(since) = self.0.outbox.given_up(slot) {
+        if let Some(since) = self.0.notices.given_up(slot) {
             self.0.stats.unheld(since.elapsed());
         }
     }
@@ -424,7 +424,7 @@ impl LocalBackend {
     /// which gets a slot when it fails.
     fn provide_entries(&self) {
         let slots = self.0.gate.borrow().slots_in_use();
-        self.0.outbox.provide(slots + self.0.workers.get());
+        self.0.notices.provide(slots + self.0.workers.get());
     }
 
     /// Waits until `condition` holds; asked again whenever a request ends.

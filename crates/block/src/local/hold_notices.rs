@@ -1,5 +1,5 @@
-//! What a part of a backend tells run control: failures, and what has become of them. To post one
-//! neither fails nor allocates: the entries are there before.
+//! What a part of a backend tells run control of what it holds: that it is held, and that it is not any
+//! more. To post a notice neither fails nor allocates: the entries are there before.
 //!
 //! By the places of the gate's table ([`crate::gate`]), which owns what is held; here is only a copy of
 //! when that began.
@@ -35,12 +35,12 @@ impl SlotEntries {
 
 /// See the [module](self).
 #[derive(Debug)]
-pub struct Outbox {
+pub struct HoldNotices {
     control: Sender<Message>,
     slots: RefCell<Vec<SlotEntries>>,
 }
 
-impl Outbox {
+impl HoldNotices {
     /// Without any entry.
     pub fn new(control: Sender<Message>) -> Self {
         Self {
@@ -112,9 +112,9 @@ mod tests {
     const BACKEND: BackendId = BackendId(1);
     const LOCAL: LocalId = LocalId(1);
 
-    fn outbox() -> (Outbox, Receiver<Message>) {
+    fn notices() -> (HoldNotices, Receiver<Message>) {
         let (sender, receiver) = channel();
-        (Outbox::new(sender), receiver)
+        (HoldNotices::new(sender), receiver)
     }
 
     fn request(head: u16) -> Request {
@@ -163,18 +163,18 @@ mod tests {
 
     #[test]
     fn a_slot_that_is_used_again_loses_no_message() {
-        let (outbox, mut receiver) = outbox();
+        let (notices, mut receiver) = notices();
         let slot = SlotId(0);
-        outbox.provide(1);
-        outbox.failed(slot, failed(1));
+        notices.provide(1);
+        notices.failed(slot, failed(1));
         assert_eq!(received(&mut receiver), [("failed", 1)]);
-        assert!(outbox.goes_on(slot).is_some() && outbox.goes_on(slot).is_none());
-        outbox.resolved(slot, resolved(1));
+        assert!(notices.goes_on(slot).is_some() && notices.goes_on(slot).is_none());
+        notices.resolved(slot, resolved(1));
         // The next request fails there and is dropped before anything has been received.
-        outbox.failed(slot, failed(2));
-        outbox.resolved(slot, resolved(2));
-        assert!(outbox.given_up(slot).is_some());
-        outbox.failed(slot, failed(3));
+        notices.failed(slot, failed(2));
+        notices.resolved(slot, resolved(2));
+        assert!(notices.given_up(slot).is_some());
+        notices.failed(slot, failed(3));
         let expected = [
             ("resolved", 1),
             ("failed", 2),
