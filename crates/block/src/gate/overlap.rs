@@ -29,7 +29,7 @@ type Turn = (u64, LocalId);
 
 /// What is known of one part.
 #[derive(Debug, Default)]
-struct Part {
+struct LocalBlockers {
     /// What is held or replayed there.
     requests: BTreeMap<u64, Request>,
     ranges: RangeIndex<()>,
@@ -42,7 +42,7 @@ struct Part {
 /// What is held or replayed of one backend. Pure.
 #[derive(Debug, Default)]
 pub struct Blockers {
-    parts: BTreeMap<LocalId, Part>,
+    locals: BTreeMap<LocalId, LocalBlockers>,
     /// Who waits behind whom: the one in front first.
     behind: BTreeSet<(Turn, Turn)>,
     len: usize,
@@ -51,7 +51,7 @@ pub struct Blockers {
 impl Blockers {
     /// The request with arrival number `order` of `local` is held.
     pub fn insert(&mut self, local: LocalId, order: u64, request: Request) {
-        let part = self.parts.entry(local).or_default();
+        let part = self.locals.entry(local).or_default();
         if request.bytes > 0 && part.requests.insert(order, request).is_none() {
             (part.ranges).insert(request.offset, request.end(), order, ());
             self.len += 1;
@@ -63,7 +63,7 @@ impl Blockers {
     /// ([`Self::take_woken`]).
     pub fn remove(&mut self, local: LocalId, order: u64, mut tell: impl FnMut(LocalId)) {
         self.stop_waiting(local, order);
-        let Some(part) = self.parts.get_mut(&local) else {
+        let Some(part) = self.locals.get_mut(&local) else {
             return;
         };
         let Some(request) = part.requests.remove(&order) else {
@@ -77,7 +77,7 @@ impl Blockers {
         {
             self.behind.remove(&(front, waits));
             let (order, local) = waits;
-            let part = self.parts.entry(local).or_default();
+            let part = self.locals.entry(local).or_default();
             part.waits.remove(&order);
             if part.woken.is_empty() {
                 tell(local);
@@ -88,7 +88,7 @@ impl Blockers {
 
     /// The arrival numbers of those of `local` that may go on.
     pub fn take_woken(&mut self, local: LocalId) -> Vec<u64> {
-        let part = self.parts.get_mut(&local);
+        let part = self.locals.get_mut(&local);
         part.map(|part| std::mem::take(&mut part.woken))
             .unwrap_or_default()
     }
@@ -97,9 +97,9 @@ impl Blockers {
     /// wait for one of another part. If so, its part is told when that one has ended.
     pub fn blocks(&mut self, local: LocalId, order: u64, request: &Request) -> bool {
         self.stop_waiting(local, order);
-        let own = self.parts.get(&local);
+        let own = self.locals.get(&local);
         let was_held = own.is_some_and(|part| part.requests.contains_key(&order));
-        let front = (self.parts.iter())
+        let front = (self.locals.iter())
             .filter(|&(&other, _)| other != local)
             .filter_map(|(&other, part)| {
                 // Those whose turn is before that of this one.
@@ -114,19 +114,19 @@ impl Blockers {
             .max();
         if let Some(front) = front {
             self.behind.insert((front, (order, local)));
-            let part = self.parts.entry(local).or_default();
+            let part = self.locals.entry(local).or_default();
             part.waits.insert(order, front);
         }
         front.is_some()
     }
 
     /// The part has ended, and with it all that was held or has waited there.
-    pub fn remove_part(&mut self, local: LocalId) {
+    pub fn remove_local(&mut self, local: LocalId) {
         debug_assert!(
-            (self.parts.get(&local))
+            (self.locals.get(&local))
                 .is_none_or(|part| part.requests.is_empty() && part.waits.is_empty())
         );
-        self.parts.remove(&local);
+        self.locals.remove(&local);
     }
 
     /// Number of requests that block.
@@ -140,7 +140,7 @@ impl Blockers {
     }
 
     fn stop_waiting(&mut self, local: LocalId, order: u64) {
-        let part = self.parts.get_mut(&local);
+        let part = self.locals.get_mut(&local);
         if let Some(front) = part.and_then(|part| part.waits.remove(&order)) {
             self.behind.remove(&(front, (order, local)));
         }
@@ -185,9 +185,9 @@ impl SharedBlockers {
         self.len.load(Ordering::Acquire) > 0 && self.look(local, order, request)
     }
 
-    /// As [`Blockers::remove_part`].
-    pub fn remove_part(&self, local: LocalId) {
-        self.lock().remove_part(local);
+    /// As [`Blockers::remove_local`].
+    pub fn remove_local(&self, local: LocalId) {
+        self.lock().remove_local(local);
     }
 
     #[cold]
@@ -264,8 +264,8 @@ mod tests {
         assert_eq!(blockers.take_woken(B), [0, 2]);
         assert!(blockers.take_woken(B).is_empty());
         assert!(blockers.is_empty() && blockers.behind.is_empty());
-        blockers.remove_part(A);
-        blockers.remove_part(B);
+        blockers.remove_local(A);
+        blockers.remove_local(B);
     }
 
     /// Writes of one sector, from two iothreads in turn: for each that ended, all that were known

@@ -243,7 +243,7 @@ impl LocalBackend {
         self.forget(&removed);
         self.until(|gate| gate.in_flight() == 0).await;
         self.0.gate.borrow_mut().end_watch();
-        self.0.backend.blockers().remove_part(self.0.id);
+        self.0.backend.blockers().remove_local(self.0.id);
         for worker in self.0.idle_workers.borrow_mut().drain(..) {
             worker.wake();
         }
