@@ -32,7 +32,7 @@ use crate::words::hold_scope::HoldScope;
 use crate::words::request::Request;
 
 use freeze::Freeze;
-use slots::{Place, Slot, Slots, State};
+use slots::{Place, Slot, Slots, SlotState};
 use watch::Started;
 
 pub use lost::Lost;
@@ -133,7 +133,7 @@ impl Gate {
 
     #[cold]
     fn park(&mut self, request: Request, order: u64) {
-        self.wait(Slot::new(State::Parked, request, order));
+        self.wait(Slot::new(SlotState::Parked, request, order));
         self.update_clear();
     }
 
@@ -151,7 +151,7 @@ impl Gate {
     pub fn take_up(&mut self, request: Request) -> u64 {
         let order = self.next_order;
         self.next_order += 1;
-        self.wait(Slot::new(State::Released, request, order));
+        self.wait(Slot::new(SlotState::Released, request, order));
         self.update_clear();
         order
     }
@@ -189,7 +189,7 @@ impl Gate {
             self.members_mut(queue).remove(&order);
             let kept = (!turn.parked).then_some(slot);
             if kept.is_some() {
-                self.slots.set_state(slot, State::Replayed);
+                self.slots.set_state(slot, SlotState::Replayed);
             } else {
                 self.give_place_back(slot);
             }
@@ -284,9 +284,9 @@ impl Gate {
         let (request, order) = (started.request, started.order);
         self.freeze.memory_moves();
         let Some(slot) = started.slot else {
-            return self.wait(Slot::new(State::Parked, request, order));
+            return self.wait(Slot::new(SlotState::Parked, request, order));
         };
-        self.slots.set_state(slot, State::Released);
+        self.slots.set_state(slot, SlotState::Released);
         self.members_mut(request.tag.queue).insert(order, slot);
         self.line.insert(self.slots.get(slot).turn(slot));
     }
@@ -304,7 +304,7 @@ impl Gate {
 
     /// From here on the request waits for a release, at its old place in the order.
     fn hold(&mut self, started: &Started, seq: u64) -> SlotId {
-        let (state, order) = (State::Held { seq }, started.order);
+        let (state, order) = (SlotState::Held { seq }, started.order);
         let request = started.request;
         let slot = if let Some(slot) = started.slot {
             self.slots.set_state(slot, state);
@@ -447,7 +447,7 @@ impl Gate {
 
     /// Requests that wait for their turn: parked, or released and not yet started.
     pub fn waiting(&self) -> impl Iterator<Item = Request> + '_ {
-        let waits = |slot: &Slot| matches!(slot.state, State::Parked | State::Released);
+        let waits = |slot: &Slot| matches!(slot.state, SlotState::Parked | SlotState::Released);
         let waiting = self.slots.iter().filter(move |(_, slot)| waits(slot));
         waiting.map(|(_, slot)| slot.request)
     }
@@ -535,7 +535,7 @@ impl Gate {
             && seq <= upto
         {
             self.held.pop_first();
-            self.slots.set_state(slot, State::Released);
+            self.slots.set_state(slot, SlotState::Released);
             self.line.insert(self.slots.get(slot).turn(slot));
         }
         self.thaw_if_nothing_held();

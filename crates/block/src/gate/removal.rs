@@ -4,7 +4,7 @@ use crate::words::request::Operation;
 
 use super::Gate;
 use super::line::SlotId;
-use super::slots::{Place, Slot, State};
+use super::slots::{Place, Slot, SlotState};
 use super::ticket::Removed;
 
 impl Gate {
@@ -41,7 +41,7 @@ impl Gate {
     pub fn take_held_flushes(&mut self) -> Vec<Removed> {
         let removed = self.remove_waiting(0..self.members.len(), |slot| {
             // Released ones too: those that a client has handed back wait there.
-            let waits = matches!(slot.state, State::Held { .. } | State::Released);
+            let waits = matches!(slot.state, SlotState::Held { .. } | SlotState::Released);
             slot.request.op == Operation::Flush && waits
         });
         self.thaw_if_nothing_held();
@@ -77,7 +77,7 @@ impl Gate {
     fn leave(&mut self, id: SlotId) {
         let slot = *self.slots.get(id);
         match (slot.state, slot.place) {
-            (State::Held { seq }, _) => {
+            (SlotState::Held { seq }, _) => {
                 self.held.remove(&(seq, id));
             }
             (_, Place::Line) => self.line.remove(slot.request.tag.queue, slot.turn(id)),

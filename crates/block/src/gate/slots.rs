@@ -10,7 +10,7 @@ use crate::gate::range_index::RangeIndex;
 use crate::words::request::Request;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum State {
+pub(super) enum SlotState {
     Free,
     /// Popped, not started.
     Parked,
@@ -24,7 +24,7 @@ pub(super) enum State {
     Replayed,
 }
 
-impl State {
+impl SlotState {
     const COUNT: usize = 5;
 
     const fn number(self) -> usize {
@@ -51,14 +51,14 @@ pub(super) enum Place {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
-    pub(super) state: State,
+    pub(super) state: SlotState,
     pub(super) request: Request,
     pub(super) order: u64,
     pub(super) place: Place,
 }
 
 impl Slot {
-    pub(super) fn new(state: State, request: Request, order: u64) -> Self {
+    pub(super) fn new(state: SlotState, request: Request, order: u64) -> Self {
         Self {
             state,
             request,
@@ -69,12 +69,12 @@ impl Slot {
 
     /// Failed at least once under action stop: run control has a record of it.
     pub(super) fn was_held(&self) -> bool {
-        !matches!(self.state, State::Free | State::Parked)
+        !matches!(self.state, SlotState::Free | SlotState::Parked)
     }
 
     pub(super) fn turn(&self, slot: SlotId) -> Turn {
         Turn {
-            parked: self.state == State::Parked,
+            parked: self.state == SlotState::Parked,
             order: self.order,
             slot,
         }
@@ -91,7 +91,7 @@ pub(super) struct Slots {
     slots: Vec<Slot>,
     free: Vec<SlotId>,
     /// Number of slots in each state.
-    counts: [usize; State::COUNT],
+    counts: [usize; SlotState::COUNT],
     /// What was held, by range: until it has ended it blocks.
     was_held: RangeIndex<SlotId>,
     /// What is parked and modifies its range.
@@ -120,7 +120,7 @@ impl Slots {
     pub(super) fn insert(&mut self, slot: Slot) -> SlotId {
         self.counts[slot.state.number()] += 1;
         let id = if let Some(id) = self.free.pop() {
-            self.counts[State::Free.number()] -= 1;
+            self.counts[SlotState::Free.number()] -= 1;
             self.slots[id.index()] = slot;
             id
         } else {
@@ -153,7 +153,7 @@ impl Slots {
             waiting.place = Place::Line;
             woken(waiting.turn(waits));
         }
-        self.set_state(slot, State::Free);
+        self.set_state(slot, SlotState::Free);
         self.free.push(slot);
     }
 
@@ -166,7 +166,7 @@ impl Slots {
     }
 
     /// Changes the state of a request that keeps its place, between those of [`Slot::was_held`].
-    pub(super) fn set_state(&mut self, slot: SlotId, state: State) {
+    pub(super) fn set_state(&mut self, slot: SlotId, state: SlotState) {
         let entry = &mut self.slots[slot.index()];
         self.counts[entry.state.number()] -= 1;
         self.counts[state.number()] += 1;
@@ -214,12 +214,12 @@ impl Slots {
 
     /// Number of requests that wait for their turn.
     pub(super) fn waiting(&self) -> usize {
-        self.counts[State::Parked.number()] + self.counts[State::Released.number()]
+        self.counts[SlotState::Parked.number()] + self.counts[SlotState::Released.number()]
     }
 
     /// Whether something waits, is held, or is in flight again.
     pub(super) fn is_empty(&self) -> bool {
-        self.slots.len() == self.counts[State::Free.number()]
+        self.slots.len() == self.counts[SlotState::Free.number()]
     }
 
     /// All that are in use.
@@ -227,6 +227,6 @@ impl Slots {
         (0..)
             .map(SlotId)
             .zip(&self.slots)
-            .filter(|(_, slot)| slot.state != State::Free)
+            .filter(|(_, slot)| slot.state != SlotState::Free)
     }
 }

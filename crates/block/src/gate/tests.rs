@@ -297,7 +297,7 @@ proptest! {
             let replayed = world.tickets.iter().filter(|ticket| ticket.slot().is_some()).count();
             let waiting = gate.held().count() + gate.waiting().count();
             assert_eq!(gate.slots_in_use(), waiting + replayed, "after {step:?}");
-            let replays = |(_, slot): &(_, &Slot)| slot.state == State::Replayed;
+            let replays = |(_, slot): &(_, &Slot)| slot.state == SlotState::Replayed;
             assert_eq!(gate.slots.iter().filter(replays).count(), replayed);
             assert_eq!(gate.in_flight() as usize, world.tickets.len());
         }
