@@ -68,13 +68,13 @@ pub enum Timed {
 
 /// Requests that began and ended in the same round: all have taken as long as the round.
 #[derive(Debug, Default)]
-pub struct Batch {
+pub struct Round {
     counts: [Cell<u64>; 4],
     /// When the first one began.
     began: Cell<Option<Instant>>,
 }
 
-impl Batch {
+impl Round {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.began.get().is_none()
@@ -172,13 +172,13 @@ impl LocalStats {
         self.class(op).total_time_ns.add(nanoseconds(time));
     }
 
-    /// The requests of `batch`, which is empty then, have all ended `now`.
-    pub fn settle(&self, batch: &Batch, now: Instant) {
-        let Some(began) = batch.began.take() else {
+    /// The requests of `round`, which is empty then, have all ended `now`.
+    pub fn settle(&self, round: &Round, now: Instant) {
+        let Some(began) = round.began.take() else {
             return;
         };
         let each = nanoseconds(now.saturating_duration_since(began));
-        for (class, count) in self.classes.iter().zip(&batch.counts) {
+        for (class, count) in self.classes.iter().zip(&round.counts) {
             let count = count.take();
             if count > 0 {
                 class.total_time_ns.add(each.saturating_mul(count));
@@ -312,17 +312,17 @@ mod tests {
             "idle time is absent before the first access"
         );
         let (a, b) = (accounting.register(), accounting.register());
-        let batch = Batch::default();
+        let round = Round::default();
         let timed = a.done(Operation::Write, 4096);
         let start = Instant::now();
-        batch.begin(start);
-        batch.add(Operation::Write, timed);
-        batch.add(Operation::Write, timed);
-        batch.add(Operation::Read, a.invalid(Operation::Read));
+        round.begin(start);
+        round.add(Operation::Write, timed);
+        round.add(Operation::Write, timed);
+        round.add(Operation::Read, a.invalid(Operation::Read));
         let end = start + Duration::from_nanos(250);
-        a.settle(&batch, end);
-        assert!(batch.is_empty());
-        a.settle(&batch, end);
+        a.settle(&round, end);
+        assert!(round.is_empty());
+        a.settle(&round, end);
         let unmap = Operation::WriteZeroes { unmap: true };
         assert_eq!(b.done(unmap, 512), Timed::Yes);
         b.took(unmap, Duration::from_nanos(500));

@@ -32,7 +32,7 @@ use crate::words::hold_scope::HoldScope;
 use crate::words::request::Request;
 
 use freeze::Freeze;
-use slots::{Place, Slot, Slots, SlotState};
+use slots::{Place, Slot, SlotState, Slots};
 use watch::Started;
 
 pub use lost::Lost;

@@ -21,7 +21,7 @@ use crate::words::request::{Operation, Request};
 
 use super::client::Unmapped;
 use super::worker::Worker;
-use super::{Inner, LocalBackend, Started};
+use super::{Inner, LocalBackend, StartedAt};
 
 impl LocalBackend {
     /// Gives a request to the driver.
@@ -43,7 +43,7 @@ impl LocalBackend {
             }
         };
         inner.idle_workers.borrow_mut().push(worker);
-        self.finish(ticket, outcome, Started::Now);
+        self.finish(ticket, outcome, StartedAt::ThisRound);
     }
 
     /// How the request ended, if the driver answers at once; else it runs in the worker, which was
@@ -78,7 +78,7 @@ impl LocalBackend {
         };
         let outcome = self.outcome(worker, ticket.request(), result);
         self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
-        self.finish(ticket, outcome, Started::At(started));
+        self.finish(ticket, outcome, StartedAt::Earlier(started));
     }
 
     fn new_worker(&self) -> Rc<Worker> {
@@ -138,7 +138,7 @@ impl LocalBackend {
 
     /// From the end of a request to hold, freeze and message, or to its completion, without a
     /// pause in between.
-    pub(super) fn finish(&self, ticket: Ticket, outcome: Outcome, started: Started) {
+    pub(super) fn finish(&self, ticket: Ticket, outcome: Outcome, started: StartedAt) {
         let mut gate = self.0.gate.borrow_mut();
         if !gate.is_plain(&ticket, outcome) {
             drop(gate);
@@ -154,7 +154,7 @@ impl LocalBackend {
     /// The end of a request that has failed, has been held before or is of a former generation, or
     /// others wait.
     #[cold]
-    fn judge(&self, ticket: Ticket, outcome: Outcome, started: Started) {
+    fn judge(&self, ticket: Ticket, outcome: Outcome, started: StartedAt) {
         let (request, order) = (*ticket.request(), ticket.order());
         let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
         match verdict {
@@ -188,7 +188,7 @@ impl LocalBackend {
 
     // Here and below: on the path of every request, and once more on a cold one.
     #[inline(always)]
-    fn complete(&self, request: &Request, result: Result<(), ClientError>, started: Started) {
+    fn complete(&self, request: &Request, result: Result<(), ClientError>, started: StartedAt) {
         let timed = match result {
             Ok(()) => self.0.stats.done(request.op, request.bytes),
             Err(ClientError::Io(_)) => self.0.stats.failed(request.op),
@@ -228,22 +228,22 @@ impl LocalBackend {
     /// Counts the time that a request took, and that it was an access. The clock is read once a
     /// round, at its beginning; after what was answered at once also at its end.
     #[inline(always)]
-    fn account(&self, op: Operation, timed: Timed, started: Started) {
+    fn account(&self, op: Operation, timed: Timed, started: StartedAt) {
         let inner = &self.0;
         match started {
-            Started::At(started) => {
+            StartedAt::Earlier(started) => {
                 let now = time::now();
                 if timed == Timed::Yes {
                     inner.stats.took(op, now.saturating_duration_since(started));
                 }
                 inner.stats.accessed(now);
             }
-            Started::Now => {
-                if inner.batch.is_empty() {
-                    inner.batch.begin(time::now());
+            StartedAt::ThisRound => {
+                if inner.round.is_empty() {
+                    inner.round.begin(time::now());
                     iothread::defer(Rc::clone(inner) as Rc<dyn Deferred>);
                 }
-                inner.batch.add(op, timed);
+                inner.round.add(op, timed);
             }
         }
     }
@@ -262,6 +262,6 @@ impl LocalBackend {
 
 impl Deferred for Inner {
     fn run(&self) {
-        self.stats.settle(&self.batch, time::refresh());
+        self.stats.settle(&self.round, time::refresh());
     }
 }

@@ -21,7 +21,7 @@ use iothread::mailbox::{self, Receiver, Sender};
 use iothread::time;
 
 use crate::backend::Backend;
-use crate::control::accounting::{Batch, LocalStats};
+use crate::control::accounting::{LocalStats, Round};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
 use crate::driver::node::Node;
@@ -39,10 +39,10 @@ pub use self::client::{Client, Unmapped};
 
 /// When a request that has ended was given to the driver.
 #[derive(Clone, Copy)]
-enum Started {
-    At(Instant),
-    /// In this round: the driver has answered at once.
-    Now,
+enum StartedAt {
+    Earlier(Instant),
+    /// The driver has answered at once.
+    ThisRound,
 }
 
 struct Inner {
@@ -63,7 +63,7 @@ struct Inner {
     requests: Cell<usize>,
     stats: Arc<LocalStats>,
     /// What has been answered at once in this round.
-    batch: Batch,
+    round: Round,
     control: Sender<Message>,
     notices: HoldNotices,
     reporter: Reporter,
@@ -102,7 +102,7 @@ impl LocalBackend {
             closed: Cell::new(false),
             starting: Cell::new(false),
             requests: Cell::new(0),
-            batch: Batch::default(),
+            round: Round::default(),
             stats: backend.accounting().register(),
             control: control.sender().clone(),
             notices: HoldNotices::new(control.sender().clone()),
@@ -275,7 +275,7 @@ impl LocalBackend {
             self.0.stats.lost();
             self.0.client.unmap(&request);
             let outcome = Outcome::Error(Cause::of_errno(libc::EIO));
-            self.finish(ticket, outcome, Started::Now);
+            self.finish(ticket, outcome, StartedAt::ThisRound);
         }
     }
 
