@@ -3,7 +3,7 @@
 //! * [`file`](mod@file): regular files and (as `host_device`) block devices, through io_uring.
 //! * [`null`]: `null-co`, a disk of no storage.
 //! * [`quota`]: a filter that limits how many bytes its child allocates, as a thin volume would.
-//! * [`blkdebug`]: a filter that injects errors by a [fault plan](block::fault).
+//! * [`blkdebug`]: a filter that injects errors by a [plan](block::FaultPlan).
 //!
 //! A driver is made by its constructor from a plain option struct; nothing registers itself.
 

@@ -158,7 +158,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
     }
 
     /// The fault plan, where the driver injects errors.
-    fn fault_plan(&self) -> Option<&FaultPlan> {
+    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
         None
     }
 

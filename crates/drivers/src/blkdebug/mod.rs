@@ -1,7 +1,9 @@
-//! `blkdebug`: a filter that lets operations on its child fail, by a [fault plan](block::fault).
+//! `blkdebug`: a filter that lets operations on its child fail, by a plan.
 //!
 //! What the plan lets fail never reaches the child, wholly or in part. Everything else is the
 //! child's own future: the filter costs one atomic load while its plan is empty.
+
+mod plan;
 
 use std::sync::Arc;
 
@@ -9,6 +11,8 @@ use block::fault::{FaultPlan, InjectError, SetState};
 use block::{BlockError, Driver, Io, IoFuture, Limits, Node, NodeInfo};
 
 use crate::OpenError;
+
+use self::plan::Plan;
 
 /// Options of [`Blkdebug`].
 #[derive(Clone, Debug)]
@@ -31,7 +35,7 @@ pub struct BlkdebugOptions {
 pub struct Blkdebug {
     node_name: Arc<str>,
     image: Arc<Node>,
-    plan: FaultPlan,
+    plan: Plan,
     align: u32,
 }
 
@@ -54,7 +58,7 @@ impl Blkdebug {
         Ok(Self {
             node_name: options.node_name,
             image: options.image,
-            plan: FaultPlan::new(options.inject_error, options.set_state),
+            plan: Plan::new(options.inject_error, options.set_state),
             align,
         })
     }
@@ -127,7 +131,7 @@ impl Driver for Blkdebug {
         self.image.driver().data_extents(from, each)
     }
 
-    fn fault_plan(&self) -> Option<&FaultPlan> {
+    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
         Some(&self.plan)
     }
 }

@@ -61,7 +61,7 @@ pub(crate) async fn blkdebug_clear(
     Ok(Empty {})
 }
 
-fn fault_plan(node: &Node) -> Result<&FaultPlan, QmpError> {
+fn fault_plan(node: &Node) -> Result<&dyn FaultPlan, QmpError> {
     let plan = node.driver().fault_plan();
     plan.ok_or_else(|| not_a(node, "blkdebug"))
 }

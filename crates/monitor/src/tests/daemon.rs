@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use block::fault::{FaultId, FaultStatus, InjectError};
 use block::run_control::Failed;
 use block::{
     Action, Backend, BackendId, BlockError, BoxFuture, Cause, Control, Driver, Export, FaultPlan,
@@ -47,10 +48,44 @@ pub struct Fake {
     info: NodeInfo,
     length: AtomicU64,
     quota: Option<AtomicU64>,
-    plan: Option<FaultPlan>,
+    plan: Option<FakePlan>,
     latched: Arc<AtomicBool>,
     resize: Option<Arc<Barrier>>,
     hangs: Option<Arc<Barrier>>,
+}
+
+/// Remembers rules.
+#[derive(Debug, Default)]
+struct FakePlan(Mutex<(u64, Vec<FaultStatus>)>);
+
+impl FaultPlan for FakePlan {
+    fn add(&self, rule: InjectError) -> FaultId {
+        let (last, rules) = &mut *self.0.lock().unwrap();
+        *last += 1;
+        let id = FaultId(*last);
+        rules.push(FaultStatus {
+            id,
+            rule,
+            active: true,
+            hits: 0,
+        });
+        id
+    }
+
+    fn clear(&self, id: FaultId) -> bool {
+        let (_, rules) = &mut *self.0.lock().unwrap();
+        let before = rules.len();
+        rules.retain(|known| known.id != id);
+        rules.len() < before
+    }
+
+    fn clear_all(&self) {
+        self.0.lock().unwrap().1.clear();
+    }
+
+    fn status(&self) -> Vec<FaultStatus> {
+        self.0.lock().unwrap().1.clone()
+    }
 }
 
 impl Fake {
@@ -65,7 +100,7 @@ impl Fake {
             info,
             length: AtomicU64::new(1 << 20),
             quota: (name == "quota").then(AtomicU64::default),
-            plan: (name == "blkdebug").then(FaultPlan::default),
+            plan: (name == "blkdebug").then(FakePlan::default),
             latched: Arc::default(),
             resize: None,
             hangs: None,
@@ -145,8 +180,8 @@ impl Driver for Fake {
         Ok(())
     }
 
-    fn fault_plan(&self) -> Option<&FaultPlan> {
-        self.plan.as_ref()
+    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
+        self.plan.as_ref().map(|plan| plan as &dyn FaultPlan)
     }
 
     fn set_quota(&self, limit: u64) -> block::Result<u64> {
