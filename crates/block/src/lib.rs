@@ -11,9 +11,8 @@
 //! * [`gate`]: pure: what may start, what waits, what is held;
 //! * [`persist`]: what survives a restart;
 //! * [`mod@control`]: run control, which is pure, and the task that runs it;
-//! * [`local`]: a backend's part on an iothread, which runs a gate.
-//!
-//! On top of them are [`backend`], [`export`] and [`registry`].
+//! * [`backend`], and [`local`]: its part on an iothread, which runs a gate;
+//! * [`export`] and [`registry`], on top: what exports have in common; everything that has a name.
 
 pub mod backend;
 pub mod control;

@@ -1,5 +1,6 @@
 //! Everything that has a name: nodes and exports, and the operations that concern several.
 
+use std::io;
 use std::sync::Arc;
 
 use iothread::mailbox::{self, Receiver, Sender};
@@ -14,6 +15,8 @@ use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::export::Export;
 use crate::persist::saved::{SavedLoss, SavedState};
+use crate::persist::saver::Saver;
+use crate::persist::state_file::StateFile;
 use crate::registry_error::RegistryError;
 use crate::words::event::{Event, EventKind};
 use crate::words::run_state::RunState;
@@ -87,6 +90,19 @@ impl Registry {
             }
         }
         state
+    }
+
+    /// Saves the state in `file` now and from now on.
+    ///
+    /// # Errors
+    /// If the system refuses a thread.
+    pub async fn save_to(self: &Arc<Self>, file: StateFile) -> io::Result<Saver> {
+        let registry = Arc::clone(self);
+        let (saver, changes) = Saver::start(file, move || registry.save())?;
+        // A daemon that ends already has nothing more to tell.
+        let told = self.control.call(|_, wiring| wiring.save_by(changes));
+        told.await;
+        Ok(saver)
     }
 
     /// Goes on where a former daemon was. Called before the first node and the first export.

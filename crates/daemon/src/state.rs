@@ -79,7 +79,7 @@ pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, St
             block::Cause::of_errno(loss.errno).reason()
         );
     }
-    let started = Saver::start(file, registry).await;
+    let started = registry.save_to(file).await;
     started.map_err(|error| format!("cannot start saving the state: {error}"))
 }
 

@@ -1,4 +1,4 @@
-//! Writes run control's state to its file whenever it changes, on a thread of its own.
+//! Writes the state of the daemon to its file whenever it changes, on a thread of its own.
 //!
 //! The control task only says that something has changed: it never waits for the file system, and
 //! no event is delayed. Changes that come while one is being written become one write.
@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::persist::changes::{Changes, Shared};
+use crate::persist::saved::SavedState;
 use crate::persist::state_file::StateFile;
-use crate::registry::Registry;
 
 /// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
 /// what changes afterwards is not saved.
@@ -20,29 +20,29 @@ pub struct Saver {
 }
 
 impl Saver {
-    /// Saves the state now and from now on.
+    /// Saves what `state` yields now, and from now on whenever it is told of a change. `state` is called
+    /// on the thread, and may wait shortly.
     ///
     /// # Errors
     /// If the system refuses a thread.
-    pub async fn start(file: StateFile, registry: &Arc<Registry>) -> io::Result<Self> {
+    pub fn start(
+        file: StateFile,
+        state: impl Fn() -> SavedState + Send + 'static,
+    ) -> io::Result<(Self, Changes)> {
         let shared = Arc::new(Shared::default());
         let thread = {
-            let (shared, registry) = (Arc::clone(&shared), Arc::clone(registry));
+            let shared = Arc::clone(&shared);
             std::thread::Builder::new()
                 .name("state".to_owned())
-                .spawn(move || save(&shared, file, &registry))?
+                .spawn(move || save(&shared, file, state))?
         };
         let changes = Changes::to(&shared);
         changes.changed();
-        // A daemon that ends already has nothing more to tell.
-        registry
-            .control()
-            .call(move |_, wiring| wiring.save_by(changes))
-            .await;
-        Ok(Self {
+        let saver = Self {
             shared,
             thread: Some(thread),
-        })
+        };
+        Ok((saver, changes))
     }
 }
 
@@ -56,12 +56,11 @@ impl Drop for Saver {
     }
 }
 
-fn save(shared: &Shared, mut file: StateFile, registry: &Registry) {
+fn save(shared: &Shared, mut file: StateFile, state: impl Fn() -> SavedState) {
     let mut failing = false;
     loop {
         let (ended, waiting) = shared.wait(failing);
-        let state = registry.save();
-        let written = file.write(&state);
+        let written = file.write(&state());
         shared.tried(waiting, written.is_ok(), ended);
         match written {
             Ok(()) if std::mem::take(&mut failing) => {
