@@ -5,7 +5,7 @@
 //! number the failure) happens inside [`Gate::finish`], so nothing can come between.
 //!
 //! **The gate owns the truth about what is held.** All else are copies, which follow it by messages and
-//! calls of its part's: who on other iothreads has to wait ([`overlap`]), since when a request is held
+//! calls of its part: who on other iothreads has to wait ([`overlap`]), since when a request is held
 //! (the notices of `local`), and what queries show and incidents last by (run control's
 //! [`BackendState`](crate::run_control::BackendState)). Where one of them differs, the gate is right.
 //!

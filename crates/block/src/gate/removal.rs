@@ -9,7 +9,7 @@ use super::ticket::Removed;
 
 impl Gate {
     /// The device was reset or removed: drops everything that waits; what is in flight will end
-    /// as [`Verdict::Dropped`].
+    /// as [`super::Verdict::Dropped`].
     pub fn reset(&mut self, generation: u64) -> Vec<Removed> {
         self.generation = generation;
         self.freeze.reset();
@@ -19,7 +19,7 @@ impl Gate {
     }
 
     /// This part ends: as [`Self::reset`], for ever. Whatever is still in flight, of this generation
-    /// or of a former one, ends as [`Verdict::Dropped`].
+    /// or of a former one, ends as [`super::Verdict::Dropped`].
     pub fn close(&mut self) -> Vec<Removed> {
         // Run control counts from 0 and will not get there.
         self.reset(u64::MAX)
