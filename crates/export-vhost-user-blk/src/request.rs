@@ -4,7 +4,7 @@
 use block::Operation;
 pub use vhost_user::Buffer;
 pub use vhost_user::chain::{BUFFERS_MAX, ChainError, GuestBytes, Table};
-use vhost_user::{FRONT_BYTES, Format, NotMapped, Record, Totals, View, total};
+use vhost_user::{FRONT_BYTES, Record, Totals, total};
 use virtio_bindings::virtio_blk;
 
 /// Success.
@@ -83,39 +83,6 @@ impl Taken {
 impl AsRef<Record> for Taken {
     fn as_ref(&self) -> &Record {
         &self.record
-    }
-}
-
-impl Format for Rules {
-    type Taken = Taken;
-    type Parsed = Parsed;
-    type Outcome = u8;
-    type Malformed = Malformed;
-
-    fn parse<M: GuestBytes>(
-        self,
-        memory: &M,
-        table: Table,
-        head: u16,
-        taken: &mut Taken,
-    ) -> Result<Parsed, Malformed> {
-        parse(memory, table, head, self, taken)
-    }
-
-    fn is_executed(parsed: &Parsed) -> bool {
-        matches!(parsed, Parsed::Submit { .. })
-    }
-
-    fn bytes(parsed: &Parsed) -> u64 {
-        match parsed {
-            Parsed::Submit { bytes, .. } => *bytes,
-            Parsed::Identify | Parsed::Answer { .. } => 0,
-        }
-    }
-
-    fn answer(taken: &Taken, status: u8, memory: &View) -> Result<u32, NotMapped> {
-        memory.store(taken.status_address, status)?;
-        Ok(taken.written)
     }
 }
 

@@ -8,6 +8,7 @@ pub(crate) mod hostile;
 mod life;
 #[cfg(test)]
 mod plain;
+mod resume;
 mod state;
 
 use std::cell::{Cell, RefCell};
