@@ -210,10 +210,7 @@ fn queries(standfastd: &Path, cpu: usize, rounds: u32, held: Held) -> Result<Lat
         );
     }
     if matches!(held, Held::VmmSilent) {
-        scene.qmp.execute("stop", Value::Null)?;
-        let status = scene.qmp.execute("query-status", Value::Null)?;
-        let pending = &status["x-vmm"]["pending"];
-        ensure!(pending == "pause", "the VMM has answered: {status}");
+        hanging::stop_unanswered(&mut scene.qmp)?;
     }
     let mut times = histogram()?;
     for _ in 0..rounds {

@@ -100,10 +100,7 @@ pub fn measure(standfastd: &Path, cpu: usize, rounds: u32) -> Result<Option<Late
         let mut leaving = Qmp::connect(running.qmp())?;
         leaving.send_raw(b"{\"execute\":\"query-block\"}\n")?;
     }
-    scene.qmp.execute("stop", Value::Null)?;
-    let status = scene.qmp.execute("query-status", Value::Null)?;
-    let pending = &status["x-vmm"]["pending"];
-    ensure!(pending == "pause", "the VMM has answered: {status}");
+    stop_unanswered(&mut scene.qmp)?;
 
     let mut times = histogram()?;
     for _ in 0..rounds {
@@ -121,6 +118,18 @@ pub fn measure(standfastd: &Path, cpu: usize, rounds: u32) -> Result<Option<Late
     drop((silent, half, disk));
     running.finish()?;
     Ok(Some(latency(MONITOR_WHILE_ALL_HANG, &times)))
+}
+
+/// Stops a VM whose VMM does not answer.
+///
+/// # Errors
+/// If it does.
+pub fn stop_unanswered(qmp: &mut Qmp) -> Result<()> {
+    qmp.execute("stop", Value::Null)?;
+    let status = qmp.execute("query-status", Value::Null)?;
+    let pending = &status["x-vmm"]["pending"];
+    ensure!(pending == "pause", "the VMM has answered: {status}");
+    Ok(())
 }
 
 /// What ends before the daemon is killed: a process that waits for FUSE cannot die.
