@@ -210,6 +210,12 @@ impl<Q: Requests<Rules>> Client for Front<Q> {
         }
     }
 
+    fn succeeded(&self, request: &Request) {
+        if let Some(queue) = self.of(request) {
+            queue.end(request.tag.head, STATUS_OK);
+        }
+    }
+
     fn dropped(&self, request: &Request) {
         if let Some(queue) = self.of(request) {
             queue.forget(request.tag.head);

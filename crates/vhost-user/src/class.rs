@@ -92,7 +92,7 @@ pub trait Requests<F: Format>: 'static {
     fn process(&self) -> bool;
 
     /// Appends the addresses in this process of what there is to load or to store, and keeps them
-    /// mapped until [`Requests::unmap`]. Without data (none) nothing is appended.
+    /// mapped until [`Requests::unmap`] or [`Requests::end`]. Without data (none) nothing is appended.
     ///
     /// # Errors
     /// [`Unmapped`], also without data if the ring does not run.
@@ -114,6 +114,9 @@ pub trait Requests<F: Format>: 'static {
     /// started again.
     fn complete(&self, head: u16, outcome: F::Outcome);
 
+    /// [`Requests::unmap`] and [`Requests::complete`] in one.
+    fn end(&self, head: u16, outcome: F::Outcome);
+
     /// A request will never be completed.
     fn forget(&self, head: u16);
 }
@@ -127,9 +130,10 @@ pub struct Closed;
 /// Clones are the same part.
 ///
 /// A request that was handed to it by [`Part::act`] is *taken* until it is ended by
-/// [`Requests::complete`] or [`Requests::forget`]. Of those that are taken, some are *in flight*: their
-/// buffers may be accessed at any moment, and whoever stops the ring has to wait for them. All others
-/// just wait, be they held, parked or, as those of an event queue, without anything to tell.
+/// [`Requests::complete`], [`Requests::end`] or [`Requests::forget`]. Of those that are taken, some are
+/// *in flight*: their buffers may be accessed at any moment, and whoever stops the ring has to wait for
+/// them. All others just wait, be they held, parked or, as those of an event queue, without anything
+/// to tell.
 pub trait Part: Clone + 'static {
     /// See [`Format`].
     type Format: Format;

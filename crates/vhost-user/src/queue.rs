@@ -27,7 +27,7 @@ use crate::memory::{Memory, NotMapped};
 use crate::populate::{self, Access};
 use crate::ring::Layout;
 use crate::trouble::Trouble;
-use state::{Broken, SlotState, State};
+use state::{Broken, Slot, SlotState, State};
 
 /// Requests that are taken in one go, and their bytes: what ends at once takes its time.
 const BATCH_REQUESTS: u32 = 64;
@@ -121,6 +121,29 @@ impl<P: Part> Queue<P> {
         state.done.clear();
         state.left = None;
         self.context.trouble.clear_queue(self.index);
+    }
+
+    /// A request has ended. `with_ring`: what is to be done to its slot if the ring runs.
+    #[inline]
+    fn is_done(
+        &self,
+        head: u16,
+        outcome: Outcome<P>,
+        with_ring: impl FnOnce(&mut Slot<P::Format>),
+    ) {
+        let state = &mut *self.state.borrow_mut();
+        let Some(slot) = state.slots.get_mut(usize::from(head)) else {
+            return;
+        };
+        debug_assert_eq!(slot.state, SlotState::Taken);
+        slot.state = SlotState::Done { outcome };
+        state.done.push(head);
+        if state.live.is_some() {
+            with_ring(slot);
+            if !self.processing.get() {
+                self.queue_publish();
+            }
+        }
     }
 
     fn queue_publish(&self) {
@@ -269,16 +292,13 @@ impl<P: Part> Requests<P::Format> for Queue<P> {
     }
 
     fn complete(&self, head: u16, outcome: Outcome<P>) {
-        let state = &mut *self.state.borrow_mut();
-        let Some(slot) = state.slots.get_mut(usize::from(head)) else {
-            return;
-        };
-        debug_assert_eq!(slot.state, SlotState::Taken);
-        slot.state = SlotState::Done { outcome };
-        state.done.push(head);
-        if state.live.is_some() && !self.processing.get() {
-            self.queue_publish();
-        }
+        self.is_done(head, outcome, |_| {});
+    }
+
+    #[inline]
+    fn end(&self, head: u16, outcome: Outcome<P>) {
+        // As in `unmap`.
+        self.is_done(head, outcome, |slot| slot.memory = None);
     }
 
     fn forget(&self, head: u16) {

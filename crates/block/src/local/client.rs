@@ -17,7 +17,8 @@ pub enum Unmapped {
 /// must not call back into [`crate::LocalBackend`], except [`Client::resume`].
 pub trait Client {
     /// Translates the request's buffers, as they are now, to addresses in this process, and keeps
-    /// them mapped until [`Client::unmap`]. Called before each submission; `iov` is empty.
+    /// them mapped until [`Client::unmap`] or [`Client::succeeded`]. Called before each submission;
+    /// `iov` is empty.
     ///
     /// # Errors
     /// If the client's memory is gone: the request is completed as the client's own fault, or waits.
@@ -27,7 +28,8 @@ pub trait Client {
     /// Asked if the storage says EFAULT: it may have met that, or say it of its own accord.
     fn has_lost(&self, request: &Request, iov: &[libc::iovec]) -> bool;
 
-    /// The submission has ended; the mapping may go. Called once for each successful `map`.
+    /// The submission has ended; the mapping may go. This or [`Client::succeeded`] is called once for
+    /// each successful `map`.
     fn unmap(&self, request: &Request);
 
     /// Whether the request must be durable when it completes: there is no write cache. Asked at
@@ -38,6 +40,13 @@ pub trait Client {
 
     /// The request has ended: tell the client. Called at most once for each request.
     fn complete(&self, request: &Request, result: Result<(), ClientError>);
+
+    /// [`Client::unmap`] and [`Client::complete`] in one, of a request that did what it should: every
+    /// request comes here as long as nothing fails.
+    fn succeeded(&self, request: &Request) {
+        self.unmap(request);
+        self.complete(request, Ok(()));
+    }
 
     /// The request will never be completed: the device was reset, or has no record of it any more.
     fn dropped(&self, request: &Request);

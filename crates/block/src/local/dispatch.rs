@@ -98,7 +98,7 @@ impl LocalBackend {
         worker
     }
 
-    /// The submission has ended.
+    /// The submission has ended. What has failed is not mapped any more.
     fn outcome(
         &self,
         worker: &Worker,
@@ -108,7 +108,6 @@ impl LocalBackend {
         let inner = &*self.0;
         let error = match result {
             Ok(()) => {
-                inner.client.unmap(request);
                 if request.op.modifies() {
                     inner.node.wrote(request.end());
                 }
@@ -147,7 +146,15 @@ impl LocalBackend {
         let request = *ticket.request();
         gate.finish_plain(ticket);
         drop(gate);
-        self.complete(&request, outcome.result(), started);
+        match outcome {
+            Outcome::Ok => {
+                let timed = self.0.stats.done(request.op, request.bytes);
+                self.account(request.op, timed, started);
+                self.0.client.succeeded(&request);
+            }
+            // Only in a build without a gate.
+            _ => self.complete(&request, outcome.result(), started),
+        }
         self.wake_ended();
     }
 
@@ -156,6 +163,9 @@ impl LocalBackend {
     #[cold]
     fn judge(&self, ticket: Ticket, outcome: Outcome, started: StartedAt) {
         let (request, order) = (*ticket.request(), ticket.order());
+        if outcome == Outcome::Ok {
+            self.0.client.unmap(&request);
+        }
         let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
         match verdict {
             Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
@@ -186,8 +196,6 @@ impl LocalBackend {
         }
     }
 
-    // Here and below: on the path of every request, and once more on a cold one.
-    #[inline(always)]
     fn complete(&self, request: &Request, result: Result<(), ClientError>, started: StartedAt) {
         let timed = match result {
             Ok(()) => self.0.stats.done(request.op, request.bytes),
@@ -198,6 +206,7 @@ impl LocalBackend {
         self.0.client.complete(request, result);
     }
 
+    // On the path of every request, and once more on a cold one.
     #[inline(always)]
     fn wake_ended(&self) {
         if !self.0.ended.borrow().is_empty() {
