@@ -135,7 +135,7 @@ impl Server {
         let address = SocketAddr::from_abstract_name(name).expect("a name");
         let listener = UnixListener::bind_addr(&address).expect("the socket can be bound");
         let (control, task) = block::control();
-        std::thread::spawn(move || block::block_on(task.run()));
+        std::thread::spawn(move || pollster::block_on(task.run()));
         let iothread = IoThread::spawn(iothread::Config::default()).expect("an iothread");
         let options = Options {
             writable: true,
@@ -143,7 +143,7 @@ impl Server {
             configure_mem_slots: true,
             ..Options::new("disk0")
         };
-        let export = block::block_on(async {
+        let export = pollster::block_on(async {
             let node = Node::new("node0", Box::new(Null));
             let policy = Policy::new(OnError::Stop, OnError::Stop);
             let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;

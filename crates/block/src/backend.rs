@@ -11,7 +11,6 @@ use iothread::mailbox::{self, Sender};
 use parking_lot::Mutex;
 
 use crate::control::accounting::Accounting;
-use crate::control::block_on::block_on;
 use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
 use crate::control::task::Control;
 use crate::control::wiring::Wiring;
@@ -25,6 +24,7 @@ use crate::words::ids::{BackendId, LocalId};
 use crate::words::request::Request;
 use crate::words::stats::BackendStats;
 use crate::words::write_cache::WriteCache;
+use pollster::block_on;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]

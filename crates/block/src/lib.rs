@@ -27,7 +27,6 @@ mod resize;
 pub mod words;
 
 pub use backend::{Backend, Drained};
-pub use control::block_on::block_on;
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
 pub use control::run_control::Refusal;

@@ -12,12 +12,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Wake, Waker};
 use std::time::{Duration, Instant, SystemTime};
 
+use pollster::block_on;
 use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, REPORT_INTERVAL, Reported, RunControl,
 };
 use standfast_block::{
     Action, BackendId, Cause, Event, EventKind, HoldScope, LocalId, Observer, OnError, Operation,
-    Policy, Request, Tag, VmOrder, block_on, control,
+    Policy, Request, Tag, VmOrder, control,
 };
 
 /// What each event says: the action and the offset.

@@ -93,23 +93,23 @@ impl Class for Disk {
     }
 
     fn attach(&mut self) -> Result<(), Closed> {
-        block::block_on(self.backend.attach())
+        pollster::block_on(self.backend.attach())
             .map(drop)
             .ok_or(Closed)
     }
 
     fn reset(&mut self) -> Result<(), Closed> {
-        block::block_on(self.backend.reset())
+        pollster::block_on(self.backend.reset())
             .map(drop)
             .ok_or(Closed)
     }
 
     fn reattach(&mut self) -> Result<(), Closed> {
-        block::block_on(self.backend.reattach()).ok_or(Closed)
+        pollster::block_on(self.backend.reattach()).ok_or(Closed)
     }
 
     fn abandon(&mut self) -> Result<(), Closed> {
-        block::block_on(self.backend.abandon()).ok_or(Closed)
+        pollster::block_on(self.backend.abandon()).ok_or(Closed)
     }
 
     fn recorded(&mut self) {

@@ -16,7 +16,7 @@ fn stopping() -> Daemon {
     let id = daemon.export.backend().id();
     let policy = Policy::new(OnError::Stop, OnError::Stop);
     let set = (daemon.control).call(move |state, wiring| state.set_policy(id, policy, wiring));
-    block::block_on(set).unwrap();
+    pollster::block_on(set).unwrap();
     daemon
 }
 

@@ -190,6 +190,6 @@ fn half_a_message_stops_no_other_export() {
         assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
         expect_clean(&disk);
     }
-    block::block_on(second.close());
+    pollster::block_on(second.close());
     assert_eq!(write(&mut daemon.connect(), 0, 1, 512), STATUS_OK);
 }

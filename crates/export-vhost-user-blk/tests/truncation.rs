@@ -28,7 +28,7 @@ impl Observer for Log {
 
 fn observe(daemon: &Daemon) -> Arc<Log> {
     let log = Arc::new(Log::default());
-    block::block_on(
+    pollster::block_on(
         daemon
             .control
             .observe(Arc::clone(&log) as Arc<dyn Observer>),
@@ -66,7 +66,7 @@ fn expect_given_up(daemon: &Daemon, log: &Log) {
         expect_clean(&disk);
     }
     assert_eq!(daemon.export.trouble(), None);
-    block::block_on(second.close());
+    pollster::block_on(second.close());
 }
 
 fn daemon(queues: u16) -> Daemon {

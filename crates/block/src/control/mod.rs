@@ -2,7 +2,6 @@
 
 pub mod accounting;
 mod alarm;
-pub mod block_on;
 pub mod inbox;
 pub mod listeners;
 pub mod reports;

@@ -10,7 +10,6 @@ use iothread::mailbox::{self, Receiver, Sender};
 use parking_lot::Mutex;
 
 use crate::control::alarm::Alarm;
-use crate::control::block_on::block_on;
 use crate::control::inbox::{Command, Message};
 use crate::control::listeners::Observer;
 use crate::control::reports::Reports;
@@ -19,6 +18,7 @@ use crate::control::wiring::Wiring;
 use crate::words::event::{Event, EventKind};
 use crate::words::ids::LocalId;
 use crate::words::vm::VmPause;
+use pollster::block_on;
 
 /// Access to run control from any thread.
 #[derive(Clone, Debug)]

@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use iothread::{Config, IoThread};
 
-use crate::control::block_on::block_on;
 use crate::control::task::control;
 use crate::driver::io::Io;
 use crate::words::error_policy::{OnError, Policy};
 use crate::words::hold_scope::HoldScope;
 use crate::words::request::Tag;
 use crate::{Driver, IoFuture, NodeInfo};
+use pollster::block_on;
 
 #[derive(Debug)]
 struct Null;

@@ -211,7 +211,7 @@ impl Daemon {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
         let (control, task) = block::control();
-        let task = std::thread::spawn(move || block::block_on(task.run()));
+        let task = std::thread::spawn(move || pollster::block_on(task.run()));
         let disk = RamDisk {
             faults: Arc::clone(&faults),
         };
@@ -221,7 +221,7 @@ impl Daemon {
         let handles: Vec<_> = (std::iter::once(&iothread).chain(&others))
             .map(IoThread::handle)
             .collect();
-        let export = block::block_on(async {
+        let export = pollster::block_on(async {
             let node = Node::new("node0", Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
             let backend = Backend::new(&control, &options.id, node, policy, scope).await;
@@ -253,7 +253,7 @@ impl Daemon {
         let handles: Vec<_> = (std::iter::once(&self.iothread).chain(&self.others))
             .map(IoThread::handle)
             .collect();
-        let export = block::block_on(async {
+        let export = pollster::block_on(async {
             let node = Node::new(id, Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
             let backend = Backend::new(&self.control, id, node, policy, HoldScope::Vm).await;
@@ -278,14 +278,14 @@ impl Daemon {
     }
 
     pub fn cont(&self) {
-        block::block_on(self.control.cont(false)).unwrap();
+        pollster::block_on(self.control.cont(false)).unwrap();
     }
 
     /// Waits until run control has taken all that was posted to it before: who has seen a request
     /// complete does not find it held any more, on however busy a machine.
     pub fn settle(&self) {
         // None at the end of the daemon.
-        let _ = block::block_on(self.control.call(|_, _| ()));
+        let _ = pollster::block_on(self.control.call(|_, _| ()));
     }
 
     pub fn run_state(&self) -> RunState {
@@ -317,7 +317,7 @@ impl Daemon {
 
     /// Closes the export and everything else, which must leave nothing behind.
     pub fn close(self) {
-        block::block_on(self.export.close());
+        pollster::block_on(self.export.close());
         let Self {
             control,
             export,
