@@ -62,8 +62,8 @@ impl Follower {
             qmp.execute("cont", Value::Null).unwrap();
             lines.recv_timeout(Duration::from_millis(50)).is_ok()
         });
-        // What else has come of it.
-        while lines.recv_timeout(Duration::from_millis(200)).is_ok() {}
+        // What else has come of it; generously, because nothing says that all has come.
+        while lines.recv_timeout(Duration::from_secs(1)).is_ok() {}
         Self { child, lines }
     }
 
