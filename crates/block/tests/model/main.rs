@@ -14,8 +14,8 @@
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
-//! `RunControl::failed`; `freeze_all` telling only the first part of a backend; the generation
-//! check left out of `Gate::finish`.
+//! `BackendState::failed`; `freeze_all` telling only the first part of a backend; the generation
+//! check left out of `Gate::judge`.
 
 #![allow(clippy::panic, reason = "a failed test")]
 
@@ -237,11 +237,13 @@ fn run(mutant: Mutant, configs: &[(Policy, HoldScope)], steps: &[Step]) -> Resul
 }
 
 fn cases() -> u32 {
-    // `PROPTEST_CASES` raises it for a soak.
-    std::env::var("PROPTEST_CASES")
-        .ok()
+    let asked = std::env::var("PROPTEST_CASES").ok();
+    asked
         .and_then(|n| n.parse().ok())
-        .unwrap_or(1500)
+        .unwrap_or_else(|| match std::env::var_os("STANDFAST_SOAK") {
+            Some(_) => 20_000,
+            None => 1500,
+        })
 }
 
 fn strategy() -> impl Strategy<Value = (Vec<(Policy, HoldScope)>, Vec<Step>)> {
