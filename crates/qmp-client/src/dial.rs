@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::Duration;
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
@@ -17,7 +18,7 @@ const RETRY: Duration = Duration::from_millis(20);
 pub async fn connect_unix(path: &Path, limit: Duration) -> io::Result<UnixStream> {
     let deadline = Instant::now() + limit;
     loop {
-        match UnixStream::connect(path).await {
+        match connect_at_once(path) {
             // The backlog is full.
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             result => return result,
@@ -33,4 +34,13 @@ pub async fn connect_unix(path: &Path, limit: Duration) -> io::Result<UnixStream
         }
         sleep(RETRY).await;
     }
+}
+
+/// On a Unix socket that succeeds or fails at once. The standard library takes no path of 108 bytes, which
+/// the system does, and servers that listen on one.
+fn connect_at_once(path: &Path) -> io::Result<UnixStream> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    rustix::net::connect(&socket, &SocketAddrUnix::new(path)?)?;
+    UnixStream::from_std(socket.into())
 }

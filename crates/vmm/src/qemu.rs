@@ -182,8 +182,12 @@ impl Qemu {
             process,
             new: true,
         }));
-        self.execute("qmp_capabilities", reports).await?;
-        Ok(())
+        let negotiated = self.execute("qmp_capabilities", reports).await;
+        if negotiated.is_err() {
+            // Nothing can be asked on it: the next attempt begins anew.
+            self.connection = None;
+        }
+        negotiated.map(drop)
     }
 
     async fn execute(

@@ -45,8 +45,8 @@ struct Worker {
     thread: JoinHandle<()>,
 }
 
-/// The discards of one device. The thread starts with the first. Dropping this waits for its end,
-/// because it holds a duplicate of the descriptor, and so the image locks.
+/// The discards of one device. The thread starts with the first. Dropping this waits for its end:
+/// the image is unlocked next, and a discard that is still under way would meet its next owner's data.
 #[derive(Debug)]
 pub struct DeviceDiscard {
     fd: Arc<OwnedFd>,

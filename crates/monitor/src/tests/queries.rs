@@ -465,3 +465,32 @@ async fn hmp() {
     assert_eq!(client.events(1).await, ["RESUME"]);
     assert_eq!(client.receive().await, json!({"return": ""}));
 }
+
+/// `standfast qmp SOCKET x-query-held` said "JSON token count limit exceeded" in an incident with more than
+/// 19,400 held requests, which two disks have room for.
+#[test]
+fn the_longest_answer_that_is_sent_is_understood() {
+    let record = qapi::types::HeldRequestInfo {
+        id: "vda".to_owned(),
+        queue: 15,
+        head: 1023,
+        operation: "write".to_owned(),
+        offset: 0,
+        length: 0,
+        errno: Some(ENOSPC),
+        cause: Some("nospace".to_owned()),
+        reason: Some("No space left on device".to_owned()),
+        attempts: 1,
+        since: std::time::SystemTime::UNIX_EPOCH.into(),
+    };
+    let one = serde_json::to_string(&record).unwrap().len() + 2;
+    let answer = json!({ "return": vec![record; crate::OUTPUT_BYTES_MAX / one] }).to_string();
+    assert!((crate::OUTPUT_BYTES_MAX * 9 / 10..crate::OUTPUT_BYTES_MAX).contains(&answer.len()));
+    let mut stream = qapi::json::Stream::with_limits(qmp_client::ANSWER_LIMITS);
+    let mut understood = 0;
+    stream.feed(answer.as_bytes(), |value| {
+        assert!(value.unwrap().get("return").is_some());
+        understood += 1;
+    });
+    assert_eq!(understood, 1);
+}
