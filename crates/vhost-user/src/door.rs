@@ -26,7 +26,7 @@ const ACCEPT_RETRY: Duration = Duration::from_secs(1);
 const LOG_INTERVAL: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
-struct State {
+struct Clients {
     closing: bool,
     /// The client that is served.
     served: Option<UnixStream>,
@@ -37,7 +37,7 @@ struct State {
 /// What other threads can do about the clients of an export.
 #[derive(Debug)]
 pub(crate) struct Door {
-    state: Mutex<State>,
+    state: Mutex<Clients>,
     changed: Condvar,
     wake: OwnedFd,
 }
@@ -150,7 +150,7 @@ impl Door {
         Admission::In
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Clients> {
         self.state.lock()
     }
 }

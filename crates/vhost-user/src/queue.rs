@@ -1,6 +1,6 @@
 //! One queue on its iothread: from available descriptors to requests, from results to used ones.
 //!
-//! Every head that was taken is in one of its slots ([`State`]), whatever becomes of the ring: a held
+//! Every head that was taken is in one of its slots ([`QueueState`]), whatever becomes of the ring: a held
 //! request keeps its slot while the ring is stopped, and over a reconnect.
 
 #[cfg(any(test, fuzzing))]
@@ -27,7 +27,7 @@ use crate::memory::{Memory, NotMapped};
 use crate::populate::{self, Access};
 use crate::ring::Layout;
 use crate::trouble::Trouble;
-use state::{Broken, Slot, SlotState, State};
+use state::{Broken, QueueState, Slot, SlotState};
 
 /// Requests that are taken in one go, and their bytes: what ends at once takes its time.
 const BATCH_REQUESTS: u32 = 64;
@@ -66,7 +66,7 @@ pub(crate) struct Queue<P: Part> {
     index: u16,
     format: P::Format,
     context: Rc<Context<P>>,
-    state: RefCell<State<P::Format>>,
+    state: RefCell<QueueState<P::Format>>,
     publish_queued: Cell<bool>,
     /// Whether `process` is taking requests: it publishes what ends meanwhile.
     processing: Cell<bool>,

@@ -13,7 +13,7 @@ use crate::protocol::back_channel::BackChannel;
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
-struct State {
+struct Known {
     client: Option<String>,
     /// Somebody else who has tried to be the client.
     refused: Option<String>,
@@ -26,7 +26,7 @@ struct State {
 /// right again.
 #[derive(Debug, Default)]
 pub(crate) struct Trouble {
-    state: Mutex<State>,
+    state: Mutex<Known>,
     back_channel: Arc<BackChannel>,
 }
 
@@ -39,7 +39,7 @@ impl Trouble {
         }
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Known> {
         self.state.lock()
     }
 

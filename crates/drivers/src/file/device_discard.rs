@@ -20,17 +20,17 @@ const BLKDISCARD: libc::Ioctl = 0x1277;
 /// One discard; shared by the task that waits and the thread that works.
 #[derive(Debug, Default)]
 struct Job {
-    state: Mutex<State>,
+    state: Mutex<Outcome>,
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct Outcome {
     result: Option<io::Result<()>>,
     waker: Option<Waker>,
 }
 
 impl Job {
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, Outcome> {
         // Whoever panicked, the state is complete.
         self.state.lock()
     }

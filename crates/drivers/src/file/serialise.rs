@@ -139,18 +139,18 @@ impl Drop for Held<'_> {
     }
 }
 
-const SLOTS: usize = 16;
+const LINES: usize = 16;
 
 /// A counter with a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Slot(AtomicUsize);
+struct OwnLine(AtomicUsize);
 
 /// See the [module](self).
 #[derive(Debug, Default)]
 pub struct Serialiser {
     /// Shared requests under way that are not in `ranges`, by thread.
-    uncounted: [Slot; SLOTS],
+    uncounted: [OwnLine; LINES],
     /// Whether there has been an exclusive request: from then on all are in `ranges`.
     engaged: AtomicBool,
     ranges: RangeLock,
@@ -228,7 +228,7 @@ fn slot() -> usize {
     }
     SLOT.with(|slot| {
         slot.get().unwrap_or_else(|| {
-            let mine = NEXT.fetch_add(1, Ordering::Relaxed) % SLOTS;
+            let mine = NEXT.fetch_add(1, Ordering::Relaxed) % LINES;
             slot.set(Some(mine));
             mine
         })

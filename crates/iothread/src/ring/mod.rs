@@ -45,12 +45,12 @@ use crate::{context, last_words};
 /// When polled outside an iothread, or again after it has yielded its result.
 #[must_use = "futures do nothing unless polled"]
 pub struct Op<'a> {
-    state: State,
+    state: OpState,
     /// Borrows the descriptor and the buffers, and belongs to this thread's ring.
     borrows: PhantomData<(BorrowedFd<'a>, *const ())>,
 }
 
-enum State {
+enum OpState {
     New(squeue::Entry),
     /// Refused without asking the kernel.
     Refused(i32),
@@ -60,10 +60,10 @@ enum State {
 
 impl Op<'_> {
     fn new(entry: squeue::Entry) -> Self {
-        Self::with_state(State::New(entry))
+        Self::with_state(OpState::New(entry))
     }
 
-    fn with_state(state: State) -> Self {
+    fn with_state(state: OpState) -> Self {
         Op {
             state,
             borrows: PhantomData,
@@ -75,35 +75,35 @@ impl Future for Op<'_> {
     type Output = io::Result<u32>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<u32>> {
-        match std::mem::replace(&mut self.state, State::Done) {
-            State::New(entry) => {
+        match std::mem::replace(&mut self.state, OpState::Done) {
+            OpState::New(entry) => {
                 // SAFETY: whoever made the operation vouched for its buffers until it has ended,
                 // and dropping it ends it.
                 let key = context::with(|thread| unsafe {
                     thread.uring.start(entry, cx.waker().clone())
                 });
-                self.state = State::InFlight(key);
+                self.state = OpState::InFlight(key);
                 Poll::Pending
             }
-            State::InFlight(key) => match context::with(|thread| thread.uring.poll(key, cx)) {
+            OpState::InFlight(key) => match context::with(|thread| thread.uring.poll(key, cx)) {
                 Poll::Ready(result) => Poll::Ready(match u32::try_from(result) {
                     Ok(result) => Ok(result),
                     Err(_) => Err(io::Error::from_raw_os_error(-result)),
                 }),
                 Poll::Pending => {
-                    self.state = State::InFlight(key);
+                    self.state = OpState::InFlight(key);
                     Poll::Pending
                 }
             },
-            State::Refused(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
-            State::Done => unreachable!("an operation was polled after it had ended"),
+            OpState::Refused(errno) => Poll::Ready(Err(io::Error::from_raw_os_error(errno))),
+            OpState::Done => unreachable!("an operation was polled after it had ended"),
         }
     }
 }
 
 impl Drop for Op<'_> {
     fn drop(&mut self) {
-        if let State::InFlight(key) = self.state {
+        if let OpState::InFlight(key) = self.state {
             end_in_flight(key);
         }
     }
@@ -122,9 +122,9 @@ fn end_in_flight(key: usize) {
 impl fmt::Debug for Op<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = match self.state {
-            State::New(_) | State::Refused(_) => "new",
-            State::InFlight(_) => "in flight",
-            State::Done => "done",
+            OpState::New(_) | OpState::Refused(_) => "new",
+            OpState::InFlight(_) => "in flight",
+            OpState::Done => "done",
         };
         f.debug_struct("Op").field("state", &state).finish()
     }
@@ -147,7 +147,7 @@ pub unsafe fn readv<'a>(fd: BorrowedFd<'a>, iov: &'a [libc::iovec], offset: u64)
                 .offset(offset)
                 .build(),
         ),
-        Err(_) => Op::with_state(State::Refused(libc::EINVAL)),
+        Err(_) => Op::with_state(OpState::Refused(libc::EINVAL)),
     }
 }
 
@@ -180,7 +180,7 @@ pub unsafe fn writev<'a>(
                 .rw_flags(rw_flags)
                 .build(),
         ),
-        Err(_) => Op::with_state(State::Refused(libc::EINVAL)),
+        Err(_) => Op::with_state(OpState::Refused(libc::EINVAL)),
     }
 }
 

@@ -39,7 +39,7 @@ const FIRST_BATCH: usize = 4;
 static ONE: u64 = 1;
 
 /// Who waits for an operation, or what it came to. The slab key is the operation's user data.
-enum Slot {
+enum Submitted {
     Waiting(Waker),
     Done(i32),
     /// Nobody waits; the descriptor is kept open for the kernel.
@@ -60,7 +60,7 @@ struct Multishot {
 
 pub(crate) struct Uring {
     ring: RefCell<IoUring>,
-    slots: RefCell<Slab<Slot>>,
+    slots: RefCell<Slab<Submitted>>,
     /// Operations that did not fit the submission queue, oldest first.
     backlog: RefCell<VecDeque<squeue::Entry>>,
     /// Operations with a slot whose last completion has not been seen.
@@ -132,7 +132,7 @@ impl Uring {
     pub(crate) unsafe fn start(&self, entry: squeue::Entry, waker: Waker) -> usize {
         self.waiting.set(self.waiting.get() + 1);
         // SAFETY: passed on to the caller.
-        let key = unsafe { self.start_slot(entry, Slot::Waiting(waker)) };
+        let key = unsafe { self.start_slot(entry, Submitted::Waiting(waker)) };
         self.feed();
         key
     }
@@ -160,15 +160,15 @@ impl Uring {
     pub(crate) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<i32> {
         let mut slots = self.slots.borrow_mut();
         let old = match &mut slots[key] {
-            Slot::Done(result) => {
+            Submitted::Done(result) => {
                 let result = *result;
                 slots.remove(key);
                 return Poll::Ready(result);
             }
-            Slot::Waiting(waker) if !waker.will_wake(cx.waker()) => {
+            Submitted::Waiting(waker) if !waker.will_wake(cx.waker()) => {
                 Some(std::mem::replace(waker, cx.waker().clone()))
             }
-            Slot::Waiting(_) | Slot::Notify(_) | Slot::Multishot(_) => None,
+            Submitted::Waiting(_) | Submitted::Notify(_) | Submitted::Multishot(_) => None,
         };
         drop(slots);
         drop(old);
@@ -181,9 +181,9 @@ impl Uring {
             return;
         }
         self.cancel_until(key, || match &self.slots.borrow()[key] {
-            Slot::Done(_) => true,
-            Slot::Multishot(multishot) => multishot.ended,
-            Slot::Waiting(_) | Slot::Notify(_) => false,
+            Submitted::Done(_) => true,
+            Submitted::Multishot(multishot) => multishot.ended,
+            Submitted::Waiting(_) | Submitted::Notify(_) => false,
         });
         let slot = self.slots.borrow_mut().remove(key);
         drop(slot);
@@ -219,7 +219,7 @@ impl Uring {
         drop(backlog);
         self.in_flight.set(self.in_flight.get() - 1);
         let slot = self.slots.borrow_mut().remove(key);
-        if matches!(slot, Slot::Waiting(_)) {
+        if matches!(slot, Submitted::Waiting(_)) {
             self.waiting.set(self.waiting.get() - 1);
         }
         drop(slot);
@@ -230,7 +230,7 @@ impl Uring {
     pub(crate) fn start_multishot(&self, fd: Fd, events: u32) -> usize {
         let entry = opcode::PollAdd::new(fd, events).multi(true).build();
         // SAFETY: the entry has no buffers.
-        unsafe { self.start_slot(entry, Slot::Multishot(Multishot::default())) }
+        unsafe { self.start_slot(entry, Submitted::Multishot(Multishot::default())) }
     }
 
     /// The events since the last call. An end of the poll is reported as `None`, after the events
@@ -241,7 +241,7 @@ impl Uring {
         cx: &Context<'_>,
     ) -> Poll<Option<io::Result<u32>>> {
         let mut slots = self.slots.borrow_mut();
-        let Slot::Multishot(multishot) = &mut slots[key] else {
+        let Submitted::Multishot(multishot) = &mut slots[key] else {
             unreachable!("the key of a multishot poll names one");
         };
         let events = std::mem::take(&mut multishot.events);
@@ -269,7 +269,7 @@ impl Uring {
         let raw = Fd(bell.fd().as_raw_fd());
         let entry = opcode::Write::new(raw, (&raw const ONE).cast(), 8).build();
         // SAFETY: ONE is static, and the slot keeps the descriptor open.
-        let key = unsafe { self.start_slot(entry, Slot::Notify(Rc::clone(bell))) };
+        let key = unsafe { self.start_slot(entry, Submitted::Notify(Rc::clone(bell))) };
         bell.under_way.set(Some(key));
     }
 
@@ -289,7 +289,7 @@ impl Uring {
     /// # Safety
     ///
     /// What the entry points to stays valid until the operation has ended.
-    unsafe fn start_slot(&self, entry: squeue::Entry, slot: Slot) -> usize {
+    unsafe fn start_slot(&self, entry: squeue::Entry, slot: Submitted) -> usize {
         let key = self.slots.borrow_mut().insert(slot);
         self.in_flight.set(self.in_flight.get() + 1);
         // SAFETY: passed on to the caller.
@@ -439,18 +439,18 @@ impl Uring {
         // The old contents, dropped or woken outside the borrow.
         let mut notified = None;
         let waker = match slot {
-            Slot::Waiting(_) => match std::mem::replace(slot, Slot::Done(result)) {
-                Slot::Waiting(waker) => {
+            Submitted::Waiting(_) => match std::mem::replace(slot, Submitted::Done(result)) {
+                Submitted::Waiting(waker) => {
                     self.waiting.set(self.waiting.get() - 1);
                     Some(waker)
                 }
                 _ => None,
             },
-            Slot::Notify(_) => {
+            Submitted::Notify(_) => {
                 notified = Some(slots.remove(key));
                 None
             }
-            Slot::Multishot(multishot) => {
+            Submitted::Multishot(multishot) => {
                 match u32::try_from(result) {
                     Ok(events) => multishot.events |= events,
                     Err(_) => multishot.error = Some(-result),
@@ -458,10 +458,10 @@ impl Uring {
                 multishot.ended = !more;
                 multishot.waker.take()
             }
-            Slot::Done(_) => None,
+            Submitted::Done(_) => None,
         };
         drop(slots);
-        if let Some(Slot::Notify(bell)) = notified {
+        if let Some(Submitted::Notify(bell)) = notified {
             self.notified(&bell, result);
         }
         if let Some(waker) = waker {

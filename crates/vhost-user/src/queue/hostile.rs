@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::state::{Broken, SlotState, State};
+use super::state::{Broken, QueueState, SlotState};
 use crate::class::Format;
 use crate::inflight::{self, Region};
 use crate::memory::{Memory, RegionSpec};
@@ -39,7 +39,7 @@ const FAR: RegionSpec = RegionSpec {
 
 /// The queue, and what its guest can reach.
 struct Bench<F: Format> {
-    state: State<F>,
+    state: QueueState<F>,
     memory: Arc<Memory>,
     /// What is behind [`FAR`].
     far: File,
@@ -106,7 +106,7 @@ impl<F: Format> Bench<F> {
             Kept { spec, file, area }
         });
         Self {
-            state: State::default(),
+            state: QueueState::default(),
             memory,
             far,
             guest,
@@ -287,7 +287,7 @@ impl<F: Format> Bench<F> {
     }
 
     fn publish(&mut self) {
-        let index = |state: &State<F>| state.live.as_ref().map(|live| live.ring.used_index());
+        let index = |state: &QueueState<F>| state.live.as_ref().map(|live| live.ring.used_index());
         let (before, done) = (index(&self.state), self.state.done.len());
         let published = self.state.publish();
         let left = self.state.done.len();

@@ -3,12 +3,12 @@
 
 use std::sync::Arc;
 
-use super::state::{Broken, Identity, Live, Slot, SlotState, State};
+use super::state::{Broken, Identity, Live, QueueState, Slot, SlotState};
 use crate::class::Format;
 use crate::inflight::{Marked, Region};
 use crate::ring::Ring;
 
-impl<F: Format> State<F> {
+impl<F: Format> QueueState<F> {
     /// Looks at a ring that is to be started, and at what was in flight in it before. The second
     /// result is what the region has marked; none without a region that leaves all as it was.
     pub(super) fn prepare(
@@ -177,8 +177,8 @@ mod tests {
 
     const BASE: u16 = 7;
 
-    fn state() -> State<Plain> {
-        State::default()
+    fn state() -> QueueState<Plain> {
+        QueueState::default()
     }
 
     /// A ring whose used index is `used`.
@@ -201,7 +201,7 @@ mod tests {
     }
 
     fn start(
-        state: &mut State<Plain>,
+        state: &mut QueueState<Plain>,
         used: u16,
         region: Option<Arc<Region>>,
         features: u64,
@@ -212,7 +212,7 @@ mod tests {
         marked
     }
 
-    fn next_avail(state: &State<Plain>) -> u16 {
+    fn next_avail(state: &QueueState<Plain>) -> u16 {
         state.live.as_ref().unwrap().ring.next_avail()
     }
 

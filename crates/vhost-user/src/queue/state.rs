@@ -1,4 +1,5 @@
-//! What is known about a queue and its ring: which heads were taken, and what became of them. Touches shared memory, but waits for nothing and calls nobody back.
+//! What is known about a queue and its ring: which heads were taken, and what became of them. Touches
+//! shared memory, but waits for nothing and calls nobody back.
 
 use std::rc::Rc;
 use std::sync::Arc;
@@ -63,7 +64,7 @@ pub(super) struct Live {
     pub(super) broken: bool,
 }
 
-pub(super) struct State<F: Format> {
+pub(super) struct QueueState<F: Format> {
     pub(super) live: Option<Live>,
     /// SET_VRING_ENABLE.
     pub(super) enabled: bool,
@@ -76,7 +77,7 @@ pub(super) struct State<F: Format> {
     pub(super) left: Option<Identity>,
 }
 
-impl<F: Format> Default for State<F> {
+impl<F: Format> Default for QueueState<F> {
     fn default() -> Self {
         Self {
             live: None,
@@ -146,7 +147,7 @@ impl Broken {
     }
 }
 
-impl<F: Format> State<F> {
+impl<F: Format> QueueState<F> {
     /// Takes the next request from the ring. The error is boxed, so that what is popped is not
     /// moved about with room for it.
     pub(super) fn pop(&mut self, format: F) -> Result<Option<(u16, F::Parsed)>, Box<Broken>> {
