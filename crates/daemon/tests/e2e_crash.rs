@@ -9,11 +9,11 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use block::{RunState, SavedBackend, SavedState};
 use frontend::{Disk, Options};
-use harness::guest::{BOOT, GUEST_PATIENCE, reach};
+use harness::guest::{BOOT, GUEST_PATIENCE};
 use harness::{MIB, PATIENCE, Server, Setup, soak, sparse, standfastd};
 use serde_json::{Value, json};
 use testkit::guest::{Files, make_ext4_image};
-use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload};
+use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, wait_until};
 
 const BLOCKS: usize = 4096;
 
@@ -132,7 +132,7 @@ fn stands_still(shape: Shape, saved: &SavedState) -> bool {
 
 /// The state is written beside the events, not before them.
 fn wait_saved(server: &Server, shape: Shape) -> Result<()> {
-    reach("the state is saved", PATIENCE, || {
+    wait_until("the state is saved", PATIENCE, || {
         let saved = server.saved()?;
         Ok(saved.is_some_and(|saved| {
             let incident = saved_export(&saved).is_some_and(|export| export.incident.is_some());
@@ -172,7 +172,7 @@ fn check_restored(server: &mut Server, saved: &SavedState) -> Result<()> {
 
 /// Everything that was handed back is held, and nothing moves.
 fn check_still(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    reach("all is held that is marked", PATIENCE, || {
+    wait_until("all is held that is marked", PATIENCE, || {
         let region = disk.inflight().context("a region was negotiated")?;
         let marked: usize = (0..disk.queues())
             .map(|queue| region.marked(queue).len())
@@ -335,7 +335,7 @@ fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
 /// Nothing is held any more. What another iothread had in flight when the faults ended may have
 /// failed after the `cont`, which does not cover it then.
 fn go_on(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    reach("nothing is held", PATIENCE, || {
+    wait_until("nothing is held", PATIENCE, || {
         server.qmp.execute("cont", Value::Null)?;
         load(driver, disk, Duration::from_millis(5))?;
         Ok(server.held("vda")?.is_empty())
@@ -443,10 +443,10 @@ fn killed_under_a_guest(state: bool, seed: u64) -> Result<()> {
         if held {
             // The next one is no better off: it holds the same again. What is handed back counts as
             // held before it has failed here.
-            reach("the requests are held again", PATIENCE, || {
+            wait_until("the requests are held again", PATIENCE, || {
                 Ok(!server.held("vda")?.is_empty() && server.io_status("vda")? == "nospace")
             })?;
-            reach("it stands still", PATIENCE, || {
+            wait_until("it stands still", PATIENCE, || {
                 Ok(server.run_state()? == "io-error")
             })?;
             ensure!(!writing.has_ended());
@@ -454,7 +454,7 @@ fn killed_under_a_guest(state: bool, seed: u64) -> Result<()> {
             server.qmp.execute("cont", Value::Null)?;
             // A request of the other iothread that had failed, but was not heard of before that
             // `cont`, counts as after it.
-            let written = reach("the guest has written", GUEST_PATIENCE, || {
+            let written = wait_until("the guest has written", GUEST_PATIENCE, || {
                 if !writing.has_ended() && server.run_state()? == "io-error" {
                     println!("round {round}: once more: {:?}", server.held("vda")?);
                     server.qmp.execute("cont", Value::Null)?;
@@ -556,7 +556,7 @@ fn of_daemons_that_race_one_serves() -> Result<()> {
             .map(|_| standfastd(&args).start())
             .collect::<Result<Vec<_>>>()?;
         let mut left = Vec::new();
-        reach("all but one have given up", PATIENCE, || {
+        wait_until("all but one have given up", PATIENCE, || {
             left.clear();
             for (index, racer) in racers.iter_mut().enumerate() {
                 match racer.try_wait()? {
@@ -579,7 +579,7 @@ fn of_daemons_that_race_one_serves() -> Result<()> {
                 ensure!(named.iter().any(|name| stderr.contains(name)), "{stderr}");
             }
         }
-        reach("the winner listens", PATIENCE, || {
+        wait_until("the winner listens", PATIENCE, || {
             Ok(Disk::connect(server.socket("vda"), Options::default()).is_ok())
         })?;
         let mut disk = server.disk("vda")?;

@@ -9,10 +9,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE, reach};
+use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
 use harness::{PATIENCE, Server, Setup, allocated, soak, sparse};
 use serde_json::{Value, json};
-use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload};
+use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, wait_until};
 
 const WRITERS: DirectWriters = DirectWriters {
     seed: 8,
@@ -67,7 +67,7 @@ impl Rig {
         let job = self.guest.spawn(&WRITERS.script("vda"))?;
         job.wait_line("started", GUEST_PATIENCE)?;
         let guest = &self.guest;
-        reach("all writers wait", GUEST_PATIENCE, || {
+        wait_until("all writers wait", GUEST_PATIENCE, || {
             let inflight = guest.run_ok("cat /sys/block/vda/inflight", GUEST_PATIENCE)?;
             let count = inflight.split_whitespace().last().context("two numbers")?;
             Ok(count.parse::<u64>()? == WRITERS.writers)
@@ -82,7 +82,7 @@ impl Rig {
         if self.scope == "vm" {
             // The guest looks at its disk before it has booted, and the disk is frozen.
             let server = &mut self.server;
-            reach("the reset drops what is held", BOOT, || {
+            wait_until("the reset drops what is held", BOOT, || {
                 Ok(server.held("vda")?.is_empty())
             })?;
             ensure!(self.server.run_state()? == "io-error");

@@ -8,11 +8,11 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE, buffered_writers, promptly, reach};
+use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE, buffered_writers, promptly};
 use harness::{MIB, PATIENCE, Server, Setup, soak, sparse};
 use serde_json::{Value, json};
 use testkit::guest::{Files, make_ext4_image};
-use testkit::{Guest, Rng, Tmpfs, VhostUserBlk};
+use testkit::{Guest, Rng, Tmpfs, VhostUserBlk, wait_until};
 
 #[test]
 fn a_guest_is_stopped_again_and_again_while_it_writes() -> Result<()> {
@@ -62,7 +62,7 @@ sync"
     let (mut longest, mut written) = (Duration::ZERO, 0);
     for _ in 0..cycles {
         let before = written_bytes(&mut server)?;
-        reach("the guest writes", GUEST_PATIENCE, || {
+        wait_until("the guest writes", GUEST_PATIENCE, || {
             Ok(written_bytes(&mut server)? > before)
         })?;
         sleep(Duration::from_millis(rng.below(100)));
@@ -146,7 +146,7 @@ fn a_guest_is_stopped_while_much_is_held() -> Result<()> {
         server.qmp.wait_event("BLOCK_IO_ERROR", PATIENCE)?;
         // Under `request` each is tried, fails and is held; else what is behind the first waits.
         let inflight = format!("awk '{{ print $1 + $2 }}' /sys/block/{name}/inflight");
-        reach("64 requests wait", GUEST_PATIENCE, || {
+        wait_until("64 requests wait", GUEST_PATIENCE, || {
             let waiting: u64 = guest.run_ok(&inflight, GUEST_PATIENCE)?.parse()?;
             let held = server.held(id)?.len();
             Ok(waiting >= 64 && (scope != "request" || held >= 64))

@@ -8,10 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Options};
 use harness::footprint::Footprint;
-use harness::guest::reach;
 use harness::{MIB, PATIENCE, Server, Setup, soak, sparse};
 use serde_json::{Value, json};
-use testkit::{Driver, Rng, Workload};
+use testkit::{Driver, Rng, Workload, wait_until};
 
 const QUEUES: u16 = 8;
 const DEPTH: usize = 128;
@@ -154,7 +153,7 @@ impl Load {
             ..
         } = self;
         let disk = disk.as_mut().context("a disk")?;
-        reach("everything is done", PATIENCE, || {
+        wait_until("everything is done", PATIENCE, || {
             server.qmp.execute("cont", Value::Null)?;
             driver.reap_within(disk, Duration::from_millis(5))?;
             Ok(driver.outstanding() == 0)
@@ -176,7 +175,7 @@ fn under_load(scope: &str, iothreads: usize, seed: u64) -> Result<()> {
     load.run(time)?;
     load.drain()?;
     // Descriptors of the last reconnect are closed when the old session has been cleared away.
-    reach("the descriptors are back", PATIENCE, || {
+    wait_until("the descriptors are back", PATIENCE, || {
         Ok(load.footprint()?.descriptors <= before.descriptors)
     })
     .with_context(|| format!("{before:?}, {:?}", load.footprint()))?;

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::footprint::Footprint;
-use harness::guest::{DirectWriters, GUEST_PATIENCE, promptly, reach};
+use harness::guest::{DirectWriters, GUEST_PATIENCE, promptly};
 use harness::vmm::{FullDisk, Resumer, qemu_state};
 use harness::{PATIENCE, Setup, soak};
 use serde_json::{Value, json};
+use testkit::wait_until;
 
 /// What the allocator may keep of its own accord, in KiB.
 const GROWTH_KIB_MAX: u64 = 1024;
@@ -41,7 +42,7 @@ fn a_manager_says_cont_all_the_time() -> Result<()> {
         }
     }
     // It comes to rest: what is held fails again, and daemon and VM agree.
-    reach("daemon and VM are at rest", PATIENCE, || {
+    wait_until("daemon and VM are at rest", PATIENCE, || {
         let rest = json!({ "vm": "paused", "paused-by": "link" });
         disk.server.wait_link(&rest)?;
         Ok(disk.server.run_state()? == "io-error" && qemu_state(&mut disk.guest)? == "paused")

@@ -6,13 +6,13 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE, reach};
+use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
 use harness::vmm::{Resumer, link_monitor, qemu_state};
 use harness::{MIB, Setup, allocated, soak, sparse};
 use rustix::process::Signal;
 use serde_json::json;
 use testkit::guest::{Files, make_ext4_image};
-use testkit::{Guest, Tmpfs, VhostUserBlk};
+use testkit::{Guest, Tmpfs, VhostUserBlk, wait_until};
 
 /// How long a VM is paused.
 const PAUSE: Duration = Duration::from_secs(5);
@@ -139,7 +139,7 @@ fn held_from_one_to_a_full_queue() -> Result<()> {
         server.daemon.signal(Signal::STOP)?;
         let writing = guest.spawn(&writers.script(name))?;
         let inflight = format!("awk '{{ print $1 + $2 }}' /sys/block/{name}/inflight");
-        reach("the requests wait", GUEST_PATIENCE, || {
+        wait_until("the requests wait", GUEST_PATIENCE, || {
             let waiting: u64 = guest.run_ok(&inflight, GUEST_PATIENCE)?.parse()?;
             Ok(waiting >= size)
         })?;

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use block::{RunState, VmPause};
-use harness::guest::{BOOT, DirectWriters, promptly, reach};
+use harness::guest::{BOOT, DirectWriters, promptly};
 use harness::vmm::{FullDisk, LINK, Resumer, qemu_state};
 use harness::{PATIENCE, Setup, eventually, soak};
 use serde_json::{Value, json};
+use testkit::wait_until;
 
 fn writers(seed: u32, writers: u64) -> DirectWriters {
     DirectWriters {
@@ -57,7 +58,7 @@ fn a_daemon_is_killed_while_the_vm_is_paused() -> Result<()> {
             disk.server.qmp.wait_event("STOP", PATIENCE)?;
             // A resume may still be under way: it has come to rest when nothing changes any more.
             let mut quiet = 0;
-            reach("the VM is paused again", PATIENCE, || {
+            wait_until("the VM is paused again", PATIENCE, || {
                 let link = disk.server.x_vmm()?;
                 let paused = link["vm"] == "paused" && link["pending"].is_null();
                 let paused = paused && qemu_state(&mut disk.guest)? == "paused";

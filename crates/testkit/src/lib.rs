@@ -31,4 +31,4 @@ pub use pattern::{Content, Pattern, PatternFault, Stamp};
 pub use place::Place;
 pub use qmp::{Qmp, QmpError};
 pub use rng::Rng;
-pub use workload::{Driver, Mix, Workload};
+pub use workload::{Driver, Mix, Workload, wait_until};

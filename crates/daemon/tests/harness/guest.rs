@@ -3,7 +3,6 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
@@ -20,20 +19,6 @@ pub const BOOT: Duration = Duration::from_secs(200);
 pub const PROMPT: Duration = Duration::from_secs(20);
 
 const SECTOR_BYTES: u64 = 512;
-
-/// Waits for a condition, looking every few milliseconds.
-pub fn reach(
-    what: &str,
-    timeout: Duration,
-    mut condition: impl FnMut() -> Result<bool>,
-) -> Result<()> {
-    let deadline = Instant::now() + timeout;
-    while !condition()? {
-        ensure!(Instant::now() < deadline, "not within {timeout:?}: {what}");
-        sleep(Duration::from_millis(10));
-    }
-    Ok(())
-}
 
 /// A command that is answered at once. Returns how long it took.
 pub fn promptly(qmp: &mut Qmp, command: &str) -> Result<Duration> {

@@ -5,6 +5,7 @@
 
 pub mod footprint;
 pub mod guest;
+pub mod state;
 pub mod vmm;
 
 use std::path::{Path, PathBuf};
@@ -24,13 +25,8 @@ pub const MIB: u64 = 1 << 20;
 pub const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Waits until `condition` holds.
-pub fn eventually(what: &str, mut condition: impl FnMut() -> Result<bool>) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    while !condition()? {
-        ensure!(Instant::now() < deadline, "never: {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
+pub fn eventually(what: &str, condition: impl FnMut() -> Result<bool>) -> Result<()> {
+    testkit::wait_until(what, PATIENCE, condition)
 }
 
 /// A daemon with the export `vda` on a loop device, which counts the flushes that reach it. `options`

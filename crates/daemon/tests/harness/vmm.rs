@@ -6,9 +6,9 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
 use testkit::guest::{Builder, Job};
-use testkit::{Guest, LogEntry, Tmpfs, VhostUserBlk};
+use testkit::{Guest, LogEntry, Tmpfs, VhostUserBlk, wait_until};
 
-use super::guest::{BOOT, DirectWriters, GUEST_PATIENCE, reach};
+use super::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
 use super::{MIB, PATIENCE, Server, Setup, sparse};
 
 /// The id of the link.
@@ -67,7 +67,7 @@ impl Server {
     pub fn wait_link(&mut self, expected: &Value) -> Result<()> {
         let mut last = Value::Null;
         let members = expected.as_object().into_iter().flatten();
-        let reached = reach("the link", PATIENCE, || {
+        let reached = wait_until("the link", PATIENCE, || {
             last = self.x_vmm()?;
             Ok(members.clone().all(|(name, value)| last[name] == *value))
         });
@@ -84,7 +84,7 @@ impl Server {
 
     /// Waits until the clients of a former daemon are back.
     pub fn wait_clients(&mut self) -> Result<()> {
-        reach("the clients are back", PATIENCE, || {
+        wait_until("the clients are back", PATIENCE, || {
             let exports = self.qmp.execute("query-block-exports", Value::Null)?;
             let exports = exports.as_array().into_iter().flatten();
             Ok(exports.clone().all(|export| export["x-client"] == true))
