@@ -32,13 +32,16 @@ pub use control::run_control;
 pub use control::run_control::Refusal;
 pub use control::task::{Control, ControlTask, control};
 pub use control::wiring::Wiring;
+pub use driver::capabilities::{
+    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Resize,
+};
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
 pub use driver::future::{BoxFuture, IoFuture};
 pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;
 pub use driver::loss::Loss;
-pub use driver::node::{DiscardStats, Driver, GuestFault, Limits, Node, NodeInfo};
+pub use driver::node::{Driver, GuestFault, Limits, Node, NodeInfo};
 pub use export::Export;
 pub use gate::ClientError;
 pub use gate::overlap;

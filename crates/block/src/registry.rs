@@ -75,7 +75,7 @@ impl Registry {
         // First: what a node takes over meanwhile is found there.
         let unclaimed = self.unclaimed_losses();
         let lost = self.nodes().into_iter().filter_map(|node| {
-            let Loss { number, errno } = node.driver().latched()?;
+            let Loss { number, errno } = node.latched()?;
             let node = node.name().to_string();
             Some(SavedLoss {
                 node,
@@ -129,9 +129,9 @@ impl Registry {
             let own = *loss.node == **node.name();
             if own {
                 let SavedLoss { number, errno, .. } = *loss;
-                node.driver().latch(Loss { number, errno });
+                node.latch(Loss { number, errno });
             }
-            !own || node.driver().latched().is_none()
+            !own || node.latched().is_none()
         });
     }
 
@@ -299,7 +299,7 @@ impl Registry {
         let name = name.to_owned();
         self.control
             .call(move |state, wiring| {
-                if node.driver().cont_blocker().is_none() {
+                if node.cont_blocker().is_none() {
                     return Err(RegistryError::NoLoss(name));
                 }
                 // First the flushes: a release that follows the cleared latch must not find them,
@@ -307,7 +307,7 @@ impl Registry {
                 for id in ids {
                     state.fail_held_flushes(id, wiring);
                 }
-                node.driver().accept_loss(u32::MAX);
+                node.accept_loss(u32::MAX);
                 state.touch();
                 Ok(())
             })

@@ -30,7 +30,7 @@ impl Registry {
             drained.push(export.backend().drain().await);
         }
         let asked = Arc::clone(&node);
-        let length = blocking(move || asked.driver().resized_length(size))
+        let length = blocking(move || asked.resized_length(size))
             .await
             .ok_or(RegistryError::ShuttingDown)?
             .map_err(ResizeError::from)?;
@@ -40,7 +40,7 @@ impl Registry {
                 check_handed_back(name, length, &**export)?;
             }
         }
-        blocking(move || node.driver().resize(size))
+        blocking(move || node.resize(size))
             .await
             .ok_or(RegistryError::ShuttingDown)?
             .map_err(ResizeError::from)?;

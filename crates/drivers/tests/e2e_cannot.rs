@@ -92,7 +92,7 @@ mod tests {
             }
             let attempts = if TRANSIENT.contains(&errno) { 11 } else { 1 };
             let asked = fuse.count(FuseOp::Fallocate);
-            let stats = node.driver().discard_stats().expect("kept");
+            let stats = node.discard_stats().expect("kept");
             assert_eq!((stats.nb_ok, stats.nb_failed, stats.bytes_ok), (0, 1, 0));
             // Whether it can the next time is asked, if it is worth it.
             let again = bench.run(&node, Op::zeroes(64 * KIB, 4 * KIB, true));

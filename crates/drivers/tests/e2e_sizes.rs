@@ -272,8 +272,8 @@ mod tests {
                     (MIB - 100, MIB),
                     (MIB, MIB),
                 ] {
-                    assert_eq!(disk.driver().resized_length(asked).ok(), Some(length));
-                    disk.driver().resize(asked).expect("resized");
+                    assert_eq!(disk.resized_length(asked).ok(), Some(length));
+                    disk.resize(asked).expect("resized");
                     assert_eq!(disk.driver().length(), length);
                     let now = file.as_file().metadata().expect("there").len();
                     assert_eq!(now, asked);
@@ -284,7 +284,7 @@ mod tests {
                     let got = bench.run(&disk, Op::read(length - 1024, 1024));
                     assert_eq!(got.expect("read"), data);
                 }
-                let error = disk.driver().resize(u64::MAX).expect_err("too long");
+                let error = disk.resize(u64::MAX).expect_err("too long");
                 assert_eq!(error.errno(), libc::EFBIG);
             }
         });
@@ -314,7 +314,7 @@ mod tests {
         let looped = Loop::attach(&["--sector-size", "4096"], file.path());
         let disk = node(device(&looped.0, |_| {}).expect("opens"));
         assert_eq!(disk.driver().length(), MIB);
-        disk.driver().resize(MIB + 512).expect("it has that much");
+        disk.resize(MIB + 512).expect("it has that much");
         assert_eq!(disk.driver().length(), MIB);
         bench
             .run(&disk, Op::write(MIB - 512, pattern(1, 512)))

@@ -153,7 +153,7 @@ mod tests {
         let disk = device.open(false);
         assert!(disk.driver().info().warning.is_some());
         bench.run(&disk, Op::flush()).expect("nothing to lose yet");
-        assert_eq!(disk.driver().cont_blocker(), None);
+        assert_eq!(disk.cont_blocker(), None);
 
         bench
             .run(&disk, Op::write(0, data(4 * MIB)))
@@ -178,7 +178,7 @@ mod tests {
                 "{error}"
             );
         }
-        let blocker = disk.driver().cont_blocker().expect("refuses");
+        let blocker = disk.cont_blocker().expect("refuses");
         assert!(
             blocker.contains("'disk0'") && blocker.contains("x-node-accept-loss"),
             "{blocker}"
@@ -187,17 +187,11 @@ mod tests {
             .run(&disk, Op::write(0, data(4 * MIB)))
             .expect("writes go on");
 
-        let number = disk.driver().latched().expect("it says so").number;
-        assert!(
-            !disk.driver().accept_loss(number - 1),
-            "that was another one"
-        );
-        assert!(disk.driver().accept_loss(u32::MAX));
-        assert!(
-            !disk.driver().accept_loss(u32::MAX),
-            "there is no second one"
-        );
-        assert_eq!(disk.driver().cont_blocker(), None);
+        let number = disk.latched().expect("it says so").number;
+        assert!(!disk.accept_loss(number - 1), "that was another one");
+        assert!(disk.accept_loss(u32::MAX));
+        assert!(!disk.accept_loss(u32::MAX), "there is no second one");
+        assert_eq!(disk.cont_blocker(), None);
         bench.run(&disk, Op::flush()).expect("anew");
     }
 
@@ -251,7 +245,7 @@ mod tests {
         tmpfs.extend(128 * MIB);
         bench.run(&disk, write).expect("the same again");
         bench.run(&disk, Op::flush()).expect("flushed");
-        assert_eq!(disk.driver().cont_blocker(), None);
+        assert_eq!(disk.cont_blocker(), None);
     }
 
     /// 4 KiB sectors under requests of 512 bytes and less, with every kind of request.
@@ -294,7 +288,7 @@ mod tests {
                 .run(&disk, Op::discard(300_000, 100_000))
                 .expect("discarded");
             bench.run(&disk, Op::flush()).expect("flushed");
-            let stats = disk.driver().discard_stats().expect("kept");
+            let stats = disk.discard_stats().expect("kept");
             assert_eq!((stats.nb_ok, stats.nb_failed), (1, 0));
             let got = bench.run(&disk, whole).expect("read");
             let (kept, gone) = (299_999, 400_001);
@@ -310,7 +304,7 @@ mod tests {
         let device = Loop::attach(file.path(), 512);
         let disk = device.open(true);
         assert_eq!(disk.driver().length(), MIB);
-        let error = disk.driver().resize(2 * MIB).expect_err("it is not");
+        let error = disk.resize(2 * MIB).expect_err("it is not");
         assert!(
             error.to_string().contains("Cannot grow device files"),
             "{error}"
@@ -327,17 +321,17 @@ mod tests {
         // Who extends a volume gets more than was asked for. Asked for less than there is, the size
         // of the device was an error; QEMU takes it.
         for asked in [2 * MIB, MIB + 512, 512] {
-            assert_eq!(disk.driver().resized_length(asked).ok(), Some(2 * MIB));
-            disk.driver().resize(asked).expect("read again");
+            assert_eq!(disk.resized_length(asked).ok(), Some(2 * MIB));
+            disk.resize(asked).expect("read again");
             assert_eq!(disk.driver().length(), 2 * MIB);
         }
         file.as_file().set_len(MIB).expect("shorter");
         command("losetup", &["-c", &device.device]);
-        disk.driver().resize(512).expect("shrunk");
+        disk.resize(512).expect("shrunk");
         assert_eq!(disk.driver().length(), MIB);
         file.as_file().set_len(2 * MIB).expect("sparse");
         command("losetup", &["-c", &device.device]);
-        disk.driver().resize(MIB).expect("grown again");
+        disk.resize(MIB).expect("grown again");
         bench
             .run(&disk, Op::write(2 * MIB - 512, data(512)))
             .expect("written");

@@ -90,7 +90,7 @@ mod tests {
                 let error = failed(Op::discard(at, 8192));
                 assert_eq!(cause(&error), (GONE, libc::EINVAL), "{error}");
             }
-            let stats = node.driver().discard_stats().expect("kept");
+            let stats = node.discard_stats().expect("kept");
             assert_eq!((stats.nb_ok, stats.nb_failed), (0, 2));
             if left > 0 {
                 let half = MIB / 2;
@@ -178,7 +178,7 @@ mod tests {
         let error = beyond(2 * MIB).expect_err("it was there");
         assert_eq!(cause(&error), (ErrorKind::BackingGone, libc::ENOSPC));
         // That is how it shall be.
-        node.driver().resize(MIB).expect("the real size");
+        node.resize(MIB).expect("the real size");
         let error = beyond(2 * MIB).expect_err("no space");
         assert_eq!(cause(&error), (ErrorKind::NoSpace, libc::ENOSPC));
     }
@@ -270,7 +270,7 @@ mod tests {
             disk.resize(left);
             let error = bench.run(&node, Op::flush()).expect_err("lost");
             assert_eq!(error.kind(), ErrorKind::BackingGone, "{error}");
-            let blocker = node.driver().cont_blocker();
+            let blocker = node.cont_blocker();
             assert!(blocker.is_some_and(|text| text.contains("'disk0' has lost data")));
         }
         // Nothing is lost of what lies before the end, or was flushed.
@@ -286,7 +286,7 @@ mod tests {
         disk.resize(4 * MIB);
         bench.run(&node, at(2 * MIB)).expect("inside");
         disk.resize(MIB);
-        node.driver().resize(MIB).expect("the real size");
+        node.resize(MIB).expect("the real size");
         bench.run(&node, Op::flush()).expect("as it was meant");
     }
 

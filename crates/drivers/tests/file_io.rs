@@ -102,7 +102,7 @@ mod tests {
             let after = disk.driver().actual_size().expect("known");
             // The filesystem may need a block of its own to remember the holes.
             assert!(after < allocated - 100_000, "{allocated} {after}");
-            let stats = disk.driver().discard_stats().expect("kept");
+            let stats = disk.discard_stats().expect("kept");
             assert_eq!((stats.nb_ok, stats.bytes_ok), (1, 126_976));
             let content = bench.run(&disk, Op::read(0, LENGTH)).expect("read");
             assert!(content[..524_289] == model[..524_289]);
@@ -216,12 +216,12 @@ mod tests {
         let bench = Bench::new();
         let image = Image::new(LENGTH);
         let disk = image.open(true);
-        disk.driver().resize(2 * LENGTH).expect("grown");
+        disk.resize(2 * LENGTH).expect("grown");
         assert_eq!(disk.driver().length(), 2 * LENGTH);
         bench
             .run(&disk, Op::write(2 * LENGTH - 4096, pattern(6, 4096)))
             .expect("written");
-        disk.driver().resize(LENGTH).expect("shrunk");
+        disk.resize(LENGTH).expect("shrunk");
         assert_eq!(image.content().len() as u64, LENGTH);
         assert!(bench.run(&disk, Op::read(LENGTH, 512)).is_err());
     }

@@ -9,7 +9,7 @@ mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
 
     use block::fault::{InjectError, IoType};
-    use block::{ErrorKind, Node, Operation};
+    use block::{AllocationLimit, ErrorKind, Node, Operation};
     use standfast_drivers::file::Discard;
     use standfast_drivers::quota::LENGTH_MAX;
     use standfast_drivers::{
@@ -42,6 +42,10 @@ mod tests {
         image
     }
 
+    fn limit(quota: &Node) -> &dyn AllocationLimit {
+        quota.allocation_limit().expect("it has one")
+    }
+
     fn quota(file: Arc<Node>, limit: u64) -> Arc<Node> {
         node(
             Quota::new(QuotaOptions {
@@ -67,7 +71,7 @@ mod tests {
             .expect("space");
         let disk = quota(file(&image, Discard::Unmap), 24 * KIB);
         assert_eq!(
-            disk.driver().quota(),
+            disk.allocation_limit().map(|limit| limit.quota()),
             Some((24 * KIB, 8 * KIB)),
             "found at open"
         );
@@ -92,11 +96,11 @@ mod tests {
         bench
             .run(&disk, Op::write(0, data(12 * KIB)))
             .expect("allocates nothing");
-        assert_eq!(disk.driver().set_quota(28 * KIB).expect("raised"), 20 * KIB);
+        assert_eq!(limit(&disk).set_quota(28 * KIB).expect("raised"), 20 * KIB);
         bench
             .run(&disk, Op::write(12 * KIB, data(8 * KIB)))
             .expect("fits now");
-        assert_eq!(disk.driver().set_quota(0).expect("lowered"), 28 * KIB);
+        assert_eq!(limit(&disk).set_quota(0).expect("lowered"), 28 * KIB);
         bench
             .run(&disk, Op::write(13 * KIB, data(KIB)))
             .expect("allocates nothing");
@@ -112,7 +116,7 @@ mod tests {
         drop(disk);
         let disk = quota(file(&image, Discard::Unmap), 0);
         assert_eq!(
-            disk.driver().quota(),
+            disk.allocation_limit().map(|limit| limit.quota()),
             Some((0, 28 * KIB)),
             "the same after a restart"
         );
@@ -135,7 +139,11 @@ mod tests {
                 .run(&disk, Op::zeroes(16 * KIB, 36 * KIB, true))
                 .expect("zeroed");
             let left = 64 * KIB - given_back;
-            assert_eq!(disk.driver().quota(), Some((64 * KIB, left)), "{discard:?}");
+            assert_eq!(
+                disk.allocation_limit().map(|limit| limit.quota()),
+                Some((64 * KIB, left)),
+                "{discard:?}"
+            );
             let result = bench.run(&disk, Op::write(128 * KIB, data(given_back + KIB)));
             assert!(result.is_err(), "{discard:?}");
             if given_back > 0 {
@@ -155,7 +163,10 @@ mod tests {
         bench
             .run(&disk, Op::zeroes(KIB, 62 * KIB, true))
             .expect("two granules");
-        assert_eq!(disk.driver().quota(), Some((8 * KIB, 8 * KIB)));
+        assert_eq!(
+            disk.allocation_limit().map(|limit| limit.quota()),
+            Some((8 * KIB, 8 * KIB))
+        );
         let allocated = disk.driver().actual_size().expect("known");
         assert!(allocated <= 8 * KIB, "{allocated}");
     }
@@ -187,7 +198,10 @@ mod tests {
             .expect_err("injected");
         assert_eq!(error.errno(), libc::EIO);
         assert_eq!(error.context().node.as_deref(), Some("debug0"));
-        assert_eq!(disk.driver().quota(), Some((16 * KIB, 0)));
+        assert_eq!(
+            disk.allocation_limit().map(|limit| limit.quota()),
+            Some((16 * KIB, 0))
+        );
         bench
             .run(&disk, Op::write(512 * KIB, data(16 * KIB)))
             .expect("fits elsewhere");
@@ -201,13 +215,19 @@ mod tests {
         bench
             .run(&disk, Op::write(512 * KIB, data(8 * KIB)))
             .expect("fits");
-        disk.driver().resize(516 * KIB).expect("shrunk");
-        assert_eq!(disk.driver().quota(), Some((LENGTH, 4 * KIB)));
-        disk.driver().resize(2 * LENGTH).expect("grown");
+        disk.resize(516 * KIB).expect("shrunk");
+        assert_eq!(
+            disk.allocation_limit().map(|limit| limit.quota()),
+            Some((LENGTH, 4 * KIB))
+        );
+        disk.resize(2 * LENGTH).expect("grown");
         bench
             .run(&disk, Op::write(2 * LENGTH - 4 * KIB, data(4 * KIB)))
             .expect("fits");
-        assert_eq!(disk.driver().quota(), Some((LENGTH, 8 * KIB)));
+        assert_eq!(
+            disk.allocation_limit().map(|limit| limit.quota()),
+            Some((LENGTH, 8 * KIB))
+        );
     }
 
     #[test]
@@ -268,7 +288,10 @@ mod tests {
             let watcher = scope.spawn(|| {
                 let mut peak = 0;
                 while !done.load(Ordering::Relaxed) {
-                    let (_, allocated) = disk.driver().quota().expect("it has one");
+                    let (_, allocated) = disk
+                        .allocation_limit()
+                        .map(|limit| limit.quota())
+                        .expect("it has one");
                     peak = peak.max(allocated);
                     std::thread::yield_now();
                 }
@@ -283,7 +306,10 @@ mod tests {
         });
         assert!(peak <= LIMIT, "{peak}");
         assert!(refused > 0, "the limit was never met");
-        let (_, accounted) = disk.driver().quota().expect("it has one");
+        let (_, accounted) = disk
+            .allocation_limit()
+            .map(|limit| limit.quota())
+            .expect("it has one");
         let bench = Bench::new();
         bench
             .run(&disk, Op::new(Operation::Flush, 0, 0))

@@ -139,7 +139,7 @@ impl BackendNodes {
 /// the storage.
 pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo {
     let info = node.driver().info();
-    let quota = node.driver().quota();
+    let quota = node.allocation_limit().map(|limit| limit.quota());
     BlockDeviceInfo {
         file: info.filename.clone(),
         node_name: Some(node.name().to_string()),
@@ -265,7 +265,7 @@ pub(crate) fn held(export: &str, record: &HeldRecord) -> HeldRequestInfo {
 }
 
 fn driver_specific(node: &Node) -> Option<BlockStatsSpecificFile> {
-    let discards = node.driver().discard_stats()?;
+    let discards = node.discard_stats()?;
     Some(BlockStatsSpecificFile {
         driver: node.driver().name().to_owned(),
         discard_nb_ok: discards.nb_ok,

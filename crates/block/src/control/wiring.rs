@@ -94,14 +94,14 @@ impl Wiring {
                 let root = &self.backends[&id];
                 let accepted = root.losses_accepted.load(Ordering::SeqCst);
                 let counts = |node: &Node| {
-                    let loss = node.driver().latched();
+                    let loss = node.latched();
                     loss.is_none_or(|loss| loss.counts_for(accepted))
                 };
                 let nodes = root.node.subtree();
                 nodes
                     .iter()
                     .filter(|node| counts(node))
-                    .find_map(|node| node.driver().cont_blocker())
+                    .find_map(|node| node.cont_blocker())
             })
     }
 
@@ -122,10 +122,10 @@ impl Wiring {
     /// Clears what no client could have lost.
     pub fn clear_void_losses(&self) {
         for node in self.backends.values().flat_map(|root| root.node.subtree()) {
-            if let Some(loss) = node.driver().latched()
+            if let Some(loss) = node.latched()
                 && !self.is_loss_open(&node, loss)
             {
-                node.driver().accept_loss(loss.number);
+                node.accept_loss(loss.number);
             }
         }
     }

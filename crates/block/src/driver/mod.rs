@@ -1,6 +1,7 @@
 //! What a storage driver sees: nodes and the trait that makes them, the future of an operation, the
-//! graph of names, and what a driver has lost.
+//! graph of names, what a driver has lost, and what only some drivers can do.
 
+pub mod capabilities;
 pub mod fault;
 pub mod future;
 pub mod graph;

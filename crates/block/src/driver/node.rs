@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::driver::capabilities::{AllocationLimit, Capabilities, DiscardStats, Resize};
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
@@ -68,17 +69,6 @@ pub struct NodeInfo {
     pub warning: Option<String>,
 }
 
-/// Discard counters of a driver (`driver-specific` of `query-blockstats`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct DiscardStats {
-    /// Successful discards.
-    pub nb_ok: u64,
-    /// Failed discards.
-    pub nb_failed: u64,
-    /// Bytes discarded.
-    pub bytes_ok: u64,
-}
-
 /// A block driver: what makes a node what it is.
 ///
 /// One driver object serves all iothreads at once; [`Driver::submit`] is called on an iothread and
@@ -117,58 +107,10 @@ pub trait Driver: Send + Sync + fmt::Debug {
         Vec::new()
     }
 
-    /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
-    fn cont_blocker(&self) -> Option<String> {
-        None
-    }
-
-    /// A flush failure that is latched. Requests that make data durable fail for everybody for whom
-    /// it counts ([`Io::losses_accepted`]).
-    fn latched(&self) -> Option<Loss> {
-        None
-    }
-
-    /// A former daemon had latched this failure. Called before the first request.
-    fn latch(&self, _loss: Loss) {}
-
-    /// Clears a latched flush failure for everybody, unless its number is greater than `upto`. False
-    /// if there was none.
-    fn accept_loss(&self, _upto: u32) -> bool {
-        false
-    }
-
-    /// The length that [`Driver::resize`] to `length` would give the node: not every length is
-    /// possible. May ask the storage.
-    fn resized_length(&self, length: u64) -> Result<u64> {
-        Ok(length)
-    }
-
     /// Whether the node goes on as it should if one of its children gets another length by itself. A
     /// filter does: it is as long as its child.
     fn follows_child(&self) -> bool {
         true
-    }
-
-    /// Changes the length in bytes. Called drained.
-    fn resize(&self, _length: u64) -> Result<()> {
-        Err(BlockError::new(
-            libc::ENOTSUP,
-            "Image format driver does not support resize",
-        ))
-    }
-
-    /// The fault plan, where the driver injects errors.
-    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
-        None
-    }
-
-    /// Sets the number of bytes that may be allocated, where the driver limits them. Returns the
-    /// number allocated now.
-    fn set_quota(&self, _limit: u64) -> Result<u64> {
-        Err(BlockError::new(
-            libc::ENOTSUP,
-            "the node's driver has no quota",
-        ))
     }
 
     /// Calls `each` with the ranges in bytes from `from` on that may hold data, ascending and
@@ -182,14 +124,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
         Ok(())
     }
 
-    /// Bytes allowed and bytes allocated, where the driver limits them.
-    fn quota(&self) -> Option<(u64, u64)> {
-        None
-    }
-
-    /// Discard counters, where the driver keeps them.
-    fn discard_stats(&self) -> Option<DiscardStats> {
-        None
+    /// What it can do beside: most drivers nothing.
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities::default()
     }
 }
 
@@ -241,6 +178,69 @@ impl Node {
     /// The highest end offset of a completed write in bytes (`wr_highest_offset`).
     pub fn wr_highest_offset(&self) -> u64 {
         self.wr_highest_offset.load(Ordering::Relaxed)
+    }
+
+    /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
+    pub fn cont_blocker(&self) -> Option<String> {
+        let blocker = self.driver.capabilities().cont_blocker?;
+        blocker.cont_blocker()
+    }
+
+    /// A flush failure that is latched ([`crate::driver::capabilities::FlushLatch`]).
+    pub fn latched(&self) -> Option<Loss> {
+        self.driver.capabilities().flush_latch?.latched()
+    }
+
+    /// A former daemon had latched this failure. False: this driver has no flushes to fail. Called
+    /// before the first request.
+    pub fn latch(&self, loss: Loss) -> bool {
+        let latch = self.driver.capabilities().flush_latch;
+        latch.inspect(|latch| latch.latch(loss)).is_some()
+    }
+
+    /// Clears a latched flush failure for everybody, unless its number is greater than `upto`. False
+    /// if there was none.
+    pub fn accept_loss(&self, upto: u32) -> bool {
+        let latch = self.driver.capabilities().flush_latch;
+        latch.is_some_and(|latch| latch.accept_loss(upto))
+    }
+
+    /// The length in bytes that [`Self::resize`] to `length` would give the node. May ask the storage.
+    ///
+    /// # Errors
+    /// As [`Self::resize`].
+    pub fn resized_length(&self, length: u64) -> Result<u64> {
+        self.resizable()?.resized_length(length)
+    }
+
+    /// Changes the length in bytes. Called drained.
+    ///
+    /// # Errors
+    /// If the driver cannot, or the storage refuses.
+    pub fn resize(&self, length: u64) -> Result<()> {
+        self.resizable()?.resize(length)
+    }
+
+    fn resizable(&self) -> Result<&dyn Resize> {
+        self.driver.capabilities().resize.ok_or_else(|| {
+            BlockError::new(libc::ENOTSUP, "Image format driver does not support resize")
+        })
+    }
+
+    /// The fault plan, where the driver injects errors.
+    pub fn fault_plan(&self) -> Option<&dyn FaultPlan> {
+        self.driver.capabilities().fault_plan
+    }
+
+    /// The limit of allocated bytes, where the driver has one.
+    pub fn allocation_limit(&self) -> Option<&dyn AllocationLimit> {
+        self.driver.capabilities().quota
+    }
+
+    /// Discard counters, where the driver keeps them.
+    pub fn discard_stats(&self) -> Option<DiscardStats> {
+        let counters = self.driver.capabilities().discard_counters?;
+        Some(counters.discard_stats())
     }
 
     /// Whether a request may be sent to this node.

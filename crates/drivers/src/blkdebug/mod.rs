@@ -7,8 +7,8 @@ mod plan;
 
 use std::sync::Arc;
 
-use block::fault::{FaultPlan, InjectError, SetState};
-use block::{BlockError, Driver, Io, IoFuture, Limits, Node, NodeInfo};
+use block::fault::{InjectError, SetState};
+use block::{BlockError, Capabilities, Driver, Io, IoFuture, Limits, Node, NodeInfo, Resize};
 
 use crate::OpenError;
 
@@ -115,14 +115,6 @@ impl Driver for Blkdebug {
         vec![("image", Arc::clone(&self.image))]
     }
 
-    fn resize(&self, length: u64) -> block::Result<()> {
-        self.image.driver().resize(length)
-    }
-
-    fn resized_length(&self, length: u64) -> block::Result<u64> {
-        self.image.driver().resized_length(length)
-    }
-
     fn data_extents(
         &self,
         from: u64,
@@ -131,8 +123,22 @@ impl Driver for Blkdebug {
         self.image.driver().data_extents(from, each)
     }
 
-    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
-        Some(&self.plan)
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            resize: Some(self),
+            fault_plan: Some(&self.plan),
+            ..Capabilities::default()
+        }
+    }
+}
+
+impl Resize for Blkdebug {
+    fn resized_length(&self, length: u64) -> block::Result<u64> {
+        self.image.resized_length(length)
+    }
+
+    fn resize(&self, length: u64) -> block::Result<()> {
+        self.image.resize(length)
     }
 }
 
@@ -222,7 +228,7 @@ mod tests {
                 }
             }
         }
-        let plan = node.driver().fault_plan().expect("it has one");
+        let plan = node.fault_plan().expect("it has one");
         plan.clear_all();
         assert!(run(&node, Operation::Write).1.is_ok());
     }

@@ -26,6 +26,7 @@
 
 mod at_once;
 mod bounce;
+mod capabilities;
 mod deallocation;
 mod device_discard;
 mod device_size;
@@ -46,7 +47,7 @@ mod zero;
 
 use std::ops::Range;
 
-use block::{DiscardStats, Driver, Io, IoFuture, Limits, Loss, NodeInfo, Operation, Result};
+use block::{Capabilities, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Result};
 
 pub use self::driver::FileDriver;
 pub use self::options::{Discard, FileOptions, Locking};
@@ -186,39 +187,14 @@ impl Driver for FileDriver {
         }
     }
 
-    fn cont_blocker(&self) -> Option<String> {
-        let errno = self.flusher.latched()?.errno;
-        Some(format!(
-            "Node '{node}' has lost data: a flush failed ({reason}), and the page cache has dropped \
-             what it could not write. x-node-accept-loss with node-name '{node}' accepts the loss \
-             and fails the flushes that are held",
-            node = self.node_name,
-            reason = block::Cause::of_errno(errno).reason(),
-        ))
-    }
-
-    fn latched(&self) -> Option<Loss> {
-        self.flusher.latched()
-    }
-
-    fn latch(&self, loss: Loss) {
-        self.flusher.latch(loss);
-    }
-
-    fn accept_loss(&self, upto: u32) -> bool {
-        self.flusher.clear(upto)
-    }
-
-    fn resize(&self, length: u64) -> Result<()> {
-        self.change_length(length)
-    }
-
-    fn resized_length(&self, length: u64) -> Result<u64> {
-        self.length_after(length)
-    }
-
-    fn discard_stats(&self) -> Option<DiscardStats> {
-        Some(self.deallocation.stats())
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            flush_latch: Some(self),
+            cont_blocker: Some(self),
+            resize: Some(self),
+            discard_counters: Some(self),
+            ..Capabilities::default()
+        }
     }
 
     fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {

@@ -29,7 +29,7 @@ impl FileDriver {
         Ok((node, image))
     }
 
-    /// See [`block::Driver::resized_length`].
+    /// See [`block::Resize::resized_length`].
     pub(super) fn length_after(&self, length: u64) -> Result<u64> {
         Ok(self.after_resize(length)?.0)
     }

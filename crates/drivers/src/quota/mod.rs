@@ -1,7 +1,7 @@
 //! `quota`: a filter that limits how many bytes its child allocates, as a thin volume would.
 //!
 //! A write that would allocate more than the limit fails with ENOSPC, wholly and before anything of
-//! it is written. When the limit is raised ([`Driver::set_quota`]) it can be done again. The limit
+//! it is written. When the limit is raised ([`AllocationLimit::set_quota`]) it can be done again. The limit
 //! may be lowered below what is allocated: then only writes that allocate nothing go.
 //!
 //! # What counts
@@ -22,7 +22,10 @@ mod bitmap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{BlockError, Driver, Io, IoFuture, Limits, Node, NodeInfo, Operation, Result};
+use block::{
+    AllocationLimit, BlockError, Capabilities, Driver, Io, IoFuture, Limits, Node, NodeInfo,
+    Operation, Resize, Result,
+};
 use parking_lot::{Mutex, MutexGuard};
 
 pub use self::account::GRANULARITY;
@@ -261,22 +264,36 @@ impl Driver for Quota {
         vec![("file", Arc::clone(&self.file))]
     }
 
-    fn resized_length(&self, length: u64) -> Result<u64> {
-        let length = self.file.driver().resized_length(length)?;
-        check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
-        Ok(length)
-    }
-
     /// What a child has beyond its former end would be counted anew by each write.
     fn follows_child(&self) -> bool {
         false
+    }
+
+    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
+        self.file.driver().data_extents(from, each)
+    }
+
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            resize: Some(self),
+            quota: Some(self),
+            ..Capabilities::default()
+        }
+    }
+}
+
+impl Resize for Quota {
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        let length = self.file.resized_length(length)?;
+        check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
+        Ok(length)
     }
 
     fn resize(&self, length: u64) -> Result<()> {
         self.resized_length(length)?;
         let driver = self.file.driver();
         let before = driver.length();
-        driver.resize(length)?;
+        self.file.resize(length)?;
         let granules = driver.length().div_ceil(GRANULARITY);
         self.account().resize(granules);
         // What the child has beyond its old end may be allocated already, on a device for instance.
@@ -285,19 +302,17 @@ impl Driver for Quota {
             self.account().note_allocated(touched(&extent));
         })
     }
+}
 
-    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        self.file.driver().data_extents(from, each)
-    }
-
+impl AllocationLimit for Quota {
     fn set_quota(&self, limit: u64) -> Result<u64> {
         let mut account = self.account();
         account.set_limit(limit);
         Ok(account.allocated())
     }
 
-    fn quota(&self) -> Option<(u64, u64)> {
+    fn quota(&self) -> (u64, u64) {
         let account = self.account();
-        Some((account.limit(), account.allocated()))
+        (account.limit(), account.allocated())
     }
 }

@@ -19,11 +19,13 @@ fn node(context: &Context, name: &str) -> Result<Arc<Node>, QmpError> {
 
 pub(crate) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<Empty, QmpError> {
     let node = node(context, &arguments.node_name)?;
-    if node.driver().quota().is_none() {
+    if node.allocation_limit().is_none() {
         return Err(not_a(&node, "quota"));
     }
     let set = blocking(move || {
-        node.driver().set_quota(arguments.limit).map_err(|e| {
+        let limit = node.allocation_limit();
+        let limit = limit.ok_or_else(|| not_a(&node, "quota"))?;
+        limit.set_quota(arguments.limit).map_err(|e| {
             QmpError::generic(format!("Cannot set the quota of '{}': {e}", node.name()))
         })
     });
@@ -62,7 +64,7 @@ pub(crate) async fn blkdebug_clear(
 }
 
 fn fault_plan(node: &Node) -> Result<&dyn FaultPlan, QmpError> {
-    let plan = node.driver().fault_plan();
+    let plan = node.fault_plan();
     plan.ok_or_else(|| not_a(node, "blkdebug"))
 }
 

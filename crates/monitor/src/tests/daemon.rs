@@ -7,8 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use block::fault::{FaultId, FaultStatus, InjectError};
 use block::run_control::Failed;
 use block::{
-    Action, Backend, BackendId, BlockError, BoxFuture, Cause, Control, Driver, Export, FaultPlan,
-    HoldScope, Io, IoFuture, LocalId, Node, NodeInfo, Operation, Policy, Registry, Request, Tag,
+    Action, AllocationLimit, Backend, BackendId, BoxFuture, Capabilities, Cause, ContBlocker,
+    Control, Driver, Export, FaultPlan, FlushLatch, HoldScope, Io, IoFuture, LocalId, Loss, Node,
+    NodeInfo, Operation, Policy, Registry, Request, Resize, Tag,
 };
 use qapi::Value;
 use qapi::types::{VersionInfo, VersionTriple};
@@ -162,14 +163,41 @@ impl Driver for Fake {
         IoFuture::ready(Ok(()))
     }
 
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            flush_latch: Some(self),
+            cont_blocker: Some(self),
+            resize: Some(self),
+            quota: self.quota.as_ref().map(|_| self as _),
+            fault_plan: self.plan.as_ref().map(|plan| plan as _),
+            ..Capabilities::default()
+        }
+    }
+}
+
+impl FlushLatch for Fake {
+    fn latched(&self) -> Option<Loss> {
+        None
+    }
+
+    fn latch(&self, _: Loss) {}
+
+    fn accept_loss(&self, _: u32) -> bool {
+        self.latched.swap(false, Ordering::SeqCst)
+    }
+}
+
+impl ContBlocker for Fake {
     fn cont_blocker(&self) -> Option<String> {
         self.latched
             .load(Ordering::SeqCst)
             .then(|| "Node 'n' lost data".to_owned())
     }
+}
 
-    fn accept_loss(&self, _: u32) -> bool {
-        self.latched.swap(false, Ordering::SeqCst)
+impl Resize for Fake {
+    fn resized_length(&self, length: u64) -> block::Result<u64> {
+        Ok(length)
     }
 
     fn resize(&self, length: u64) -> block::Result<()> {
@@ -179,29 +207,20 @@ impl Driver for Fake {
         self.length.store(length, Ordering::SeqCst);
         Ok(())
     }
+}
 
-    fn fault_plan(&self) -> Option<&dyn FaultPlan> {
-        self.plan.as_ref().map(|plan| plan as &dyn FaultPlan)
-    }
-
+impl AllocationLimit for Fake {
     fn set_quota(&self, limit: u64) -> block::Result<u64> {
-        let quota = self
-            .quota
-            .as_ref()
-            .ok_or_else(|| BlockError::from_errno(libc_enotsup()))?;
-        quota.store(limit, Ordering::SeqCst);
+        if let Some(quota) = &self.quota {
+            quota.store(limit, Ordering::SeqCst);
+        }
         Ok(4096)
     }
 
-    fn quota(&self) -> Option<(u64, u64)> {
-        self.quota
-            .as_ref()
-            .map(|limit| (limit.load(Ordering::SeqCst), 4096))
+    fn quota(&self) -> (u64, u64) {
+        let limit = self.quota.as_ref();
+        (limit.map_or(0, |limit| limit.load(Ordering::SeqCst)), 4096)
     }
-}
-
-fn libc_enotsup() -> i32 {
-    95
 }
 
 #[derive(Debug)]

@@ -283,7 +283,12 @@ async fn quota_and_blkdebug() {
         json!({"return": {}})
     );
     assert_eq!(
-        daemon.registry.node("q").unwrap().driver().quota(),
+        daemon
+            .registry
+            .node("q")
+            .unwrap()
+            .allocation_limit()
+            .map(|limit| limit.quota()),
         Some((65536, 4096))
     );
     assert_eq!(
@@ -307,7 +312,7 @@ async fn quota_and_blkdebug() {
         .as_u64()
         .unwrap();
     let node = daemon.registry.node("d").unwrap();
-    let rules = node.driver().fault_plan().unwrap().status();
+    let rules = node.fault_plan().unwrap().status();
     assert_eq!((rules[0].rule.errno, rules[0].rule.once), (28, true));
     assert_eq!(
         (rules[0].rule.sector, rules[0].rule.every_nth),
@@ -354,7 +359,7 @@ async fn quota_and_blkdebug() {
         }
     }
     assert_eq!(client.command(&clear("")).await, json!({"return": {}}));
-    assert!(node.driver().fault_plan().unwrap().status().is_empty());
+    assert!(node.fault_plan().unwrap().status().is_empty());
 }
 
 /// A device that has vanished says ENOSPC: a manager extended a healthy volume for ever.

@@ -1,0 +1,92 @@
+//! What only some drivers can do: small traits, handed out by those that implement them.
+//!
+//! [`crate::Driver`] is about storage alone. A driver that can do one of these says so by
+//! [`crate::Driver::capabilities`]; all others know nothing of it. [`crate::Node`] asks for them, so that
+//! nobody has to look whether they are there. Everything here is called on control threads.
+
+use std::fmt;
+
+use crate::driver::fault::FaultPlan;
+use crate::driver::loss::Loss;
+use crate::words::error::Result;
+
+/// What a driver can do beside its storage. It is the same for the whole life of the driver.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Capabilities<'a> {
+    /// It can lose what was written, and knows that it has.
+    pub flush_latch: Option<&'a dyn FlushLatch>,
+    /// It may have to refuse `cont`.
+    pub cont_blocker: Option<&'a dyn ContBlocker>,
+    /// Its length can be changed.
+    pub resize: Option<&'a dyn Resize>,
+    /// It limits how many bytes are allocated.
+    pub quota: Option<&'a dyn AllocationLimit>,
+    /// It injects errors.
+    pub fault_plan: Option<&'a dyn FaultPlan>,
+    /// It counts discards.
+    pub discard_counters: Option<&'a dyn DiscardCounters>,
+}
+
+/// A flush failure that stays: the storage would not tell again. While it is there, requests that make
+/// data durable fail for everybody for whom it counts ([`crate::Io::losses_accepted`]).
+pub trait FlushLatch: fmt::Debug {
+    /// The failure that is latched.
+    fn latched(&self) -> Option<Loss>;
+
+    /// A former daemon had latched this failure. Called before the first request.
+    fn latch(&self, loss: Loss);
+
+    /// Clears it for everybody, unless its number is greater than `upto`. False if there was none.
+    fn accept_loss(&self, upto: u32) -> bool;
+}
+
+/// A precondition of `cont`.
+pub trait ContBlocker: fmt::Debug {
+    /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
+    fn cont_blocker(&self) -> Option<String>;
+}
+
+/// A length that can be changed from outside.
+pub trait Resize: fmt::Debug {
+    /// The length in bytes that [`Self::resize`] to `length` would give the node: not every length is
+    /// possible. May ask the storage.
+    ///
+    /// # Errors
+    /// As [`Self::resize`], as far as it is known before.
+    fn resized_length(&self, length: u64) -> Result<u64>;
+
+    /// Changes the length in bytes. Called drained.
+    ///
+    /// # Errors
+    /// If the storage refuses, or cannot be that long; the length is what it was then.
+    fn resize(&self, length: u64) -> Result<()>;
+}
+
+/// A limit of the bytes that are allocated.
+pub trait AllocationLimit: fmt::Debug {
+    /// Sets the number of bytes that may be allocated. Returns the number allocated now.
+    ///
+    /// # Errors
+    /// If the limit cannot be set.
+    fn set_quota(&self, limit: u64) -> Result<u64>;
+
+    /// Bytes allowed and bytes allocated.
+    fn quota(&self) -> (u64, u64);
+}
+
+/// Counters of discards (`driver-specific` of `query-blockstats`).
+pub trait DiscardCounters: fmt::Debug {
+    /// The counters now.
+    fn discard_stats(&self) -> DiscardStats;
+}
+
+/// Discard counters of a driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DiscardStats {
+    /// Successful discards.
+    pub nb_ok: u64,
+    /// Failed discards.
+    pub nb_failed: u64,
+    /// Bytes discarded.
+    pub bytes_ok: u64,
+}
