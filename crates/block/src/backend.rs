@@ -253,7 +253,7 @@ impl Backend {
         let id = self.id;
         self.control
             .call(move |state, wiring| {
-                state.remove_backend(id);
+                state.remove_backend(id, wiring);
                 wiring.remove_backend(id);
                 // It may have been the last one for which they counted.
                 wiring.clear_void_losses();

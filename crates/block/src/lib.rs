@@ -59,7 +59,7 @@ pub use words::event;
 pub use words::event::{BlockIoError, Event, EventKind};
 pub use words::hold_scope::HoldScope;
 pub use words::ids::{BackendId, LocalId};
-pub use words::incident::{ErrorRecord, HeldRecord, Incident};
+pub use words::incident::{EndedIncident, ErrorRecord, HeldRecord, HoldEnd, Incident};
 pub use words::io_status::{IoStatus, Status};
 pub use words::request::{Operation, Request, Tag};
 pub use words::run_state::RunState;

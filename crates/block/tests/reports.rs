@@ -109,22 +109,22 @@ fn one_event_a_second_and_device_tells_of_the_last_failure() {
     let stops = [5001, 5002, 5003].map(|offset| (Action::Stop, offset));
     assert_eq!(outbox.0[2..], stops);
     outbox.0.clear();
-    assert_eq!(control.next_tick(), Some(start + REPORT_INTERVAL));
-    control.tick(ms(999), &mut outbox);
+    assert_eq!(control.wake_at(), Some(start + REPORT_INTERVAL));
+    control.wake(ms(999), &mut outbox);
     assert!(outbox.0.is_empty());
-    control.tick(ms(1003), &mut outbox);
+    control.wake(ms(1003), &mut outbox);
     assert_eq!(outbox.0, [report(999)]);
-    assert_eq!(control.next_tick(), None);
+    assert_eq!(control.wake_at(), None);
     // The next second begins with that one.
     control.reported(&reported(vda, 1, 1), ms(1500), &mut outbox);
-    assert_eq!(control.next_tick(), Some(ms(2003)));
+    assert_eq!(control.wake_at(), Some(ms(2003)));
     control.reported(&reported(vda, 1, 2), ms(2100), &mut outbox);
     assert_eq!(outbox.0, [report(999), report(2)]);
     assert_eq!(merged(&control, vda), 999);
     // A new life of the device is not told of the former one.
     control.reported(&reported(vda, 1, 3), ms(2200), &mut outbox);
     control.attach(vda, &mut outbox);
-    control.tick(ms(9000), &mut outbox);
+    control.wake(ms(9000), &mut outbox);
     control.reported(&reported(vda, 1, 4), ms(9000), &mut outbox);
     assert_eq!(outbox.0.len(), 2);
     assert_eq!(merged(&control, vda), 1000);

@@ -12,8 +12,8 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, Event, EventKind, HoldScope, LocalId, OnError, Operation, Policy,
-    Request, RunState, SavedState, Status, Tag, VmOrder, VmPause,
+    Action, BackendId, Cause, Event, EventKind, HoldEnd, HoldScope, LocalId, OnError, Operation,
+    Policy, Request, RunState, SavedState, Status, Tag, VmOrder, VmPause,
 };
 
 const AT: SystemTime = SystemTime::UNIX_EPOCH;
@@ -117,6 +117,7 @@ impl Daemon {
             local: LocalId(number as u64 + 1),
             generation: self.generation(number),
             order,
+            end: HoldEnd::Completed,
         };
         self.control.resolved(resolved, &mut self.outbox);
     }
@@ -328,9 +329,14 @@ fn state_belongs_to_an_export_on_its_node() {
         3,
         "nothing is lost yet"
     );
-    assert_eq!(daemon.control.forget_unclaimed(), ["vda"]);
+    assert_eq!(daemon.control.forget_unclaimed(&mut daemon.outbox), ["vda"]);
     assert_eq!(daemon.control.save().backends.len(), 2);
-    assert!(daemon.control.forget_unclaimed().is_empty());
+    assert!(
+        daemon
+            .control
+            .forget_unclaimed(&mut daemon.outbox)
+            .is_empty()
+    );
 }
 
 #[test]

@@ -63,7 +63,9 @@ pub async fn restore(dir: &Path, registry: &Registry) -> Result<Option<StateFile
 /// # Errors
 /// If the system refuses a thread.
 pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, String> {
-    let unclaimed = registry.control().call(|run, _| run.forget_unclaimed());
+    let unclaimed = registry
+        .control()
+        .call(|run, wiring| run.forget_unclaimed(wiring));
     let unclaimed = unclaimed.await;
     for export in unclaimed.into_iter().flatten() {
         tracing::warn!(

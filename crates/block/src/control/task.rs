@@ -88,25 +88,24 @@ impl ControlTask {
 
     fn apply(&mut self, message: Option<Message>) {
         let mut state = self.state.lock();
-        let before = (state.revision(), state.next_tick());
+        let before = state.revision();
         match message {
-            None => state.tick(Instant::now(), &mut self.wiring),
+            None => state.wake(Instant::now(), &mut self.wiring),
             Some(Message::Failed(failed)) => state.failed(&failed, &mut self.wiring),
             Some(Message::Reported(reports)) => reported(&mut state, &reports, &mut self.wiring),
             Some(Message::Restored(restored)) => state.restored(&restored),
             Some(Message::Resolved(resolved)) => state.resolved(resolved, &mut self.wiring),
             Some(Message::Command(command)) => command(&mut state, &mut self.wiring),
         }
-        let after = (state.revision(), state.next_tick());
+        let (after, wake_at) = (state.revision(), state.wake_at());
         drop(state);
-        if before.0 != after.0
+        if before != after
             && let Some(saver) = self.wiring.saver()
         {
             saver.changed();
         }
-        if before.1 != after.1 {
-            self.alarm.set(after.1);
-        }
+        // Each time: one that has rung rings no more, and its time may be due again.
+        self.alarm.set(wake_at);
     }
 }
 

@@ -17,6 +17,7 @@ use crate::gate::line::SlotId;
 use crate::gate::{ClientError, Outcome, Ticket, Verdict};
 use crate::words::error::{BlockError, Cause};
 use crate::words::error_policy::Action;
+use crate::words::incident::HoldEnd;
 use crate::words::request::{Operation, Request};
 
 use super::client::Unmapped;
@@ -185,7 +186,11 @@ impl LocalBackend {
                 }
                 if let Some(slot) = was_held {
                     self.unblock(order);
-                    self.resolve(slot, order);
+                    let end = match (reported, result) {
+                        (None, Ok(())) => HoldEnd::Completed,
+                        _ => HoldEnd::Reported,
+                    };
+                    self.resolve(slot, order, end);
                 }
                 self.complete(&request, result, started);
             }

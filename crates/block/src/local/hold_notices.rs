@@ -107,6 +107,7 @@ mod tests {
     use super::*;
     use crate::words::error::Cause;
     use crate::words::ids::{BackendId, LocalId};
+    use crate::words::incident::HoldEnd;
     use crate::words::request::{Operation, Request, Tag};
 
     const BACKEND: BackendId = BackendId(1);
@@ -145,6 +146,7 @@ mod tests {
             local: LOCAL,
             generation: 1,
             order,
+            end: HoldEnd::Completed,
         }
     }
 

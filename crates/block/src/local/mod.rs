@@ -29,6 +29,7 @@ use crate::gate::line::SlotId;
 use crate::gate::{Admission, ClientError, Gate, Lost, Outcome, Removed};
 use crate::words::error::Cause;
 use crate::words::ids::LocalId;
+use crate::words::incident::HoldEnd;
 use crate::words::request::{Operation, Request};
 
 use self::hold_notices::HoldNotices;
@@ -232,7 +233,7 @@ impl LocalBackend {
     /// Drops the waiting requests of `queue` whose head `keep` does not accept.
     pub fn retain(&self, queue: u16, keep: impl FnMut(u16) -> bool) {
         let removed = self.0.gate.borrow_mut().retain(queue, keep);
-        self.forget(&removed);
+        self.forget(&removed, HoldEnd::NoRecord);
         self.pump();
     }
 
@@ -240,7 +241,7 @@ impl LocalBackend {
     pub async fn close(self) {
         self.0.closed.set(true);
         let removed = self.0.gate.borrow_mut().close();
-        self.forget(&removed);
+        self.forget(&removed, HoldEnd::PartRemoved);
         self.until(|gate| gate.in_flight() == 0).await;
         self.0.gate.borrow_mut().end_watch();
         self.0.backend.blockers().remove_local(self.0.id);
@@ -335,7 +336,7 @@ impl LocalBackend {
             GateMessage::Reset { generation } => {
                 let removed = gate.reset(generation);
                 drop(gate);
-                self.forget(&removed);
+                self.forget(&removed, HoldEnd::Reset);
                 self.pump();
                 return;
             }
@@ -346,7 +347,7 @@ impl LocalBackend {
                 for entry in &removed {
                     self.0.stats.failed(entry.request.op);
                     self.unblock(entry.order);
-                    self.resolve(entry.slot, entry.order);
+                    self.resolve(entry.slot, entry.order, HoldEnd::LossAccepted);
                     self.give_up(entry.slot);
                     let error = ClientError::Io(Cause::of_errno(libc::EIO));
                     self.0.client.complete(&entry.request, Err(error));
@@ -391,22 +392,23 @@ impl LocalBackend {
         self.0.backend.unblock(self.0.id, order);
     }
 
-    fn resolve(&self, slot: SlotId, order: u64) {
+    fn resolve(&self, slot: SlotId, order: u64, end: HoldEnd) {
         let resolved = Resolved {
             backend: self.0.backend.id(),
             local: self.0.id,
             generation: self.0.gate.borrow().generation(),
             order,
+            end,
         };
         self.0.notices.resolved(slot, resolved);
     }
 
     /// What was waiting in these slots is gone without having been executed to its end.
-    fn forget(&self, removed: &[Removed]) {
+    fn forget(&self, removed: &[Removed], end: HoldEnd) {
         for entry in removed {
             self.unblock(entry.order);
             if entry.was_held {
-                self.resolve(entry.slot, entry.order);
+                self.resolve(entry.slot, entry.order, end);
             }
             self.give_up(entry.slot);
             self.0.stats.dropped();

@@ -13,8 +13,8 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, ClientError, Event, HoldScope, LocalId, Operation, Policy, Request,
-    RunState, Status, Tag, VmOrder,
+    Action, BackendId, Cause, ClientError, Event, HoldEnd, HoldScope, LocalId, Operation, Policy,
+    Request, RunState, Status, Tag, VmOrder,
 };
 
 /// A mistake that is put in on purpose, to see that the model finds it.
@@ -340,7 +340,7 @@ impl World {
         Ok(())
     }
 
-    fn forget(&mut self, b: usize, l: usize, removed: &[Removed]) {
+    fn forget(&mut self, b: usize, l: usize, removed: &[Removed], end: HoldEnd) {
         for entry in removed {
             let local = &self.backends[b].locals[l];
             let life = local.orders[&entry.order];
@@ -353,6 +353,7 @@ impl World {
                     local: id,
                     generation,
                     order: entry.order,
+                    end,
                 }));
             }
         }

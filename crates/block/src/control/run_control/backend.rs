@@ -1,7 +1,4 @@
 //! The state of one backend, as run control keeps it.
-//!
-//! What is held is a copy here, for queries and to know when an incident ends: the truth is in the
-//! gates ([`crate::gate`]), and the copy follows by the messages of its parts.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,7 +18,8 @@ use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::Request;
 use crate::words::write_cache::WriteCache;
 
-use super::message::{Effects, Failed, GateMessage, Reported, Resolved, Restored};
+use super::held::Held;
+use super::message::{Effects, Failed, GateMessage, Reported, Restored};
 use super::report_limit::{Offered, ReportLimit};
 
 /// What a backend is, to run control.
@@ -37,14 +35,6 @@ pub struct BackendConfig {
     pub scope: HoldScope,
 }
 
-/// What run control knows of a request that has been held and has not ended.
-#[derive(Debug)]
-struct Known {
-    record: HeldRecord,
-    /// It waits for a `cont`; no longer once it has been released.
-    waits: bool,
-}
-
 /// The state of one backend.
 #[derive(Debug)]
 pub struct BackendState {
@@ -53,20 +43,13 @@ pub struct BackendState {
     generation: u64,
     /// The last failure processed, for each part.
     locals: BTreeMap<LocalId, u64>,
-    held: BTreeMap<(LocalId, u64), Known>,
-    /// Of `held`, those that wait for a `cont`.
-    waiting: usize,
+    held: Held,
     /// Scope `device`: its parts were told to freeze, because something is held in one of them.
     frozen: bool,
-    incident: Option<Incident>,
-    incidents: u64,
     first_error: Option<ErrorRecord>,
     last_error: Option<ErrorRecord>,
     stale_failures: u64,
     write_cache: WriteCache,
-    /// A former daemon held something of this backend, and its client has not been heard of since:
-    /// what it may hand back counts as held.
-    awaited: bool,
     reports: ReportLimit,
     accounting: Arc<Accounting>,
     losses_accepted: Arc<AtomicU32>,
@@ -79,14 +62,10 @@ impl BackendState {
             io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
-            held: BTreeMap::new(),
-            waiting: 0,
             // A former daemon held something here, which froze it.
             frozen: config.scope == HoldScope::Device && saved.incident.is_some(),
             config,
-            awaited: saved.incident.is_some(),
-            incident: saved.incident,
-            incidents: saved.incidents,
+            held: Held::saved(saved.incident, saved.incidents),
             first_error: saved.first_error,
             last_error: saved.last_error,
             write_cache: saved.write_cache,
@@ -122,17 +101,17 @@ impl BackendState {
 
     /// Held requests (also those whose retry has not ended), by iothread, oldest first.
     pub fn held(&self) -> impl ExactSizeIterator<Item = &HeldRecord> {
-        self.held.values().map(|known| &known.record)
+        self.held.records()
     }
 
     /// The incident that goes on.
     pub fn incident(&self) -> Option<&Incident> {
-        self.incident.as_ref()
+        self.held.incident()
     }
 
     /// Whether something is held, or may be handed back that a former daemon held.
     pub fn holds(&self) -> bool {
-        self.awaited || !self.held.is_empty()
+        self.held.is_any()
     }
 
     /// Up to which number losses of its nodes are void for its client.
@@ -147,7 +126,7 @@ impl BackendState {
 
     /// Number of incidents so far.
     pub fn incidents(&self) -> u64 {
-        self.incidents
+        self.held.incidents()
     }
 
     /// The first error since the status was last reset.
@@ -180,38 +159,21 @@ impl BackendState {
         self.first_error = None;
     }
 
-    fn forget_held(&mut self) {
-        self.held.clear();
-        (self.waiting, self.frozen) = (0, false);
-        self.awaited = false;
-        self.incident = None;
+    /// What is held, to note what has become of it.
+    pub(super) fn held_mut(&mut self) -> &mut Held {
+        &mut self.held
     }
 
-    /// All that is held goes on. What a former daemon held is no longer waited for: whoever comes
-    /// back finds it released.
+    /// All that is held goes on.
     pub(super) fn release(&mut self) {
-        if self.waiting > 0 {
-            for known in self.held.values_mut() {
-                known.waits = false;
-            }
-        }
-        (self.waiting, self.frozen) = (0, false);
-        self.awaited = false;
-        if self.held.is_empty() {
-            self.incident = None;
-        }
-    }
-
-    fn forget(&mut self, place: (LocalId, u64)) {
-        if let Some(known) = self.held.remove(&place) {
-            self.waiting -= usize::from(known.waits);
-        }
+        self.held.release();
+        self.frozen = false;
     }
 
     /// Whatever has become of what was held: where nothing waits for a `cont` any more, nothing is
     /// frozen because of it. Called whenever something that was held has gone.
     pub(super) fn thaw_if_nothing_held(&mut self, epoch: &mut u64, fx: &mut impl Effects) {
-        if self.frozen && self.waiting == 0 && !self.awaited {
+        if self.frozen && !self.held.is_waiting() {
             self.frozen = false;
             *epoch += 1;
             for &local in self.locals.keys() {
@@ -225,8 +187,8 @@ impl BackendState {
             device: self.config.device.to_string(),
             node: self.config.node.to_string(),
             io_status: self.io_status,
-            incidents: self.incidents,
-            incident: self.incident.clone(),
+            incidents: self.held.incidents(),
+            incident: self.held.incident().cloned(),
             first_error: self.first_error.clone(),
             last_error: self.last_error.clone(),
             write_cache: self.write_cache,
@@ -257,7 +219,7 @@ impl BackendState {
             offset: request.offset,
             bytes: request.bytes,
             incident: match action {
-                Action::Stop => self.incident.as_ref().map(|incident| incident.number),
+                Action::Stop => self.incident().map(|incident| incident.number),
                 Action::Ignore | Action::Report => None,
             },
         }))
@@ -278,11 +240,7 @@ impl BackendState {
     /// A part has ended.
     pub(super) fn remove_local(&mut self, local: LocalId) {
         self.locals.remove(&local);
-        self.held.retain(|&(of, _), _| of != local);
-        self.waiting = self.held.values().filter(|known| known.waits).count();
-        if !self.holds() {
-            self.incident = None;
-        }
+        self.held.remove_local(local);
     }
 
     /// Whether its parts were told to freeze.
@@ -323,7 +281,8 @@ impl BackendState {
     /// What is held is dropped. Returns the new generation.
     pub(super) fn abandon(&mut self, fx: &mut impl Effects) -> u64 {
         self.generation += 1;
-        self.forget_held();
+        self.held.clear();
+        self.frozen = false;
         self.accounting.merged(self.reports.forget());
         let generation = self.generation;
         self.post(GateMessage::Reset { generation }, fx);
@@ -358,27 +317,7 @@ impl BackendState {
         };
         self.first_error.get_or_insert_with(|| error.clone());
         self.last_error = Some(error);
-        if self.incident.is_none() {
-            self.incidents += 1;
-            self.incident = Some(Incident {
-                number: self.incidents,
-                since: failed.at,
-                cause: Some(failed.cause),
-            });
-        }
-        let place = (failed.local, failed.order);
-        let known = self.held.entry(place).or_insert(Known {
-            record: HeldRecord {
-                request: failed.request,
-                cause: None,
-                since: failed.at,
-                attempts: 0,
-            },
-            waits: false,
-        });
-        known.record.cause = Some(failed.cause);
-        known.record.attempts += 1;
-        self.waiting += usize::from(!std::mem::replace(&mut known.waits, true));
+        self.held.failed(failed);
         Some(self.event((Action::Stop, failed.cause), &failed.request))
     }
 
@@ -414,41 +353,23 @@ impl BackendState {
         Some(offered)
     }
 
-    /// Sends the event whose time has come. When the next one is due.
-    pub(super) fn tick(&mut self, now: Instant, fx: &mut impl Effects) -> Option<Instant> {
+    /// When the event that waits is due, if one does.
+    pub(super) fn report_due(&self) -> Option<Instant> {
+        self.reports.due()
+    }
+
+    /// Sends the event whose time has come.
+    pub(super) fn tell_due(&mut self, now: Instant, fx: &mut impl Effects) {
         if let Some(reported) = self.reports.take_due(now) {
             self.tell(&reported, fx);
         }
-        self.reports.due()
     }
 
     /// A client of a former daemon has handed a request back.
     pub(super) fn restored(&mut self, restored: &Restored) {
         let known = self.locals.contains_key(&restored.local);
         if known && restored.generation == self.generation {
-            let known = Known {
-                record: HeldRecord {
-                    request: restored.request,
-                    cause: None,
-                    since: restored.at,
-                    attempts: 0,
-                },
-                waits: self.awaited,
-            };
-            self.waiting += usize::from(known.waits);
-            let place = (restored.local, restored.order);
-            self.held.insert(place, known);
+            self.held.restored(restored);
         }
-    }
-
-    /// A request of this generation that was held has ended. Whether the incident has.
-    pub(super) fn resolved(&mut self, resolved: Resolved) -> bool {
-        self.forget((resolved.local, resolved.order));
-        if !self.held.is_empty() {
-            return false;
-        }
-        // Of what a former daemon held, all has been handed back by now.
-        self.awaited = false;
-        self.incident.take().is_some()
     }
 }

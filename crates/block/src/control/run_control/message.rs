@@ -8,6 +8,7 @@ use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::Event;
 use crate::words::ids::{BackendId, LocalId};
+use crate::words::incident::{EndedIncident, HoldEnd};
 use crate::words::request::Request;
 use crate::words::vm::VmOrder;
 
@@ -77,6 +78,8 @@ pub struct Resolved {
     pub generation: u64,
     /// Its arrival number.
     pub order: u64,
+    /// How.
+    pub end: HoldEnd,
 }
 
 /// What run control tells a backend's part on an iothread.
@@ -147,4 +150,7 @@ pub trait Effects {
     fn post(&mut self, local: LocalId, message: GateMessage);
     /// An order to the link to the VMM, if there is one; FIFO.
     fn vm(&mut self, order: VmOrder);
+    /// An incident has ended, for whoever keeps a history: once for each that has begun or was found
+    /// in a saved state. No event tells of it.
+    fn incident_ended(&mut self, _ended: &EndedIncident) {}
 }

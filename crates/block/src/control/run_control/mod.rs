@@ -9,8 +9,14 @@
 //! sees the status; `STOP` never precedes its cause.
 
 mod backend;
+pub mod clock;
+mod devices;
+mod held;
+mod incidents;
 mod message;
 mod report_limit;
+#[cfg(test)]
+mod tests;
 
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
@@ -19,11 +25,13 @@ use crate::persist::saved::{SavedBackend, SavedState};
 use crate::words::error_policy::Policy;
 use crate::words::event::{Event, EventKind};
 use crate::words::hold_scope::HoldScope;
-use crate::words::ids::{BackendId, LocalId};
+use crate::words::ids::BackendId;
+use crate::words::incident::HoldEnd;
 use crate::words::run_state::RunState;
 use crate::words::vm::{VmOrder, VmPause};
 use crate::words::write_cache::WriteCache;
 
+use self::clock::{Clock, Due, Timer};
 use self::report_limit::Offered;
 
 pub use self::backend::{BackendConfig, BackendState};
@@ -64,8 +72,7 @@ pub struct RunControl {
     /// The state has been other than running since a former daemon's time.
     inherited: bool,
     revision: u64,
-    /// When the first of the events that wait is due.
-    report_due: Option<Instant>,
+    clock: Clock,
 }
 
 impl RunControl {
@@ -127,22 +134,6 @@ impl RunControl {
         }
     }
 
-    /// Goes on where a former daemon was. Called first of all: backends that are added from now on
-    /// find their state by export id and node name.
-    pub fn restore(&mut self, saved: SavedState) {
-        self.state = saved.run_state;
-        self.inherited = saved.run_state != RunState::Running;
-        self.saved = saved.backends;
-        self.vm_pause = saved.vm_pause;
-    }
-
-    /// All exports are there: what is saved of any other is forgotten. Returns their ids.
-    pub fn forget_unclaimed(&mut self) -> Vec<String> {
-        let unclaimed: Vec<_> = self.saved.drain(..).map(|saved| saved.device).collect();
-        self.revision += u64::from(!unclaimed.is_empty());
-        unclaimed
-    }
-
     /// Every backend, in the order of creation.
     pub fn backends(&self) -> impl Iterator<Item = (BackendId, &BackendState)> {
         self.backends.iter().map(|(&id, backend)| (id, backend))
@@ -159,122 +150,6 @@ impl RunControl {
             .iter()
             .find(|(_, b)| &*b.config().device == device)
             .map(|(&id, _)| id)
-    }
-
-    /// Takes a backend in, as a former daemon has left it if it did; else its I/O status is disabled
-    /// until [`Self::attach`].
-    pub fn add_backend(&mut self, config: BackendConfig) -> BackendId {
-        self.last_id += 1;
-        let id = BackendId(self.last_id);
-        let same =
-            |saved: &SavedBackend| *saved.device == *config.device && *saved.node == *config.node;
-        let saved = match self.saved.iter().position(same) {
-            Some(index) => self.saved.remove(index),
-            None => SavedBackend::default(),
-        };
-        let backend = BackendState::new(config, saved);
-        self.backends.insert(id, backend);
-        self.revision += 1;
-        id
-    }
-
-    /// A backend's part on an iothread starts; messages posted to it arrive from now on. A gate
-    /// begins frozen: this tells it how things are.
-    pub fn add_local(
-        &mut self,
-        backend: BackendId,
-        local: LocalId,
-        fx: &mut impl Effects,
-    ) -> Result<(), Refusal> {
-        let Some(state) = self.backends.get_mut(&backend) else {
-            return Err(Refusal::NotFound(format!("#{}", backend.0)));
-        };
-        state.add_local(local, fx);
-        self.epoch += 1;
-        let epoch = self.epoch;
-        fx.post(
-            local,
-            match self.state {
-                RunState::Running => GateMessage::Release { epoch, upto: 0 },
-                RunState::Paused | RunState::IoError | RunState::Shutdown => {
-                    GateMessage::Freeze { epoch }
-                }
-            },
-        );
-        if state.is_frozen() {
-            self.epoch += 1;
-            fx.post(local, GateMessage::FreezeBackend { epoch: self.epoch });
-        }
-        Ok(())
-    }
-
-    /// A backend's part on an iothread has ended.
-    pub fn remove_local(&mut self, backend: BackendId, local: LocalId, fx: &mut impl Effects) {
-        if let Some(state) = self.backends.get_mut(&backend) {
-            state.remove_local(local);
-            state.thaw_if_nothing_held(&mut self.epoch, fx);
-            self.revision += 1;
-        }
-    }
-
-    /// A device attaches, or a client with a fresh life of the device: the status is enabled and
-    /// reset, what was held is dropped. Returns the new generation.
-    ///
-    /// If that leaves the run state `io-error` with nothing held anywhere, it is `running` again:
-    /// there is nothing that a `cont` could be needed for, and the new client would wait for it.
-    pub fn attach(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
-        let generation = self.begin_life(backend, fx)?;
-        if self.state == RunState::IoError && !self.backends.values().any(BackendState::holds) {
-            self.resume(fx);
-            self.release_all(fx);
-            fx.vm(VmOrder::Resume { force: false });
-        }
-        Some(generation)
-    }
-
-    /// The client resets its device and stays: what was held is dropped, the status reset. The run
-    /// state is left alone: a guest that is reset while the VM is stopped stays stopped until
-    /// `cont`, as in QEMU. Returns the new generation.
-    pub fn reset_device(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
-        self.begin_life(backend, fx)
-    }
-
-    /// The first client of this process hands its inflight region back: it goes on with the life of
-    /// the device that a former daemon served. The status is enabled and what is known stays.
-    pub fn reattach(&mut self, backend: BackendId) {
-        if let Some(state) = self.backends.get_mut(&backend) {
-            state.enable_status_again();
-            self.revision += 1;
-        }
-    }
-
-    fn begin_life(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
-        let state = self.backends.get_mut(&backend)?;
-        state.enable_status();
-        self.abandon(backend, fx)
-    }
-
-    /// Nobody is there any more who could ask for what is held, or hand it back: it is dropped.
-    /// Returns the new generation.
-    pub fn abandon(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
-        let state = self.backends.get_mut(&backend)?;
-        let generation = state.abandon(fx);
-        self.revision += 1;
-        Some(generation)
-    }
-
-    /// The device is gone: what was held is dropped, the status is disabled.
-    pub fn detach(&mut self, backend: BackendId, fx: &mut impl Effects) {
-        self.begin_life(backend, fx);
-        if let Some(state) = self.backends.get_mut(&backend) {
-            state.disable_status();
-        }
-    }
-
-    /// Forgets a backend. Its parts must have ended, or are told to by [`Self::detach`] before.
-    pub fn remove_backend(&mut self, backend: BackendId) {
-        self.backends.remove(&backend);
-        self.revision += 1;
     }
 
     /// Changes the error policy of a backend.
@@ -328,7 +203,7 @@ impl RunControl {
     }
 
     /// A request was reported or ignored. The event comes now or, if there has been one a short time
-    /// ago, with [`Self::tick`].
+    /// ago, with [`Self::wake`].
     pub fn reported(&mut self, reported: &Reported, now: Instant, fx: &mut impl Effects) {
         let Some(backend) = self.backends.get_mut(&reported.backend) else {
             return;
@@ -337,13 +212,11 @@ impl RunControl {
             return;
         };
         self.revision += 1;
-        match offered {
-            Offered::Now => backend.tell(reported, fx),
-            Offered::Later(due) => {
-                let first = self.report_due.map_or(due, |known| known.min(due));
-                self.report_due = Some(first);
-            }
+        if offered == Offered::Now {
+            backend.tell(reported, fx);
         }
+        let due = backend.report_due();
+        self.clock.set(reported.backend, Timer::Report, due);
     }
 
     /// `number` more failures of a backend were reported or ignored, of which nobody is told.
@@ -353,19 +226,32 @@ impl RunControl {
         }
     }
 
-    /// When [`Self::tick`] is to be called.
-    pub fn next_tick(&self) -> Option<Instant> {
-        self.report_due
+    /// When [`Self::wake`] is to be called, if nothing happens before.
+    pub fn wake_at(&self) -> Option<Instant> {
+        self.clock.wake_at()
     }
 
-    /// Sends the events whose time has come.
-    pub fn tick(&mut self, now: Instant, fx: &mut impl Effects) {
-        self.report_due = None;
-        for backend in self.backends.values_mut() {
-            self.report_due = match (self.report_due, backend.tick(now, fx)) {
-                (Some(first), Some(due)) => Some(first.min(due)),
-                (first, due) => first.or(due),
-            };
+    /// It is `now`: does what is due. To call it too early, or without need, has no effect.
+    pub fn wake(&mut self, now: Instant, fx: &mut impl Effects) {
+        for due in self.clock.due(now) {
+            if self.clock.take(due) {
+                self.handle(due, now, fx);
+            }
+        }
+    }
+
+    fn handle(&mut self, due: Due, now: Instant, fx: &mut impl Effects) {
+        let Some(backend) = self.backends.get_mut(&due.backend) else {
+            return;
+        };
+        match due.timer {
+            Timer::Report => {
+                backend.tell_due(now, fx);
+                self.clock.set(due.backend, due.timer, backend.report_due());
+            }
+            // For policies that act by themselves on what is held. `cont` alone does so far, and
+            // nobody sets these.
+            Timer::Deadline | Timer::Retry | Timer::Probe => {}
         }
     }
 
@@ -383,8 +269,10 @@ impl RunControl {
             return;
         };
         if resolved.generation == backend.generation() {
-            self.revision += u64::from(backend.resolved(resolved));
+            let place = (resolved.local, resolved.order);
+            backend.held_mut().resolved(place);
             backend.thaw_if_nothing_held(&mut self.epoch, fx);
+            self.gone(resolved.backend, resolved.end, fx);
         }
     }
 
@@ -413,9 +301,9 @@ impl RunControl {
         if let Some(reason) = blocker {
             return Err(Refusal::Blocked(reason));
         }
-        for backend in self.backends.values_mut() {
-            backend.reset_status();
-            backend.release();
+        let ids: Vec<_> = self.backends.keys().copied().collect();
+        for id in ids {
+            self.release(id, fx);
         }
         if self.state != RunState::Running {
             self.resume(fx);
@@ -455,24 +343,30 @@ impl RunControl {
         if self.state == RunState::Shutdown {
             return Err(Refusal::ShuttingDown);
         }
-        let backend = self
-            .backends
-            .values_mut()
-            .find(|backend| &*backend.config().device == device)
-            .ok_or_else(|| Refusal::NotFound(device.to_owned()))?;
-        if backend.config().scope == HoldScope::Vm {
+        let Some(id) = self.find(device) else {
+            return Err(Refusal::NotFound(device.to_owned()));
+        };
+        if self.backends[&id].config().scope == HoldScope::Vm {
             return Err(Refusal::ScopeIsVm(device.to_owned()));
         }
         if let Some(reason) = blocker {
             return Err(Refusal::Blocked(reason));
         }
-        backend.reset_status();
-        backend.release();
+        self.release(id, fx);
         self.revision += 1;
         self.epoch += 1;
         let epoch = self.epoch;
-        backend.post_release(|upto| GateMessage::ReleaseBackend { epoch, upto }, fx);
+        self.backends[&id].post_release(|upto| GateMessage::ReleaseBackend { epoch, upto }, fx);
         Ok(())
+    }
+
+    /// Of one backend all goes on, with its status reset.
+    fn release(&mut self, id: BackendId, fx: &mut impl Effects) {
+        if let Some(backend) = self.backends.get_mut(&id) {
+            backend.reset_status();
+            backend.release();
+            self.gone(id, HoldEnd::NotAwaited, fx);
+        }
     }
 
     /// The daemon ends: nothing new is started; what is held stays as it is. No `STOP`, as in

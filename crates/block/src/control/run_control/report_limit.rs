@@ -22,30 +22,30 @@ pub(super) struct ReportLimit {
 pub(super) enum Offered {
     /// It is to be sent now.
     Now,
-    /// It will be, unless another one comes before.
-    Later(Instant),
+    /// It will be when it is due, unless another one comes before.
+    Later,
 }
 
 impl ReportLimit {
     /// A request has failed. Also how many failures will never be told of, because this one came.
     pub(super) fn offer(&mut self, reported: &Reported, now: Instant) -> (Offered, u64) {
-        let due = self.last.map(|last| last + REPORT_INTERVAL);
-        match due.filter(|&due| now < due) {
-            None => {
-                self.last = Some(now);
-                (Offered::Now, u64::from(self.waits.take().is_some()))
-            }
-            Some(due) => {
-                let merged = self.waits.replace(reported.clone()).is_some();
-                (Offered::Later(due), u64::from(merged))
-            }
+        if self.next().is_some_and(|next| now < next) {
+            let merged = self.waits.replace(reported.clone()).is_some();
+            return (Offered::Later, u64::from(merged));
         }
+        self.last = Some(now);
+        (Offered::Now, u64::from(self.waits.take().is_some()))
+    }
+
+    /// Before that there is no other event.
+    fn next(&self) -> Option<Instant> {
+        self.last?.checked_add(REPORT_INTERVAL)
     }
 
     /// When the one that waits is due, if one does.
     pub(super) fn due(&self) -> Option<Instant> {
         self.waits.as_ref()?;
-        self.last.map(|last| last + REPORT_INTERVAL)
+        self.next()
     }
 
     /// The one that is due.

@@ -128,7 +128,7 @@ impl World {
     pub fn retain(&mut self, b: usize, l: usize, queue: u16) -> Check {
         let gate = &mut self.backends[b].locals[l].gate;
         let removed = gate.retain(queue % QUEUES, |head| head % 2 == 0);
-        self.forget(b, l, &removed);
+        self.forget(b, l, &removed, HoldEnd::NoRecord);
         self.pump(b, l)
     }
 
@@ -140,7 +140,7 @@ impl World {
         }
         locals[l].closed = true;
         let removed = locals[l].gate.close();
-        self.forget(b, l, &removed);
+        self.forget(b, l, &removed, HoldEnd::PartRemoved);
         self.inbox.push_back(Message::RemoveLocal(b, l));
     }
 

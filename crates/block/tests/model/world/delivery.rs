@@ -246,12 +246,12 @@ impl World {
             }
             GateMessage::Reset { generation } => {
                 let removed = local.gate.reset(generation);
-                self.forget(b, l, &removed);
+                self.forget(b, l, &removed, HoldEnd::Reset);
             }
             GateMessage::SetPolicy(policy) => local.gate.set_policy(policy),
             GateMessage::FailHeldFlushes => {
                 let removed = local.gate.take_held_flushes();
-                self.forget(b, l, &removed);
+                self.forget(b, l, &removed, HoldEnd::LossAccepted);
             }
         }
         Ok(())

@@ -104,6 +104,10 @@ impl World {
                         local: local_id,
                         generation,
                         order,
+                        end: match reported {
+                            Some(_) => HoldEnd::Reported,
+                            None => HoldEnd::Completed,
+                        },
                     }));
                 }
             }
