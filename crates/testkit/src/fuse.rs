@@ -65,9 +65,37 @@ fn op_of(code: u32) -> Option<FuseOp> {
     }
 }
 
+/// What becomes of one operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FuseFailure {
+    /// It fails with this errno (positive), and nothing of it is done.
+    Errno(i32),
+    /// A read or a write moves so many bytes at most. Of no consequence for others.
+    Short(usize),
+}
+
+/// A read, write, fsync or fallocate that was asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FuseCall {
+    /// What.
+    pub op: FuseOp,
+    /// First byte.
+    pub offset: u64,
+    /// Length in bytes, as it was asked for.
+    pub bytes: u64,
+}
+
 #[derive(Debug, Default)]
 struct State {
     data: Vec<u8>,
+    /// What is opened without O_DIRECT goes through the page cache.
+    cached: bool,
+    /// What O_DIRECT asks of offsets and lengths, less 1.
+    direct_mask: u64,
+    /// Those of a file's data since it was last reset.
+    calls: Vec<FuseCall>,
+    /// What becomes of the call with this number, from 0.
+    failure: Option<(usize, FuseFailure)>,
     errnos: HashMap<FuseOp, i32>,
     hanging: HashSet<FuseOp>,
     counts: HashMap<FuseOp, u64>,
@@ -135,6 +163,41 @@ impl FuseFile {
         }
         drop(state);
         self.shared.changed.notify_all();
+    }
+
+    /// Whether what is opened from now on goes through the page cache, if it is opened without O_DIRECT.
+    ///
+    /// If it does not (FOPEN_DIRECT_IO), Linux (6.18 at least) does the rest of a short transfer through
+    /// io_uring at the offset of its beginning: short reads bring wrong data, and with O_DIRECT
+    /// short writes go to a wrong place.
+    pub fn cache(&self, cached: bool) {
+        self.shared.lock().cached = cached;
+    }
+
+    /// O_DIRECT takes only offsets and lengths that are multiples of this (a power of two), as on a disk.
+    pub fn align_direct(&self, bytes: u64) {
+        self.shared.lock().direct_mask = bytes - 1;
+    }
+
+    /// The file has this content now; calls are counted from 0 again, and the one with the number of
+    /// `failure` fails, once.
+    pub fn reset(&self, data: Vec<u8>, failure: Option<(usize, FuseFailure)>) {
+        let mut state = self.shared.lock();
+        state.data = data;
+        state.calls.clear();
+        state.failure = failure;
+    }
+
+    /// What the file has now.
+    #[must_use]
+    pub fn content(&self) -> Vec<u8> {
+        self.shared.lock().data.clone()
+    }
+
+    /// The calls since the last [`Self::reset`].
+    #[must_use]
+    pub fn calls(&self) -> Vec<FuseCall> {
+        self.shared.lock().calls.clone()
     }
 
     /// How often the operation was asked for.
@@ -225,6 +288,7 @@ fn execute(code: u32, inode: u64, body: &[u8], shared: &Shared) -> Result<Vec<u8
             Some(&errno) => return Err(errno),
         }
     }
+    let limit = note_call(code, body, &mut state)?;
     let size = state.data.len();
     // The part of the file that a range has.
     let range = |at: usize, length: u64| {
@@ -262,12 +326,12 @@ fn execute(code: u32, inode: u64, body: &[u8], shared: &Shared) -> Result<Vec<u8
         OPEN | OPENDIR => {
             let mut reply = 1_u64.to_ne_bytes().to_vec();
             // FOPEN_DIRECT_IO.
-            reply.extend(words(&[1, 0]));
+            reply.extend(words(&[u32::from(!state.cached), 0]));
             reply
         }
-        READ => state.data[range(8, u64::from(u32_at(body, 16)))].to_vec(),
+        READ => state.data[range(8, u64::from(u32_at(body, 16)).min(limit))].to_vec(),
         WRITE => {
-            let range = range(8, u64::from(u32_at(body, 16)));
+            let range = range(8, u64::from(u32_at(body, 16)).min(limit));
             let data = body.get(HEADER..HEADER + range.len()).unwrap_or_default();
             let written = u32::try_from(data.len()).unwrap_or(0);
             state.data[range.start..range.start + data.len()].copy_from_slice(data);
@@ -282,6 +346,35 @@ fn execute(code: u32, inode: u64, body: &[u8], shared: &Shared) -> Result<Vec<u8
         // ENOSYS.
         _ => return Err(38),
     })
+}
+
+/// Takes note of a call, and says how many bytes it may move.
+fn note_call(code: u32, body: &[u8], state: &mut State) -> Result<u64, i32> {
+    const EINVAL: i32 = 22;
+    let (op, offset, bytes) = match code {
+        READ => (FuseOp::Read, u64_at(body, 8), u64::from(u32_at(body, 16))),
+        WRITE => (FuseOp::Write, u64_at(body, 8), u64::from(u32_at(body, 16))),
+        FALLOCATE => (FuseOp::Fallocate, u64_at(body, 8), u64_at(body, 16)),
+        FSYNC => (FuseOp::Fsync, 0, 0),
+        _ => return Ok(u64::MAX),
+    };
+    // The flags of the descriptor.
+    let flags = if code == READ || code == WRITE {
+        u32_at(body, 32)
+    } else {
+        0
+    };
+    let is_direct = flags & rustix::fs::OFlags::DIRECT.bits() != 0;
+    if is_direct && (offset | bytes) & state.direct_mask != 0 {
+        return Err(EINVAL);
+    }
+    let number = state.calls.len();
+    state.calls.push(FuseCall { op, offset, bytes });
+    match state.failure {
+        Some((at, FuseFailure::Errno(errno))) if at == number => Err(errno),
+        Some((at, FuseFailure::Short(bytes))) if at == number => Ok(bytes as u64),
+        _ => Ok(u64::MAX),
+    }
 }
 
 fn words(words: &[u32]) -> Vec<u8> {

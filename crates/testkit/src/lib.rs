@@ -23,7 +23,7 @@ pub mod workload;
 pub use checker::{Checker, CheckerFault, Operation, Summary};
 pub use daemon::Daemon;
 pub use events::{Event, EventLog, LogEntry};
-pub use fuse::{FuseFile, FuseOp};
+pub use fuse::{FuseCall, FuseFailure, FuseFile, FuseOp};
 pub use guest::{Guest, VhostUserBlk, VirtioBlk};
 pub use loop_device::LoopDevice;
 pub use mount::{Ext4, Tmpfs};
