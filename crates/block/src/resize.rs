@@ -7,6 +7,7 @@ use crate::driver::node::Node;
 use crate::export::Export;
 use crate::registry::{Registry, blocking};
 use crate::registry_error::{RegistryError, ResizeError};
+use crate::words::permissions::{Access, Permissions};
 
 impl Registry {
     /// Changes the length of a node, drained, and tells the exports on it and above it.
@@ -64,18 +65,19 @@ impl Registry {
                 .find_map(|parent| {
                     let children = parent.driver().children();
                     let mut children = children.into_iter();
-                    let child = children.find(|(_, child)| is_in(&affected, child))?;
+                    let child = children.find(|child| is_in(&affected, &child.node()))?;
                     Some((parent, child))
                 });
-            let Some((parent, (role, child))) = next else {
+            let Some((parent, child)) = next else {
                 return Ok(affected);
             };
-            if !parent.driver().follows_child() {
+            let access = parent.driver().child_access(child, Access::NONE);
+            if !access.shared.contains(Permissions::RESIZE) {
                 return Err(ResizeError::Unshared {
-                    node: Arc::clone(child.name()),
+                    node: child.name(),
                     root: Arc::clone(node.name()),
                     parent: Arc::clone(parent.name()),
-                    role,
+                    role: child.role(),
                 });
             }
             affected.push(Arc::clone(parent));

@@ -288,7 +288,7 @@ pub(crate) fn node_stats(node: &Arc<Node>) -> BlockStats {
         driver_specific: driver_specific(node),
         parent: children
             .first()
-            .map(|(_, child)| Box::new(node_stats(child))),
+            .map(|child| Box::new(node_stats(&child.node()))),
         backing: None,
     }
 }

@@ -4,17 +4,24 @@
 //! and node. The crates that store futures inline ask for `Send` futures, which those of an
 //! iothread are not, so this is our own: a fixed space, and a box only for what does not fit.
 
+use std::any::Any;
 use std::fmt;
 use std::future::Future;
 use std::marker::{PhantomData, PhantomPinned};
 use std::mem::{MaybeUninit, align_of, size_of};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+
+use smallvec::SmallVec;
 
 use crate::words::error::Result;
 
 /// Bytes that a driver's future may have without being boxed.
 pub const INLINE_BYTES: usize = 256;
+
+/// How many owners a future keeps without an allocation: one for each node of a chain of filters.
+const KEPT_INLINE: usize = 3;
 
 type Storage = MaybeUninit<[u128; INLINE_BYTES / size_of::<u128>()]>;
 
@@ -49,6 +56,9 @@ struct Stored {
     storage: Storage,
     poll: PollFn,
     drop: DropFn,
+    /// What the future may borrow from: fields are dropped after the `Drop` of the whole, and that drops
+    /// the future.
+    kept: SmallVec<[Arc<dyn Any + Send + Sync>; KEPT_INLINE]>,
 }
 
 impl<'a> IoFuture<'a> {
@@ -73,6 +83,20 @@ impl<'a> IoFuture<'a> {
             Work::Ready(result) => result.take(),
             Work::Stored(_) => None,
         }
+    }
+
+    /// Keeps `owner` until the future has been dropped. What has its result already needs nobody.
+    #[must_use]
+    pub fn keeping(mut self, owner: Arc<dyn Any + Send + Sync>) -> Self {
+        if let Work::Stored(stored) = &mut self.work {
+            stored.kept.push(owner);
+        }
+        self
+    }
+
+    /// Whether the result is known already ([`Self::take_ready`]).
+    pub const fn is_ready(&self) -> bool {
+        matches!(self.work, Work::Ready(_))
     }
 
     const fn of(work: Work) -> Self {
@@ -109,6 +133,7 @@ impl<'a> IoFuture<'a> {
             storage,
             poll: poll::<F>,
             drop: drop::<F>,
+            kept: SmallVec::new(),
         }))
     }
 }
@@ -182,6 +207,45 @@ mod tests {
     async fn yield_then_ok() -> Result<()> {
         yield_once().await;
         Ok(())
+    }
+
+    #[test]
+    fn owners_are_dropped_after_what_borrows_from_them() {
+        #[derive(Debug, Default)]
+        struct Owner(std::sync::atomic::AtomicBool);
+        struct Borrows<'a>(&'a Owner);
+        impl Drop for Borrows<'_> {
+            fn drop(&mut self) {
+                self.0.0.store(true, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        for owners in 0..=2 * KEPT_INLINE {
+            for polled in [false, true] {
+                let kept: Vec<_> = (0..owners).map(|_| Arc::new(Owner::default())).collect();
+                let seen = Arc::new(Owner::default());
+                let borrowing = Borrows(&seen);
+                let mut future = IoFuture::new(async move {
+                    let _borrowing = borrowing;
+                    yield_once().await;
+                    Ok(())
+                });
+                for owner in &kept {
+                    future = future.keeping(Arc::<Owner>::clone(owner));
+                }
+                let counts = || kept.iter().map(Arc::strong_count).collect::<Vec<_>>();
+                assert_eq!(counts(), vec![2; owners]);
+                match polled {
+                    true => assert!(run(future).is_ok()),
+                    false => drop(future),
+                }
+                assert!(seen.0.load(std::sync::atomic::Ordering::Relaxed));
+                assert_eq!(counts(), vec![1; owners]);
+            }
+        }
+        let owner = Arc::new(7);
+        let ready = IoFuture::ready(Ok(())).keeping(Arc::<i32>::clone(&owner));
+        assert_eq!(Arc::strong_count(&owner), 1, "it needs nobody");
+        assert!(run(ready).is_ok());
     }
 
     #[test]

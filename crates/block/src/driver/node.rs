@@ -1,16 +1,21 @@
-//! A node: one element of the block graph, and the trait that a driver implements.
+//! A node: one element of the block graph, the trait that a driver implements, and the edge by which one
+//! is used.
 
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use arc_swap::{ArcSwap, Guard};
+
 use crate::driver::capabilities::{AllocationLimit, Capabilities, DiscardStats, Resize};
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
 use crate::driver::loss::Loss;
+use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
+use crate::words::permissions::Access;
 use crate::words::request::Operation;
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
@@ -102,15 +107,16 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// operation may be submitted again at any time with the same effect as the first.
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
 
-    /// The nodes below, with the name of the role (`file`, `image`).
-    fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
+    /// The edges to the nodes below.
+    fn children(&self) -> Vec<&Child> {
         Vec::new()
     }
 
-    /// Whether the node goes on as it should if one of its children gets another length by itself. A
-    /// filter does: it is as long as its child.
-    fn follows_child(&self) -> bool {
-        true
+    /// What it does with `child`, one of its own, and lets others do, if its own users together have
+    /// `above`. A filter passes that on. The more `above` holds and the less it shares, the more it holds
+    /// and the less it shares; it asks nobody.
+    fn child_access(&self, _child: &Child, above: Access) -> Access {
+        above
     }
 
     /// Calls `each` with the ranges in bytes from `from` on that may hold data, ascending and
@@ -146,6 +152,7 @@ pub struct Node {
     driver: Box<dyn Driver>,
     read_only: bool,
     wr_highest_offset: AtomicU64,
+    users: Users,
 }
 
 impl Node {
@@ -157,6 +164,7 @@ impl Node {
             driver,
             read_only,
             wr_highest_offset: AtomicU64::new(0),
+            users: Users::default(),
         })
     }
 
@@ -178,6 +186,11 @@ impl Node {
     /// The highest end offset of a completed write in bytes (`wr_highest_offset`).
     pub fn wr_highest_offset(&self) -> u64 {
         self.wr_highest_offset.load(Ordering::Relaxed)
+    }
+
+    /// Who uses it, the oldest first.
+    pub fn users(&self) -> Vec<Use> {
+        self.users.list()
     }
 
     /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
@@ -280,7 +293,9 @@ impl Node {
         let mut found: Vec<Arc<Self>> = vec![Arc::clone(self)];
         let mut next = 0;
         while next < found.len() {
-            for (_, child) in found[next].driver.children() {
+            let children = found[next].driver.children();
+            let below: Vec<_> = children.into_iter().map(Child::node).collect();
+            for child in below {
                 if !found.iter().any(|node| Arc::ptr_eq(node, &child)) {
                     found.push(child);
                 }
@@ -296,5 +311,321 @@ impl Node {
             GuestFault::ReadOnly => (libc::EACCES, "the node is read-only"),
         };
         BlockError::new(errno, text).at(&self.name, io.offset, io.bytes)
+    }
+}
+
+/// An edge of the graph: one node, as somebody uses it. It is registered with the node as long as it
+/// exists ([`Node::users`]).
+///
+/// Another node may take the place below at any time. What is submitted goes to the one there is at
+/// that moment, and has it until it has ended.
+pub struct Child {
+    edge: EdgeId,
+    user: User,
+    role: &'static str,
+    node: ArcSwap<Node>,
+}
+
+impl Child {
+    /// `user` uses `node`, which is its `role`. It has no permissions yet, and minds nothing.
+    pub fn new(user: User, role: &'static str, node: Arc<Node>) -> Self {
+        let edge = EdgeId::fresh();
+        let this = Self {
+            edge,
+            user: user.clone(),
+            role,
+            node: ArcSwap::new(Arc::clone(&node)),
+        };
+        node.users.add(Use {
+            edge,
+            user,
+            role,
+            access: Access::NONE,
+        });
+        this
+    }
+
+    /// The child of a node that is named `parent`.
+    pub fn of(parent: &Arc<str>, role: &'static str, node: Arc<Node>) -> Self {
+        Self::new(User::Node(Arc::clone(parent)), role, node)
+    }
+
+    /// Its name for [`Node::users`].
+    pub fn edge(&self) -> EdgeId {
+        self.edge
+    }
+
+    /// Who uses the node.
+    pub fn user(&self) -> &User {
+        &self.user
+    }
+
+    /// What the node is to its user: `root`, `file`, `image`...
+    pub fn role(&self) -> &'static str {
+        self.role
+    }
+
+    /// The node. For more than a look: to submit and to ask there is no need to own it.
+    pub fn node(&self) -> Arc<Node> {
+        self.node.load_full()
+    }
+
+    /// From now on `node` is used, with the same permissions. Returns the one that was used so far:
+    /// what runs there still has it. Whether that may be is the registry's to know; nobody else calls it
+    /// at the same time.
+    pub fn set_node(&self, node: Arc<Node>) -> Arc<Node> {
+        let access = self.access();
+        node.users.add(Use {
+            edge: self.edge,
+            user: self.user.clone(),
+            role: self.role,
+            access,
+        });
+        let before = self.node.swap(node);
+        before.users.remove(self.edge);
+        before
+    }
+
+    /// The permissions that were granted.
+    pub fn access(&self) -> Access {
+        self.node.load().users.access(self.edge).unwrap_or_default()
+    }
+
+    /// These were granted, or given back. The registry's to say, as [`Self::set_node`].
+    pub fn set_access(&self, access: Access) {
+        self.node.load().users.set_access(self.edge, access);
+    }
+
+    /// The name of the node.
+    pub fn name(&self) -> Arc<str> {
+        Arc::clone(self.node.load().name())
+    }
+
+    /// [`Driver::length`] of the node.
+    pub fn length(&self) -> u64 {
+        self.node.load().driver.length()
+    }
+
+    /// [`Driver::limits`] of the node.
+    pub fn limits(&self) -> Limits {
+        self.node.load().driver.limits()
+    }
+
+    /// [`Driver::info`] of the node.
+    pub fn info(&self) -> NodeInfo {
+        self.node.load().driver.info()
+    }
+
+    /// [`Node::submit`].
+    pub fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        let node = self.node.load();
+        // SAFETY: the node lives as long as `node`, and after that as long as the future: it is given
+        // to it, and a future drops what it keeps after its work. Nothing that an `IoFuture` yields
+        // borrows from anything.
+        let lent: &'a Node = unsafe { &*Arc::as_ptr(&node) };
+        let future = lent.submit(io);
+        if future.is_ready() {
+            return future;
+        }
+        let node: Arc<Node> = Guard::into_inner(node);
+        future.keeping(node)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.node.load().users.remove(self.edge);
+    }
+}
+
+impl fmt::Debug for Child {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} ({})", self.role, self.name())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::pin::pin;
+    use std::sync::atomic::AtomicUsize;
+    use std::task::{Context, Poll, Waker};
+
+    use crate::words::permissions::Permissions;
+
+    /// Counts what is sent to it; its futures borrow from it to their end.
+    #[derive(Debug)]
+    struct Leaf {
+        requests: AtomicUsize,
+        at_once: bool,
+        gone: Arc<AtomicUsize>,
+    }
+
+    impl Leaf {
+        fn node(name: &str, at_once: bool, gone: &Arc<AtomicUsize>) -> Arc<Node> {
+            let gone = Arc::clone(gone);
+            let requests = AtomicUsize::new(0);
+            Node::new(
+                name,
+                Box::new(Self {
+                    requests,
+                    at_once,
+                    gone,
+                }),
+            )
+        }
+    }
+
+    impl Drop for Leaf {
+        fn drop(&mut self) {
+            let ended = *self.requests.get_mut();
+            self.gone.fetch_add(1 + 100 * ended, Ordering::Relaxed);
+        }
+    }
+
+    struct Ends<'a>(&'a Leaf);
+
+    impl Drop for Ends<'_> {
+        fn drop(&mut self) {
+            self.0.requests.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Driver for Leaf {
+        fn name(&self) -> &'static str {
+            "leaf"
+        }
+        fn info(&self) -> NodeInfo {
+            NodeInfo::default()
+        }
+        fn length(&self) -> u64 {
+            512
+        }
+        fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {
+            let ends = Ends(self);
+            if self.at_once {
+                return IoFuture::ready(Ok(()));
+            }
+            let mut polled = false;
+            IoFuture::new(async move {
+                let _ends = ends;
+                std::future::poll_fn(|_| match std::mem::replace(&mut polled, true) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                })
+                .await;
+                Ok(())
+            })
+        }
+    }
+
+    #[derive(Debug)]
+    struct Filter(Child);
+
+    impl Driver for Filter {
+        fn name(&self) -> &'static str {
+            "filter"
+        }
+        fn info(&self) -> NodeInfo {
+            self.0.info()
+        }
+        fn length(&self) -> u64 {
+            self.0.length()
+        }
+        fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+            self.0.submit(io)
+        }
+        fn children(&self) -> Vec<&Child> {
+            vec![&self.0]
+        }
+    }
+
+    fn filter(name: &str, below: &Arc<Node>) -> Arc<Node> {
+        let child = Child::of(&name.into(), "file", Arc::clone(below));
+        Node::new(name, Box::new(Filter(child)))
+    }
+
+    const READ: Io<'static> = Io {
+        op: Operation::Read,
+        offset: 0,
+        bytes: 512,
+        iov: &[],
+        fua: false,
+        losses_accepted: 0,
+    };
+
+    /// What is under way when another node takes the place below has the old one to its end: the
+    /// futures of a chain of filters that pass on what they get borrow from each of its nodes.
+    #[test]
+    fn a_request_keeps_the_nodes_it_was_sent_to() {
+        for depth in 0..5 {
+            for run_to_end in [false, true] {
+                let gone = Arc::new(AtomicUsize::new(0));
+                let mut top = Leaf::node("old", false, &gone);
+                for level in 0..depth {
+                    top = filter(&format!("f{level}"), &top);
+                }
+                let root = Child::new(User::Export("vda".into()), "root", top);
+                let mut future = Box::pin(root.submit(READ));
+                let mut cx = Context::from_waker(Waker::noop());
+                assert!(future.as_mut().poll(&mut cx).is_pending());
+
+                let new = Leaf::node("new", true, &gone);
+                drop(root.set_node(Arc::clone(&new)));
+                assert_eq!(gone.load(Ordering::Relaxed), 0, "it is still under way");
+                let mut after = pin!(root.submit(READ));
+                assert!(after.as_mut().poll(&mut cx).is_ready(), "at the new one");
+                assert_eq!(gone.load(Ordering::Relaxed), 0);
+                if run_to_end {
+                    assert!(future.as_mut().poll(&mut cx).is_ready());
+                }
+                drop(future);
+                assert_eq!(
+                    gone.load(Ordering::Relaxed),
+                    101,
+                    "it ended before its node"
+                );
+                assert_eq!(
+                    Arc::strong_count(&new),
+                    2,
+                    "what was answered at once keeps nobody"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_knows_who_uses_it() {
+        let gone = Arc::default();
+        let (one, other) = (
+            Leaf::node("one", true, &gone),
+            Leaf::node("other", true, &gone),
+        );
+        let top = filter("top", &one);
+        let root = Child::new(User::Export("vda".into()), "root", Arc::clone(&one));
+        let names = |node: &Node| {
+            let users = node.users();
+            let names = users
+                .iter()
+                .map(|user| format!("{} ({})", user.user, user.role));
+            names.collect::<Vec<_>>()
+        };
+        assert_eq!(
+            names(&one),
+            ["node 'top' (file)", "block export 'vda' (root)"]
+        );
+        let access = Access {
+            held: Permissions::WRITE,
+            shared: Permissions::NONE,
+        };
+        root.set_access(access);
+        assert_eq!(root.access(), access);
+        let before = root.set_node(Arc::clone(&other));
+        assert!(Arc::ptr_eq(&before, &one));
+        assert_eq!(names(&one), ["node 'top' (file)"]);
+        assert_eq!(names(&other), ["block export 'vda' (root)"]);
+        assert_eq!(root.access(), access, "as before");
+        drop((top, root));
+        assert!(names(&one).is_empty() && names(&other).is_empty());
     }
 }

@@ -8,6 +8,7 @@ pub mod hold_scope;
 pub mod ids;
 pub mod incident;
 pub mod io_status;
+pub mod permissions;
 pub mod request;
 pub mod run_state;
 pub mod stats;

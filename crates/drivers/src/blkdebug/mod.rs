@@ -8,7 +8,9 @@ mod plan;
 use std::sync::Arc;
 
 use block::fault::{InjectError, SetState};
-use block::{BlockError, Capabilities, Driver, Io, IoFuture, Limits, Node, NodeInfo, Resize};
+use block::{
+    BlockError, Capabilities, Child, Driver, Io, IoFuture, Limits, Node, NodeInfo, Resize,
+};
 
 use crate::OpenError;
 
@@ -34,7 +36,7 @@ pub struct BlkdebugOptions {
 #[derive(Debug)]
 pub struct Blkdebug {
     node_name: Arc<str>,
-    image: Arc<Node>,
+    image: Child,
     plan: Plan,
     align: u32,
 }
@@ -56,8 +58,8 @@ impl Blkdebug {
             ));
         }
         Ok(Self {
+            image: Child::of(&options.node_name, "image", options.image),
             node_name: options.node_name,
-            image: options.image,
             plan: Plan::new(options.inject_error, options.set_state),
             align,
         })
@@ -70,7 +72,7 @@ impl Driver for Blkdebug {
     }
 
     fn info(&self) -> NodeInfo {
-        let child = self.image.driver().info();
+        let child = self.image.info();
         NodeInfo {
             filename: format!("blkdebug::{}", child.filename),
             // It is the child's to give.
@@ -80,15 +82,15 @@ impl Driver for Blkdebug {
     }
 
     fn actual_size(&self) -> Option<u64> {
-        self.image.driver().actual_size()
+        self.image.node().driver().actual_size()
     }
 
     fn length(&self) -> u64 {
-        self.image.driver().length()
+        self.image.length()
     }
 
     fn limits(&self) -> Limits {
-        let child = self.image.driver().limits();
+        let child = self.image.limits();
         Limits {
             request_alignment: child.request_alignment.max(self.align),
             ..child
@@ -111,8 +113,8 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
-        vec![("image", Arc::clone(&self.image))]
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.image]
     }
 
     fn data_extents(
@@ -120,7 +122,7 @@ impl Driver for Blkdebug {
         from: u64,
         each: &mut dyn FnMut(std::ops::Range<u64>),
     ) -> block::Result<()> {
-        self.image.driver().data_extents(from, each)
+        self.image.node().driver().data_extents(from, each)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
@@ -134,11 +136,11 @@ impl Driver for Blkdebug {
 
 impl Resize for Blkdebug {
     fn resized_length(&self, length: u64) -> block::Result<u64> {
-        self.image.resized_length(length)
+        self.image.node().resized_length(length)
     }
 
     fn resize(&self, length: u64) -> block::Result<()> {
-        self.image.resize(length)
+        self.image.node().resize(length)
     }
 }
 

@@ -23,8 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{
-    AllocationLimit, BlockError, Capabilities, Driver, Io, IoFuture, Limits, Node, NodeInfo,
-    Operation, Resize, Result,
+    Access, AllocationLimit, BlockError, Capabilities, Child, Driver, Io, IoFuture, Limits, Node,
+    NodeInfo, Operation, Permissions, Resize, Result,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -51,7 +51,7 @@ pub struct QuotaOptions {
 #[derive(Debug)]
 pub struct Quota {
     node_name: Arc<str>,
-    file: Arc<Node>,
+    file: Child,
     account: Mutex<Account>,
 }
 
@@ -82,8 +82,8 @@ impl Quota {
             )
         })?;
         Ok(Self {
+            file: Child::of(&options.node_name, "file", options.file),
             node_name: options.node_name,
-            file: options.file,
             account: Mutex::new(account),
         })
     }
@@ -113,7 +113,7 @@ impl Quota {
 
     /// Whether the child gives the space of what this covers back.
     fn deallocates(&self, op: Operation) -> bool {
-        let limits = self.file.driver().limits();
+        let limits = self.file.limits();
         match op {
             Operation::Discard => limits.discard,
             Operation::WriteZeroes { unmap } => unmap && limits.unmap_zeroes,
@@ -138,7 +138,7 @@ impl Quota {
         let range = io.offset..io.offset + io.bytes;
         // The child deallocates whole units of its own only, and writes zeroes to what is left over
         // at both ends.
-        let unit = u64::from(self.file.driver().limits().discard_alignment).max(GRANULARITY);
+        let unit = u64::from(self.file.limits().discard_alignment).max(GRANULARITY);
         let start = range.start.next_multiple_of(unit);
         let end = (range.end & !(unit - 1)).max(start);
         let inner = touched(&(start..end));
@@ -234,20 +234,20 @@ impl Driver for Quota {
         NodeInfo {
             // It is the child's to give.
             warning: None,
-            ..self.file.driver().info()
+            ..self.file.info()
         }
     }
 
     fn actual_size(&self) -> Option<u64> {
-        self.file.driver().actual_size()
+        self.file.node().driver().actual_size()
     }
 
     fn length(&self) -> u64 {
-        self.file.driver().length()
+        self.file.length()
     }
 
     fn limits(&self) -> Limits {
-        self.file.driver().limits()
+        self.file.limits()
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
@@ -260,17 +260,20 @@ impl Driver for Quota {
         }
     }
 
-    fn children(&self) -> Vec<(&'static str, Arc<Node>)> {
-        vec![("file", Arc::clone(&self.file))]
+    fn children(&self) -> Vec<&Child> {
+        vec![&self.file]
     }
 
-    /// What a child has beyond its former end would be counted anew by each write.
-    fn follows_child(&self) -> bool {
-        false
+    /// What a child has beyond its former end would be counted anew by each write: nobody else resizes it.
+    fn child_access(&self, _child: &Child, above: Access) -> Access {
+        Access {
+            shared: above.shared.without(Permissions::RESIZE),
+            ..above
+        }
     }
 
     fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        self.file.driver().data_extents(from, each)
+        self.file.node().driver().data_extents(from, each)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
@@ -284,16 +287,17 @@ impl Driver for Quota {
 
 impl Resize for Quota {
     fn resized_length(&self, length: u64) -> Result<u64> {
-        let length = self.file.resized_length(length)?;
+        let length = self.file.node().resized_length(length)?;
         check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
         Ok(length)
     }
 
     fn resize(&self, length: u64) -> Result<()> {
         self.resized_length(length)?;
-        let driver = self.file.driver();
+        let file = self.file.node();
+        let driver = file.driver();
         let before = driver.length();
-        self.file.resize(length)?;
+        file.resize(length)?;
         let granules = driver.length().div_ceil(GRANULARITY);
         self.account().resize(granules);
         // What the child has beyond its old end may be allocated already, on a device for instance.
