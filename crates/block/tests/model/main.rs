@@ -1,4 +1,5 @@
-//! The model test of the guarantees G1 to G7 (ARCHITECTURE.md) over random interleavings.
+//! The model test of the guarantees G1 to G7 (ARCHITECTURE.md) over random interleavings, and of time: it
+//! passes only when a step says so.
 //!
 //! Mistakes put in on purpose, which it must find (`finds_*` below keep proving it):
 //! - release without `upto`
@@ -11,6 +12,11 @@
 //! - requests handed back that run control does not know
 //! - a freeze that outlives what was held
 //! - a write that is not told that what it waited behind on another iothread has ended
+//! - an alarm that a reset of another device takes along
+//! - a clock that is ahead
+//! - a report that outlives the life of its device
+//! - an incident that ends without a word, or twice
+//! - a part that ends, and run control does not hear of it
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
@@ -42,6 +48,14 @@ enum Step {
         l: usize,
         nth: usize,
         errno: Option<i32>,
+    },
+    /// A disk that fails at once, as often as it is asked.
+    FailAtOnce {
+        b: usize,
+        l: usize,
+        op: Operation,
+        offset: u64,
+        times: usize,
     },
     Control,
     Local {
@@ -81,6 +95,11 @@ enum Step {
         l: usize,
     },
     AddBackend(Policy, HoldScope),
+    RemoveBackend(usize),
+    /// So many milliseconds pass.
+    Pass(u64),
+    /// The control task looks at its alarm.
+    Ring,
     Settle,
 }
 
@@ -132,6 +151,8 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         20 => (b.clone(), l.clone(), 0..8usize, errno())
             .prop_map(|(b, l, nth, errno)| Step::End { b, l, nth, errno }),
+        5 => (b.clone(), l.clone(), op(), 0..world::LENGTH, 1..4usize)
+            .prop_map(|(b, l, op, offset, times)| Step::FailAtOnce { b, l, op, offset, times }),
         16 => Just(Step::Control),
         16 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::Local { b, l }),
         2 => Just(Step::Stop),
@@ -149,6 +170,9 @@ fn step() -> impl Strategy<Value = Step> {
         2 => b.clone().prop_map(Step::AcceptLoss),
         1 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::CloseLocal { b, l }),
         1 => (policy(), scope()).prop_map(|(policy, scope)| Step::AddBackend(policy, scope)),
+        1 => b.clone().prop_map(Step::RemoveBackend),
+        3 => (0..900u64).prop_map(Step::Pass),
+        3 => Just(Step::Ring),
         2 => Just(Step::Settle),
     ]
 }
@@ -164,6 +188,16 @@ fn apply(world: &mut World, step: &Step) -> Check {
             bytes,
         } => world.submit(b, l, queue, op, offset, bytes),
         Step::End { b, l, nth, errno } => world.end(b, l, nth, errno),
+        Step::FailAtOnce {
+            b,
+            l,
+            op,
+            offset,
+            times,
+        } => (0..times).try_for_each(|_| {
+            world.submit(b, l, 0, op, offset, 1)?;
+            world.end_last(b, l, libc::EIO)
+        }),
         Step::Control => world.control_step(),
         Step::Local { b, l } => world.local_step(b, l),
         Step::Stop => {
@@ -213,6 +247,15 @@ fn apply(world: &mut World, step: &Step) -> Check {
             }
             Ok(())
         }
+        Step::RemoveBackend(b) => {
+            world.remove_backend(b);
+            Ok(())
+        }
+        Step::Pass(ms) => {
+            world.pass(ms);
+            Ok(())
+        }
+        Step::Ring => world.ring(),
         Step::Settle => world.settle(),
     }
 }
@@ -259,22 +302,30 @@ fn guarantees_hold_in_every_order() {
         cases: cases(),
         ..Config::default()
     });
-    let totals = std::cell::Cell::new((0usize, 0usize));
+    let totals = std::cell::Cell::new([0; 4]);
     let outcome = runner.run(&strategy(), |(configs, steps)| {
         let world = run(Mutant::None, &configs, &steps).map_err(TestCaseError::fail)?;
-        let (holds, completions) = totals.get();
-        totals.set((holds + world.holds, completions + world.completions));
+        let reached = [world.holds, world.completions, world.late, world.ends];
+        let mut sums: [usize; 4] = totals.get();
+        for (sum, more) in sums.iter_mut().zip(reached) {
+            *sum += more;
+        }
+        totals.set(sums);
         Ok(())
     });
     if let Err(error) = outcome {
         panic!("{error}");
     }
-    let (holds, completions) = totals.get();
-    println!("{holds} holds, {completions} completions");
+    let [holds, completions, late, ends] = totals.get();
+    let reached = format!(
+        "{holds} holds, {completions} completions, {late} events that had to wait, {ends} incidents"
+    );
+    println!("{reached}");
     // The random steps reach what they are for.
+    let cases = cases() as usize;
     assert!(
-        holds > cases() as usize && completions > holds,
-        "{holds} holds, {completions} ends"
+        holds > cases && completions > holds && late > cases / 10 && ends > cases / 2,
+        "{reached}"
     );
 }
 
@@ -429,4 +480,34 @@ fn finds_late_freeze() {
 #[test]
 fn finds_status_that_cont_did_not_reset() {
     finds(Mutant::StatusNotReset);
+}
+
+#[test]
+fn finds_an_alarm_that_a_reset_takes_along() {
+    finds(Mutant::AlarmLost);
+}
+
+#[test]
+fn finds_a_clock_that_is_ahead() {
+    finds(Mutant::ClockAhead);
+}
+
+#[test]
+fn finds_a_report_that_outlives_its_device() {
+    finds(Mutant::ReportOutlivesReset);
+}
+
+#[test]
+fn finds_an_end_of_an_incident_that_nobody_hears_of() {
+    finds(Mutant::EndUntold);
+}
+
+#[test]
+fn finds_an_incident_that_ends_twice() {
+    finds(Mutant::EndToldTwice);
+}
+
+#[test]
+fn finds_a_part_that_ends_unheard() {
+    finds(Mutant::PartEndsUnheard);
 }

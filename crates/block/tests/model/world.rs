@@ -10,11 +10,12 @@ use std::time::{Instant, SystemTime};
 use standfast_block::gate::{Admission, Gate, Outcome, Removed, Ticket, Verdict};
 use standfast_block::overlap::Blockers;
 use standfast_block::run_control::{
-    BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
+    BackendConfig, Effects, Failed, GateMessage, REPORT_INTERVAL, Reported, Resolved, Restored,
+    RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, ClientError, Event, HoldEnd, HoldScope, LocalId, Operation, Policy,
-    Request, RunState, Status, Tag, VmOrder,
+    Action, BackendId, Cause, ClientError, EndedIncident, Event, HoldEnd, HoldScope, LocalId,
+    Operation, Policy, Request, RunState, Status, Tag, VmOrder,
 };
 
 /// A mistake that is put in on purpose, to see that the model finds it.
@@ -41,6 +42,18 @@ pub enum Mutant {
     ThawForgotten,
     /// Nobody hears that what it waited behind on another iothread has ended.
     RecheckLost,
+    /// What begins a new life of one device takes the alarm of all others along.
+    AlarmLost,
+    /// What comes due is told by a clock that is ahead.
+    ClockAhead,
+    /// What waits to be told of a former life of the device is told in the next one.
+    ReportOutlivesReset,
+    /// Nobody hears that an incident ended because a client attached.
+    EndUntold,
+    /// An incident ends twice.
+    EndToldTwice,
+    /// Run control hears nothing of a part that has ended.
+    PartEndsUnheard,
 }
 
 /// Iothreads; each backend has a part on each of them.
@@ -100,6 +113,14 @@ struct Backend {
     /// The client waits for its attach to be settled before it submits.
     attaching: bool,
     attached: bool,
+    /// The export is being removed.
+    leaving: bool,
+    /// Run control has forgotten it.
+    removed: bool,
+    reports: time::Reports,
+    /// The number of the incident that goes on, by what was told.
+    incident: Option<u64>,
+    incidents: u64,
 }
 
 enum Message {
@@ -116,6 +137,7 @@ enum Message {
     SetPolicy(usize, Policy),
     AcceptLoss(usize),
     RemoveLocal(usize, usize),
+    RemoveBackend(usize),
 }
 
 #[derive(Default)]
@@ -123,6 +145,7 @@ struct Outbox {
     events: Vec<Event>,
     posts: Vec<(LocalId, GateMessage)>,
     orders: Vec<VmOrder>,
+    ended: Vec<EndedIncident>,
 }
 
 impl Effects for Outbox {
@@ -135,6 +158,9 @@ impl Effects for Outbox {
     fn vm(&mut self, order: VmOrder) {
         self.orders.push(order);
     }
+    fn incident_ended(&mut self, ended: &EndedIncident) {
+        self.ended.push(ended.clone());
+    }
 }
 
 pub struct World {
@@ -146,9 +172,17 @@ pub struct World {
     state: RunState,
     next_local: u64,
     now: Instant,
+    /// When the control task is to be woken.
+    alarm: Option<Instant>,
+    /// The last message told of a failure that was reported or ignored.
+    reported_last: bool,
     /// Statistics, so that a test can see that the interesting things happened.
     pub holds: usize,
     pub completions: usize,
+    /// Events that came because it was time for them.
+    pub late: usize,
+    /// Incidents that have ended.
+    pub ends: usize,
 }
 
 /// What the model found wrong.
@@ -165,7 +199,9 @@ macro_rules! ensure {
 mod checks;
 mod client;
 mod delivery;
+mod incidents;
 mod storage;
+mod time;
 
 impl World {
     pub fn new(mutant: Mutant, configs: &[(Policy, HoldScope)]) -> Self {
@@ -178,8 +214,12 @@ impl World {
             state: RunState::Running,
             next_local: 0,
             now: Instant::now(),
+            alarm: None,
+            reported_last: false,
             holds: 0,
             completions: 0,
+            late: 0,
+            ends: 0,
         };
         for &(policy, scope) in configs {
             world.add_backend(policy, scope);
@@ -226,6 +266,11 @@ impl World {
             generation: 0,
             attaching: false,
             attached: false,
+            leaving: false,
+            removed: false,
+            reports: time::Reports::default(),
+            incident: None,
+            incidents: 0,
         });
         let mut outbox = Outbox::default();
         for local in ids {
@@ -251,6 +296,10 @@ impl World {
                         self.local_step(b, l)?;
                     }
                 }
+            }
+            if self.alarm_rings() {
+                idle = false;
+                self.ring()?;
             }
             if idle && self.inbox.is_empty() {
                 return self.check_settled();
@@ -280,6 +329,15 @@ impl World {
             }
             self.settle()?;
         }
+        // The last failures are told, and then nothing is due any more.
+        self.now += REPORT_INTERVAL;
+        self.settle()?;
+        ensure!(
+            self.alarm.is_none() && self.control.wake_at().is_none(),
+            "still to wake at {:?}, {:?}",
+            self.alarm,
+            self.control.wake_at()
+        );
         for life in &self.lives {
             ensure!(
                 matches!(life.phase, Phase::Completed | Phase::Dropped),

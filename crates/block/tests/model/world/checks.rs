@@ -219,7 +219,11 @@ impl World {
     }
 
     pub(super) fn check_settled(&self) -> Check {
+        self.check_time()?;
         for (b, backend) in self.backends.iter().enumerate() {
+            if backend.removed {
+                continue;
+            }
             let state = self.control.backend(backend.id).ok_or("backend is gone")?;
             let mut held_here = 0;
             for local in backend.locals.iter().filter(|local| !local.closed) {

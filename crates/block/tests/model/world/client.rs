@@ -87,18 +87,27 @@ impl World {
     }
 
     pub fn attach(&mut self, b: usize) {
+        if self.backends[b].leaving {
+            return;
+        }
         self.backends[b].attaching = true;
         self.inbox.push_back(Message::Attach(b));
     }
 
     /// The client stays and resets its device.
     pub fn reset_device(&mut self, b: usize) {
+        if self.backends[b].leaving {
+            return;
+        }
         self.backends[b].attaching = true;
         self.inbox.push_back(Message::ResetDevice(b));
     }
 
     /// The device goes away; a later attach brings a client back.
     pub fn detach(&mut self, b: usize) {
+        if self.backends[b].leaving {
+            return;
+        }
         self.backends[b].attaching = true;
         self.inbox.push_back(Message::Detach(b));
     }
@@ -138,10 +147,30 @@ impl World {
         if locals.iter().filter(|local| !local.closed).count() < 2 || locals[l].closed {
             return;
         }
+        self.end_part(b, l);
+    }
+
+    fn end_part(&mut self, b: usize, l: usize) {
+        let locals = &mut self.backends[b].locals;
         locals[l].closed = true;
         let removed = locals[l].gate.close();
         self.forget(b, l, &removed, HoldEnd::PartRemoved);
         self.inbox.push_back(Message::RemoveLocal(b, l));
+    }
+
+    /// An export is removed while the others go on. One is enough.
+    pub fn remove_backend(&mut self, b: usize) {
+        if self.backends.iter().any(|backend| backend.leaving) {
+            return;
+        }
+        for l in 0..IOTHREADS {
+            if !self.backends[b].locals[l].closed {
+                self.end_part(b, l);
+            }
+        }
+        self.detach(b);
+        self.inbox.push_back(Message::RemoveBackend(b));
+        self.backends[b].leaving = true;
     }
 
     /// GET_VRING_BASE and a ring start: what waits stays, whatever is held.

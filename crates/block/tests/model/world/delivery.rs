@@ -16,6 +16,21 @@ impl World {
         let mut outbox = Outbox::default();
         let mut cause: Option<(usize, bool)> = None;
         let is_cont = matches!(message, Message::Cont);
+        self.reported_last = matches!(message, Message::Reported(_));
+        // How an incident may end by this.
+        let end = match &message {
+            Message::Resolved(resolved) => Some(resolved.end),
+            Message::Attach(_) => Some(HoldEnd::Attached),
+            Message::ResetDevice(_) => Some(HoldEnd::Reset),
+            Message::Detach(_) => Some(HoldEnd::Detached),
+            Message::RemoveLocal(..) => Some(HoldEnd::PartRemoved),
+            Message::RemoveBackend(_) => Some(HoldEnd::BackendRemoved),
+            _ => None,
+        };
+        let resets = matches!(
+            message,
+            Message::Attach(_) | Message::ResetDevice(_) | Message::RemoveBackend(_)
+        );
         match message {
             Message::Failed(failed) => {
                 let b = self.index(failed.backend);
@@ -34,8 +49,10 @@ impl World {
             Message::Reported(reported) => {
                 let b = self.index(reported.backend);
                 self.control.reported(&reported, self.now, &mut outbox);
-                if reported.generation == self.backends[b].generation {
+                let backend = &self.backends[b];
+                if reported.generation == backend.generation && !backend.removed {
                     cause = Some((b, false));
+                    self.check_report(b, &reported, &outbox)?;
                 }
             }
             Message::Resolved(resolved) => self.control.resolved(resolved, &mut outbox),
@@ -82,7 +99,7 @@ impl World {
                     Ok(()) => self.backends[b].status = Status::Ok,
                     Err(refusal) => {
                         ensure!(
-                            self.backends[b].scope == HoldScope::Vm,
+                            self.backends[b].scope == HoldScope::Vm || self.backends[b].removed,
                             "refused: {refusal}"
                         );
                         ensure!(outbox.posts.is_empty(), "a refused command had an effect");
@@ -100,8 +117,7 @@ impl World {
                     .control
                     .attach(self.backends[b].id, &mut outbox)
                     .ok_or("attach of a backend that is not there")?;
-                self.backends[b].generation = generation;
-                self.backends[b].status = Status::Ok;
+                self.new_life(b, generation, &mut outbox);
                 self.backends[b].attached = true;
                 let expected = if resumes {
                     RunState::Running
@@ -115,8 +131,7 @@ impl World {
                     .control
                     .reset_device(self.backends[b].id, &mut outbox)
                     .ok_or("reset of a backend that is not there")?;
-                self.backends[b].generation = generation;
-                self.backends[b].status = Status::Ok;
+                self.new_life(b, generation, &mut outbox);
                 self.backends[b].attached = true;
                 self.expect_transition(&outbox, self.state)?;
             }
@@ -130,8 +145,8 @@ impl World {
                     state.io_status().is_none(),
                     "status enabled without a device"
                 );
-                self.backends[b].generation = state.generation();
-                self.backends[b].status = Status::Ok;
+                let generation = state.generation();
+                self.new_life(b, generation, &mut outbox);
                 self.backends[b].attached = false;
             }
             Message::AcceptLoss(b) => {
@@ -141,7 +156,21 @@ impl World {
             Message::RemoveLocal(b, l) => {
                 let backend = &self.backends[b];
                 let (id, local) = (backend.id, backend.locals[l].id);
-                self.control.remove_local(id, local, &mut outbox);
+                if self.mutant != Mutant::PartEndsUnheard {
+                    self.control.remove_local(id, local, &mut outbox);
+                }
+            }
+            Message::RemoveBackend(b) => {
+                self.control
+                    .remove_backend(self.backends[b].id, &mut outbox);
+                let backend = &mut self.backends[b];
+                backend.removed = true;
+                backend.status = Status::Ok;
+                backend.reports.forget();
+                ensure!(
+                    self.control.backend(backend.id).is_none(),
+                    "removed, but known"
+                );
             }
             Message::SetPolicy(b, policy) => {
                 self.control
@@ -151,6 +180,9 @@ impl World {
         }
         self.check_events(&outbox, cause, &before)?;
         self.check_orders(&outbox, is_cont)?;
+        let failed = cause.filter(|&(_, stop)| stop).map(|(b, _)| b);
+        self.check_incidents(&outbox, failed, end)?;
+        self.set_alarm(resets);
         self.state = self.control.state();
         // G3: first error wins, until a reset.
         for backend in &self.backends {
@@ -164,6 +196,19 @@ impl World {
         }
         self.deliver_posts(outbox.posts);
         Ok(())
+    }
+
+    /// A life of the device has begun, or the last one has ended.
+    fn new_life(&mut self, b: usize, generation: u64, outbox: &mut Outbox) {
+        let backend = &mut self.backends[b];
+        backend.generation = generation;
+        backend.status = Status::Ok;
+        if let Some(mut reported) = backend.reports.forget()
+            && self.mutant == Mutant::ReportOutlivesReset
+        {
+            reported.generation = generation;
+            self.control.reported(&reported, self.now, outbox);
+        }
     }
 
     /// A backend's part takes one message.

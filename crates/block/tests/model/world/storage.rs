@@ -3,6 +3,12 @@
 use super::*;
 
 impl World {
+    /// The last request that was started fails.
+    pub fn end_last(&mut self, b: usize, l: usize, errno: i32) -> Check {
+        let in_flight = self.backends[b].locals[l].in_flight.len();
+        self.end(b, l, in_flight.saturating_sub(1), Some(errno))
+    }
+
     pub fn end(&mut self, b: usize, l: usize, nth: usize, errno: Option<i32>) -> Check {
         let local = &mut self.backends[b].locals[l];
         if local.in_flight.is_empty() {
