@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice, Read, Write};
 use std::mem::MaybeUninit;
+use std::net::Shutdown;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -38,6 +39,16 @@ pub struct Connection {
     socket: UnixStream,
     timeout: Duration,
     reply_ack: bool,
+}
+
+/// Closing alone does not end a connection as long as a child that has been forked, by another thread
+/// maybe, has not come to its exec: the back end would not know that this client has gone, and refuse
+/// the next one.
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // Not connected any more: it is what was wanted.
+        let _ = self.socket.shutdown(Shutdown::Both);
+    }
 }
 
 impl Connection {
