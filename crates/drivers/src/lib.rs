@@ -6,10 +6,15 @@
 //! * [`blkdebug`]: a filter that injects errors by a [plan](block::FaultPlan).
 //!
 //! A driver is made by its constructor from a plain option struct; nothing registers itself.
+//!
+//! Memory is moved by safe code: what a driver does with [buffers](block::Buffers) needs no `unsafe`, and
+//! only the leaf that gives them to the kernel has some.
+
+#![deny(unsafe_code)]
 
 pub mod blkdebug;
 pub mod file;
-mod iov;
+mod leaf;
 pub mod null;
 mod open_error;
 pub mod quota;

@@ -5,8 +5,6 @@ use std::time::Duration;
 
 use block::{Driver, Io, IoFuture, NodeInfo, Operation};
 
-use crate::iov;
-
 /// Options of [`NullCo`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NullOptions {
@@ -69,7 +67,7 @@ impl Driver for NullCo {
         let zeroes = self.options.read_zeroes && io.op == Operation::Read;
         if self.options.latency_ns == 0 {
             if zeroes {
-                iov::fill_zero(io.iov);
+                io.buffers.fill_zero();
             }
             return IoFuture::ready(Ok(()));
         }
@@ -77,7 +75,7 @@ impl Driver for NullCo {
         IoFuture::new(async move {
             iothread::time::sleep(latency).await;
             if zeroes {
-                iov::fill_zero(io.iov);
+                io.buffers.fill_zero();
             }
             Ok(())
         })
@@ -95,7 +93,7 @@ impl Driver for NullCo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use block::Node;
+    use block::{Joined, Node};
     use iothread::{Config, IoThread};
     use std::time::Instant;
 
@@ -106,21 +104,12 @@ mod tests {
             .run_blocking(move || async move {
                 let node = Node::new("null0", Box::new(NullCo::new(options)));
                 let mut buffer = vec![0xee; 64];
-                let iov = [libc::iovec {
-                    iov_base: buffer.as_mut_ptr().cast(),
-                    iov_len: 64,
-                }];
+                let mut memory = Joined::new();
+                memory.push_own(&mut buffer);
                 let begin = Instant::now();
-                node.submit(Io {
-                    op: Operation::Read,
-                    offset: (1 << 30) - 64,
-                    bytes: 64,
-                    iov: &iov,
-                    fua: false,
-                    losses_accepted: 0,
-                })
-                .await
-                .expect("inside the node");
+                node.submit(Io::read((1 << 30) - 64, memory.buffers()))
+                    .await
+                    .expect("inside the node");
                 (buffer, begin.elapsed())
             })
             .expect("the iothread runs")

@@ -10,7 +10,7 @@ mod tests {
     use std::sync::Arc;
 
     use block::fault::InjectError;
-    use block::{Io, Node, Operation};
+    use block::{Io, Node, Operation, OwnedBuffer};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{
         Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
@@ -45,10 +45,6 @@ mod tests {
     #[global_allocator]
     static COUNTING: Counting = Counting;
 
-    #[derive(Clone, Copy, Debug)]
-    #[repr(align(4096))]
-    struct Buffer([u8; 8192]);
-
     const REQUESTS: usize = 100;
 
     /// Allocations of as many requests, after as many others.
@@ -58,12 +54,9 @@ mod tests {
         bench
             .handle()
             .run_blocking(move || async move {
-                let mut buffer = Box::new(Buffer([1; 8192]));
+                let mut own = OwnedBuffer::zeroed(8192).expect("memory");
                 let bytes = if op == Operation::Flush { 0 } else { 4096 };
-                let iov = [libc::iovec {
-                    iov_base: buffer.0[skew..].as_mut_ptr().cast(),
-                    iov_len: 4096,
-                }];
+                let buffers = own.lend().slice(skew..skew + 4096);
                 let mut before = 0;
                 for round in 0..2 * REQUESTS {
                     if round == REQUESTS {
@@ -72,8 +65,8 @@ mod tests {
                     let io = Io {
                         op,
                         offset,
-                        bytes,
-                        iov: if bytes == 0 { &[] } else { &iov },
+                        bytes: bytes as u64,
+                        buffers: buffers.slice(0..bytes),
                         fua,
                         losses_accepted: 0,
                     };

@@ -11,7 +11,7 @@ mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
     use std::time::{Duration, Instant};
 
-    use block::{BlockError, ErrorKind, Io, Node, Operation};
+    use block::{BlockError, ErrorKind, Io, Node, OwnedBuffer};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{FileDriver, FileOptions};
     use testkit::{LoopDevice, Tmpfs};
@@ -149,20 +149,9 @@ mod tests {
         let beyond = |at: u64| {
             let driver = Arc::clone(&node);
             let run = move || async move {
-                let buffer = Box::new(Aligned([7; 4096]));
-                let iov = [libc::iovec {
-                    iov_base: buffer.0.as_ptr().cast_mut().cast(),
-                    iov_len: 4096,
-                }];
-                let io = Io {
-                    op: Operation::Write,
-                    offset: at,
-                    bytes: 4096,
-                    iov: &iov,
-                    fua: false,
-                    losses_accepted: 0,
-                };
-                driver.driver().submit(io).await
+                let mut own = OwnedBuffer::new(4096).expect("memory");
+                own.fill(7);
+                driver.driver().submit(Io::write(at, own.lend())).await
             };
             bench.handle().run_blocking(run).expect("the iothread runs")
         };
@@ -182,9 +171,6 @@ mod tests {
         let error = beyond(2 * MIB).expect_err("no space");
         assert_eq!(cause(&error), (ErrorKind::NoSpace, libc::ENOSPC));
     }
-
-    #[repr(align(4096))]
-    struct Aligned([u8; 4096]);
 
     /// A thin pool that is full, by a file system that is.
     #[test]

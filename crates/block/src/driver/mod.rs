@@ -1,6 +1,8 @@
-//! What a storage driver sees: nodes and the trait that makes them, the future of an operation, the
-//! graph of names, who uses what, what a driver has lost, and what only some drivers can do.
+//! What a storage driver sees: nodes and the trait that makes them, the memory that requests move and
+//! the future of an operation, locks on ranges, the graph of names, who uses what, what a driver has
+//! lost, and what only some drivers can do.
 
+pub mod buffers;
 pub mod capabilities;
 pub mod fault;
 pub mod future;
@@ -8,4 +10,6 @@ pub mod graph;
 pub mod io;
 pub mod loss;
 pub mod node;
+pub mod owned;
+pub mod range_lock;
 pub mod users;

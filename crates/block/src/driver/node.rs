@@ -549,7 +549,7 @@ mod tests {
         op: Operation::Read,
         offset: 0,
         bytes: 512,
-        iov: &[],
+        buffers: crate::Buffers::EMPTY,
         fua: false,
         losses_accepted: 0,
     };

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::driver::buffers::Buffers;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
 use crate::driver::node::Node;
@@ -84,11 +85,19 @@ impl Worker {
     /// the driver answers at once; else the worker wants its ticket ([`Self::keep`]).
     pub fn submit(&self, request: &Request, fua: bool, losses_accepted: u32) -> Poll<Result<()>> {
         let iov = self.iov.borrow();
+        let bytes = usize::try_from(request.bytes).unwrap_or(usize::MAX);
+        let buffers = match &**iov {
+            [] => Buffers::EMPTY,
+            // Only what moves bytes has segments, and then as many bytes as it moves.
+            // SAFETY: the export has mapped them until it is told that this has ended
+            // (`Client::map`); they are the client's, so nobody here has references into them.
+            segments => unsafe { Buffers::from_iovecs(segments, bytes) },
+        };
         let io = Io {
             op: request.op,
             offset: request.offset,
             bytes: request.bytes,
-            iov: &iov,
+            buffers,
             fua,
             losses_accepted,
         };

@@ -154,7 +154,7 @@ mod tests {
     use super::*;
     use crate::{NullCo, NullOptions};
     use block::fault::{FaultEvent, IoType};
-    use block::{ErrorKind, Operation};
+    use block::{Buffers, ErrorKind, Operation};
     use std::pin::pin;
     use std::task::{Context, Poll, Waker};
 
@@ -175,7 +175,7 @@ mod tests {
             op,
             offset: 4096,
             bytes: 0,
-            iov: &[],
+            buffers: Buffers::EMPTY,
             fua: false,
             losses_accepted: 0,
         }

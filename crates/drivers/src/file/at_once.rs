@@ -4,15 +4,11 @@
 //! transfers to a worker thread, which costs more than the copy. What is not whole after the first
 //! attempt goes on through the ring, like everything else.
 
-use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
-
 use block::{Io, IoFuture, Operation, Result};
-use libc::iovec;
 
 use super::driver::FileDriver;
 use super::transfer::{self, Transfer};
-use crate::iov::IOV_MAX;
+use crate::leaf;
 
 /// Longest transfer that is done at once, in bytes: others wait meanwhile.
 const BYTES_MAX: u64 = 1 << 20;
@@ -27,7 +23,6 @@ impl FileDriver {
             && self.alignment.memory == 1
             && !io.fua
             && io.bytes <= BYTES_MAX
-            && io.iov.len() <= IOV_MAX
     }
 
     /// Reads or writes.
@@ -35,11 +30,11 @@ impl FileDriver {
         let wanted = transfer::index(io.bytes);
         let (direction, first) = match io.op {
             Operation::Read => {
-                let result = read(self.fd(), io.iov, io.offset);
+                let result = leaf::read_now(self.fd(), &io.buffers, io.offset);
                 (Transfer::Read, result)
             }
             _ => {
-                let result = write(self.fd(), io.iov, io.offset);
+                let result = leaf::write_now(self.fd(), &io.buffers, io.offset);
                 (Transfer::Write(0), result)
             }
         };
@@ -47,7 +42,7 @@ impl FileDriver {
             return IoFuture::ready(Ok(()));
         }
         IoFuture::new(async move {
-            let rest = Box::pin(self.go_on(direction, io.iov, io.offset, wanted, Some(first)));
+            let rest = Box::pin(self.go_on(direction, &io.buffers, io.offset, wanted, first));
             rest.await.map_err(|error| self.located(&io, error))
         })
     }
@@ -59,40 +54,4 @@ impl FileDriver {
         }
         (self.flusher).flush_at_once(self.fd(), !self.cache_direct, losses_accepted)
     }
-}
-
-fn read(fd: BorrowedFd<'_>, iov: &[iovec], offset: u64) -> io::Result<u32> {
-    let (fd, at) = (fd.as_raw_fd(), position(offset)?);
-    result(match iov {
-        // SAFETY: the buffer is mapped and writable (`block::Io`).
-        [one] => unsafe { libc::pread(fd, one.iov_base, one.iov_len, at) },
-        // SAFETY: as above, for each.
-        _ => unsafe { libc::preadv(fd, iov.as_ptr(), count(iov)?, at) },
-    })
-}
-
-fn write(fd: BorrowedFd<'_>, iov: &[iovec], offset: u64) -> io::Result<u32> {
-    let (fd, at) = (fd.as_raw_fd(), position(offset)?);
-    result(match iov {
-        // SAFETY: the buffer is mapped and readable (`block::Io`).
-        [one] => unsafe { libc::pwrite(fd, one.iov_base, one.iov_len, at) },
-        // SAFETY: as above, for each.
-        _ => unsafe { libc::pwritev(fd, iov.as_ptr(), count(iov)?, at) },
-    })
-}
-
-fn position(offset: u64) -> io::Result<libc::off_t> {
-    libc::off_t::try_from(offset).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-fn count(iov: &[iovec]) -> io::Result<libc::c_int> {
-    libc::c_int::try_from(iov.len()).map_err(|_| io::Error::from_raw_os_error(libc::EINVAL))
-}
-
-fn result(moved: libc::ssize_t) -> io::Result<u32> {
-    if moved < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // No transfer is longer than `BYTES_MAX`.
-    u32::try_from(moved).map_err(|_| io::Error::from_raw_os_error(libc::EIO))
 }

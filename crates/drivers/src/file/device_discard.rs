@@ -4,6 +4,8 @@
 //! write-zeroes to the kernel, and thin volumes (dm-thin), which want discards most, refuse that.
 //! The ioctl blocks, so it must not be called on an iothread.
 
+#![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, OwnedFd};

@@ -4,9 +4,10 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use block::driver::owned::{ALIGNMENT, PIECE_MAX};
+use block::range_lock::Serialiser;
 use block::{BlockError, ErrorKind, Io, Operation};
 
-use super::bounce::{ALIGNMENT, PIECE_MAX};
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
 use super::device_size::DeviceSize;
@@ -16,7 +17,6 @@ use super::lock::Locked;
 use super::open;
 use super::options::{Discard, FileOptions};
 use super::probe::{self, Deallocates, DirectAlignment, Kind};
-use super::serialise::Serialiser;
 use super::tail::{Tail, node_length};
 use crate::OpenError;
 
@@ -170,6 +170,17 @@ impl FileDriver {
 
     pub(super) fn length_now(&self) -> u64 {
         self.length.load(Ordering::Acquire)
+    }
+
+    /// A mistake of whoever has sent it: nothing may be moved beyond the range that was checked.
+    #[cold]
+    pub(super) fn mismatched(&self, io: &Io<'_>) -> BlockError {
+        let text = format!(
+            "{} bytes of memory for a request of {}",
+            io.buffers.len(),
+            io.bytes
+        );
+        self.located(io, BlockError::new(libc::EINVAL, text))
     }
 
     #[cold]

@@ -15,12 +15,12 @@
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use block::range_lock::{Mode, RangeLock};
 use block::{BlockError, Loss, Result};
 use iothread::ring;
 
 use super::device_size::DeviceSize;
 use super::retry::Retry;
-use super::serialise::{Mode, RangeLock};
 
 fn pack(loss: Loss) -> u64 {
     u64::from(loss.number) << 32 | u64::from(loss.errno.cast_unsigned())

@@ -1,6 +1,8 @@
 //! The geometry of a block device: what requests it likes best. Advice for guests, so what cannot be
 //! found out is left out.
 
+#![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
+
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use super::probe::{Stat, power_of_two_in, queue_file};

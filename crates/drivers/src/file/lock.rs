@@ -10,6 +10,8 @@
 //! of a dying process has let go of it, not before. Who closes an image gives them back himself
 //! ([`Locked`]).
 
+#![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
+
 use std::io;
 use std::ops::Range;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};

@@ -25,7 +25,6 @@
 //!   cannot do them ([`zero`]).
 
 mod at_once;
-mod bounce;
 mod capabilities;
 mod deallocation;
 mod device_discard;
@@ -39,7 +38,6 @@ mod options;
 mod probe;
 mod resize;
 mod retry;
-mod serialise;
 mod tail;
 mod tail_io;
 mod transfer;
@@ -51,7 +49,6 @@ use block::{Capabilities, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Res
 
 pub use self::driver::FileDriver;
 pub use self::options::{Discard, FileOptions, Locking};
-use crate::iov;
 
 impl FileDriver {
     async fn flush(&self, losses_accepted: u32) -> Result<()> {
@@ -72,7 +69,7 @@ impl FileDriver {
             // RWF_DSYNC would consume a failure to write back other pages, and the next flush would
             // not hear of it. So this is a write and a flush.
             return IoFuture::new(async move {
-                let result = match self.write(io.iov, io.offset, io.bytes, 0).await {
+                let result = match self.write(&io.buffers, io.offset, 0).await {
                     Ok(()) => self.flush(io.losses_accepted).await,
                     Err(error) => Err(error),
                 };
@@ -81,19 +78,18 @@ impl FileDriver {
         }
         let flags = if fua { libc::RWF_DSYNC } else { 0 };
         if !self.tail.is_reached(io.offset + io.bytes)
-            && self.fits(io.iov, io.offset, io.bytes)
+            && self.fits(&io.buffers, io.offset, io.bytes)
             && let Some(entered) = self.serialiser.try_enter_shared()
         {
             // The common case, small enough to be stored inline.
             return IoFuture::new(async move {
                 let _entered = entered;
-                let wanted = transfer::index(io.bytes);
-                let result = self.write_raw(io.iov, io.offset, wanted, flags).await;
+                let result = self.write_raw(&io.buffers, io.offset, flags).await;
                 result.map_err(|error| self.located(&io, error))
             });
         }
         IoFuture::new(async move {
-            let result = self.write(io.iov, io.offset, io.bytes, flags).await;
+            let result = self.write(&io.buffers, io.offset, flags).await;
             result.map_err(|error| self.located(&io, error))
         })
     }
@@ -140,11 +136,10 @@ impl Driver for FileDriver {
         if io.bytes == 0 && io.op != Operation::Flush {
             return IoFuture::ready(Ok(()));
         }
-        debug_assert!(
-            !matches!(io.op, Operation::Read | Operation::Write) || iov::total(io.iov) == io.bytes,
-            "buffers and length of a request differ"
-        );
         match io.op {
+            Operation::Read | Operation::Write if io.buffers.len() as u64 != io.bytes => {
+                IoFuture::ready(Err(self.mismatched(&io)))
+            }
             Operation::Read | Operation::Write if self.is_at_once(&io) => self.transfer_at_once(io),
             Operation::Flush if self.in_memory => {
                 let result = self.flush_at_once(io.losses_accepted);
@@ -152,19 +147,19 @@ impl Driver for FileDriver {
             }
             Operation::Read if self.tail.is_reached(io.offset + io.bytes) => {
                 IoFuture::new(async move {
-                    let result = self.read_to_tail(io.iov, io.offset, io.bytes).await;
+                    let result = self.read_to_tail(&io.buffers, io.offset).await;
                     result.map_err(|error| self.located(&io, error))
                 })
             }
-            Operation::Read if self.fits(io.iov, io.offset, io.bytes) => {
+            Operation::Read if self.fits(&io.buffers, io.offset, io.bytes) => {
                 IoFuture::new(async move {
-                    let wanted = transfer::index(io.bytes);
-                    let result = self.read(io.iov, io.offset, wanted).await;
+                    let wanted = io.buffers.len();
+                    let result = self.read(&io.buffers, io.offset, wanted).await;
                     result.map_err(|error| self.located(&io, error))
                 })
             }
             Operation::Read => IoFuture::new(async move {
-                let result = self.read_bounced(io.iov, io.offset, io.bytes).await;
+                let result = self.read_bounced(&io.buffers, io.offset, io.bytes).await;
                 result.map_err(|error| self.located(&io, error))
             }),
             Operation::Write => self.submit_write(io),

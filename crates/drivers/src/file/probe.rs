@@ -1,14 +1,16 @@
 //! What the storage under a descriptor is, asked for and never found out by writing.
 
+#![expect(unsafe_code, reason = "system calls that have no safe wrapper")]
+
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
+use block::OwnedBuffer;
+use block::driver::owned::ALIGNMENT;
 use rustix::fs::{AtFlags, StatxFlags};
-
-use super::bounce::{ALIGNMENT, Bounce};
 
 const BLKROGET: libc::Ioctl = 0x125e;
 const BLKSSZGET: libc::Ioctl = 0x1268;
@@ -229,24 +231,15 @@ fn probe_by_reading(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let Some(Range { start, end }) = data_extents(fd, 0)?.next().transpose()? else {
         return Ok(fallback);
     };
-    let mut buffer =
-        Bounce::take(2 * ALIGNMENT).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    let mut buffer = OwnedBuffer::new(2 * ALIGNMENT)
+        .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
     for size in [512u32, 1024, 2048] {
         let at = start.next_multiple_of(ALIGNMENT as u64) + u64::from(size);
         if at + u64::from(size) > end {
             break;
         }
-        let offset = i64::try_from(at).map_err(io::Error::other)?;
-        // SAFETY: the buffer holds 8 KiB, of which at most 4 KiB are used.
-        let got = unsafe {
-            libc::pread(
-                fd.as_raw_fd(),
-                buffer.as_mut_ptr().add(size as usize).cast(),
-                size as usize,
-                offset,
-            )
-        };
-        if usize::try_from(got) == Ok(size as usize) {
+        let place = size as usize..2 * size as usize;
+        if rustix::io::pread(fd, &mut buffer[place], at) == Ok(size as usize) {
             return Ok(size);
         }
     }

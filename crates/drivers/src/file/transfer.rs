@@ -2,17 +2,15 @@
 
 use std::io;
 
-use block::{BlockError, ErrorKind, Result};
-use iothread::ring;
-use libc::iovec;
+use block::driver::owned::PIECE_MAX;
+use block::range_lock::Mode;
+use block::{BlockError, Buffers, ErrorKind, OwnedBuffer, Result};
 
-use super::bounce::{Bounce, PIECE_MAX};
 use super::device_size::{Attempts, Missing};
 use super::driver::FileDriver;
 use super::probe::Kind;
 use super::retry::Retry;
-use super::serialise::Mode;
-use crate::iov::{self, IOV_MAX};
+use crate::leaf;
 
 /// A direction, and what goes with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,69 +28,65 @@ pub fn index(bytes: u64) -> usize {
 
 impl FileDriver {
     /// Whether the storage takes a request as it is.
-    pub(super) fn fits(&self, iov: &[iovec], offset: u64, bytes: u64) -> bool {
+    pub(super) fn fits(&self, buffers: &Buffers<'_>, offset: u64, bytes: u64) -> bool {
         let alignment = self.alignment;
         alignment.request == 1 && alignment.memory == 1
             || (self.is_block_range(offset, bytes)
-                && iov::aligned(iov, alignment.memory, alignment.request))
+                && buffers.is_aligned(alignment.memory, alignment.request))
     }
 
     fn is_block_range(&self, offset: u64, bytes: u64) -> bool {
         (offset | bytes) & (u64::from(self.alignment.request) - 1) == 0
     }
 
-    /// Reads `wanted` bytes, or more: up to the length of `iov`, which [fits](Self::fits).
-    pub(super) async fn read(&self, iov: &[iovec], offset: u64, wanted: usize) -> Result<()> {
-        let first = if iov.len() <= IOV_MAX {
-            // SAFETY: the buffers stay mapped until this future has ended (`block::Io`).
-            let result = unsafe { ring::readv(self.fd(), iov, offset) }.await;
-            if matches!(result, Ok(read) if read as usize >= wanted) {
-                return Ok(());
-            }
-            Some(result)
-        } else {
-            None
-        };
-        // Boxed, so that the common case stays small enough to be stored inline.
-        Box::pin(self.go_on(Transfer::Read, iov, offset, wanted, first)).await
-    }
-
-    /// Writes all of `iov`, `wanted` bytes, which [fits](Self::fits). The caller has entered the
-    /// serialiser.
-    pub(super) async fn write_raw(
-        &self,
-        iov: &[iovec],
+    /// Reads `wanted` bytes, or more: up to the length of `buffers`, which [fit](Self::fits).
+    #[expect(clippy::manual_async_fn, reason = "that keeps its arguments twice")]
+    pub(super) fn read<'a>(
+        &'a self,
+        buffers: &'a Buffers<'_>,
         offset: u64,
         wanted: usize,
-        rw_flags: i32,
-    ) -> Result<()> {
-        let first = if iov.len() <= IOV_MAX {
-            // SAFETY: as in `read`.
-            let result = unsafe { ring::writev(self.fd(), iov, offset, rw_flags) }.await;
-            if matches!(result, Ok(written) if written as usize >= wanted) {
-                self.device_size.wrote(offset + wanted as u64);
+    ) -> impl Future<Output = Result<()>> + 'a {
+        async move {
+            let first = leaf::read_at(self.fd(), *buffers, offset).await;
+            if matches!(first, Ok(read) if read as usize >= wanted) {
                 return Ok(());
             }
-            Some(result)
-        } else {
-            None
-        };
-        Box::pin(self.go_on(Transfer::Write(rw_flags), iov, offset, wanted, first)).await?;
-        self.device_size.wrote(offset + wanted as u64);
-        Ok(())
+            // Boxed, so that the common case stays small enough to be stored inline.
+            Box::pin(self.go_on(Transfer::Read, buffers, offset, wanted, first)).await
+        }
     }
 
-    /// Goes on after a first attempt that was not enough, or begins with vectors that are too long
-    /// for one.
+    /// Writes all of `buffers`, which [fit](Self::fits). The caller has entered the serialiser.
+    #[expect(clippy::manual_async_fn, reason = "as above")]
+    pub(super) fn write_raw<'a>(
+        &'a self,
+        buffers: &'a Buffers<'_>,
+        offset: u64,
+        rw_flags: i32,
+    ) -> impl Future<Output = Result<()>> + 'a {
+        async move {
+            let first = leaf::write_at(self.fd(), *buffers, offset, rw_flags).await;
+            let wanted = buffers.len();
+            if !matches!(first, Ok(written) if written as usize >= wanted) {
+                let transfer = Transfer::Write(rw_flags);
+                Box::pin(self.go_on(transfer, buffers, offset, wanted, first)).await?;
+            }
+            self.device_size.wrote(offset + wanted as u64);
+            Ok(())
+        }
+    }
+
+    /// Goes on after a first attempt that was not enough.
     pub(super) async fn go_on(
         &self,
         transfer: Transfer,
-        iov: &[iovec],
+        buffers: &Buffers<'_>,
         offset: u64,
         wanted: usize,
-        first: Option<io::Result<u32>>,
+        first: io::Result<u32>,
     ) -> Result<()> {
-        let mut outcome = first;
+        let mut outcome = Some(first);
         let mut retry = Retry::new();
         let mut attempts = Attempts::default();
         let mut done = 0;
@@ -130,15 +124,11 @@ impl FileDriver {
                     retry = Retry::new();
                 }
             }
-            let rest = iov::advanced(iov, done);
+            let rest = buffers.after(done);
             let at = offset + done as u64;
-            // SAFETY: as in `read`; `rest` describes a part of the same buffers and outlives the
-            // operation.
-            let result = unsafe {
-                match transfer {
-                    Transfer::Read => ring::readv(self.fd(), &rest, at).await,
-                    Transfer::Write(flags) => ring::writev(self.fd(), &rest, at, flags).await,
-                }
+            let result = match transfer {
+                Transfer::Read => leaf::read_at(self.fd(), rest, at).await,
+                Transfer::Write(flags) => leaf::write_at(self.fd(), rest, at, flags).await,
             };
             outcome = Some(result);
         }
@@ -173,14 +163,18 @@ impl FileDriver {
     }
 
     /// Reads what does not fit, through aligned memory.
-    pub(super) async fn read_bounced(&self, iov: &[iovec], offset: u64, bytes: u64) -> Result<()> {
+    pub(super) async fn read_bounced(
+        &self,
+        buffers: &Buffers<'_>,
+        offset: u64,
+        bytes: u64,
+    ) -> Result<()> {
         for piece in self.pieces(offset, bytes) {
-            let mut buffer = take(piece.bytes())?;
-            let vector = [buffer.iovec()];
+            let mut own = OwnedBuffer::new(piece.bytes())?;
             let wanted = index(piece.to - piece.start);
-            self.read(&vector, piece.start, wanted).await?;
+            self.read(&own.lend(), piece.start, wanted).await?;
             let skip = index(piece.from - piece.start);
-            iov::scatter(iov, index(piece.from - offset), &buffer[skip..wanted]);
+            piece.of(buffers, offset).copy_from(&own[skip..wanted]);
         }
         Ok(())
     }
@@ -188,24 +182,24 @@ impl FileDriver {
     /// Writes what the storage takes in whole blocks.
     pub(super) async fn write_blocks(
         &self,
-        iov: &[iovec],
+        buffers: &Buffers<'_>,
         offset: u64,
-        bytes: u64,
         rw_flags: i32,
     ) -> Result<()> {
-        if self.fits(iov, offset, bytes) {
+        let bytes = buffers.len() as u64;
+        if self.fits(buffers, offset, bytes) {
             let range = self.blocks(offset, bytes);
             let _entered = self.serialiser.enter(range, Mode::Shared).await;
-            return self.write_raw(iov, offset, index(bytes), rw_flags).await;
+            return self.write_raw(buffers, offset, rw_flags).await;
         }
-        self.write_bounced(iov, offset, bytes, rw_flags).await
+        self.write_bounced(buffers, offset, bytes, rw_flags).await
     }
 
     /// Writes what does not fit: copied, and with the rest of the first and the last block read
     /// first if it does not begin or end with one.
     async fn write_bounced(
         &self,
-        iov: &[iovec],
+        buffers: &Buffers<'_>,
         offset: u64,
         bytes: u64,
         rw_flags: i32,
@@ -221,35 +215,29 @@ impl FileDriver {
             .await;
         let block = u64::from(self.alignment.request);
         for piece in self.pieces(offset, bytes) {
-            let mut buffer = take(piece.bytes())?;
+            let mut own = OwnedBuffer::new(piece.bytes())?;
             if piece.from > piece.start {
-                self.read_block(&mut buffer, &piece, piece.start).await?;
+                self.read_block(&mut own, &piece, piece.start).await?;
             }
             let last = piece.end - block;
             if piece.to < piece.end && (last > piece.start || piece.from == piece.start) {
-                self.read_block(&mut buffer, &piece, last).await?;
+                self.read_block(&mut own, &piece, last).await?;
             }
             let inside = index(piece.from - piece.start)..index(piece.to - piece.start);
-            iov::gather(iov, index(piece.from - offset), &mut buffer[inside]);
-            let vector = [buffer.iovec()];
-            self.write_raw(&vector, piece.start, piece.bytes(), rw_flags)
-                .await?;
+            piece.of(buffers, offset).copy_to(&mut own[inside]);
+            self.write_raw(&own.lend(), piece.start, rw_flags).await?;
         }
         Ok(())
     }
 
     /// Reads the block at `at` to its place in the buffer of a piece. What lies beyond the image is
     /// zeroes: it becomes the end of a file that did not end with a block.
-    async fn read_block(&self, buffer: &mut Bounce, piece: &Piece, at: u64) -> Result<()> {
+    async fn read_block(&self, own: &mut OwnedBuffer, piece: &Piece, at: u64) -> Result<()> {
         let block = u64::from(self.alignment.request);
         let place = index(at - piece.start)..index(at + block - piece.start);
-        buffer[place.clone()].fill(0);
-        let vector = [iovec {
-            iov_base: buffer[place].as_mut_ptr().cast(),
-            iov_len: index(block),
-        }];
+        own[place.clone()].fill(0);
         let inside = self.tail.end().saturating_sub(at).min(block);
-        self.read(&vector, at, index(inside)).await
+        self.read(&own.lend().slice(place), at, index(inside)).await
     }
 
     /// The blocks that a range touches.
@@ -278,16 +266,6 @@ fn gone(error: BlockError) -> BlockError {
     error.because(ErrorKind::BackingGone)
 }
 
-/// A bounce buffer.
-pub fn take(bytes: usize) -> Result<Bounce> {
-    Bounce::take(bytes).ok_or_else(|| {
-        BlockError::new(
-            libc::ENOMEM,
-            format!("no memory for a bounce buffer of {bytes} bytes"),
-        )
-    })
-}
-
 /// A part of a request that is moved at once: whole blocks, and the bytes of the request in them.
 #[derive(Debug)]
 struct Piece {
@@ -300,5 +278,10 @@ struct Piece {
 impl Piece {
     fn bytes(&self) -> usize {
         index(self.end - self.start)
+    }
+
+    /// Its part of the buffers of a request at `offset`.
+    fn of<'a>(&self, buffers: &Buffers<'a>, offset: u64) -> Buffers<'a> {
+        buffers.slice(index(self.from - offset)..index(self.to - offset))
     }
 }

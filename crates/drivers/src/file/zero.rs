@@ -6,26 +6,20 @@
 use std::ops::Range;
 use std::sync::atomic::Ordering;
 
-use block::{BlockError, Result};
+use block::driver::owned::PIECE_MAX;
+use block::range_lock::{Entered, Mode};
+use block::{BlockError, Joined, OwnedBuffer, Result};
 use iothread::ring;
-use libc::iovec;
 
 use super::driver::FileDriver;
 use super::probe::Kind;
 use super::retry::Retry;
-use super::serialise::{Entered, Mode};
 use super::transfer::index;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 
-/// What is written where the storage cannot make zeroes itself.
-#[repr(align(4096))]
-struct Zeroes([u8; 65536]);
-
-static ZEROES: Zeroes = Zeroes([0; 65536]);
-
-/// Elements of [`ZEROES`] per write.
-const REPEAT: usize = 16;
+/// Bytes of zeroes that are written over and over where the storage cannot make them itself.
+const ZEROES: usize = 64 << 10;
 
 /// Whether fallocate(2), or the discard of a block device, means by this errno that it cannot do
 /// this, or not here. Some file systems (GPFS, some FUSE and network file systems) say EINVAL, EPERM
@@ -101,23 +95,19 @@ impl FileDriver {
     }
 
     async fn write_zero_bytes(&self, range: Range<u64>) -> Result<()> {
+        let bytes = index(range.end - range.start);
+        let mut zeroes = OwnedBuffer::zeroed(bytes.min(ZEROES))?;
+        let zeroes = zeroes.lend();
+        let mut repeated = Joined::new();
+        while repeated.buffers().len() < bytes.min(PIECE_MAX) {
+            repeated.push(zeroes);
+        }
+        let repeated = repeated.buffers();
         let mut at = range.start;
         while at < range.end {
-            let mut left = index((range.end - at).min((REPEAT * ZEROES.0.len()) as u64));
-            let bytes = left as u64;
-            let mut vector = [iovec {
-                // Only ever read from: this goes to writes.
-                iov_base: ZEROES.0.as_ptr().cast_mut().cast(),
-                iov_len: 0,
-            }; REPEAT];
-            let mut used = 0;
-            while left > 0 {
-                vector[used].iov_len = left.min(ZEROES.0.len());
-                left -= vector[used].iov_len;
-                used += 1;
-            }
-            self.write(&vector[..used], at, bytes, 0).await?;
-            at += bytes;
+            let piece = repeated.slice(0..repeated.len().min(index(range.end - at)));
+            self.write(&piece, at, 0).await?;
+            at += piece.len() as u64;
         }
         Ok(())
     }

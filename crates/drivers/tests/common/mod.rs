@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use block::{Driver, Io, Node, Operation, Result};
+use block::{Driver, Io, Joined, Node, Operation, Result};
 use iothread::{Config, Handle, IoThread};
 
 /// One operation that owns its data.
@@ -75,25 +75,25 @@ impl Op {
             lengths.push(left);
         }
         let mut buffers: Vec<Vec<u8>> = Vec::new();
-        let mut iov = Vec::new();
         let mut done = 0;
         for &length in &lengths {
             let mut buffer = vec![0u8; length + 2 * ALIGN];
             let start = buffer.as_ptr().align_offset(ALIGN) + self.skew;
             buffer[start..start + length].copy_from_slice(&self.data[done..done + length]);
-            iov.push(libc::iovec {
-                iov_base: buffer[start..].as_mut_ptr().cast(),
-                iov_len: length,
-            });
             done += length;
             buffers.push(buffer);
+        }
+        let mut memory = Joined::new();
+        for (buffer, &length) in buffers.iter_mut().zip(&lengths) {
+            let start = buffer.as_ptr().align_offset(ALIGN) + self.skew;
+            memory.push_own(&mut buffer[start..start + length]);
         }
         let result = node
             .submit(Io {
                 op: self.op,
                 offset: self.offset,
                 bytes: self.bytes,
-                iov: &iov,
+                buffers: memory.buffers(),
                 fua: self.fua,
                 losses_accepted: self.losses_accepted,
             })

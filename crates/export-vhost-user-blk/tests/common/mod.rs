@@ -92,20 +92,11 @@ impl RamDisk {
         let range = &mut data[start..start + len];
         match io.op {
             Operation::Read | Operation::Write => {
-                let mut at = 0;
-                for buffer in io.iov {
-                    let (base, len) = (buffer.iov_base.cast::<u8>(), buffer.iov_len);
-                    let here = range[at..at + len].as_mut_ptr();
-                    // SAFETY: `Io` vouches for its buffers, and `here` has `len` bytes.
-                    unsafe {
-                        match io.op {
-                            Operation::Read => base.copy_from_nonoverlapping(here, len),
-                            _ => here.copy_from_nonoverlapping(base, len),
-                        }
-                    }
-                    at += len;
-                }
-                assert_eq!(at, range.len(), "buffers and length differ");
+                let moved = match io.op {
+                    Operation::Read => io.buffers.copy_from(range),
+                    _ => io.buffers.copy_to(range),
+                };
+                assert_eq!(moved, range.len(), "buffers and length differ");
             }
             Operation::Discard => {
                 self.faults.discards.fetch_add(1, Ordering::SeqCst);

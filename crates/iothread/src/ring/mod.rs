@@ -130,6 +130,39 @@ impl fmt::Debug for Op<'_> {
     }
 }
 
+/// `pread(2)`: reads at `offset` bytes into `len` bytes at `base`; yields the bytes read.
+///
+/// # Safety
+///
+/// This memory may be written until the operation has ended, by its result or by its drop. The
+/// operation is not leaked.
+pub unsafe fn read(fd: BorrowedFd<'_>, base: *mut u8, len: u32, offset: u64) -> Op<'_> {
+    let fd = Fd(fd.as_raw_fd());
+    Op::new(opcode::Read::new(fd, base, len).offset(offset).build())
+}
+
+/// `pwritev2(2)` of one buffer: writes `len` bytes at `base` at `offset` bytes, with `rw_flags`
+/// (`RWF_*`); yields the bytes written.
+///
+/// # Safety
+///
+/// This memory may be read until the operation has ended, by its result or by its drop. The
+/// operation is not leaked.
+pub unsafe fn write(
+    fd: BorrowedFd<'_>,
+    base: *const u8,
+    len: u32,
+    offset: u64,
+    rw_flags: i32,
+) -> Op<'_> {
+    Op::new(
+        opcode::Write::new(Fd(fd.as_raw_fd()), base, len)
+            .offset(offset)
+            .rw_flags(rw_flags)
+            .build(),
+    )
+}
+
 /// `preadv(2)`: reads at `offset` bytes into `iov`; yields the bytes read.
 ///
 /// # Safety
@@ -137,10 +170,11 @@ impl fmt::Debug for Op<'_> {
 /// Every element of `iov` describes memory that may be written until the operation has ended, by
 /// its result or by its drop. The operation is not leaked.
 pub unsafe fn readv<'a>(fd: BorrowedFd<'a>, iov: &'a [libc::iovec], offset: u64) -> Op<'a> {
-    let fd = Fd(fd.as_raw_fd());
     if let Some((base, len)) = single(iov) {
-        return Op::new(opcode::Read::new(fd, base, len).offset(offset).build());
+        // SAFETY: the caller's promise is the condition.
+        return unsafe { read(fd, base, len, offset) };
     }
+    let fd = Fd(fd.as_raw_fd());
     match u32::try_from(iov.len()) {
         Ok(count) => Op::new(
             opcode::Readv::new(fd, iov.as_ptr(), count)
@@ -164,15 +198,11 @@ pub unsafe fn writev<'a>(
     offset: u64,
     rw_flags: i32,
 ) -> Op<'a> {
-    let fd = Fd(fd.as_raw_fd());
     if let Some((base, len)) = single(iov) {
-        return Op::new(
-            opcode::Write::new(fd, base.cast_const(), len)
-                .offset(offset)
-                .rw_flags(rw_flags)
-                .build(),
-        );
+        // SAFETY: the caller's promise is the condition.
+        return unsafe { write(fd, base, len, offset, rw_flags) };
     }
+    let fd = Fd(fd.as_raw_fd());
     match u32::try_from(iov.len()) {
         Ok(count) => Op::new(
             opcode::Writev::new(fd, iov.as_ptr(), count)

@@ -1,4 +1,5 @@
-//! Order between overlapping writes of one node, across iothreads.
+//! Locks on byte ranges, and the order between overlapping writes of one node that is made of them;
+//! across iothreads.
 //!
 //! A write that does not fit the storage's blocks reads the blocks around it and writes them back.
 //! Whatever another request writes to these blocks in between would be lost. So such a write is
