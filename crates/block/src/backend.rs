@@ -2,13 +2,18 @@
 //!
 //! This is the part of it that the control plane holds; [`crate::LocalBackend`] is the part that
 //! lives on an iothread and sees the requests.
+//!
+//! Here is the life of the *device*: attach, reset, abandon, detach, and what lasts as long as it does.
+//! Its clients are [`Connection`]s, one or several, which come and go without touching it.
+
+mod connection;
+mod parts;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
 use iothread::mailbox::{self, Sender};
-use parking_lot::Mutex;
 
 use crate::control::accounting::Accounting;
 use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
@@ -20,11 +25,15 @@ use crate::gate::overlap::SharedBlockers;
 use crate::persist::changes::Saved;
 use crate::words::error_policy::Policy;
 use crate::words::hold_scope::HoldScope;
-use crate::words::ids::{BackendId, LocalId};
+use crate::words::ids::{BackendId, ConnectionId, LocalId};
 use crate::words::request::Request;
 use crate::words::stats::BackendStats;
 use crate::words::write_cache::WriteCache;
 use pollster::block_on;
+
+use self::parts::Parts;
+
+pub use self::connection::Connection;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]
@@ -41,7 +50,7 @@ pub struct Backend {
     /// The client remembers in an inflight region what has not been completed.
     remembered: AtomicBool,
     blockers: SharedBlockers,
-    locals: Mutex<Vec<(LocalId, Sender<LocalMessage>)>>,
+    parts: Parts,
 }
 
 impl Backend {
@@ -82,7 +91,7 @@ impl Backend {
             losses_accepted,
             remembered: AtomicBool::new(false),
             blockers: SharedBlockers::default(),
-            locals: Mutex::default(),
+            parts: Parts::default(),
         }))
     }
 
@@ -128,14 +137,16 @@ impl Backend {
     /// A request of `local` has ended: tells the parts in which something has waited behind it.
     pub(crate) fn unblock(&self, local: LocalId, order: u64) {
         let told = self.blockers.remove(local, order);
-        if told.is_empty() {
-            return;
+        if !told.is_empty() {
+            self.parts.recheck(&told);
         }
-        for (id, sender) in self.locals() {
-            if told.contains(&id) {
-                // A part that has just ended waits for nothing.
-                let _ = sender.send(LocalMessage::Recheck);
-            }
+    }
+
+    /// The connection of `local` has ended, which has these `writes` in flight.
+    pub(crate) fn end_local(&self, local: LocalId, writes: &[(u64, Request)]) {
+        let told = self.blockers.end_local(local, writes);
+        if !told.is_empty() {
+            self.parts.recheck(&told);
         }
     }
 
@@ -147,6 +158,37 @@ impl Backend {
 
     pub(crate) fn accounting(&self) -> &Accounting {
         &self.accounting
+    }
+
+    /// A client connects. If no device has been there before, neither in this process nor in a former
+    /// one, that begins its life, as [`Self::attach`] does; else nothing is reset: who joins finds I/O
+    /// status and run state as they are. None: the daemon ends, or the backend has been removed.
+    pub async fn connect(self: &Arc<Self>) -> Option<Connection> {
+        let connection = Connection::open(self);
+        let (id, losses_accepted) = (self.id, Arc::clone(&self.losses_accepted));
+        self.control
+            .call(move |state, wiring| {
+                if state.join(id, wiring)? {
+                    // Nobody has ever had a request here.
+                    losses_accepted.store(Loss::last(), Ordering::SeqCst);
+                    wiring.clear_void_losses();
+                    state.touch();
+                }
+                Some(())
+            })
+            .await??;
+        Some(connection)
+    }
+
+    /// The connection of an export whose client is the device itself: it lasts as long as the export, and
+    /// the export says when the device is attached, reset or given up.
+    pub fn connect_device(self: &Arc<Self>) -> Connection {
+        Connection::open(self)
+    }
+
+    /// How many connections there are that have not ended.
+    pub fn connections(&self) -> usize {
+        self.parts.connections()
     }
 
     /// A new client with a fresh life of the device: the I/O status is enabled and reset, what was
@@ -248,8 +290,10 @@ impl Backend {
         self.settle().await;
     }
 
-    /// Run control forgets the backend. Its parts must have been closed.
-    pub async fn remove(&self) {
+    /// Run control forgets the backend, whose parts have been told to end. Waits for what connections
+    /// that have ended have left in flight.
+    pub async fn remove(self: &Arc<Self>) {
+        self.settle().await;
         let id = self.id;
         self.control
             .call(move |state, wiring| {
@@ -261,20 +305,16 @@ impl Backend {
             .await;
     }
 
-    /// Starts nothing any more and waits until nothing is in flight. Held requests are not waited
-    /// for.
+    /// Starts nothing any more and waits until nothing is in flight, of connections that have ended
+    /// neither. Held requests are not waited for. What connects meanwhile starts nothing either.
     pub async fn drain(self: &Arc<Self>) -> Drained {
-        let (done, mut drained) = mailbox::channel();
-        let locals = self.locals();
-        for (_, sender) in &locals {
-            // A part that has just ended has nothing in flight.
-            let _ = sender.send(LocalMessage::DrainBegin { done: done.clone() });
-        }
+        let (done, mut drained) = mailbox::channel::<Request>();
+        self.parts.drain_begin(&done);
+        drop(done);
         let mut guard = Drained {
-            locals,
+            backend: Arc::clone(self),
             furthest: None,
         };
-        drop(done);
         while let Some(request) = drained.recv().await {
             if guard
                 .furthest
@@ -292,16 +332,18 @@ impl Backend {
         drop(self.drain().await);
     }
 
-    fn locals(&self) -> Vec<(LocalId, Sender<LocalMessage>)> {
-        self.locals.lock().clone()
-    }
-
-    pub(crate) fn add_local(&self, id: LocalId, sender: Sender<LocalMessage>) {
-        self.locals.lock().push((id, sender));
+    /// With how many drains the part begins; none: its connection has ended.
+    pub(crate) fn add_local(
+        &self,
+        connection: ConnectionId,
+        id: LocalId,
+        sender: Sender<LocalMessage>,
+    ) -> Option<u32> {
+        self.parts.add(connection, id, sender)
     }
 
     pub(crate) fn remove_local(&self, id: LocalId) {
-        self.locals.lock().retain(|(of, _)| *of != id);
+        self.parts.remove(id);
     }
 }
 
@@ -309,7 +351,7 @@ impl Backend {
 #[derive(Debug)]
 #[must_use]
 pub struct Drained {
-    locals: Vec<(LocalId, Sender<LocalMessage>)>,
+    backend: Arc<Backend>,
     furthest: Option<Request>,
 }
 
@@ -322,9 +364,6 @@ impl Drained {
 
 impl Drop for Drained {
     fn drop(&mut self) {
-        for (_, sender) in &self.locals {
-            // A part that has ended since then needs no word.
-            let _ = sender.send(LocalMessage::DrainEnd);
-        }
+        self.backend.parts.drain_end();
     }
 }

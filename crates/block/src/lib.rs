@@ -26,7 +26,7 @@ mod registry_error;
 mod resize;
 pub mod words;
 
-pub use backend::{Backend, Drained};
+pub use backend::{Backend, Connection, Drained};
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
 pub use control::run_control::Refusal;
@@ -62,7 +62,7 @@ pub use words::error_policy::{Action, Direction, OnError, Policy};
 pub use words::event;
 pub use words::event::{BlockIoError, Event, EventKind};
 pub use words::hold_scope::HoldScope;
-pub use words::ids::{BackendId, LocalId};
+pub use words::ids::{BackendId, ConnectionId, LocalId};
 pub use words::incident::{EndedIncident, ErrorRecord, HeldRecord, HoldEnd, Incident};
 pub use words::io_status::{IoStatus, Status};
 pub use words::permissions::{Access, Permissions};

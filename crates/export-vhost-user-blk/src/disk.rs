@@ -32,7 +32,8 @@ impl fmt::Debug for Disk {
 
 impl Disk {
     pub fn new(config: Config, device: DeviceHandle<BlockPart>) -> Self {
-        let Config { options, backend } = config;
+        let backend = Arc::clone(config.backend());
+        let options = config.options;
         Self {
             cache: Cache::new(&options, Arc::clone(&backend), device),
             options,

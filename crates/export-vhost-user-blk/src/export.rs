@@ -86,7 +86,7 @@ impl VhostUserBlkExport {
         let writable = options.writable;
         let config = Config {
             options,
-            backend: Arc::clone(&backend),
+            connection: Arc::new(backend.connect_device()),
         };
         let disk = |device| Disk::new(config.clone(), device);
         match Served::open(shape, &config, iothreads, socket, disk).await {

@@ -6,7 +6,9 @@ use std::fmt;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use block::{Backend, Client, ClientError, EventKind, LocalBackend, Operation, Request, Tag};
+use block::{
+    Backend, Client, ClientError, Connection, EventKind, LocalBackend, Operation, Request, Tag,
+};
 use vhost_user::{Access, Part, Requests, Unmapped};
 
 use crate::options::Options;
@@ -16,7 +18,15 @@ use crate::request::{ID_BYTES, Parsed, Rules, STATUS_IOERR, STATUS_OK};
 #[derive(Clone, Debug)]
 pub(crate) struct Config {
     pub options: Options,
-    pub backend: Arc<Backend>,
+    /// The client of a vhost-user export is the device: one connection for all clients that it has in
+    /// its life.
+    pub connection: Arc<Connection>,
+}
+
+impl Config {
+    pub fn backend(&self) -> &Arc<Backend> {
+        self.connection.backend()
+    }
 }
 
 struct Shared {
@@ -56,7 +66,10 @@ impl Part for BlockPart {
     type Config = Config;
 
     async fn open<Q: Requests<Rules>>(config: &Config, queues: Vec<Option<Rc<Q>>>) -> Option<Self> {
-        let Config { options, backend } = config;
+        let Config {
+            options,
+            connection,
+        } = config;
         let shared = Rc::new(Shared {
             id_string: options.id_string(),
             writeback: Cell::new(!options.writethrough),
@@ -67,7 +80,7 @@ impl Part for BlockPart {
             queues,
             shared: Rc::clone(&shared),
         };
-        let local = LocalBackend::open(backend, Rc::new(front), options.num_queues).await?;
+        let local = LocalBackend::open(connection, Rc::new(front), options.num_queues).await?;
         for queue in here {
             // Started by their rings.
             local.stop_queue(queue).await;
@@ -83,13 +96,13 @@ impl Part for BlockPart {
     }
 
     fn queue_broken(config: &Config, queue: u16, reason: String) {
-        let id = config.backend.device().to_string();
+        let id = config.backend().device().to_string();
         let event = EventKind::BlockExportQueueBroken { id, queue, reason };
-        config.backend.control().announce(event);
+        config.backend().control().announce(event);
     }
 
     fn unrecorded(config: &Config) {
-        config.backend.set_remembered(false);
+        config.backend().set_remembered(false);
     }
 
     fn expect(&self, more: usize) {

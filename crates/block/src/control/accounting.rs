@@ -240,44 +240,63 @@ impl LocalStats {
         sum.hold_time_ns = sum.hold_time_ns.saturating_add(self.hold_time_ns.get());
         sum.dropped = sum.dropped.saturating_add(self.dropped.get());
         sum.lost = sum.lost.saturating_add(self.lost.get());
+    }
+
+    fn last_access(&self) -> Option<Instant> {
         let last = self.last_access.get();
-        if last > 0 {
-            let idle = self
-                .epoch
-                .elapsed()
-                .saturating_sub(Duration::from_nanos(last));
-            sum.idle = Some(sum.idle.map_or(idle, |other| other.min(idle)));
-        }
+        (last > 0).then(|| self.epoch + Duration::from_nanos(last))
     }
 }
 
-/// The accounting of a backend: its parts register here and stay counted when they end.
+/// What is counted: by parts that have ended, and by those that have not.
+#[derive(Debug, Default)]
+struct Parts {
+    /// What has been counted for good. Its idle time says nothing.
+    ended: BackendStats,
+    last_access: Option<Instant>,
+    live: Vec<Arc<LocalStats>>,
+}
+
+/// The accounting of a backend: its parts register here, and what they have counted stays when they end.
 #[derive(Debug, Default)]
 pub struct Accounting {
-    /// What a former daemon has counted.
-    before: BackendStats,
     events_merged: AtomicU64,
-    locals: Mutex<Vec<Arc<LocalStats>>>,
+    parts: Mutex<Parts>,
 }
 
 impl Accounting {
     /// Goes on where a former daemon was. The idle time begins afresh.
     pub fn starting_from(before: BackendStats) -> Self {
         Self {
-            before: BackendStats {
-                idle: None,
-                ..before
-            },
             events_merged: AtomicU64::new(0),
-            locals: Mutex::default(),
+            parts: Mutex::new(Parts {
+                ended: before,
+                ..Parts::default()
+            }),
         }
     }
 
     /// Counters for a new part.
     pub fn register(&self) -> Arc<LocalStats> {
         let stats = Arc::new(LocalStats::new());
-        self.locals.lock().push(Arc::clone(&stats));
+        self.parts.lock().live.push(Arc::clone(&stats));
         stats
+    }
+
+    /// The part that counts here has ended: what it counts from now on is lost.
+    pub fn retire(&self, stats: &Arc<LocalStats>) {
+        let mut parts = self.parts.lock();
+        let before = parts.live.len();
+        parts.live.retain(|live| !Arc::ptr_eq(live, stats));
+        if parts.live.len() < before {
+            stats.add_to(&mut parts.ended);
+            parts.last_access = parts.last_access.max(stats.last_access());
+        }
+    }
+
+    /// How many parts count.
+    pub fn live(&self) -> usize {
+        self.parts.lock().live.len()
     }
 
     /// `number` events have become one with others.
@@ -289,12 +308,16 @@ impl Accounting {
 
     /// The sum.
     pub fn read(&self) -> BackendStats {
-        let mut sum = self.before;
+        let parts = self.parts.lock();
+        let (mut sum, mut last) = (parts.ended, parts.last_access);
+        for local in &parts.live {
+            local.add_to(&mut sum);
+            last = last.max(local.last_access());
+        }
+        drop(parts);
         let merged = self.events_merged.load(Ordering::Relaxed);
         sum.events_merged = sum.events_merged.saturating_add(merged);
-        for local in self.locals.lock().iter() {
-            local.add_to(&mut sum);
-        }
+        sum.idle = last.map(|last| last.elapsed());
         sum
     }
 }
@@ -340,6 +363,31 @@ mod tests {
         assert_eq!((sum.rd.invalid, sum.rd.operations), (1, 0));
         assert_eq!((sum.holds, sum.hold_time_ns), (1, 70));
         assert!(sum.idle.is_some());
+    }
+
+    #[test]
+    fn what_has_ended_stays_counted_once() {
+        let accounting = Accounting::default();
+        let start = Instant::now();
+        let (a, b) = (accounting.register(), accounting.register());
+        a.done(Operation::Read, 512);
+        a.held();
+        let late = start + Duration::from_secs(3600);
+        a.accessed(late);
+        b.done(Operation::Read, 1024);
+        b.accessed(start);
+        for live in [1, 1, 0] {
+            let before = accounting.read();
+            // Twice: the second time nothing is left to count.
+            accounting.retire(if live == 1 { &a } else { &b });
+            assert_eq!(accounting.live(), live);
+            let after = accounting.read();
+            assert_eq!((before.rd, before.holds), (after.rd, after.holds));
+            assert_eq!((after.rd.bytes, after.rd.operations), (1536, 2));
+            assert_eq!(after.idle, Some(Duration::ZERO), "the last access of all");
+        }
+        accounting.register().attempt();
+        assert_eq!((accounting.read().attempts, accounting.live()), (1, 1));
     }
 
     #[test]

@@ -211,15 +211,18 @@ impl Control {
     /// The link to the VMM has found out who has paused it: saved for the next daemon. Waits for
     /// nothing.
     pub fn note_vm_pause(&self, by: VmPause) {
-        let command: Command = Box::new(move |state, _| state.note_vm_pause(by));
-        // Nobody receives any more: the daemon ends.
-        let _ = self.sender.send(Message::Command(command));
+        self.tell(move |state, _| state.note_vm_pause(by));
     }
 
     /// An event for every observer, from wherever something happens: waits for nothing.
     pub fn announce(&self, kind: EventKind) {
         let at = SystemTime::now();
-        let command: Command = Box::new(move |_, wiring| wiring.event(Event { at, kind }));
+        self.tell(move |_, wiring| wiring.event(Event { at, kind }));
+    }
+
+    /// Runs `f` as one message of run control, and waits for nothing.
+    pub(crate) fn tell(&self, f: impl FnOnce(&mut RunControl, &mut Wiring) + Send + 'static) {
+        let command: Command = Box::new(f);
         // Nobody receives any more: the daemon ends.
         let _ = self.sender.send(Message::Command(command));
     }

@@ -14,6 +14,8 @@ pub(super) struct Freeze {
     pub(super) draining: u32,
     /// A request needs memory that the client is moving.
     memory_moves: bool,
+    /// The part has ended: for ever.
+    ended: bool,
 }
 
 impl Freeze {
@@ -26,6 +28,7 @@ impl Freeze {
             by_sibling: false,
             draining: 0,
             memory_moves: false,
+            ended: false,
         }
     }
 
@@ -36,6 +39,7 @@ impl Freeze {
             || self.by_sibling
             || self.draining > 0
             || self.memory_moves
+            || self.ended
     }
 
     /// Run control froze all backends. False, here and below: an older epoch, ignored.
@@ -87,6 +91,11 @@ impl Freeze {
     pub(super) fn reset(&mut self) {
         self.by_failure = false;
         self.by_sibling = false;
+    }
+
+    /// The part has ended.
+    pub(super) fn end(&mut self) {
+        self.ended = true;
     }
 
     /// May be nested.

@@ -10,6 +10,10 @@
 //! What is held or replayed is a copy of what the gates of all parts know: each part says here what its
 //! own gate holds ([`super::Gate`]), before anything else can start, and when it has ended.
 //!
+//! When the connection of a part has ended, what it still writes is here too, held before or not: its
+//! client is gone and may be back already on another connection, and must not find its new data under
+//! old. It waits for nothing itself, so all others may wait for it, whatever the order says.
+//!
 //! Whoever has to wait is told when what it waits behind has ended: it is noted here, under the same
 //! lock, what waits behind what. Each part has an index of its own, so that what is one's own is
 //! never looked at.
@@ -37,6 +41,8 @@ struct LocalBlockers {
     waits: BTreeMap<u64, Turn>,
     /// What may go on; the part takes it when it is told.
     woken: Vec<u64>,
+    /// The part has ended: what is left of it is in flight.
+    ended: bool,
 }
 
 /// What is held or replayed of one backend. Pure.
@@ -103,7 +109,7 @@ impl Blockers {
             .filter(|&(&other, _)| other != local)
             .filter_map(|(&other, part)| {
                 // Those whose turn is before that of this one.
-                let before = match was_held {
+                let before = match was_held && !part.ended {
                     true => order + u64::from(other < local),
                     false => u64::MAX,
                 };
@@ -120,7 +126,29 @@ impl Blockers {
         front.is_some()
     }
 
-    /// The part has ended, and with it all that was held or has waited there.
+    /// The connection of the part has ended: of all that is held or replayed there, only what is in
+    /// flight stays, and of what is in flight only what modifies its range is in anybody's way. Those are
+    /// `writes`.
+    pub fn end_local(
+        &mut self,
+        local: LocalId,
+        writes: &[(u64, Request)],
+        mut tell: impl FnMut(LocalId),
+    ) {
+        for &(order, request) in writes {
+            self.insert(local, order, request);
+        }
+        let part = self.locals.entry(local).or_default();
+        part.ended = true;
+        let stay: BTreeSet<u64> = writes.iter().map(|&(order, _)| order).collect();
+        let mut goes: Vec<u64> = part.requests.keys().copied().collect();
+        goes.retain(|order| !stay.contains(order));
+        for order in goes {
+            self.remove(local, order, &mut tell);
+        }
+    }
+
+    /// Nothing of the part is in flight any more; it has waited for nothing since it ended.
     pub fn remove_local(&mut self, local: LocalId) {
         debug_assert!(
             (self.locals.get(&local))
@@ -168,6 +196,15 @@ impl SharedBlockers {
         let mut tell = Vec::new();
         let mut blockers = self.lock();
         blockers.remove(local, order, |part| tell.push(part));
+        self.len.store(blockers.len(), Ordering::Release);
+        tell
+    }
+
+    /// As [`Blockers::end_local`]. Returns the parts that have to be told.
+    pub fn end_local(&self, local: LocalId, writes: &[(u64, Request)]) -> Vec<LocalId> {
+        let mut tell = Vec::new();
+        let mut blockers = self.lock();
+        blockers.end_local(local, writes, |part| tell.push(part));
         self.len.store(blockers.len(), Ordering::Release);
         tell
     }
@@ -266,6 +303,37 @@ mod tests {
         assert!(blockers.is_empty() && blockers.behind.is_empty());
         blockers.remove_local(A);
         blockers.remove_local(B);
+    }
+
+    /// The order among what was held lets an older one pass a newer one. What a client has left in
+    /// flight is in everybody's way.
+    #[test]
+    fn what_a_client_has_left_in_flight_is_in_the_way_of_all() {
+        let mut blockers = Blockers::default();
+        let (held, replayed, new) = (7, 8, 9);
+        blockers.insert(B, held, request(100));
+        blockers.insert(B, replayed, request(200));
+        blockers.insert(A, 0, request(0));
+        blockers.insert(A, 1, request(200));
+        assert!(blockers.blocks(A, 5, &request(100)), "behind what is held");
+        assert!(!blockers.blocks(A, 1, &request(200)), "it is older");
+        assert!(!blockers.blocks(A, 0, &request(0)), "nobody knows of it");
+        let writes = [(replayed, request(200)), (new, request(0))];
+        let mut told = Vec::new();
+        blockers.end_local(B, &writes, |part| told.push(part));
+        assert_eq!((told, blockers.take_woken(A)), (vec![A], vec![5]));
+        assert!(!blockers.blocks(A, 5, &request(100)), "it was dropped");
+        assert!(blockers.blocks(A, 0, &request(0)), "held before or not");
+        assert!(blockers.blocks(A, 1, &request(200)), "in flight");
+        assert!(blockers.blocks(A, 6, &request(5)), "new");
+        assert_eq!(remove(&mut blockers, B, replayed), [A]);
+        assert_eq!(remove(&mut blockers, B, new), [], "it has been told");
+        assert_eq!(blockers.take_woken(A), [1, 0, 6]);
+        blockers.remove_local(B);
+        for order in [0, 1] {
+            assert_eq!(remove(&mut blockers, A, order), []);
+        }
+        assert!(blockers.is_empty() && blockers.behind.is_empty());
     }
 
     /// Writes of one sector, from two iothreads in turn: for each that ended, all that were known

@@ -19,8 +19,10 @@ impl Gate {
     }
 
     /// This part ends: as [`Self::reset`], for ever. Whatever is still in flight, of this generation
-    /// or of a former one, ends as [`super::Verdict::Dropped`].
+    /// or of a former one, ends as [`super::Verdict::Dropped`]; whatever is admitted from now on waits,
+    /// and goes the next time.
     pub fn close(&mut self) -> Vec<Removed> {
+        self.freeze.end();
         // Run control counts from 0 and will not get there.
         self.reset(u64::MAX)
     }

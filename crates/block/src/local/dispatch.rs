@@ -94,7 +94,7 @@ impl LocalBackend {
         }));
         task.detach();
         worker.set_waker(waker);
-        self.0.workers.set(self.0.workers.get() + 1);
+        self.0.workers.borrow_mut().push(Rc::clone(&worker));
         self.provide_entries();
         worker
     }
@@ -213,7 +213,7 @@ impl LocalBackend {
 
     // On the path of every request, and once more on a cold one.
     #[inline(always)]
-    fn wake_ended(&self) {
+    pub(super) fn wake_ended(&self) {
         if !self.0.ended.borrow().is_empty() {
             for waker in self.0.ended.borrow_mut().drain(..) {
                 waker.wake();

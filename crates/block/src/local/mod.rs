@@ -1,10 +1,12 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
-//! (`dispatch`), what waits for the driver (`worker`), what run control is told (`hold_notices`, `reporter`).
+//! (`dispatch`), what waits for the driver (`worker`), what run control is told (`hold_notices`, `reporter`), how
+//! it ends (`end`).
 
 mod client;
 mod dispatch;
+mod end;
 mod hold_notices;
 mod reporter;
 mod worker;
@@ -20,7 +22,7 @@ use std::time::{Instant, SystemTime};
 use iothread::mailbox::{self, Receiver, Sender};
 use iothread::time;
 
-use crate::backend::Backend;
+use crate::backend::{Backend, Connection};
 use crate::control::accounting::{LocalStats, Round};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
@@ -53,11 +55,14 @@ struct Inner {
     node: Arc<Node>,
     gate: RefCell<Gate>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
-    /// Number of workers, those that are busy included.
-    workers: Cell<usize>,
+    /// All of them, those that are busy included.
+    workers: RefCell<Vec<Rc<Worker>>>,
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
+    /// It takes nothing any more.
     closed: Cell<bool>,
+    /// Nothing is left of it.
+    gone: Cell<bool>,
     /// Whether somebody is in the loop of [`LocalBackend::start_ready`].
     starting: Cell<bool>,
     /// How many there may be at once.
@@ -84,23 +89,34 @@ impl fmt::Debug for LocalBackend {
 }
 
 impl LocalBackend {
-    /// Opens the part of `backend` on the calling iothread, for `queues` queues (numbered from 0).
-    /// None: the daemon ends.
-    pub async fn open(backend: &Arc<Backend>, client: Rc<dyn Client>, queues: u16) -> Option<Self> {
+    /// Opens a part of `connection` on the calling iothread, for `queues` queues (numbered from 0).
+    /// Whatever is frozen or drained at the moment, it is too. None: the daemon or the connection ends.
+    ///
+    /// It keeps `client` until nothing of it is in flight any more; a client that keeps the part has to
+    /// let it go at the end.
+    pub async fn open(
+        connection: &Connection,
+        client: Rc<dyn Client>,
+        queues: u16,
+    ) -> Option<Self> {
+        let backend = connection.backend();
         let control = backend.control();
         let id = control.fresh_local();
         let (sender, receiver) = mailbox::channel();
-        backend.add_local(id, sender.clone());
+        let drains = backend.add_local(connection.id(), id, sender.clone())?;
+        let mut gate = Gate::new(backend.policy(), backend.scope(), queues);
+        (0..drains).for_each(|_| gate.drain_begin());
         let inner = Rc::new(Inner {
             backend: Arc::clone(backend),
             id,
             client,
             node: Arc::clone(backend.node()),
-            gate: RefCell::new(Gate::new(backend.policy(), backend.scope(), queues)),
+            gate: RefCell::new(gate),
             idle_workers: RefCell::default(),
-            workers: Cell::new(0),
+            workers: RefCell::default(),
             ended: RefCell::default(),
             closed: Cell::new(false),
+            gone: Cell::new(false),
             starting: Cell::new(false),
             requests: Cell::new(0),
             round: Round::default(),
@@ -118,6 +134,7 @@ impl LocalBackend {
             })
             .await;
         if known != Some(true) {
+            backend.accounting().retire(&this.0.stats);
             backend.remove_local(id);
             return None;
         }
@@ -160,6 +177,7 @@ impl LocalBackend {
         };
         match admission {
             Admission::Start(ticket) => self.dispatch(ticket),
+            Admission::Parked if self.0.closed.get() => self.drop_waiting(),
             Admission::Parked => {
                 self.provide_entries();
                 self.start_ready();
@@ -170,6 +188,10 @@ impl LocalBackend {
     #[cold]
     fn take_up(&self, request: Request) {
         let inner = &*self.0;
+        if inner.closed.get() {
+            inner.gate.borrow_mut().take_up(request);
+            return self.drop_waiting();
+        }
         let (order, generation) = {
             let mut gate = inner.gate.borrow_mut();
             (gate.take_up(request), gate.generation())
@@ -237,29 +259,6 @@ impl LocalBackend {
         self.pump();
     }
 
-    /// Ends this part: what waits is dropped; returns when nothing is in flight.
-    pub async fn close(self) {
-        self.0.closed.set(true);
-        let removed = self.0.gate.borrow_mut().close();
-        self.forget(&removed, HoldEnd::PartRemoved);
-        self.until(|gate| gate.in_flight() == 0).await;
-        self.0.gate.borrow_mut().end_watch();
-        self.0.backend.blockers().remove_local(self.0.id);
-        for worker in self.0.idle_workers.borrow_mut().drain(..) {
-            worker.wake();
-        }
-        let (backend, id) = (self.0.backend.id(), self.0.id);
-        self.0.backend.remove_local(id);
-        self.0
-            .backend
-            .control()
-            .call(move |state, wiring| {
-                wiring.remove_local(id);
-                state.remove_local(backend, id, wiring);
-            })
-            .await;
-    }
-
     /// What becomes of requests that were lost here, which is a mistake in the daemon: they have
     /// failed, and policy decides. What was begun of them may still go on.
     async fn recover(self, lost: Lost) {
@@ -307,6 +306,7 @@ impl LocalBackend {
                     self.0.gate.borrow_mut().drain_end();
                     self.pump();
                 }
+                LocalMessage::End { done } => self.end_for(done),
             }
         }
     }
@@ -407,7 +407,8 @@ impl LocalBackend {
     fn forget(&self, removed: &[Removed], end: HoldEnd) {
         for entry in removed {
             self.unblock(entry.order);
-            if entry.was_held {
+            // Of a part that has ended run control forgets all at once.
+            if entry.was_held && !self.0.closed.get() {
                 self.resolve(entry.slot, entry.order, end);
             }
             self.give_up(entry.slot);
@@ -426,7 +427,8 @@ impl LocalBackend {
     /// which gets a slot when it fails.
     fn provide_entries(&self) {
         let slots = self.0.gate.borrow().slots_in_use();
-        self.0.notices.provide(slots + self.0.workers.get());
+        let workers = self.0.workers.borrow().len();
+        self.0.notices.provide(slots + workers);
     }
 
     /// Waits until `condition` holds; asked again whenever a request ends.

@@ -65,7 +65,8 @@ fn a_lost_request_fails_and_nobody_waits_for_it() {
     let completed = thread.handle().run_blocking(move || async move {
         let guest = Rc::new(Guest::default());
         let client = Rc::clone(&guest) as Rc<dyn Client>;
-        let local = LocalBackend::open(&here, client, 1).await.unwrap();
+        let connection = here.connect_device();
+        let local = LocalBackend::open(&connection, client, 1).await.unwrap();
         here.attach().await.unwrap();
         while !local.may_pop(0) {
             // It is frozen until it has heard from run control.

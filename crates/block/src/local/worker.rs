@@ -75,6 +75,13 @@ impl Worker {
         self.running.borrow().is_none()
     }
 
+    /// The request that runs here, with its arrival number.
+    pub fn request(&self) -> Option<(u64, Request)> {
+        let running = self.running.borrow();
+        let (ticket, _) = running.as_ref()?.ticket.as_ref()?;
+        Some((ticket.order(), *ticket.request()))
+    }
+
     /// The buffer list for the next request of an idle worker.
     pub fn buffers(&self) -> RefMut<'_, Vec<libc::iovec>> {
         debug_assert!(self.is_idle());

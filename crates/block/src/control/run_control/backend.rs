@@ -94,6 +94,11 @@ impl BackendState {
         self.io_status.get()
     }
 
+    /// Whether there is a device: one has been attached, by a former daemon maybe, and not detached.
+    pub fn has_device(&self) -> bool {
+        self.io_status.has_device()
+    }
+
     /// The generation of the device: counts resets and attachments.
     pub fn generation(&self) -> u64 {
         self.generation

@@ -80,7 +80,8 @@ impl RunControl {
         Ok(())
     }
 
-    /// A backend's part on an iothread has ended.
+    /// A backend's part on an iothread has ended, with all that was held there. The rest of the backend
+    /// stays as it is, and so does the run state.
     pub fn remove_local(&mut self, backend: BackendId, local: LocalId, fx: &mut impl Effects) {
         if let Some(state) = self.backends.get_mut(&backend) {
             state.remove_local(local);
@@ -103,6 +104,16 @@ impl RunControl {
             fx.vm(VmOrder::Resume { force: false });
         }
         Some(generation)
+    }
+
+    /// A client joins. If there has never been a device, it attaches one ([`Self::attach`]), and true is
+    /// returned; else nothing changes. None: there is no such backend.
+    pub fn join(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<bool> {
+        let first = !self.backends.get(&backend)?.has_device();
+        if first {
+            self.attach(backend, fx)?;
+        }
+        Some(first)
     }
 
     /// The client resets its device and stays: what was held is dropped, the status reset. The run

@@ -137,6 +137,11 @@ pub enum LocalMessage {
     },
     /// Ends one `DrainBegin`.
     DrainEnd,
+    /// The connection that the part belongs to has ended.
+    End {
+        /// Dropped when run control knows that the part has.
+        done: Sender<()>,
+    },
     /// What was held on another iothread has ended: requests that waited behind it may start. Sent
     /// once until it is heard.
     Recheck,
