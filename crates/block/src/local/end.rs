@@ -54,6 +54,7 @@ impl LocalBackend {
     /// Of a part that has ended nothing waits.
     #[cold]
     pub(super) fn drop_waiting(&self) {
+        self.provide_entries();
         let removed = self.0.gate.borrow_mut().close();
         self.forget(&removed, HoldEnd::PartRemoved);
     }

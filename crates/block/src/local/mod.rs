@@ -59,6 +59,8 @@ struct Inner {
     workers: RefCell<Vec<Rc<Worker>>>,
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
+    /// Its client has it.
+    open: Cell<bool>,
     /// It takes nothing any more.
     closed: Cell<bool>,
     /// Nothing is left of it.
@@ -102,7 +104,7 @@ impl LocalBackend {
         let backend = connection.backend();
         let control = backend.control();
         let id = control.fresh_local();
-        let (sender, receiver) = mailbox::channel();
+        let (sender, mut receiver) = mailbox::channel();
         let drains = backend.add_local(connection.id(), id, sender.clone())?;
         let mut gate = Gate::new(backend.policy(), backend.scope(), queues);
         (0..drains).for_each(|_| gate.drain_begin());
@@ -115,6 +117,7 @@ impl LocalBackend {
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
             ended: RefCell::default(),
+            open: Cell::new(false),
             closed: Cell::new(false),
             gone: Cell::new(false),
             starting: Cell::new(false),
@@ -138,6 +141,11 @@ impl LocalBackend {
             backend.remove_local(id);
             return None;
         }
+        // Before the first request: what run control has told it begins with a reset.
+        while let Some(message) = receiver.try_recv() {
+            this.take(message);
+        }
+        this.0.open.set(true);
         iothread::spawn_local(this.clone().serve(receiver)).detach();
         let lost = this.0.gate.borrow_mut().watch();
         iothread::spawn_local(this.clone().recover(lost)).detach();
@@ -281,33 +289,37 @@ impl LocalBackend {
 
     async fn serve(self, mut receiver: Receiver<LocalMessage>) {
         while let Some(message) = receiver.recv().await {
-            match message {
-                LocalMessage::Gate(message) => self.obey(message),
-                LocalMessage::DrainBegin { done } => {
-                    self.0.gate.borrow_mut().drain_begin();
-                    let this = self.clone();
-                    // Beside this loop: other messages must not wait for the drain.
-                    iothread::spawn_local(async move {
-                        this.until(|gate| gate.in_flight() == 0).await;
-                        if let Some(furthest) = this.0.gate.borrow().furthest() {
-                            // Whoever drains has stopped waiting: nobody to tell.
-                            let _ = done.send(furthest);
-                        }
-                    })
-                    .detach();
-                }
-                LocalMessage::Recheck => {
-                    for order in self.0.backend.blockers().take_woken(self.0.id) {
-                        self.0.gate.borrow_mut().recheck(order);
+            self.take(message);
+        }
+    }
+
+    fn take(&self, message: LocalMessage) {
+        match message {
+            LocalMessage::Gate(message) => self.obey(message),
+            LocalMessage::DrainBegin { done } => {
+                self.0.gate.borrow_mut().drain_begin();
+                let this = self.clone();
+                // Beside the messages: others must not wait for the drain.
+                iothread::spawn_local(async move {
+                    this.until(|gate| gate.in_flight() == 0).await;
+                    if let Some(furthest) = this.0.gate.borrow().furthest() {
+                        // Whoever drains has stopped waiting: nobody to tell.
+                        let _ = done.send(furthest);
                     }
-                    self.start_ready();
-                }
-                LocalMessage::DrainEnd => {
-                    self.0.gate.borrow_mut().drain_end();
-                    self.pump();
-                }
-                LocalMessage::End { done } => self.end_for(done),
+                })
+                .detach();
             }
+            LocalMessage::Recheck => {
+                for order in self.0.backend.blockers().take_woken(self.0.id) {
+                    self.0.gate.borrow_mut().recheck(order);
+                }
+                self.start_ready();
+            }
+            LocalMessage::DrainEnd => {
+                self.0.gate.borrow_mut().drain_end();
+                self.pump();
+            }
+            LocalMessage::End { done } => self.end_for(done),
         }
     }
 
@@ -363,7 +375,7 @@ impl LocalBackend {
     /// Starts everything whose turn has come, and lets new requests in if nothing is frozen.
     fn pump(&self) {
         self.start_ready();
-        if !self.0.gate.borrow().is_frozen() {
+        if self.0.open.get() && !self.0.gate.borrow().is_frozen() {
             self.0.client.resume();
         }
     }
