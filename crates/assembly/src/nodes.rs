@@ -19,7 +19,6 @@ use qapi::options::{
 };
 use qapi::os_text;
 
-use crate::blocking::beside;
 use crate::lock_wait::wait_for_lock;
 use crate::setup_error::SetupError;
 
@@ -125,9 +124,7 @@ async fn open(
                 file,
                 limit,
             };
-            // It asks where the data is.
-            let quota = beside(move || Ok(Quota::new(options)?)).await?;
-            Ok(Box::new(quota))
+            Ok(Box::new(Quota::open(options).await?))
         }
         BlockdevDriverOptions::Blkdebug(blkdebug) => {
             let image = filtered(name, &base, child)?;

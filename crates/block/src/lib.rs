@@ -32,6 +32,7 @@ pub use control::run_control;
 pub use control::run_control::Refusal;
 pub use control::task::{Control, ControlTask, control};
 pub use control::wiring::Wiring;
+pub use driver::beside::{OneBeside, beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
     AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Resize,
@@ -45,6 +46,7 @@ pub use driver::loss::Loss;
 pub use driver::node::{Child, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use driver::owned::OwnedBuffer;
 pub use driver::range_lock;
+pub use driver::status::{EXTENTS_MAX, Extent, Stored};
 pub use driver::users::{EdgeId, Use, User};
 pub use export::Export;
 pub use gate::ClientError;

@@ -1,9 +1,11 @@
 //! `null-co`: a disk of no storage. Writes vanish; reads leave the buffers alone, so that what they
 //! cost is the path and not the memory, unless `read-zeroes` asks for zeroes.
 
+use std::future::ready;
+use std::ops::Range;
 use std::time::Duration;
 
-use block::{Driver, Io, IoFuture, NodeInfo, Operation};
+use block::{BoxFuture, Driver, Extent, Io, IoFuture, NodeInfo, Operation, Result, Stored};
 
 /// Options of [`NullCo`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,12 +83,15 @@ impl Driver for NullCo {
         })
     }
 
-    fn data_extents(
-        &self,
-        _from: u64,
-        _each: &mut dyn FnMut(std::ops::Range<u64>),
-    ) -> block::Result<()> {
-        Ok(())
+    /// Nothing occupies space; what is read is not always zeroes.
+    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        let (bytes, stored) = (range.end - range.start, Stored::Here(range.start));
+        let all = Extent {
+            data: false,
+            zero: self.options.read_zeroes,
+            ..Extent::data(bytes, stored)
+        };
+        Box::pin(ready(Ok(vec![all])))
     }
 }
 

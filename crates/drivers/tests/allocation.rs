@@ -104,11 +104,11 @@ mod tests {
             node(blkdebug.expect("opens"))
         };
         let quota = || {
-            let quota = Quota::new(QuotaOptions {
+            let quota = pollster::block_on(Quota::open(QuotaOptions {
                 node_name: "quota0".into(),
                 file: file(true),
                 limit: 1 << 20,
-            });
+            }));
             node(quota.expect("opens"))
         };
         let other_sector = InjectError {

@@ -128,11 +128,11 @@ mod tests {
 
     /// Blkdebug on quota on the node.
     fn filters(file: Arc<Node>) -> Arc<Node> {
-        let quota = Quota::new(QuotaOptions {
+        let quota = pollster::block_on(Quota::open(QuotaOptions {
             node_name: "quota0".into(),
             file,
             limit: 1 << 40,
-        });
+        }));
         let quota = Node::new("quota0", Box::new(quota.expect("opens")));
         let blkdebug = Blkdebug::new(BlkdebugOptions {
             node_name: "debug0".into(),

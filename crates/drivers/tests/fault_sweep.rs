@@ -56,11 +56,11 @@ mod tests {
         match case.top {
             Top::File => file,
             Top::Quota => {
-                let quota = Quota::new(QuotaOptions {
+                let quota = pollster::block_on(Quota::open(QuotaOptions {
                     node_name: "disk0".into(),
                     file,
                     limit: MIB,
-                });
+                }));
                 Node::new("disk0", Box::new(quota.expect("opens")))
             }
             Top::Blkdebug => {

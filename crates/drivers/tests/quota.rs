@@ -6,10 +6,13 @@ mod common;
 mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
     use block::fault::{InjectError, IoType};
-    use block::{AllocationLimit, ErrorKind, Node, Operation};
+    use block::{
+        AllocationLimit, BoxFuture, Driver, EXTENTS_MAX, ErrorKind, Extent, Io, IoFuture, Node,
+        NodeInfo, Operation, Resize, Result, Stored,
+    };
     use standfast_drivers::file::Discard;
     use standfast_drivers::quota::LENGTH_MAX;
     use standfast_drivers::{
@@ -48,11 +51,11 @@ mod tests {
 
     fn quota(file: Arc<Node>, limit: u64) -> Arc<Node> {
         node(
-            Quota::new(QuotaOptions {
+            pollster::block_on(Quota::open(QuotaOptions {
                 node_name: "quota0".into(),
                 file,
                 limit,
-            })
+            }))
             .expect("opens"),
         )
     }
@@ -236,11 +239,11 @@ mod tests {
             size: LENGTH_MAX + 1,
             ..NullOptions::default()
         }));
-        let error = Quota::new(QuotaOptions {
+        let error = pollster::block_on(Quota::open(QuotaOptions {
             node_name: "quota0".into(),
             file: huge,
             limit: 1,
-        })
+        }))
         .expect_err("too long");
         assert_eq!(error.errno, libc::EFBIG);
     }
@@ -315,12 +318,88 @@ mod tests {
             .run(&disk, Op::new(Operation::Flush, 0, 0))
             .expect("flushed");
         let mut data = 0;
-        let mut count = |extent: std::ops::Range<u64>| data += extent.end - extent.start;
-        disk.driver().data_extents(0, &mut count).expect("known");
+        let count = |_, extent: &Extent| data += if extent.data { extent.bytes } else { 0 };
+        pollster::block_on(disk.extents(0..LENGTH, count)).expect("known");
         assert!(
             data <= accounted,
             "{data} bytes of data, {accounted} accounted"
         );
         assert!(accounted <= LIMIT);
+    }
+
+    /// A child in many pieces, which counts how often it is asked.
+    #[derive(Clone, Debug)]
+    struct Pieces {
+        length: Arc<AtomicU64>,
+        asked: Arc<AtomicU64>,
+    }
+
+    const PIECE: u64 = 64 * KIB;
+
+    impl Driver for Pieces {
+        fn name(&self) -> &'static str {
+            "pieces"
+        }
+
+        fn info(&self) -> NodeInfo {
+            NodeInfo::default()
+        }
+
+        fn length(&self) -> u64 {
+            self.length.load(Ordering::SeqCst)
+        }
+
+        fn submit<'a>(&'a self, _io: Io<'a>) -> IoFuture<'a> {
+            IoFuture::ready(Ok(()))
+        }
+
+        /// Of each piece one half is data.
+        fn block_status(&self, range: std::ops::Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+            self.asked.fetch_add(1, Ordering::SeqCst);
+            let halves = (range.start..range.end).step_by(32 * 1024).map(|at| {
+                let bytes = 32 * KIB;
+                match at % PIECE {
+                    0 => Extent::data(bytes, Stored::Here(at)),
+                    _ => Extent::hole(bytes, Stored::Here(at)),
+                }
+            });
+            Box::pin(std::future::ready(Ok(halves.take(EXTENTS_MAX).collect())))
+        }
+
+        fn capabilities(&self) -> block::Capabilities<'_> {
+            block::Capabilities {
+                resize: Some(self),
+                ..block::Capabilities::default()
+            }
+        }
+    }
+
+    impl Resize for Pieces {
+        fn resized_length(&self, length: u64) -> Result<u64> {
+            Ok(length)
+        }
+
+        fn resize(&self, length: u64) -> Result<()> {
+            self.length.store(length, Ordering::SeqCst);
+            Ok(())
+        }
+    }
+
+    /// It took seconds to open a quota on an image of 16,384 extents.
+    #[test]
+    fn a_child_in_many_pieces_is_asked_seldom() {
+        const DATA: u64 = 16_384;
+        let pieces = Pieces {
+            length: Arc::new(AtomicU64::new(DATA * PIECE)),
+            asked: Arc::default(),
+        };
+        let asked = || pieces.asked.swap(0, Ordering::SeqCst);
+        let disk = quota(Node::new("pieces0", Box::new(pieces.clone())), 0);
+        assert_eq!(limit(&disk).quota().1, DATA * PIECE / 2);
+        assert_eq!(asked(), DATA * 2 / EXTENTS_MAX as u64);
+        // What it has already is not asked again.
+        disk.resize((DATA + 8) * PIECE).expect("longer");
+        assert_eq!(limit(&disk).quota().1, (DATA + 8) * PIECE / 2);
+        assert_eq!(asked(), 1);
     }
 }

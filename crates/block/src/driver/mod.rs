@@ -2,6 +2,7 @@
 //! the future of an operation, locks on ranges, the graph of names, who uses what, what a driver has
 //! lost, and what only some drivers can do.
 
+pub mod beside;
 pub mod buffers;
 pub mod capabilities;
 pub mod fault;
@@ -12,4 +13,5 @@ pub mod loss;
 pub mod node;
 pub mod owned;
 pub mod range_lock;
+pub mod status;
 pub mod users;

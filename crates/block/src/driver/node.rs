@@ -10,9 +10,10 @@ use arc_swap::{ArcSwap, Guard};
 
 use crate::driver::capabilities::{AllocationLimit, Capabilities, DiscardStats, Resize};
 use crate::driver::fault::FaultPlan;
-use crate::driver::future::IoFuture;
+use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::io::Io;
 use crate::driver::loss::Loss;
+use crate::driver::status::{self, Extent, Stored};
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
 use crate::words::permissions::Access;
@@ -119,15 +120,16 @@ pub trait Driver: Send + Sync + fmt::Debug {
         above
     }
 
-    /// Calls `each` with the ranges in bytes from `from` on that may hold data, ascending and
-    /// disjoint; what lies between reads as zeroes and occupies no space. Asks the storage, at length
-    /// if the image is in many pieces, and is as old as its answer.
-    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        let length = self.length();
-        if from < length {
-            each(from..length);
-        }
-        Ok(())
+    /// What the bytes of `range` are, which is not empty and lies inside [`Driver::length`]: for a prefix
+    /// of it, in their order, without gaps and in [`EXTENTS_MAX`](crate::EXTENTS_MAX) pieces at most, so that the work is
+    /// bounded. May ask the storage, which may hang: awaited where that hurts nobody, on any thread, and
+    /// dropped by whoever has no more time. A driver whose questions would keep a thread asks them beside
+    /// ([`crate::OneBeside`]).
+    ///
+    /// Unless a driver knows better, all is data, and stored where it is.
+    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        let all = Extent::data(range.end - range.start, Stored::Here(range.start));
+        Box::pin(std::future::ready(Ok(vec![all])))
     }
 
     /// What it can do beside: most drivers nothing.
@@ -254,6 +256,48 @@ impl Node {
     pub fn discard_stats(&self) -> Option<DiscardStats> {
         let counters = self.driver.capabilities().discard_counters?;
         Some(counters.discard_stats())
+    }
+
+    /// What the bytes of `range` are: for a prefix of it, in their order and without gaps. Nothing, if
+    /// the range is empty, or begins at the end of the node or beyond it: there is nothing there. Asks
+    /// the storage, which may hang, as long as the future is there: for how long, is the caller's choice.
+    ///
+    /// # Errors
+    /// If the storage cannot say.
+    pub async fn block_status(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        let range = range.start..range.end.min(self.driver.length());
+        if range.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut extents = self.driver.block_status(range.clone()).await?;
+        if !status::complete(&mut extents, &self.name, &range) {
+            let nothing = BlockError::new(libc::EIO, "the driver does not know what is there");
+            return Err(nothing.at(&self.name, range.start, range.end - range.start));
+        }
+        Ok(extents)
+    }
+
+    /// Calls `each` with all extents of `range`, as far as it lies inside the node, and where they
+    /// begin. As [`Self::block_status`], as often as it takes.
+    ///
+    /// # Errors
+    /// As [`Self::block_status`].
+    pub async fn extents(
+        &self,
+        range: Range<u64>,
+        mut each: impl FnMut(u64, &Extent) + Send,
+    ) -> Result<()> {
+        let mut at = range.start;
+        loop {
+            let extents = self.block_status(at..range.end).await?;
+            if extents.is_empty() {
+                return Ok(());
+            }
+            for extent in &extents {
+                each(at, extent);
+                at += extent.bytes;
+            }
+        }
     }
 
     /// Whether a request may be sent to this node.
@@ -414,6 +458,26 @@ impl Child {
     /// [`Driver::info`] of the node.
     pub fn info(&self) -> NodeInfo {
         self.node.load().driver.info()
+    }
+
+    /// [`Node::block_status`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn block_status(&self, range: Range<u64>) -> Result<Vec<Extent>> {
+        self.node().block_status(range).await
+    }
+
+    /// [`Node::extents`].
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn extents(
+        &self,
+        range: Range<u64>,
+        each: impl FnMut(u64, &Extent) + Send,
+    ) -> Result<()> {
+        self.node().extents(range, each).await
     }
 
     /// [`Node::submit`].

@@ -5,11 +5,13 @@
 
 mod plan;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use block::fault::{InjectError, SetState};
 use block::{
-    BlockError, Capabilities, Child, Driver, Io, IoFuture, Limits, Node, NodeInfo, Resize,
+    BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Io, IoFuture, Limits, Node,
+    NodeInfo, Resize,
 };
 
 use crate::OpenError;
@@ -117,12 +119,8 @@ impl Driver for Blkdebug {
         vec![&self.image]
     }
 
-    fn data_extents(
-        &self,
-        from: u64,
-        each: &mut dyn FnMut(std::ops::Range<u64>),
-    ) -> block::Result<()> {
-        self.image.node().driver().data_extents(from, each)
+    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, block::Result<Vec<Extent>>> {
+        Box::pin(self.image.block_status(range))
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

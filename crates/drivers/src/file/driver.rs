@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::Serialiser;
-use block::{BlockError, ErrorKind, Io, Operation};
+use block::{BlockError, ErrorKind, Io, OneBeside, Operation};
 
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
@@ -51,6 +51,8 @@ pub struct FileDriver {
     pub(super) deallocation: Deallocation,
     /// The end of an image that does not fill its last block.
     pub(super) tail: Tail,
+    /// Where the storage is asked what may take long.
+    pub(super) beside: OneBeside,
     /// Dropped after `deallocation`, which waits for what it has begun: with it go the locks.
     pub(super) fd: Locked,
 }
@@ -160,6 +162,7 @@ impl FileDriver {
             serialiser: Serialiser::default(),
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device),
+            beside: OneBeside::default(),
             fd: opened.fd,
         })
     }

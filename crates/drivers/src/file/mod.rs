@@ -38,6 +38,7 @@ mod options;
 mod probe;
 mod resize;
 mod retry;
+mod status;
 mod tail;
 mod tail_io;
 mod transfer;
@@ -45,7 +46,9 @@ mod zero;
 
 use std::ops::Range;
 
-use block::{Capabilities, Driver, Io, IoFuture, Limits, NodeInfo, Operation, Result};
+use block::{
+    BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, Limits, NodeInfo, Operation, Result,
+};
 
 pub use self::driver::FileDriver;
 pub use self::options::{Discard, FileOptions, Locking};
@@ -192,10 +195,7 @@ impl Driver for FileDriver {
         }
     }
 
-    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        for extent in probe::data_extents(self.fd(), from)? {
-            each(extent?);
-        }
-        Ok(())
+    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        self.status(range)
     }
 }

@@ -5,7 +5,6 @@
 use std::fs;
 use std::io;
 use std::mem::MaybeUninit;
-use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
 use block::OwnedBuffer;
@@ -228,8 +227,12 @@ fn statx_alignment(fd: BorrowedFd<'_>) -> io::Result<Option<DirectAlignment>> {
 /// at the end of the file and in holes some filesystems do not look at the alignment.
 fn probe_by_reading(fd: BorrowedFd<'_>) -> io::Result<u32> {
     let fallback = 4096;
-    let Some(Range { start, end }) = data_extents(fd, 0)?.next().transpose()? else {
+    let Some(start) = seek(fd, 0, libc::SEEK_DATA)? else {
         return Ok(fallback);
+    };
+    let end = match seek(fd, start, libc::SEEK_HOLE)? {
+        Some(end) => end,
+        None => length(fd)?,
     };
     let mut buffer = OwnedBuffer::new(2 * ALIGNMENT)
         .map_err(|error| io::Error::from_raw_os_error(error.errno()))?;
@@ -303,56 +306,8 @@ pub fn deallocates(fd: BorrowedFd<'_>, stat: &Stat) -> Deallocates {
     }
 }
 
-/// The ranges from `from` on that hold data, by SEEK_DATA and SEEK_HOLE; everything, where they are
-/// not known. Each is asked for when it is wanted: an image may have millions.
-///
-/// Preallocated space that has never been written counts as a hole.
-pub fn data_extents(fd: BorrowedFd<'_>, from: u64) -> io::Result<Extents<'_>> {
-    let length = length(fd)?;
-    Ok(Extents {
-        fd,
-        at: from,
-        length,
-    })
-}
-
-/// See [`data_extents`].
-#[derive(Debug)]
-pub struct Extents<'a> {
-    fd: BorrowedFd<'a>,
-    at: u64,
-    length: u64,
-}
-
-impl Extents<'_> {
-    fn look(&self) -> io::Result<Option<Range<u64>>> {
-        if self.at >= self.length {
-            return Ok(None);
-        }
-        let Some(start) = seek(self.fd, self.at, libc::SEEK_DATA)? else {
-            return Ok(None);
-        };
-        let end = seek(self.fd, start, libc::SEEK_HOLE)?.unwrap_or(self.length);
-        let found = start.max(self.at)..end.min(self.length);
-        Ok((!found.is_empty()).then_some(found))
-    }
-}
-
-impl Iterator for Extents<'_> {
-    type Item = io::Result<Range<u64>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let found = self.look().transpose()?;
-        self.at = match &found {
-            Ok(found) => found.end,
-            Err(_) => self.length,
-        };
-        Some(found)
-    }
-}
-
 /// Where the next data or hole begins; none if there is no more.
-fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
+pub fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<Option<u64>> {
     #[cfg(test)]
     tests::SEEKS.set(tests::SEEKS.get() + 1);
     let from = i64::try_from(from).map_err(io::Error::other)?;
@@ -372,7 +327,7 @@ fn seek(fd: BorrowedFd<'_>, from: u64, whence: libc::c_int) -> io::Result<Option
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
     use std::cell::Cell;
     use std::fs::File;
@@ -382,26 +337,6 @@ mod tests {
     thread_local! {
         /// How often this thread has asked where data is.
         pub static SEEKS: Cell<u32> = const { Cell::new(0) };
-    }
-
-    fn extents(file: &File, from: u64) -> Vec<Range<u64>> {
-        let found = data_extents(file.as_fd(), from).expect("works");
-        found.map(|extent| extent.expect("works")).collect()
-    }
-
-    #[test]
-    fn data_is_found_between_holes() {
-        let file = tempfile::tempfile().expect("a temporary file");
-        file.set_len(1 << 20).expect("sparse");
-        assert_eq!(extents(&file, 0), []);
-        file.write_all_at(&[1; 4096], 65536).expect("space");
-        file.write_all_at(&[1; 4096], (1 << 20) - 4096)
-            .expect("space");
-        let last = (1 << 20) - 4096..1 << 20;
-        assert_eq!(extents(&file, 0), [65536..69632, last.clone()]);
-        assert_eq!(extents(&file, 65537), [65537..69632, last.clone()]);
-        assert_eq!(extents(&file, 69632), [last]);
-        assert_eq!(extents(&file, 1 << 20), []);
     }
 
     /// An image in many pieces took seconds to open: 16,385 seeks for 8,192 extents, of which the first

@@ -7,7 +7,7 @@
 //! # What counts
 //!
 //! Space is accounted in granules of 4 KiB of the node's own offsets. What is allocated when the
-//! node is opened comes from the child's data extents; where a child does not know them, everything
+//! node is opened comes from the child's block status; where a child does not know it, everything
 //! counts. A granule that a discard or an unmapping write-zeroes has covered is given back once that
 //! has succeeded, if the child really deallocates (`discard=unmap`). Write-zeroes without unmap
 //! allocates, as it does on a filesystem.
@@ -23,8 +23,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{
-    Access, AllocationLimit, BlockError, Capabilities, Child, Driver, Io, IoFuture, Limits, Node,
-    NodeInfo, Operation, Permissions, Resize, Result,
+    Access, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Io,
+    IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -61,31 +61,47 @@ fn touched(range: &Range<u64>) -> Range<u64> {
 }
 
 impl Quota {
-    /// Opens the filter; asks the child where its data is.
+    /// Opens the filter; asks the child where its data is, which may take as long as the storage likes.
     ///
     /// # Errors
     ///
     /// A child that is too long, or that cannot tell.
-    pub fn new(options: QuotaOptions) -> std::result::Result<Self, OpenError> {
-        let length = options.file.driver().length();
+    pub async fn open(options: QuotaOptions) -> std::result::Result<Self, OpenError> {
+        let QuotaOptions {
+            node_name,
+            file,
+            limit,
+        } = options;
+        let length = file.driver().length();
         check_length(length).map_err(|text| OpenError::new(libc::EFBIG, text))?;
-        let mut account = Account::new(options.limit, length.div_ceil(GRANULARITY));
-        let mut allocated = |extent: Range<u64>| account.note_allocated(touched(&extent));
-        let asked = (options.file.driver()).data_extents(0, &mut allocated);
-        asked.map_err(|error| {
+        let quota = Self {
+            file: Child::of(&node_name, "file", file),
+            node_name,
+            account: Mutex::new(Account::new(limit, length.div_ceil(GRANULARITY))),
+        };
+        quota.note_allocated(0).await.map_err(|error| {
             OpenError::new(
                 error.errno(),
                 format!(
                     "Could not find out what node '{}' has allocated: {error}",
-                    options.file.name()
+                    quota.file.name()
                 ),
             )
         })?;
-        Ok(Self {
-            file: Child::of(&options.node_name, "file", options.file),
-            node_name: options.node_name,
-            account: Mutex::new(account),
-        })
+        Ok(quota)
+    }
+
+    /// Accounts what the child has from byte `from` on. Whoever asks for the account meanwhile does not
+    /// wait for the storage.
+    async fn note_allocated(&self, from: u64) -> Result<()> {
+        let length = self.file.length();
+        let note = |at, extent: &Extent| {
+            if extent.data {
+                let granules = touched(&(at..at + extent.bytes));
+                self.account().note_allocated(granules);
+            }
+        };
+        self.file.extents(from..length, note).await
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {
@@ -272,8 +288,8 @@ impl Driver for Quota {
         }
     }
 
-    fn data_extents(&self, from: u64, each: &mut dyn FnMut(Range<u64>)) -> Result<()> {
-        self.file.node().driver().data_extents(from, each)
+    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        Box::pin(self.file.block_status(range))
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
@@ -301,10 +317,7 @@ impl Resize for Quota {
         let granules = driver.length().div_ceil(GRANULARITY);
         self.account().resize(granules);
         // What the child has beyond its old end may be allocated already, on a device for instance.
-        // Whoever asks for the account meanwhile does not wait for the storage.
-        driver.data_extents(before, &mut |extent| {
-            self.account().note_allocated(touched(&extent));
-        })
+        pollster::block_on(self.note_allocated(before))
     }
 }
 
