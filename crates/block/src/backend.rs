@@ -13,10 +13,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 
-use iothread::mailbox::{self, Sender};
+use iothread::mailbox::{self, Receiver, Sender};
 
 use crate::control::accounting::Accounting;
-use crate::control::run_control::{BackendConfig, BackendState, LocalMessage, RunControl};
+use crate::control::run_control::{
+    BackendConfig, BackendState, BusyPart, LocalMessage, RunControl,
+};
 use crate::control::task::Control;
 use crate::control::wiring::Wiring;
 use crate::driver::loss::Loss;
@@ -324,6 +326,16 @@ impl Backend {
             }
         }
         guard
+    }
+
+    /// Asks every part for the `most` requests that it has had in flight for longest. One answer comes
+    /// from each, at once: none of them waits for storage. An iothread that is stuck itself does not
+    /// answer, so whoever asks has a limit; after the last one the receiver ends. What the connections
+    /// that have ended have left in flight is told, too.
+    pub fn busy(&self, most: usize) -> Receiver<BusyPart> {
+        let (reply, answers) = mailbox::channel();
+        self.parts.ask_busy(most, &reply);
+        answers
     }
 
     /// Waits until every part has taken note of what run control has told it so far, and what was

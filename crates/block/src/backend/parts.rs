@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use iothread::mailbox::Sender;
 use parking_lot::{Mutex, MutexGuard};
 
-use crate::control::run_control::LocalMessage;
+use crate::control::run_control::{BusyPart, LocalMessage};
 use crate::words::ids::{ConnectionId, LocalId};
 use crate::words::request::Request;
 
@@ -115,6 +115,14 @@ impl Parts {
         state.drains = state.drains.saturating_sub(1);
         for part in &state.parts {
             part.tell(LocalMessage::DrainEnd);
+        }
+    }
+
+    /// Asks each part for the `most` requests that it has had in flight for longest.
+    pub fn ask_busy(&self, most: usize, reply: &Sender<BusyPart>) {
+        for part in &self.lock().parts {
+            let reply = reply.clone();
+            part.tell(LocalMessage::Busy { most, reply });
         }
     }
 

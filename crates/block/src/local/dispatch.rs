@@ -40,6 +40,7 @@ impl LocalBackend {
             Some(outcome) => outcome,
             None => {
                 worker.keep(ticket, started);
+                self.is_busy(&worker);
                 return self.go_on(&worker);
             }
         };
@@ -77,13 +78,15 @@ impl LocalBackend {
         let Poll::Ready((ticket, started, result)) = worker.poll() else {
             return;
         };
+        self.was_busy(worker);
         let outcome = self.outcome(worker, ticket.request(), result);
         self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
         self.finish(ticket, outcome, StartedAt::Earlier(started));
     }
 
     fn new_worker(&self) -> Rc<Worker> {
-        let worker = Worker::new(Arc::clone(&self.0.node));
+        let place = self.0.busy.borrow_mut().add_place();
+        let worker = Worker::new(Arc::clone(&self.0.node), place);
         let (this, own) = (self.clone(), Rc::clone(&worker));
         let (task, waker) = iothread::spawn_with_waker(poll_fn(move |_| {
             this.go_on(&own);

@@ -33,13 +33,9 @@ impl LocalBackend {
         if inner.closed.replace(true) {
             return;
         }
-        let workers = inner.workers.borrow();
-        let mut writes: Vec<_> = workers
-            .iter()
-            .filter_map(|worker| worker.request())
-            .collect();
-        drop(workers);
-        writes.retain(|(_, request)| request.op.modifies());
+        let busy = self.busy(usize::MAX);
+        let writes = busy.iter().filter(|busy| busy.request.op.modifies());
+        let writes: Vec<_> = writes.map(|busy| (busy.order, busy.request)).collect();
         // Before anything that waited behind what is dropped can start.
         inner.backend.end_local(inner.id, &writes);
         self.drop_waiting();

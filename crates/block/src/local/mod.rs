@@ -4,6 +4,7 @@
 //! (`dispatch`), what waits for the driver (`worker`), what run control is told (`hold_notices`, `reporter`), how
 //! it ends (`end`).
 
+mod busy;
 mod client;
 mod dispatch;
 mod end;
@@ -34,6 +35,7 @@ use crate::words::ids::LocalId;
 use crate::words::incident::HoldEnd;
 use crate::words::request::{Operation, Request};
 
+use self::busy::Busy;
 use self::hold_notices::HoldNotices;
 use self::reporter::Reporter;
 use self::worker::Worker;
@@ -55,8 +57,10 @@ struct Inner {
     node: Arc<Node>,
     gate: RefCell<Gate>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
-    /// All of them, those that are busy included.
+    /// All workers, those that are busy included.
     workers: RefCell<Vec<Rc<Worker>>>,
+    /// Those that are, by place: that of the first worker is 1.
+    busy: RefCell<Busy>,
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
     /// Its client has it.
@@ -116,6 +120,7 @@ impl LocalBackend {
             gate: RefCell::new(gate),
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
+            busy: RefCell::default(),
             ended: RefCell::default(),
             open: Cell::new(false),
             closed: Cell::new(false),
@@ -318,6 +323,10 @@ impl LocalBackend {
             LocalMessage::DrainEnd => {
                 self.0.gate.borrow_mut().drain_end();
                 self.pump();
+            }
+            LocalMessage::Busy { most, reply } => {
+                // Whoever has asked may have stopped waiting.
+                let _ = reply.send(self.busy_part(most));
             }
             LocalMessage::End { done } => self.end_for(done),
         }

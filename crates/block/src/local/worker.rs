@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
+use crate::control::run_control::BusyRequest;
 use crate::driver::buffers::Buffers;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
@@ -34,6 +35,8 @@ pub struct Worker {
     running: RefCell<Option<Running>>,
     iov: RefCell<Vec<libc::iovec>>,
     node: Arc<Node>,
+    /// In the list of the busy ones.
+    place: usize,
     /// Wakes the task.
     waker: OnceCell<Waker>,
 }
@@ -47,12 +50,13 @@ impl fmt::Debug for Worker {
 }
 
 impl Worker {
-    /// An idle one, which stays where it is.
-    pub fn new(node: Arc<Node>) -> Rc<Self> {
+    /// An idle one, which stays where it is and has this `place` in the list of the busy ones.
+    pub fn new(node: Arc<Node>, place: usize) -> Rc<Self> {
         Rc::new(Self {
             running: RefCell::new(None),
             iov: RefCell::default(),
             node,
+            place,
             waker: OnceCell::new(),
         })
     }
@@ -75,11 +79,20 @@ impl Worker {
         self.running.borrow().is_none()
     }
 
-    /// The request that runs here, with its arrival number.
-    pub fn request(&self) -> Option<(u64, Request)> {
+    /// Its place in the list of the busy ones.
+    pub fn place(&self) -> usize {
+        self.place
+    }
+
+    /// The request that runs here.
+    pub fn busy(&self) -> Option<BusyRequest> {
         let running = self.running.borrow();
-        let (ticket, _) = running.as_ref()?.ticket.as_ref()?;
-        Some((ticket.order(), *ticket.request()))
+        let (ticket, started) = running.as_ref()?.ticket.as_ref()?;
+        Some(BusyRequest {
+            request: *ticket.request(),
+            order: ticket.order(),
+            started: *started,
+        })
     }
 
     /// The buffer list for the next request of an idle worker.

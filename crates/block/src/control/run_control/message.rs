@@ -1,6 +1,6 @@
 //! What goes between run control and the backends' parts on iothreads.
 
-use std::time::SystemTime;
+use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::Sender;
 
@@ -125,6 +125,28 @@ pub enum GateMessage {
     FailHeldFlushes,
 }
 
+/// A request that is in flight: given to the driver, which has not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BusyRequest {
+    /// The request.
+    pub request: Request,
+    /// Its arrival number.
+    pub order: u64,
+    /// When it was given to the driver, the last time; late by a round of the iothread at most.
+    pub started: Instant,
+}
+
+/// What a part has in flight.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BusyPart {
+    /// Which part.
+    pub local: LocalId,
+    /// How many requests.
+    pub in_flight: u32,
+    /// Those that have been for longest, oldest first, as many as were asked for.
+    pub oldest: Vec<BusyRequest>,
+}
+
 /// What a backend's part on an iothread receives.
 #[derive(Debug)]
 pub enum LocalMessage {
@@ -141,6 +163,13 @@ pub enum LocalMessage {
     End {
         /// Dropped when run control knows that the part has.
         done: Sender<()>,
+    },
+    /// Say what is in flight; answered at once, whatever hangs.
+    Busy {
+        /// At most so many of the requests, the oldest ones.
+        most: usize,
+        /// Gets the answer; dropped if the part ends.
+        reply: Sender<BusyPart>,
     },
     /// What was held on another iothread has ended: requests that waited behind it may start. Sent
     /// once until it is heard.

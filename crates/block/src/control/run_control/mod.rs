@@ -35,7 +35,9 @@ use self::clock::{Clock, Due, Timer};
 use self::report_limit::Offered;
 
 pub use self::backend::{BackendConfig, BackendState};
-pub use self::message::{Effects, Failed, GateMessage, LocalMessage, Reported, Resolved, Restored};
+pub use self::message::{
+    BusyPart, BusyRequest, Effects, Failed, GateMessage, LocalMessage, Reported, Resolved, Restored,
+};
 pub use self::report_limit::REPORT_INTERVAL;
 
 /// Why run control refuses.
