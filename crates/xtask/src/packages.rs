@@ -79,6 +79,18 @@ const PACKAGES: &[Package] = &[
         why: "a small tmpfs that runs full and is then enlarged",
     },
     Package {
+        name: "curl",
+        probe: Program("curl"),
+        parts: &[Part::E2e],
+        why: "a foreign HTTP client, which reads our metrics",
+    },
+    Package {
+        name: "python3-prometheus-client",
+        probe: File("/usr/lib/python3/dist-packages/prometheus_client/openmetrics/parser.py"),
+        parts: &[Part::E2e],
+        why: "the parser of the Prometheus project, which is strict about our metrics",
+    },
+    Package {
         name: "busybox-static",
         probe: Program("busybox"),
         parts: &[Part::E2e],
