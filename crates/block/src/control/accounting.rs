@@ -147,6 +147,11 @@ impl LocalStats {
         self.attempts.add(1);
     }
 
+    /// A request that was submitted has not come to storage: it was taken back before.
+    pub fn not_attempted(&self) {
+        self.attempts.add(1_u64.wrapping_neg());
+    }
+
     /// A request ended with success (also one whose error was ignored).
     pub fn done(&self, op: Operation, bytes: u64) -> Timed {
         let class = self.class(op);

@@ -1,6 +1,6 @@
 //! What a storage driver sees: nodes and the trait that makes them, the memory that requests move and
 //! the future of an operation, locks on ranges, the graph of names, who uses what, what a driver has
-//! lost, and what only some drivers can do.
+//! lost, how a driver waits, and what only some drivers can do.
 
 pub mod beside;
 pub mod buffers;
@@ -12,6 +12,7 @@ pub mod io;
 pub mod loss;
 pub mod node;
 pub mod owned;
+pub mod park;
 pub mod range_lock;
 pub mod status;
 pub mod users;

@@ -16,6 +16,7 @@ mod freeze;
 pub mod line;
 mod lost;
 pub mod overlap;
+mod parking;
 mod range_index;
 mod removal;
 mod slots;
@@ -220,7 +221,9 @@ impl Gate {
         }
         let ticket = ticket.give_up();
         let started = ticket.started();
-        self.queue_mut(started.request.tag.queue).in_flight -= 1;
+        if !started.parked {
+            self.queue_mut(started.request.tag.queue).in_flight -= 1;
+        }
         let verdict = self.judge(started, outcome);
         self.update_clear();
         verdict
@@ -242,6 +245,7 @@ impl Gate {
     #[inline]
     pub fn finish_plain(&mut self, ticket: Ticket) {
         debug_assert!(BYPASS || self.is_plain(&ticket, Outcome::Ok));
+        debug_assert!(!ticket.is_parked(), "it has gone on before it ends");
         let queue = ticket.give_up().request().tag.queue;
         self.queue_mut(queue).in_flight -= 1;
     }
@@ -255,6 +259,11 @@ impl Gate {
                 return Verdict::Dropped;
             }
             Outcome::MemoryMoves => {
+                self.freeze.memory_moves();
+                self.put_back(started);
+                return Verdict::PutBack;
+            }
+            Outcome::TakenBack => {
                 self.put_back(started);
                 return Verdict::PutBack;
             }
@@ -282,7 +291,6 @@ impl Gate {
     /// It has not been executed, and waits as before.
     fn put_back(&mut self, started: &Started) {
         let (request, order) = (started.request, started.order);
-        self.freeze.memory_moves();
         let Some(slot) = started.slot else {
             return self.wait(Slot::new(SlotState::Parked, request, order));
         };
@@ -418,7 +426,7 @@ impl Gate {
         self.queue(queue).stopped
     }
 
-    /// Requests in flight; held and parked ones are not.
+    /// Requests in flight; held and parked ones are not, those that are parked in the driver neither.
     pub fn in_flight(&self) -> u32 {
         self.queues.iter().map(|queue| queue.in_flight).sum()
     }
@@ -473,6 +481,7 @@ impl Gate {
             // What waits is of this generation: a reset drops it.
             generation: self.generation,
             slot,
+            parked: false,
             gate: self.watch,
         })
     }

@@ -352,3 +352,67 @@ fn much_that_is_held_is_released_in_linear_time() {
         assert!(gate.is_clear());
     }
 }
+
+/// What the driver has parked is not in flight, and is taken back to where it was: before what came later.
+#[test]
+fn what_the_driver_parks_is_not_in_flight_and_keeps_its_place() {
+    let mut gate = gate(HoldScope::Request);
+    let write = |gate: &mut Gate, head| {
+        started(gate.admit(
+            request(head, Operation::Write, u64::from(head) * 100),
+            nowhere,
+        ))
+    };
+    let mut first = write(&mut gate, 0);
+    let mut second = write(&mut gate, 1);
+    gate.parks(&mut first);
+    gate.parks(&mut second);
+    gate.parks(&mut second);
+    assert_eq!((gate.in_flight(), gate.queue_in_flight(0)), (0, 0));
+    assert_eq!(gate.slots_in_use(), 0, "nothing waits for its turn");
+    gate.goes_on(&mut second);
+    gate.goes_on(&mut second);
+    assert_eq!(gate.in_flight(), 1);
+    let ended = gate.finish(second, Outcome::Ok);
+    assert!(matches!(ended, Verdict::Complete { result: Ok(()), .. }));
+
+    gate.drain_begin();
+    assert_eq!(gate.finish(first, Outcome::TakenBack), Verdict::PutBack);
+    assert_eq!((gate.in_flight(), gate.slots_in_use()), (0, 1));
+    let overlaps = request(2, Operation::Write, 5);
+    assert!(matches!(gate.admit(overlaps, nowhere), Admission::Parked));
+    assert_eq!(gate.furthest().map(|request| request.tag.head), Some(2));
+    assert!(gate.next_ready(nowhere).is_none(), "drained");
+    gate.drain_end();
+    let first = gate.next_ready(nowhere).unwrap();
+    assert_eq!((first.request().tag.head, first.order()), (0, 0));
+    assert!(!first.is_parked());
+    let second = gate.next_ready(nowhere).unwrap();
+    assert_eq!(second.request().tag.head, 2);
+    gate.finish(first, Outcome::Ok);
+    gate.finish(second, Outcome::Ok);
+    assert!(gate.may_pop(0) && gate.in_flight() == 0);
+}
+
+/// One that was held before goes on waiting as released, known to run control.
+#[test]
+fn a_replayed_request_that_is_taken_back_waits_as_before() {
+    let mut gate = gate(HoldScope::Vm);
+    let write = started(gate.admit(request(0, Operation::Write, 0), nowhere));
+    let Verdict::Held { slot, .. } = gate.finish(write, NO_SPACE) else {
+        unreachable!("the policy says stop");
+    };
+    gate.release(2, 1);
+    let mut replayed = gate.next_ready(nowhere).unwrap();
+    gate.parks(&mut replayed);
+    gate.stop_queue(0);
+    assert_eq!(gate.finish(replayed, Outcome::TakenBack), Verdict::PutBack);
+    assert!(gate.next_ready(nowhere).is_none() && gate.in_flight() == 0);
+    gate.start_queue(0);
+    let mut again = gate.next_ready(nowhere).unwrap();
+    assert_eq!(again.slot(), Some(slot));
+    gate.parks(&mut again);
+    assert_eq!(gate.finish(again, Outcome::TakenBack), Verdict::PutBack);
+    let removed = gate.reset(7);
+    assert!(matches!(removed[..], [Removed { slot: at, was_held: true, .. }] if at == slot));
+}

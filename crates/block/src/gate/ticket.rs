@@ -32,6 +32,10 @@ impl Ticket {
         &self.0
     }
 
+    pub(super) fn set_parked(&mut self, parked: bool) {
+        self.0.parked = parked;
+    }
+
     /// The request to execute.
     pub fn request(&self) -> &Request {
         &self.0.request
@@ -40,6 +44,12 @@ impl Ticket {
     /// Its arrival number.
     pub fn order(&self) -> u64 {
         self.0.order
+    }
+
+    /// Whether it is parked in the driver ([`super::Gate::parks`]).
+    #[inline]
+    pub fn is_parked(&self) -> bool {
+        self.0.parked
     }
 
     /// Its place in the gate's table: only one that has been held before has one.
@@ -82,6 +92,8 @@ pub enum Outcome {
     /// It was not executed: the client is changing its memory, and what the request needs may come
     /// back.
     MemoryMoves,
+    /// It was not executed: the driver had it parked, and it may not start now.
+    TakenBack,
 }
 
 impl Outcome {
@@ -90,7 +102,7 @@ impl Outcome {
         match self {
             Self::Ok => Ok(()),
             Self::Error(cause) => Err(ClientError::Io(cause)),
-            Self::GuestFault | Self::MemoryMoves => Err(ClientError::Guest),
+            Self::GuestFault | Self::MemoryMoves | Self::TakenBack => Err(ClientError::Guest),
         }
     }
 }
@@ -108,8 +120,8 @@ pub enum Verdict {
         /// to be told that it is not any more.
         was_held: Option<SlotId>,
     },
-    /// It waits at its old place until the client's memory has settled
-    /// ([`super::Gate::memory_settled`]).
+    /// It waits at its old place: until the client's memory has settled
+    /// ([`super::Gate::memory_settled`]), or until it may start.
     PutBack,
     /// Tell run control; the client learns nothing.
     Held {

@@ -14,6 +14,8 @@ pub(super) struct Started {
     pub(super) order: u64,
     pub(super) generation: u64,
     pub(super) slot: Option<SlotId>,
+    /// It is parked in the driver: not in flight.
+    pub(super) parked: bool,
     /// Whose: the number of its gate's watch; 0: nobody watches.
     pub(super) gate: u32,
 }

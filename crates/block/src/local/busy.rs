@@ -2,7 +2,8 @@
 //!
 //! A linked list of the places of busy workers, in a table: a request enters at its end and leaves from
 //! wherever it is, without an allocation, and who asks for the oldest looks at no others. What a driver
-//! answers at once never comes here.
+//! answers at once never comes here. What the driver has parked is in a list of its own
+//! ([`super::parking`]).
 
 use super::LocalBackend;
 use super::worker::Worker;
@@ -34,6 +35,12 @@ impl Busy {
     pub fn add_place(&mut self) -> usize {
         self.links.push(Link::default());
         self.links.len() - 1
+    }
+
+    /// Whether nobody is in the list.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.links[0].after == 0
     }
 
     /// From now on `place`, which is in the list no more or not yet, is the last one there.

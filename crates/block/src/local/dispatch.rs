@@ -21,7 +21,7 @@ use crate::words::incident::HoldEnd;
 use crate::words::request::{Operation, Request};
 
 use super::client::Unmapped;
-use super::worker::Worker;
+use super::worker::{Polled, Worker};
 use super::{Inner, LocalBackend, StartedAt};
 
 impl LocalBackend {
@@ -75,9 +75,14 @@ impl LocalBackend {
 
     /// What becomes of the worker's request now.
     fn go_on(&self, worker: &Rc<Worker>) {
-        let Poll::Ready((ticket, started, result)) = worker.poll() else {
-            return;
+        let (mut ticket, started, result) = match worker.poll() {
+            Polled::Ended(ticket, started, result) => (ticket, started, result),
+            Polled::Pending => return,
+            Polled::Changed => return self.parks_or_goes_on(worker),
         };
+        if ticket.is_parked() {
+            self.has_gone_on(worker, &mut ticket);
+        }
         self.was_busy(worker);
         let outcome = self.outcome(worker, ticket.request(), result);
         self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
@@ -86,6 +91,7 @@ impl LocalBackend {
 
     fn new_worker(&self) -> Rc<Worker> {
         let place = self.0.busy.borrow_mut().add_place();
+        self.0.parked.borrow_mut().add_place();
         let worker = Worker::new(Arc::clone(&self.0.node), place);
         let (this, own) = (self.clone(), Rc::clone(&worker));
         let (task, waker) = iothread::spawn_with_waker(poll_fn(move |_| {
@@ -171,6 +177,8 @@ impl LocalBackend {
             self.0.client.unmap(&request);
         }
         let verdict = self.0.gate.borrow_mut().finish(ticket, outcome);
+        // What is frozen by that is frozen before anything else is looked at.
+        self.take_back_parked();
         match verdict {
             Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
             Verdict::PutBack => self.provide_entries(),

@@ -33,6 +33,7 @@ impl LocalBackend {
         if inner.closed.replace(true) {
             return;
         }
+        self.take_back(|_| true);
         let busy = self.busy(usize::MAX);
         let writes = busy.iter().filter(|busy| busy.request.op.modifies());
         let writes: Vec<_> = writes.map(|busy| (busy.order, busy.request)).collect();

@@ -1,14 +1,15 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
-//! (`dispatch`), what waits for the driver (`worker`), what run control is told (`hold_notices`, `reporter`), how
-//! it ends (`end`).
+//! (`dispatch`), what waits for the driver (`worker`) or in it (`parking`), what run control is told
+//! (`hold_notices`, `reporter`), how it ends (`end`).
 
 mod busy;
 mod client;
 mod dispatch;
 mod end;
 mod hold_notices;
+mod parking;
 mod reporter;
 mod worker;
 
@@ -61,6 +62,8 @@ struct Inner {
     workers: RefCell<Vec<Rc<Worker>>>,
     /// Those that are, by place: that of the first worker is 1.
     busy: RefCell<Busy>,
+    /// Those whose request is parked in the driver, by place too.
+    parked: RefCell<Busy>,
     /// Woken whenever a request ends.
     ended: RefCell<Vec<Waker>>,
     /// Its client has it.
@@ -121,6 +124,7 @@ impl LocalBackend {
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
             busy: RefCell::default(),
+            parked: RefCell::default(),
             ended: RefCell::default(),
             open: Cell::new(false),
             closed: Cell::new(false),
@@ -231,7 +235,7 @@ impl LocalBackend {
     }
 
     /// Starts nothing of `queue` any more and waits until nothing of it is in flight. What waits
-    /// keeps waiting.
+    /// keeps waiting, in the driver too.
     pub async fn stop_queue(&self, queue: u16) {
         self.suspend_queue(queue);
         self.settle_queue(queue).await;
@@ -240,6 +244,7 @@ impl LocalBackend {
     /// Starts nothing of `queue` any more. What is in flight ends as ever.
     pub fn suspend_queue(&self, queue: u16) {
         self.0.gate.borrow_mut().stop_queue(queue);
+        self.take_back_parked();
     }
 
     /// Waits until nothing of `queue` is in flight.
@@ -257,10 +262,13 @@ impl LocalBackend {
     /// or started before [`Self::memory_settled`].
     pub fn memory_moves(&self) {
         self.0.gate.borrow_mut().memory_moves();
+        self.take_back_parked();
     }
 
-    /// What could not be started for want of memory is tried again.
+    /// What could not be started for want of memory is tried again. What is parked in the driver looks its
+    /// buffers up again: it may wait for long.
     pub fn memory_settled(&self) {
+        self.take_back(|_| true);
         self.0.gate.borrow_mut().memory_settled();
         self.pump();
     }
@@ -303,6 +311,7 @@ impl LocalBackend {
             LocalMessage::Gate(message) => self.obey(message),
             LocalMessage::DrainBegin { done } => {
                 self.0.gate.borrow_mut().drain_begin();
+                self.take_back_parked();
                 let this = self.clone();
                 // Beside the messages: others must not wait for the drain.
                 iothread::spawn_local(async move {
@@ -355,8 +364,9 @@ impl LocalBackend {
             }
             GateMessage::SetPolicy(policy) => gate.set_policy(policy),
             GateMessage::Reset { generation } => {
-                let removed = gate.reset(generation);
                 drop(gate);
+                self.take_back(|_| true);
+                let removed = self.0.gate.borrow_mut().reset(generation);
                 self.forget(&removed, HoldEnd::Reset);
                 self.pump();
                 return;
@@ -378,6 +388,7 @@ impl LocalBackend {
             }
         }
         drop(gate);
+        self.take_back_parked();
         self.pump();
     }
 

@@ -17,6 +17,7 @@ use crate::driver::buffers::Buffers;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
 use crate::driver::node::Node;
+use crate::driver::park;
 use crate::gate::Ticket;
 use crate::words::error::Result;
 use crate::words::request::Request;
@@ -25,8 +26,22 @@ use crate::words::request::Request;
 struct Running {
     /// With the time when it was started. None before [`Worker::keep`] and once it has ended.
     ticket: Option<(Ticket, Instant)>,
+    /// It has waited for something else than what parks a request: it is in flight until it ends.
+    begun: bool,
+    /// When the driver went on with it, if it had parked it.
+    went_on: Option<Instant>,
     /// Borrows from the node and the buffer list of its worker.
     future: IoFuture<'static>,
+}
+
+/// What became of a request that was polled.
+pub enum Polled {
+    /// It has ended: its ticket and when it was started. The worker is idle.
+    Ended(Ticket, Instant, Result<()>),
+    /// It is in flight, or nothing runs here.
+    Pending,
+    /// It is parked in the driver, or it is not any more: its ticket has to be told.
+    Changed,
 }
 
 /// See the [module](self).
@@ -35,7 +50,7 @@ pub struct Worker {
     running: RefCell<Option<Running>>,
     iov: RefCell<Vec<libc::iovec>>,
     node: Arc<Node>,
-    /// In the list of the busy ones.
+    /// In the list of the busy ones, or of those whose request is parked.
     place: usize,
     /// Wakes the task.
     waker: OnceCell<Waker>,
@@ -50,7 +65,7 @@ impl fmt::Debug for Worker {
 }
 
 impl Worker {
-    /// An idle one, which stays where it is and has this `place` in the list of the busy ones.
+    /// An idle one, which stays where it is and has this `place` in the lists of the busy and the parked ones.
     pub fn new(node: Arc<Node>, place: usize) -> Rc<Self> {
         Rc::new(Self {
             running: RefCell::new(None),
@@ -87,11 +102,12 @@ impl Worker {
     /// The request that runs here.
     pub fn busy(&self) -> Option<BusyRequest> {
         let running = self.running.borrow();
-        let (ticket, started) = running.as_ref()?.ticket.as_ref()?;
+        let running = running.as_ref()?;
+        let (ticket, started) = running.ticket.as_ref()?;
         Some(BusyRequest {
             request: *ticket.request(),
             order: ticket.order(),
-            started: *started,
+            started: running.went_on.unwrap_or(*started),
         })
     }
 
@@ -130,6 +146,8 @@ impl Worker {
         let future = unsafe { std::mem::transmute::<IoFuture<'_>, IoFuture<'static>>(future) };
         let before = self.running.borrow_mut().replace(Running {
             ticket: None,
+            begun: false,
+            went_on: None,
             future,
         });
         debug_assert!(before.is_none());
@@ -144,24 +162,50 @@ impl Worker {
         }
     }
 
-    /// Polls the request that runs here, on behalf of the worker's task. Ready with its result, the
-    /// ticket and when it was started; the worker is idle then.
-    pub fn poll(&self) -> Poll<(Ticket, Instant, Result<()>)> {
+    /// Polls the request that runs here, on behalf of the worker's task.
+    pub fn poll(&self) -> Polled {
         let mut running = self.running.borrow_mut();
         let (Some(request), Some(waker)) = (&mut *running, self.waker.get()) else {
-            return Poll::Pending;
+            return Polled::Pending;
         };
         // SAFETY: a worker stays in its `Rc`, and the future is dropped where it is, below.
         let future = unsafe { Pin::new_unchecked(&mut request.future) };
         let Poll::Ready(result) = future.poll(&mut Context::from_waker(waker)) else {
-            return Poll::Pending;
+            let parks = !request.begun && park::is_waiting(waker);
+            request.begun = !parks;
+            let parked = (request.ticket.as_ref()).is_some_and(|(ticket, _)| ticket.is_parked());
+            return match parks == parked {
+                true => Polled::Pending,
+                false => Polled::Changed,
+            };
         };
         let ticket = request.ticket.take();
         *running = None;
         match ticket {
-            Some((ticket, started)) => Poll::Ready((ticket, started, result)),
-            None => Poll::Pending,
+            Some((ticket, started)) => Polled::Ended(ticket, started, result),
+            None => Polled::Pending,
         }
+    }
+
+    /// The ticket of the request that runs here, to be told that it is parked or goes on, and since when
+    /// it has gone on.
+    pub fn with_ticket(&self, f: impl FnOnce(&mut Ticket, &mut Option<Instant>)) {
+        if let Some(Running {
+            ticket: Some((ticket, _)),
+            went_on,
+            ..
+        }) = &mut *self.running.borrow_mut()
+        {
+            f(ticket, went_on);
+        }
+    }
+
+    /// Takes the request back from the driver: its future is dropped, where it is. The worker is idle.
+    pub fn take_back(&self) -> Option<Ticket> {
+        let mut running = self.running.borrow_mut();
+        let ticket = (running.as_mut()).and_then(|running| running.ticket.take());
+        *running = None;
+        ticket.map(|(ticket, _)| ticket)
     }
 
     /// The buffer list of the request that has just ended here.

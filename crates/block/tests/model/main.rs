@@ -11,6 +11,7 @@
 //! - `cont` that does not reset every status
 //! - requests handed back that run control does not know
 //! - a freeze that outlives what was held
+//! - a request that the driver had parked and begins although something is frozen
 //! - a write that is not told that what it waited behind on another iothread has ended
 //! - an alarm that a reset of another device takes along
 //! - a clock that is ahead
@@ -56,6 +57,16 @@ enum Step {
         op: Operation,
         offset: u64,
         times: usize,
+    },
+    Park {
+        b: usize,
+        l: usize,
+        nth: usize,
+    },
+    GoOn {
+        b: usize,
+        l: usize,
+        nth: usize,
     },
     Control,
     Local {
@@ -153,6 +164,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(b, l, nth, errno)| Step::End { b, l, nth, errno }),
         5 => (b.clone(), l.clone(), op(), 0..world::LENGTH, 1..4usize)
             .prop_map(|(b, l, op, offset, times)| Step::FailAtOnce { b, l, op, offset, times }),
+        6 => (b.clone(), l.clone(), 0..8usize).prop_map(|(b, l, nth)| Step::Park { b, l, nth }),
+        6 => (b.clone(), l.clone(), 0..8usize).prop_map(|(b, l, nth)| Step::GoOn { b, l, nth }),
         16 => Just(Step::Control),
         16 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::Local { b, l }),
         2 => Just(Step::Stop),
@@ -198,6 +211,8 @@ fn apply(world: &mut World, step: &Step) -> Check {
             world.submit(b, l, 0, op, offset, 1)?;
             world.end_last(b, l, libc::EIO)
         }),
+        Step::Park { b, l, nth } => world.park(b, l, nth),
+        Step::GoOn { b, l, nth } => world.go_on(b, l, nth),
         Step::Control => world.control_step(),
         Step::Local { b, l } => world.local_step(b, l),
         Step::Stop => {
@@ -236,10 +251,7 @@ fn apply(world: &mut World, step: &Step) -> Check {
             world.accept_loss(b);
             Ok(())
         }
-        Step::CloseLocal { b, l } => {
-            world.close_local(b, l);
-            Ok(())
-        }
+        Step::CloseLocal { b, l } => world.close_local(b, l),
         Step::AddBackend(policy, scope) => {
             // A backend that comes while others run or are frozen; a few are enough.
             if world.backends() < 5 {
@@ -247,10 +259,7 @@ fn apply(world: &mut World, step: &Step) -> Check {
             }
             Ok(())
         }
-        Step::RemoveBackend(b) => {
-            world.remove_backend(b);
-            Ok(())
-        }
+        Step::RemoveBackend(b) => world.remove_backend(b),
         Step::Pass(ms) => {
             world.pass(ms);
             Ok(())
@@ -302,11 +311,17 @@ fn guarantees_hold_in_every_order() {
         cases: cases(),
         ..Config::default()
     });
-    let totals = std::cell::Cell::new([0; 4]);
+    let totals = std::cell::Cell::new([0; 5]);
     let outcome = runner.run(&strategy(), |(configs, steps)| {
         let world = run(Mutant::None, &configs, &steps).map_err(TestCaseError::fail)?;
-        let reached = [world.holds, world.completions, world.late, world.ends];
-        let mut sums: [usize; 4] = totals.get();
+        let reached = [
+            world.holds,
+            world.completions,
+            world.late,
+            world.ends,
+            world.taken_back,
+        ];
+        let mut sums: [usize; 5] = totals.get();
         for (sum, more) in sums.iter_mut().zip(reached) {
             *sum += more;
         }
@@ -316,15 +331,20 @@ fn guarantees_hold_in_every_order() {
     if let Err(error) = outcome {
         panic!("{error}");
     }
-    let [holds, completions, late, ends] = totals.get();
+    let [holds, completions, late, ends, taken_back] = totals.get();
     let reached = format!(
-        "{holds} holds, {completions} completions, {late} events that had to wait, {ends} incidents"
+        "{holds} holds, {completions} completions, {late} events that had to wait, {ends} incidents, \
+         {taken_back} taken back from the driver"
     );
     println!("{reached}");
     // The random steps reach what they are for.
     let cases = cases() as usize;
     assert!(
-        holds > cases && completions > holds && late > cases / 10 && ends > cases / 2,
+        holds > cases
+            && completions > holds
+            && late > cases / 10
+            && ends > cases / 2
+            && taken_back > cases / 2,
         "{reached}"
     );
 }
@@ -470,6 +490,11 @@ fn finds_a_freeze_that_nothing_holds() {
 #[test]
 fn finds_a_wait_that_nobody_ends() {
     finds(Mutant::RecheckLost);
+}
+
+#[test]
+fn finds_a_parked_request_that_begins_while_frozen() {
+    finds(Mutant::ParkedNotTakenBack);
 }
 
 #[test]

@@ -54,6 +54,8 @@ pub enum Mutant {
     EndToldTwice,
     /// Run control hears nothing of a part that has ended.
     PartEndsUnheard,
+    /// What is parked in the driver stays there when something freezes.
+    ParkedNotTakenBack,
 }
 
 /// Iothreads; each backend has a part on each of them.
@@ -92,6 +94,8 @@ struct Local {
     /// None: something held elsewhere has ended, and something here has waited behind it.
     mailbox: VecDeque<Option<GateMessage>>,
     in_flight: Vec<Ticket>,
+    /// In the driver, which has not begun them.
+    parked: Vec<Ticket>,
     /// Arrival number -> request number.
     orders: BTreeMap<u64, usize>,
     next_head: u16,
@@ -183,6 +187,7 @@ pub struct World {
     pub late: usize,
     /// Incidents that have ended.
     pub ends: usize,
+    pub taken_back: usize,
 }
 
 /// What the model found wrong.
@@ -220,6 +225,7 @@ impl World {
             completions: 0,
             late: 0,
             ends: 0,
+            taken_back: 0,
         };
         for &(policy, scope) in configs {
             world.add_backend(policy, scope);
@@ -249,6 +255,7 @@ impl World {
                 gate: Gate::new(policy, scope, QUEUES),
                 mailbox: VecDeque::new(),
                 in_flight: Vec::new(),
+                parked: Vec::new(),
                 orders: BTreeMap::new(),
                 next_head: 0,
                 closed: false,
@@ -322,6 +329,9 @@ impl World {
         for _ in 0..self.lives.len() + 1 {
             for b in 0..self.backends.len() {
                 for l in 0..IOTHREADS {
+                    while !self.backends[b].locals[l].parked.is_empty() {
+                        self.go_on(b, l, 0)?;
+                    }
                     while !self.backends[b].locals[l].in_flight.is_empty() {
                         self.end(b, l, 0, None)?;
                     }
@@ -369,6 +379,9 @@ impl World {
         {
             for ticket in local.in_flight.drain(..) {
                 local.gate.finish(ticket, Outcome::Ok);
+            }
+            for ticket in local.parked.drain(..) {
+                local.gate.finish(ticket, Outcome::TakenBack);
             }
         }
     }

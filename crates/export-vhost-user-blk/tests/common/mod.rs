@@ -199,13 +199,24 @@ impl Daemon {
         options: Options,
         faults: Arc<Faults>,
     ) -> Result<Self, ExportError> {
+        let disk = RamDisk {
+            faults: Arc::clone(&faults),
+        };
+        Self::serving(iothreads, scope, options, faults, Box::new(disk))
+    }
+
+    /// A daemon that serves what `driver` makes of a disk with these `faults`.
+    pub fn serving(
+        iothreads: usize,
+        scope: HoldScope,
+        options: Options,
+        faults: Arc<Faults>,
+        driver: Box<dyn Driver>,
+    ) -> Result<Self, ExportError> {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("disk.sock");
         let (control, task) = block::control();
         let task = std::thread::spawn(move || pollster::block_on(task.run()));
-        let disk = RamDisk {
-            faults: Arc::clone(&faults),
-        };
         let spawn = || IoThread::spawn(Config::default()).unwrap();
         let iothread = spawn();
         let others: Vec<_> = (1..iothreads).map(|_| spawn()).collect();
@@ -213,7 +224,7 @@ impl Daemon {
             .map(IoThread::handle)
             .collect();
         let export = pollster::block_on(async {
-            let node = Node::new("node0", Box::new(disk));
+            let node = Node::new("node0", driver);
             let policy = Policy::new(OnError::Enospc, OnError::Report);
             let backend = Backend::new(&control, &options.id, node, policy, scope).await;
             let bound = bind_socket(&socket, Access::default()).unwrap();

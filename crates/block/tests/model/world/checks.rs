@@ -232,6 +232,11 @@ impl World {
                     gate.in_flight() as usize == local.in_flight.len(),
                     "in flight miscounted"
                 );
+                ensure!(
+                    local.parked.is_empty() || !gate.is_frozen(),
+                    "frozen, and {} requests could start any time",
+                    local.parked.len()
+                );
                 let held = gate.held().count();
                 held_here += held;
                 self.check_waiting(b, local.iothread)?;

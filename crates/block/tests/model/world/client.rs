@@ -142,35 +142,38 @@ impl World {
     }
 
     /// One part ends while the others go on.
-    pub fn close_local(&mut self, b: usize, l: usize) {
-        let locals = &mut self.backends[b].locals;
+    pub fn close_local(&mut self, b: usize, l: usize) -> Check {
+        let locals = &self.backends[b].locals;
         if locals.iter().filter(|local| !local.closed).count() < 2 || locals[l].closed {
-            return;
+            return Ok(());
         }
-        self.end_part(b, l);
+        self.end_part(b, l)
     }
 
-    fn end_part(&mut self, b: usize, l: usize) {
-        let locals = &mut self.backends[b].locals;
-        locals[l].closed = true;
-        let removed = locals[l].gate.close();
+    fn end_part(&mut self, b: usize, l: usize) -> Check {
+        self.take_back(b, l, true)?;
+        let local = &mut self.backends[b].locals[l];
+        local.closed = true;
+        let removed = local.gate.close();
         self.forget(b, l, &removed, HoldEnd::PartRemoved);
         self.inbox.push_back(Message::RemoveLocal(b, l));
+        Ok(())
     }
 
     /// An export is removed while the others go on. One is enough.
-    pub fn remove_backend(&mut self, b: usize) {
+    pub fn remove_backend(&mut self, b: usize) -> Check {
         if self.backends.iter().any(|backend| backend.leaving) {
-            return;
+            return Ok(());
         }
         for l in 0..IOTHREADS {
             if !self.backends[b].locals[l].closed {
-                self.end_part(b, l);
+                self.end_part(b, l)?;
             }
         }
         self.detach(b);
         self.inbox.push_back(Message::RemoveBackend(b));
         self.backends[b].leaving = true;
+        Ok(())
     }
 
     /// GET_VRING_BASE and a ring start: what waits stays, whatever is held.
@@ -181,14 +184,15 @@ impl World {
             return self.pump(b, l);
         }
         gate.stop_queue(queue % QUEUES);
-        Ok(())
+        self.take_back(b, l, false)
     }
 
     /// A resize as the registry does it: drained; refused below the end of a held request.
     pub fn resize(&mut self, b: usize, length: u64, errno: Option<i32>) -> Check {
         for l in 0..IOTHREADS {
             self.backends[b].locals[l].gate.drain_begin();
-            // G6: a drain ends when what is in flight has ended, whatever is held.
+            self.take_back(b, l, false)?;
+            // G6: a drain ends when what is in flight has ended, whatever is held or parked.
             while !self.backends[b].locals[l].in_flight.is_empty() {
                 self.end(b, l, 0, errno)?;
             }
@@ -212,12 +216,13 @@ impl World {
         }
         for life in &self.lives {
             if life.backend == b
-                && matches!(life.phase, Phase::Held { .. })
+                && matches!(life.phase, Phase::Held { .. } | Phase::Waiting)
                 && life.generation == self.backends[b].generation
             {
                 ensure!(
                     life.request.end() <= self.backends[b].length,
-                    "resized below a held request {:?}",
+                    "resized below a {:?} request {:?}",
+                    life.phase,
                     life.request
                 );
             }

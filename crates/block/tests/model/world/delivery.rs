@@ -247,6 +247,9 @@ impl World {
     }
 
     fn obey(&mut self, b: usize, l: usize, message: GateMessage) -> Check {
+        if matches!(message, GateMessage::Reset { .. }) {
+            self.take_back(b, l, true)?;
+        }
         let local = &mut self.backends[b].locals[l];
         if local.closed {
             return Ok(());
@@ -299,7 +302,7 @@ impl World {
                 self.forget(b, l, &removed, HoldEnd::LossAccepted);
             }
         }
-        Ok(())
+        self.take_back(b, l, false)
     }
 
     /// A request that was held has ended: the other iothreads hear of it.

@@ -9,6 +9,68 @@ impl World {
         self.end(b, l, in_flight.saturating_sub(1), Some(errno))
     }
 
+    /// The driver does not begin one that it was given.
+    pub fn park(&mut self, b: usize, l: usize, nth: usize) -> Check {
+        let local = &mut self.backends[b].locals[l];
+        let fresh = |ticket: &Ticket| ticket.order() + 1 == local.orders.len() as u64;
+        let nth = match local.in_flight.last().is_some_and(fresh) {
+            true => local.in_flight.len() - 1,
+            false if local.in_flight.is_empty() => return Ok(()),
+            false => nth % local.in_flight.len(),
+        };
+        if self.lives[local.orders[&local.in_flight[nth].order()]].generation
+            != local.gate.generation()
+        {
+            // It has begun before the reset, or would have been taken back.
+            return Ok(());
+        }
+        let mut ticket = local.in_flight.remove(nth);
+        local.gate.parks(&mut ticket);
+        local.parked.push(ticket);
+        self.take_back(b, l, false)
+    }
+
+    /// The driver begins one that it had parked.
+    pub fn go_on(&mut self, b: usize, l: usize, nth: usize) -> Check {
+        let local = &mut self.backends[b].locals[l];
+        if local.parked.is_empty() {
+            return Ok(());
+        }
+        let nth = nth % local.parked.len();
+        let mut ticket = local.parked.remove(nth);
+        let request = *ticket.request();
+        if !local.gate.may_pop(request.tag.queue) {
+            local.parked.push(ticket);
+            return Err(format!("{request:?} was begun although it may not start"));
+        }
+        local.gate.goes_on(&mut ticket);
+        local.in_flight.push(ticket);
+        Ok(())
+    }
+
+    /// What is parked in the driver and may not start now comes back; or all.
+    pub(super) fn take_back(&mut self, b: usize, l: usize, all: bool) -> Check {
+        let local = &mut self.backends[b].locals[l];
+        if self.mutant == Mutant::ParkedNotTakenBack && !all {
+            return Ok(());
+        }
+        for ticket in std::mem::take(&mut local.parked) {
+            if !all && local.gate.may_pop(ticket.request().tag.queue) {
+                local.parked.push(ticket);
+                continue;
+            }
+            let (order, request) = (ticket.order(), *ticket.request());
+            let verdict = local.gate.finish(ticket, Outcome::TakenBack);
+            ensure!(
+                verdict == Verdict::PutBack,
+                "{request:?} was taken back, and it is {verdict:?}"
+            );
+            self.lives[local.orders[&order]].phase = Phase::Waiting;
+            self.taken_back += 1;
+        }
+        Ok(())
+    }
+
     pub fn end(&mut self, b: usize, l: usize, nth: usize, errno: Option<i32>) -> Check {
         let local = &mut self.backends[b].locals[l];
         if local.in_flight.is_empty() {
@@ -32,7 +94,8 @@ impl World {
                 was_held: None,
             };
         }
-        let generation = local.gate.generation();
+        self.take_back(b, l, false)?;
+        let generation = self.backends[b].locals[l].gate.generation();
         let (backend, local_id) = (self.backends[b].id, self.backends[b].locals[l].id);
         match verdict {
             Verdict::Held { seq, cause, .. } => {
