@@ -10,7 +10,7 @@ mod tests {
     use std::sync::Arc;
 
     use block::fault::InjectError;
-    use block::{Io, Node, Operation, OwnedBuffer};
+    use block::{Buffers, Io, Joined, Node, Operation, OwnedBuffer};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{
         Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
@@ -47,16 +47,45 @@ mod tests {
 
     const REQUESTS: usize = 100;
 
+    /// The memory of a request.
+    #[derive(Clone, Copy, PartialEq, Eq)]
+    enum Memory {
+        None,
+        Page,
+        /// Not where O_DIRECT wants it.
+        Skewed,
+        /// Several segments.
+        Pages,
+        /// Several segments, the first and the last of which lie in it with a part.
+        PartOfPages,
+    }
+
     /// Allocations of as many requests, after as many others.
-    fn allocations(disk: &Arc<Node>, op: Operation, skew: usize, offset: u64, fua: bool) -> usize {
+    fn allocations(
+        disk: &Arc<Node>,
+        op: Operation,
+        memory: Memory,
+        offset: u64,
+        fua: bool,
+    ) -> usize {
         let bench = Bench::new();
         let disk = Arc::clone(disk);
         bench
             .handle()
             .run_blocking(move || async move {
-                let mut own = OwnedBuffer::zeroed(8192).expect("memory");
-                let bytes = if op == Operation::Flush { 0 } else { 4096 };
-                let buffers = own.lend().slice(skew..skew + 4096);
+                let mut own = OwnedBuffer::zeroed(16_384).expect("memory");
+                let own = own.lend();
+                let mut pages = Joined::new();
+                for page in [8192, 0, 4096] {
+                    pages.push(own.slice(page..page + 4096));
+                }
+                let buffers = match memory {
+                    Memory::None => Buffers::EMPTY,
+                    Memory::Page => own.slice(0..4096),
+                    Memory::Skewed => own.slice(1..4097),
+                    Memory::Pages => pages.buffers(),
+                    Memory::PartOfPages => pages.buffers().slice(512..8704),
+                };
                 let mut before = 0;
                 for round in 0..2 * REQUESTS {
                     if round == REQUESTS {
@@ -65,8 +94,8 @@ mod tests {
                     let io = Io {
                         op,
                         offset,
-                        bytes: bytes as u64,
-                        buffers: buffers.slice(0..bytes),
+                        bytes: buffers.len() as u64,
+                        buffers,
                         fua,
                         losses_accepted: 0,
                     };
@@ -125,33 +154,47 @@ mod tests {
             ("blkdebug", blkdebug(Vec::new())),
             ("blkdebug with a rule", blkdebug(vec![other_sector])),
         ] {
-            for op in [Operation::Read, Operation::Write, Operation::Flush] {
-                assert_eq!(allocations(&disk, op, 0, 0, false), 0, "{name} {op}");
+            for (op, memory) in [
+                (Operation::Read, Memory::Page),
+                (Operation::Write, Memory::Page),
+                (Operation::Flush, Memory::None),
+            ] {
+                assert_eq!(allocations(&disk, op, memory, 0, false), 0, "{name} {op}");
             }
         }
         let disk = file(false);
         for op in [Operation::Read, Operation::Write] {
-            assert_eq!(allocations(&disk, op, 0, 4096, false), 0, "buffered {op}");
+            for (memory, expected, what) in [
+                (Memory::Page, 0, "one segment"),
+                (Memory::Pages, 0, "the list is not copied"),
+                (Memory::Skewed, 0, "one piece needs no list"),
+                (Memory::PartOfPages, REQUESTS, "a list for the kernel"),
+            ] {
+                let found = allocations(&disk, op, memory, 4096, false);
+                assert_eq!(found, expected, "buffered {op}: {what}");
+            }
         }
         drop(disk);
         let disk = file(true);
         for fua in [false, true] {
             for op in [Operation::Read, Operation::Write] {
-                let found = allocations(&disk, op, 0, 4096, fua);
-                assert_eq!(found, 0, "direct {op}, fua {fua}");
+                for memory in [Memory::Page, Memory::Pages] {
+                    let found = allocations(&disk, op, memory, 4096, fua);
+                    assert_eq!(found, 0, "direct {op}, fua {fua}");
+                }
             }
         }
-        let found = allocations(&disk, Operation::Flush, 0, 0, false);
+        let found = allocations(&disk, Operation::Flush, Memory::None, 0, false);
         assert_eq!(found, 0, "direct flush");
         for op in [Operation::Read, Operation::Write] {
-            let found = allocations(&disk, op, 1, 4096, false);
+            let found = allocations(&disk, op, Memory::Skewed, 4096, false);
             assert_eq!(found, REQUESTS, "bounced {op}: the box");
         }
         drop(disk);
         let disk = quota();
-        let found = allocations(&disk, Operation::Read, 0, 4096, false);
+        let found = allocations(&disk, Operation::Read, Memory::Page, 4096, false);
         assert_eq!(found, 0, "quota read");
-        let found = allocations(&disk, Operation::Write, 0, 4096, false);
+        let found = allocations(&disk, Operation::Write, Memory::Page, 4096, false);
         assert_eq!(found, REQUESTS, "quota write: the box");
     }
 }

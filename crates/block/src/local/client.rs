@@ -18,7 +18,8 @@ pub enum Unmapped {
 pub trait Client {
     /// Translates the request's buffers, as they are now, to addresses in this process, and keeps
     /// them mapped until [`Client::unmap`] or [`Client::succeeded`]. Called before each submission;
-    /// `iov` is empty.
+    /// `iov` is empty. Drivers rely on it, without `unsafe` of their own ([`crate::Buffers`]): what a read
+    /// or write moves has as many bytes as the request, and other operations have no memory.
     ///
     /// # Errors
     /// If the client's memory is gone: the request is completed as the client's own fault, or waits.
