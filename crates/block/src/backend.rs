@@ -237,6 +237,15 @@ impl Backend {
         self.control.call(move |state, _| state.reattach(id)).await
     }
 
+    /// That client has started every queue that its region had anything of: what a former daemon left
+    /// has been handed back. None: the daemon ends.
+    pub async fn handed_back(&self) -> Option<()> {
+        let id = self.id;
+        self.control
+            .call(move |state, wiring| state.handed_back(id, wiring))
+            .await
+    }
+
     /// Whether the client remembers what has not been completed, and would hand it to the next
     /// daemon.
     pub fn is_remembered(&self) -> bool {

@@ -293,6 +293,48 @@ fn an_export_that_was_frozen_alone_is_frozen_again() {
     assert_eq!(after.incident(0), None);
 }
 
+/// The former daemon was killed between the end of its last request and the next save of its state. The
+/// client had nothing to hand back, and the export was frozen until somebody sent a `cont`, with
+/// nothing held for anybody to see.
+#[test]
+fn an_incident_of_which_nothing_comes_back_ends_with_its_freeze() {
+    let daemon = Daemon::failed(HoldScope::Device);
+    let thaws = |after: &Daemon| {
+        let thaw = |message: &GateMessage| matches!(message, GateMessage::ThawBackend { .. });
+        let posts = after.outbox.posts.iter();
+        let to = posts
+            .filter(|(_, message)| thaw(message))
+            .map(|&(to, _)| to);
+        to.collect::<Vec<_>>()
+    };
+    let back = |after: &mut Daemon, requests: std::ops::Range<u64>| {
+        after.control.reattach(after.ids[0]);
+        requests.for_each(|order| after.hand_back(0, order));
+        assert!(after.incident(0).is_some() && thaws(after).is_empty());
+        (after.control).handed_back(after.ids[0], &mut after.outbox);
+    };
+    let mut after = daemon.restart(HoldScope::Device);
+    let revision = after.control.revision();
+    back(&mut after, 0..0);
+    assert_eq!((after.incident(0), thaws(&after)), (None, vec![LocalId(1)]));
+    assert!(after.control.revision() > revision);
+    // In a life that goes on it says nothing new.
+    after.fail(0, 1, libc::ENOSPC);
+    (after.control).handed_back(after.ids[0], &mut after.outbox);
+    assert_eq!((after.incident(0), after.held(0)), (Some(2), 1));
+
+    // What has come back waits for its `cont`, and ends the incident with the last of it.
+    let mut after = daemon.restart(HoldScope::Device);
+    back(&mut after, 5..7);
+    assert_eq!((after.incident(0), thaws(&after)), (Some(1), vec![]));
+    let released = after.control.cont_backend("vda", None, &mut after.outbox);
+    released.unwrap();
+    after.resolve(0, 5);
+    assert_eq!(after.incident(0), Some(1));
+    after.resolve(0, 6);
+    assert_eq!(after.incident(0), None);
+}
+
 #[test]
 fn at_the_end_the_state_before_it_is_saved() {
     for (stop, fails, expected) in [

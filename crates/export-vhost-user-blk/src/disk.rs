@@ -109,6 +109,10 @@ impl Class for Disk {
         pollster::block_on(self.backend.reattach()).ok_or(Closed)
     }
 
+    fn handed_back(&mut self) -> Result<(), Closed> {
+        pollster::block_on(self.backend.handed_back()).ok_or(Closed)
+    }
+
     fn abandon(&mut self) -> Result<(), Closed> {
         pollster::block_on(self.backend.abandon()).ok_or(Closed)
     }

@@ -270,6 +270,14 @@ pub trait Class: Send + 'static {
     /// See [`Class::negotiated`].
     fn reattach(&mut self) -> Result<(), Closed>;
 
+    /// The client has started every queue of which its region had anything marked when it was handed
+    /// in; none if nothing was. What another process has left has been taken up, and nothing more
+    /// comes of it.
+    ///
+    /// # Errors
+    /// See [`Class::negotiated`].
+    fn handed_back(&mut self) -> Result<(), Closed>;
+
     /// What waits is dropped: nobody can hand it back any more.
     ///
     /// # Errors

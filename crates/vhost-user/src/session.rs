@@ -317,8 +317,7 @@ impl<C: Class> Session<C> {
             remedy: self.memory_remedy(),
         };
         self.vrings.start(index, kick, &terms)?;
-        self.life.taken_up(index);
-        Ok(())
+        Ok(self.life.taken_up(index, &mut self.class)?)
     }
 
     /// What to do about a ring that is in no memory.

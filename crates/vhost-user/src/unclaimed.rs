@@ -35,6 +35,11 @@ impl Unclaimed {
         }
     }
 
+    /// Whether nothing can come.
+    pub fn is_nothing(&self) -> bool {
+        self.queues().as_ref().is_some_and(BTreeSet::is_empty)
+    }
+
     /// What may come.
     pub fn reason(&self) -> Option<String> {
         match &*self.queues() {
@@ -63,13 +68,15 @@ mod tests {
         let said = |word: &str| unclaimed.reason().is_some_and(|text| text.contains(word));
         assert!(said("former daemon"), "nobody has come");
         unclaimed.taken_up(0);
-        assert!(said("former daemon"));
+        assert!(said("former daemon") && !unclaimed.is_nothing());
         unclaimed.in_queues([0, 3].into_iter());
         assert!(said("queue 0"));
         unclaimed.taken_up(0);
-        assert!(said("queue 3"));
+        assert!(said("queue 3") && !unclaimed.is_nothing());
         unclaimed.taken_up(3);
-        assert_eq!(unclaimed.reason(), None);
+        assert_eq!((unclaimed.reason(), unclaimed.is_nothing()), (None, true));
+        unclaimed.in_queues(std::iter::empty());
+        assert!(unclaimed.is_nothing());
         unclaimed.in_queues([1].into_iter());
         unclaimed.nothing();
         assert_eq!(unclaimed.reason(), None);

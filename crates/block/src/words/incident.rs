@@ -52,7 +52,8 @@ pub enum HoldEnd {
     /// It was tried again and failed, and was not held again: policy does not say *stop* any more, or it
     /// was the guest's own fault.
     Reported,
-    /// A ring was started by a client that has no record of it.
+    /// The client has no record of it: a ring was started without, or nothing of what a former daemon
+    /// held was handed back.
     NoRecord,
     /// The operator has accepted that a flush has lost something.
     LossAccepted,

@@ -19,6 +19,9 @@ pub(super) struct Life<P: Part> {
     attached: bool,
     /// Whether this connection has begun a life of the device, or goes on with one.
     begun: bool,
+    /// Whether the class has been told of a client that goes on with what another process has served,
+    /// and not yet that all of that has been handed back.
+    awaited: bool,
     region: Option<Arc<Region>>,
     /// Says whether the client still has it; outlives the connection.
     witness: Option<Witness>,
@@ -31,6 +34,7 @@ impl<P: Part> Life<P> {
             device,
             attached: false,
             begun: false,
+            awaited: false,
             region: None,
             witness: None,
             unclaimed,
@@ -68,6 +72,7 @@ impl<P: Part> Life<P> {
             class.attach()?;
         }
         self.unclaimed.nothing();
+        self.awaited = false;
         self.witness = None;
         self.attached = true;
         self.begun = true;
@@ -96,8 +101,9 @@ impl<P: Part> Life<P> {
         if !self.attached {
             // The first client of this process goes on with what a former one has left.
             class.reattach()?;
-            self.attached = true;
+            (self.attached, self.awaited) = (true, true);
         }
+        self.look_for_the_last(class)?;
         self.begun = true;
         class.recorded();
         let note = region.note();
@@ -107,8 +113,22 @@ impl<P: Part> Life<P> {
     }
 
     /// The ring of a queue was started: what is marked there has been taken up.
-    pub fn taken_up(&self, queue: u16) {
+    pub fn taken_up(
+        &mut self,
+        queue: u16,
+        class: &mut impl Class,
+    ) -> std::result::Result<(), Closed> {
         self.unclaimed.taken_up(queue);
+        self.look_for_the_last(class)
+    }
+
+    /// Tells the class, once, that of what another process has served nothing more comes.
+    fn look_for_the_last(&mut self, class: &mut impl Class) -> std::result::Result<(), Closed> {
+        if self.awaited && self.unclaimed.is_nothing() {
+            self.awaited = false;
+            class.handed_back()?;
+        }
+        Ok(())
     }
 
     /// Whether nobody can hand back any more what waits: the client has freed its inflight region, or
@@ -126,6 +146,7 @@ impl<P: Part> Life<P> {
     pub fn abandon(&mut self, class: &mut impl Class) -> std::result::Result<(), Closed> {
         class.abandon()?;
         self.unclaimed.nothing();
+        self.awaited = false;
         (self.region, self.witness) = (None, None);
         self.begun = false;
         self.forget_all()

@@ -381,6 +381,16 @@ impl Class for Echo {
         Ok(())
     }
 
+    fn handed_back(&mut self) -> Result<(), Closed> {
+        let held = *self.told.held.lock().unwrap();
+        self.told.say(if held > 0 {
+            "handed back"
+        } else {
+            "nothing came"
+        });
+        Ok(())
+    }
+
     fn abandon(&mut self) -> Result<(), Closed> {
         self.begin("abandon")
     }

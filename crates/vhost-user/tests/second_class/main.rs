@@ -192,7 +192,7 @@ fn a_region_is_all_that_another_daemon_needs() {
     assert!(daemon.served.may_hand_back().is_some());
     guest.reconnect(&daemon.path);
     assert_eq!(daemon.served.may_hand_back(), None);
-    assert_eq!(daemon.life(), ["reattach"]);
+    assert_eq!(daemon.life(), ["reattach", "handed back"]);
     let mut get = config.as_flattened().to_vec();
     get.push(0);
     let byte = guest.connection().get(message::GET_CONFIG, &get).unwrap();
@@ -205,6 +205,27 @@ fn a_region_is_all_that_another_daemon_needs() {
     assert_eq!(guest.wait(0), (0, 1, OK));
     guest.request(1, 0, EMIT, 3);
     assert_eq!(guest.wait(EVENTS), (0, 3, OK));
+    daemon.close();
+}
+
+/// The class hears, once, that nothing more comes of what a former daemon held.
+#[test]
+fn a_region_without_marks_says_that_nothing_comes() {
+    let former = Daemon::new();
+    let mut guest = former.guest();
+    guest.request(0, 0, INVERT, 7);
+    assert_eq!(guest.wait(0), (0, !7, OK));
+    guest.stop();
+    former.close();
+    let daemon = Daemon::new();
+    guest.reconnect(&daemon.path);
+    assert_eq!(daemon.served.may_hand_back(), None);
+    assert_eq!(daemon.life(), ["reattach", "nothing came"]);
+    guest.stop();
+    guest.reconnect(&daemon.path);
+    assert!(daemon.life().is_empty());
+    guest.reset();
+    assert_eq!(daemon.life(), ["reset"]);
     daemon.close();
 }
 

@@ -132,6 +132,16 @@ impl RunControl {
         }
     }
 
+    /// That client has handed back all that a former daemon has left: nothing more is awaited, and an
+    /// incident of which nothing has come back has ended.
+    pub fn handed_back(&mut self, backend: BackendId, fx: &mut impl Effects) {
+        if let Some(state) = self.backends.get_mut(&backend) {
+            state.held_mut().handed_back();
+            state.thaw_if_nothing_held(&mut self.epoch, fx);
+            self.gone(backend, HoldEnd::NoRecord, fx);
+        }
+    }
+
     fn begin_life(
         &mut self,
         backend: BackendId,

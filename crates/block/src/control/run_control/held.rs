@@ -110,6 +110,11 @@ impl Held {
         self.known.insert((restored.local, restored.order), known);
     }
 
+    /// Of what a former daemon held, nothing more comes.
+    pub(super) fn handed_back(&mut self) {
+        self.awaited = false;
+    }
+
     /// A request has ended. With the last one nothing is awaited any more: of what a former daemon
     /// held, all has been handed back by then.
     pub(super) fn resolved(&mut self, place: Place) {

@@ -325,6 +325,14 @@ fn what_a_former_daemon_held_goes_through_the_same_door() {
         daemon.control.cont(None, false, &mut daemon.fx).unwrap();
         assert!(daemon.fx.take().is_empty());
 
+        // Its client is back, and has nothing of it.
+        let mut daemon = Daemon::start(Some(saved.clone()), scope);
+        daemon.control.reattach(daemon.vda);
+        for _ in 0..2 {
+            daemon.control.handed_back(daemon.vda, &mut daemon.fx);
+        }
+        assert_eq!(daemon.fx.take(), [(Some(daemon.vda), 1, HoldEnd::NoRecord)]);
+
         // Handed back, so that `cont` is not the end of it.
         let mut daemon = Daemon::start(Some(saved.clone()), scope);
         let restored = Restored {
