@@ -15,4 +15,5 @@ pub mod owned;
 pub mod park;
 pub mod range_lock;
 pub mod status;
+pub mod sharing;
 pub mod users;

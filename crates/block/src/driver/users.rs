@@ -34,7 +34,7 @@ impl fmt::Display for User {
 pub struct EdgeId(u64);
 
 impl EdgeId {
-    pub(super) fn fresh() -> Self {
+    pub(crate) fn fresh() -> Self {
         static LAST: AtomicU64 = AtomicU64::new(0);
         Self(LAST.fetch_add(1, Ordering::Relaxed) + 1)
     }
