@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{Backend, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
+use block::{Backend, Child, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
 use listener::{Socket, inherited_socket};
 use qapi::options::{
@@ -54,7 +54,7 @@ pub async fn add(
     let backend = Backend::new(
         registry.control(),
         &base.id,
-        node,
+        Child::root(&base.id, node),
         policy,
         hold_scope(&base),
     )

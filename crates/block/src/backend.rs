@@ -22,7 +22,7 @@ use crate::control::run_control::{
 use crate::control::task::Control;
 use crate::control::wiring::Wiring;
 use crate::driver::loss::Loss;
-use crate::driver::node::Node;
+use crate::driver::node::{Child, Node};
 use crate::gate::overlap::SharedBlockers;
 use crate::persist::changes::Saved;
 use crate::words::error_policy::Policy;
@@ -42,7 +42,7 @@ pub use self::connection::Connection;
 pub struct Backend {
     id: BackendId,
     device: Arc<str>,
-    node: Arc<Node>,
+    root: Arc<Child>,
     policy: Policy,
     scope: HoldScope,
     control: Control,
@@ -56,36 +56,38 @@ pub struct Backend {
 }
 
 impl Backend {
-    /// A backend for the export `device` on `node`. None: the daemon ends.
+    /// A backend for the export `device`, which uses a node by `root` ([`Child::root`]). None: the daemon
+    /// ends.
     pub async fn new(
         control: &Control,
         device: &str,
-        node: Arc<Node>,
+        root: Child,
         policy: Policy,
         scope: HoldScope,
     ) -> Option<Arc<Self>> {
+        let root = Arc::new(root);
         let device: Arc<str> = device.into();
         let config = BackendConfig {
             device: Arc::clone(&device),
-            node: Arc::clone(node.name()),
+            node: root.name(),
             policy,
             scope,
         };
-        let root = Arc::clone(&node);
+        let used = Arc::clone(&root);
         let (id, accounting, losses_accepted) = control
             .call(move |state, wiring| {
                 let id = state.add_backend(config);
                 let backend = state.backend(id)?;
                 let accounting = Arc::clone(backend.accounting());
                 let losses_accepted = Arc::clone(backend.losses_accepted());
-                wiring.add_backend(id, root, Arc::clone(&losses_accepted));
+                wiring.add_backend(id, used, Arc::clone(&losses_accepted));
                 Some((id, accounting, losses_accepted))
             })
             .await??;
         Some(Arc::new(Self {
             id,
             device,
-            node,
+            root,
             policy,
             scope,
             control: control.clone(),
@@ -108,8 +110,24 @@ impl Backend {
     }
 
     /// The root node.
-    pub fn node(&self) -> &Arc<Node> {
-        &self.node
+    pub fn node(&self) -> Arc<Node> {
+        self.root.node()
+    }
+
+    /// How it uses its root node.
+    pub fn root(&self) -> &Child {
+        &self.root
+    }
+
+    /// From now on `node` is the root node: what starts when the drain ends goes there. Called drained,
+    /// by the registry, which knows whether that may be. Returns the one there was.
+    pub async fn set_node(&self, node: Arc<Node>, _drained: &Drained) -> Arc<Node> {
+        let (id, name) = (self.id, Arc::clone(node.name()));
+        let before = self.root.set_node(node);
+        self.control
+            .call(move |state, _| state.set_node(id, name))
+            .await;
+        before
     }
 
     /// The error policy it was made with.
@@ -301,8 +319,8 @@ impl Backend {
         self.settle().await;
     }
 
-    /// Run control forgets the backend, whose parts have been told to end. Waits for what connections
-    /// that have ended have left in flight.
+    /// Run control forgets the backend, whose parts have been told to end, and its root node is not used
+    /// any more. Waits for what connections that have ended have left in flight.
     pub async fn remove(self: &Arc<Self>) {
         self.settle().await;
         let id = self.id;
@@ -314,6 +332,7 @@ impl Backend {
                 wiring.clear_void_losses();
             })
             .await;
+        self.root.end();
     }
 
     /// Starts nothing any more and waits until nothing is in flight, of connections that have ended

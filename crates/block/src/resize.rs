@@ -24,7 +24,7 @@ impl Registry {
         let mut exports = self.exports();
         exports.retain(|export| {
             let root = export.backend().node();
-            affected.iter().any(|node| Arc::ptr_eq(node, root))
+            affected.iter().any(|node| Arc::ptr_eq(node, &root))
         });
         let mut drained = Vec::with_capacity(exports.len());
         for export in &exports {

@@ -18,9 +18,9 @@ use iothread::{Config, IoThread};
 use pollster::block_on;
 use standfast_block::run_control::{BusyPart, RunControl};
 use standfast_block::{
-    Backend, BlockError, Client, ClientError, Connection, Control, Driver, HoldScope, Io, IoFuture,
-    LocalBackend, Node, NodeInfo, OnError, Operation, Policy, Request, Tag, Unmapped, Wiring,
-    control,
+    Backend, BlockError, Child, Client, ClientError, Connection, Control, Driver, HoldScope, Io,
+    IoFuture, LocalBackend, Node, NodeInfo, OnError, Operation, Policy, Request, Tag, Unmapped,
+    Wiring, control,
 };
 
 /// How requests end, by offset (0: well, else the errno), and who waits for that.
@@ -110,7 +110,13 @@ impl Daemon {
         let storage = Hanging::default();
         let node = Node::new("disk", Box::new(storage.clone()));
         let policy = Policy::new(OnError::Stop, OnError::Report);
-        let backend = Backend::new(&control, "vda", node, policy, HoldScope::Request);
+        let backend = Backend::new(
+            &control,
+            "vda",
+            Child::root("vda", node),
+            policy,
+            HoldScope::Request,
+        );
         let backend = block_on(backend).unwrap();
         let connection = Arc::new(backend.connect_device());
         let start = |_| IoThread::spawn(Config::default()).unwrap();

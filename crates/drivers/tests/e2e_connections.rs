@@ -13,8 +13,8 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use block::{
-        Backend, Client, ClientError, HoldScope, LocalBackend, Node, OnError, Operation, Policy,
-        Request, RunState, Status, Tag, Unmapped,
+        Backend, Child, Client, ClientError, HoldScope, LocalBackend, Node, OnError, Operation,
+        Policy, Request, RunState, Status, Tag, Unmapped,
     };
     use iothread::{Config, IoThread};
     use pollster::block_on;
@@ -131,7 +131,7 @@ mod tests {
         });
         let node = Node::new("disk0", Box::new(driver.expect("opens")));
         let policy = Policy::new(OnError::Enospc, OnError::Report);
-        let backend = Backend::new(&control, "nbd0", node, policy, scope);
+        let backend = Backend::new(&control, "nbd0", Child::root("nbd0", node), policy, scope);
         let backend = block_on(backend).expect("run control runs");
         let connect = || Arc::new(block_on(backend.connect()).expect("run control runs"));
         let (a, b) = (connect(), connect());

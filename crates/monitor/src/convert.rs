@@ -300,7 +300,7 @@ pub(crate) fn backend_stats(export: &dyn Export) -> BlockStats {
         device: Some(export.id().to_owned()),
         qdev: Some(export.id().to_owned()),
         stats: counters(&backend.stats(), backend.node().wr_highest_offset()),
-        ..node_stats(backend.node())
+        ..node_stats(&backend.node())
     }
 }
 

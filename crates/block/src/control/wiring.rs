@@ -12,7 +12,7 @@ use crate::control::listeners::Observer;
 use crate::control::listeners::VmLink;
 use crate::control::run_control::{Effects, GateMessage, LocalMessage};
 use crate::driver::loss::Loss;
-use crate::driver::node::Node;
+use crate::driver::node::{Child, Node};
 use crate::persist::changes::Changes;
 use crate::words::event::Event;
 use crate::words::ids::{BackendId, LocalId};
@@ -20,7 +20,7 @@ use crate::words::vm::VmOrder;
 
 /// What a backend uses.
 struct Root {
-    node: Arc<Node>,
+    child: Arc<Child>,
     losses_accepted: Arc<AtomicU32>,
 }
 
@@ -60,15 +60,15 @@ impl Wiring {
         self.locals.remove(&local);
     }
 
-    /// Names the root node of a backend, and up to which number losses are void for it.
+    /// Names how a backend uses its root node, and up to which number losses are void for it.
     pub fn add_backend(
         &mut self,
         backend: BackendId,
-        node: Arc<Node>,
+        child: Arc<Child>,
         losses_accepted: Arc<AtomicU32>,
     ) {
         let root = Root {
-            node,
+            child,
             losses_accepted,
         };
         self.backends.insert(backend, root);
@@ -97,7 +97,7 @@ impl Wiring {
                     let loss = node.latched();
                     loss.is_none_or(|loss| loss.counts_for(accepted))
                 };
-                let nodes = root.node.subtree();
+                let nodes = root.child.node().subtree();
                 nodes
                     .iter()
                     .filter(|node| counts(node))
@@ -109,7 +109,8 @@ impl Wiring {
     pub fn is_loss_open(&self, node: &Arc<Node>, loss: Loss) -> bool {
         let mut above = (self.backends.values())
             .filter(|root| {
-                root.node
+                root.child
+                    .node()
                     .subtree()
                     .iter()
                     .any(|below| Arc::ptr_eq(below, node))
@@ -121,7 +122,8 @@ impl Wiring {
 
     /// Clears what no client could have lost.
     pub fn clear_void_losses(&self) {
-        for node in self.backends.values().flat_map(|root| root.node.subtree()) {
+        let roots = self.backends.values();
+        for node in roots.flat_map(|root| root.child.node().subtree()) {
             if let Some(loss) = node.latched()
                 && !self.is_loss_open(&node, loss)
             {

@@ -14,6 +14,6 @@ pub mod node;
 pub mod owned;
 pub mod park;
 pub mod range_lock;
-pub mod status;
 pub mod sharing;
+pub mod status;
 pub mod users;

@@ -358,8 +358,8 @@ impl Node {
     }
 }
 
-/// An edge of the graph: one node, as somebody uses it. It is registered with the node as long as it
-/// exists ([`Node::users`]).
+/// An edge of the graph: one node, as somebody uses it. It is registered with the node ([`Node::users`])
+/// until it is dropped or ended.
 ///
 /// Another node may take the place below at any time. What is submitted goes to the one there is at
 /// that moment, and has it until it has ended.
@@ -392,6 +392,16 @@ impl Child {
     /// The child of a node that is named `parent`.
     pub fn of(parent: &Arc<str>, role: &'static str, node: Arc<Node>) -> Self {
         Self::new(User::Node(Arc::clone(parent)), role, node)
+    }
+
+    /// The root node of the export `id`.
+    pub fn root(id: &str, node: Arc<Node>) -> Self {
+        Self::new(User::Export(id.into()), "root", node)
+    }
+
+    /// The node is not used any more, though its user may look at it as long as this exists.
+    pub fn end(&self) {
+        self.node.load().users.remove(self.edge);
     }
 
     /// Its name for [`Node::users`].
@@ -498,7 +508,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.node.load().users.remove(self.edge);
+        self.end();
     }
 }
 

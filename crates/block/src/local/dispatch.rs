@@ -54,7 +54,9 @@ impl LocalBackend {
         let inner = &*self.0;
         let mut iov = worker.buffers();
         iov.clear();
-        let check = inner.node.check(request.op, request.offset, request.bytes);
+        let check = worker
+            .node()
+            .check(request.op, request.offset, request.bytes);
         if check.is_err() {
             return Some(Outcome::GuestFault);
         }
@@ -85,27 +87,49 @@ impl LocalBackend {
         }
         self.was_busy(worker);
         let outcome = self.outcome(worker, ticket.request(), result);
-        self.0.idle_workers.borrow_mut().push(Rc::clone(worker));
+        match Arc::ptr_eq(worker.node(), &self.0.node.borrow()) {
+            true => self.0.idle_workers.borrow_mut().push(Rc::clone(worker)),
+            false => self.renew(worker),
+        }
         self.finish(ticket, outcome, StartedAt::Earlier(started));
     }
 
     fn new_worker(&self) -> Rc<Worker> {
         let place = self.0.busy.borrow_mut().add_place();
         self.0.parked.borrow_mut().add_place();
-        let worker = Worker::new(Arc::clone(&self.0.node), place);
+        let worker = self.worker_at(place);
+        self.0.workers.borrow_mut().push(Rc::clone(&worker));
+        self.provide_entries();
+        worker
+    }
+
+    /// A worker with a place in the list of the busy ones.
+    fn worker_at(&self, place: usize) -> Rc<Worker> {
+        let worker = Worker::new(Arc::clone(&self.0.node.borrow()), place);
         let (this, own) = (self.clone(), Rc::clone(&worker));
         let (task, waker) = iothread::spawn_with_waker(poll_fn(move |_| {
             this.go_on(&own);
-            if this.0.closed.get() && own.is_idle() {
+            if (this.0.closed.get() || own.is_retired()) && own.is_idle() {
                 return Poll::Ready(());
             }
             Poll::Pending
         }));
         task.detach();
         worker.set_waker(waker);
-        self.0.workers.borrow_mut().push(Rc::clone(&worker));
-        self.provide_entries();
         worker
+    }
+
+    /// An idle worker has another node than requests go to by now: one that has it takes its place.
+    #[cold]
+    pub(super) fn renew(&self, worker: &Worker) {
+        worker.retire();
+        // Of a part that has ended there are none.
+        let mut workers = self.0.workers.borrow_mut();
+        let mut workers = workers.iter_mut();
+        if let Some(known) = workers.find(|known| std::ptr::eq(&***known, worker)) {
+            *known = self.worker_at(worker.place());
+            self.0.idle_workers.borrow_mut().push(Rc::clone(known));
+        }
     }
 
     /// The submission has ended. What has failed is not mapped any more.
@@ -115,11 +139,10 @@ impl LocalBackend {
         request: &Request,
         result: crate::words::error::Result<()>,
     ) -> Outcome {
-        let inner = &*self.0;
         let error = match result {
             Ok(()) => {
                 if request.op.modifies() {
-                    inner.node.wrote(request.end());
+                    worker.node().wrote(request.end());
                 }
                 return Outcome::Ok;
             }

@@ -55,7 +55,8 @@ struct Inner {
     backend: Arc<Backend>,
     id: LocalId,
     client: Rc<dyn Client>,
-    node: Arc<Node>,
+    /// Where requests go; workers have it, too.
+    node: RefCell<Arc<Node>>,
     gate: RefCell<Gate>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
     /// All workers, those that are busy included.
@@ -119,7 +120,7 @@ impl LocalBackend {
             backend: Arc::clone(backend),
             id,
             client,
-            node: Arc::clone(backend.node()),
+            node: RefCell::new(backend.node()),
             gate: RefCell::new(gate),
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
@@ -330,6 +331,7 @@ impl LocalBackend {
                 self.start_ready();
             }
             LocalMessage::DrainEnd => {
+                self.take_node();
                 self.0.gate.borrow_mut().drain_end();
                 self.pump();
             }
@@ -338,6 +340,20 @@ impl LocalBackend {
                 let _ = reply.send(self.busy_part(most));
             }
             LocalMessage::End { done } => self.end_for(done),
+        }
+    }
+
+    /// Another node may have taken the root's place while this was drained. What is in flight all the
+    /// same ends where it is.
+    fn take_node(&self) {
+        let node = self.0.backend.node();
+        if Arc::ptr_eq(&node, &self.0.node.borrow()) {
+            return;
+        }
+        *self.0.node.borrow_mut() = node;
+        let idle = std::mem::take(&mut *self.0.idle_workers.borrow_mut());
+        for worker in idle {
+            self.renew(&worker);
         }
     }
 

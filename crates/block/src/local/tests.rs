@@ -9,7 +9,7 @@ use crate::driver::io::Io;
 use crate::words::error_policy::{OnError, Policy};
 use crate::words::hold_scope::HoldScope;
 use crate::words::request::Tag;
-use crate::{Driver, IoFuture, NodeInfo};
+use crate::{Child, Driver, IoFuture, NodeInfo};
 use pollster::block_on;
 
 #[derive(Debug)]
@@ -58,7 +58,13 @@ fn a_lost_request_fails_and_nobody_waits_for_it() {
     std::thread::spawn(|| block_on(task.run()));
     let node = Node::new("disk", Box::new(Null));
     let policy = Policy::new(OnError::Report, OnError::Report);
-    let backend = Backend::new(&control, "vda", node, policy, HoldScope::Vm);
+    let backend = Backend::new(
+        &control,
+        "vda",
+        Child::root("vda", node),
+        policy,
+        HoldScope::Vm,
+    );
     let backend = block_on(backend).unwrap();
     let thread = IoThread::spawn(Config::default()).unwrap();
     let here = Arc::clone(&backend);

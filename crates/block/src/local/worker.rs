@@ -4,7 +4,7 @@
 //! as many as there have ever been requests in flight at once. A request whose driver knows the
 //! result at once borrows a worker's buffer list and never runs in its task.
 
-use std::cell::{OnceCell, Ref, RefCell, RefMut};
+use std::cell::{Cell, OnceCell, Ref, RefCell, RefMut};
 use std::fmt;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -52,6 +52,7 @@ pub struct Worker {
     node: Arc<Node>,
     /// In the list of the busy ones, or of those whose request is parked.
     place: usize,
+    retired: Cell<bool>,
     /// Wakes the task.
     waker: OnceCell<Waker>,
 }
@@ -72,8 +73,25 @@ impl Worker {
             iov: RefCell::default(),
             node,
             place,
+            retired: Cell::new(false),
             waker: OnceCell::new(),
         })
+    }
+
+    /// Where its requests go.
+    pub fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
+    /// It is idle and gets nothing more to do: its task ends.
+    pub fn retire(&self) {
+        self.retired.set(true);
+        self.wake();
+    }
+
+    /// Whether its task is to end.
+    pub fn is_retired(&self) -> bool {
+        self.retired.get()
     }
 
     /// Says how its task is woken; once.

@@ -12,9 +12,9 @@ use iothread::{Config, IoThread};
 use pollster::block_on;
 use standfast_block::run_control::BackendState;
 use standfast_block::{
-    Backend, BlockError, Client, ClientError, Connection, Control, Driver, HoldScope, Io, IoFuture,
-    LocalBackend, Node, NodeInfo, OnError, Operation, Policy, Request, RunState, Status, Tag,
-    Unmapped, control,
+    Backend, BlockError, Child, Client, ClientError, Connection, Control, Driver, HoldScope, Io,
+    IoFuture, LocalBackend, Node, NodeInfo, OnError, Operation, Policy, Request, RunState, Status,
+    Tag, Unmapped, control,
 };
 
 pub const SECONDS: Duration = Duration::from_secs(60);
@@ -211,7 +211,14 @@ impl World {
         let storage = Arc::new(Storage::default());
         let node = Node::new("disk", Box::new(Disk(Arc::clone(&storage))));
         let policy = Policy::new(OnError::Stop, OnError::Report);
-        let backend = block_on(Backend::new(&control, "nbd0", node, policy, scope)).unwrap();
+        let backend = block_on(Backend::new(
+            &control,
+            "nbd0",
+            Child::root("nbd0", node),
+            policy,
+            scope,
+        ))
+        .unwrap();
         let threads = (0..THREADS).map(|_| IoThread::spawn(Config::default()).unwrap());
         Self {
             threads: threads.collect(),

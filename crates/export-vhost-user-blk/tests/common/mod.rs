@@ -15,8 +15,8 @@ use std::time::{Duration, Instant};
 
 use block::run_control::BackendState;
 use block::{
-    Backend, BlockError, Control, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError,
-    Operation, Policy, RunState,
+    Backend, BlockError, Child, Control, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo,
+    OnError, Operation, Policy, RunState,
 };
 use frontend::protocol::message;
 use frontend::{Connection, Disk, Request};
@@ -226,7 +226,14 @@ impl Daemon {
         let export = pollster::block_on(async {
             let node = Node::new("node0", driver);
             let policy = Policy::new(OnError::Enospc, OnError::Report);
-            let backend = Backend::new(&control, &options.id, node, policy, scope).await;
+            let backend = Backend::new(
+                &control,
+                &options.id,
+                Child::root(&options.id, node),
+                policy,
+                scope,
+            )
+            .await;
             let bound = bind_socket(&socket, Access::default()).unwrap();
             VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
         })?;
@@ -258,7 +265,14 @@ impl Daemon {
         let export = pollster::block_on(async {
             let node = Node::new(id, Box::new(disk));
             let policy = Policy::new(OnError::Enospc, OnError::Report);
-            let backend = Backend::new(&self.control, id, node, policy, HoldScope::Vm).await;
+            let backend = Backend::new(
+                &self.control,
+                id,
+                Child::root(id, node),
+                policy,
+                HoldScope::Vm,
+            )
+            .await;
             let bound = bind_socket(&socket, Access::default()).unwrap();
             VhostUserBlkExport::new(options, backend.unwrap(), &handles, bound).await
         });

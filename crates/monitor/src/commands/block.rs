@@ -16,7 +16,7 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
     let exports = context.registry.exports();
     let roots: Vec<_> = exports
         .iter()
-        .map(|export| Arc::clone(export.backend().node()))
+        .map(|export| export.backend().node())
         .collect();
     let sizes = context.storage.allocated_of(&roots).await;
     let asked = roots.iter().zip(sizes);

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant, SystemTime};
 use block::fault::{FaultId, FaultStatus, InjectError};
 use block::run_control::Failed;
 use block::{
-    Action, AllocationLimit, Backend, BackendId, BoxFuture, Capabilities, Cause, ContBlocker,
-    Control, Driver, Export, FaultPlan, FlushLatch, HoldScope, Io, IoFuture, LocalId, Loss, Node,
-    NodeInfo, Operation, Policy, Registry, Request, Resize, Tag,
+    Action, AllocationLimit, Backend, BackendId, BoxFuture, Capabilities, Cause, Child,
+    ContBlocker, Control, Driver, Export, FaultPlan, FlushLatch, HoldScope, Io, IoFuture, LocalId,
+    Loss, Node, NodeInfo, Operation, Policy, Registry, Request, Resize, Tag,
 };
 use qapi::Value;
 use qapi::types::{VersionInfo, VersionTriple};
@@ -312,7 +312,7 @@ impl Daemon {
     pub async fn export(&self, id: &str, node: &str, scope: HoldScope) {
         let node = self.registry.node(node).unwrap();
         let policy = Policy::default();
-        let backend = Backend::new(self.control(), id, node, policy, scope)
+        let backend = Backend::new(self.control(), id, Child::root(id, node), policy, scope)
             .await
             .unwrap();
         let number = backend.id();

@@ -77,6 +77,10 @@ impl BackendState {
         }
     }
 
+    pub(super) fn set_node(&mut self, node: Arc<str>) {
+        self.config.node = node;
+    }
+
     /// What it is.
     pub fn config(&self) -> &BackendConfig {
         &self.config

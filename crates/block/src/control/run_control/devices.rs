@@ -1,6 +1,8 @@
 //! Backends, their parts and the lives of their devices: how they come and go, and what becomes then
 //! of what is held.
 
+use std::sync::Arc;
+
 use crate::persist::saved::{SavedBackend, SavedState};
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::incident::HoldEnd;
@@ -48,6 +50,15 @@ impl RunControl {
         self.backends.insert(id, backend);
         self.revision += 1;
         id
+    }
+
+    /// Another node is the root of a backend from now on: events name it, and the next daemon finds the
+    /// backend's state by it.
+    pub fn set_node(&mut self, backend: BackendId, node: Arc<str>) {
+        if let Some(state) = self.backends.get_mut(&backend) {
+            state.set_node(node);
+            self.revision += 1;
+        }
     }
 
     /// A backend's part on an iothread starts; messages posted to it arrive from now on. A gate
