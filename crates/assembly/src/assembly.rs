@@ -1,12 +1,14 @@
 //! The assembly: all of it under one name.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{BoxFuture, Registry};
 use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 
 use crate::objects::Objects;
+use crate::opening::Names;
 use crate::setup_error::SetupError;
 use crate::unmake::{self, Settled};
 use crate::{exports, nodes};
@@ -19,6 +21,7 @@ use crate::{exports, nodes};
 pub struct Assembly {
     registry: Arc<Registry>,
     objects: Objects,
+    names: Names,
 }
 
 impl Assembly {
@@ -27,6 +30,7 @@ impl Assembly {
         Self {
             objects: Objects::new(Arc::clone(&registry)),
             registry,
+            names: Names::default(),
         }
     }
 
@@ -59,12 +63,17 @@ impl Assembly {
         self.objects.delete(id).await
     }
 
-    /// Executes `--blockdev`: opens what `options` define and puts it into the graph.
+    /// Executes `--blockdev`: opens what `options` define and puts it into the graph. `limit`: how long
+    /// the storage may take for that; none: for ever. Whoever drops the future cancels it, at any moment.
     ///
     /// # Errors
-    /// In QEMU's words; nothing is added then.
-    pub async fn add_node(&self, options: BlockdevOptions) -> Result<(), SetupError> {
-        nodes::add(&self.registry, options).await
+    /// In QEMU's words, and when the limit is over; nothing is added then.
+    pub async fn add_node(
+        &self,
+        options: BlockdevOptions,
+        limit: Option<Duration>,
+    ) -> Result<(), SetupError> {
+        nodes::add(&self.registry, &self.names, options, limit).await
     }
 
     /// Executes `--export`: makes the export and its backend.

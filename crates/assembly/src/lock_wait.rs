@@ -10,24 +10,18 @@ use tokio::time::Instant;
 const LOCK_WAIT: Duration = Duration::from_secs(5);
 const LOCK_RETRY: Duration = Duration::from_millis(50);
 
-/// Calls `attempt`, which may block, again and again while it finds a lock of another process.
+/// Calls `attempt` again and again while it finds a lock of another process.
 ///
 /// # Errors
 /// That of the last attempt.
-pub async fn wait_for_lock<T, E>(
-    attempt: impl Fn() -> Result<T, E> + Clone + Send + 'static,
+pub async fn wait_for_lock<T, E: Display, F: Future<Output = Result<T, E>>>(
+    attempt: impl Fn() -> F,
     is_locked: impl Fn(&E) -> bool,
-) -> Result<T, E>
-where
-    T: Send + 'static,
-    E: Display + From<std::io::Error> + Send + 'static,
-{
+) -> Result<T, E> {
     let begin = Instant::now();
     let mut told = false;
     loop {
-        let ended = tokio::task::spawn_blocking(attempt.clone()).await;
-        let result = ended.map_err(std::io::Error::other)?;
-        match result {
+        match attempt().await {
             Err(error) if is_locked(&error) && begin.elapsed() < LOCK_WAIT => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::info!("{error}: waiting up to {} s", LOCK_WAIT.as_secs());

@@ -5,10 +5,11 @@
 //! (cache mode, read-only, discard...), as in QEMU.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{Driver, GraphError, Node, Registry};
-use drivers::file::{Discard, Locking};
+use block::{Driver, GraphError, Node, Registry, drop_beside};
+use drivers::file::{Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, OpenError, Quota,
     QuotaOptions,
@@ -20,17 +21,35 @@ use qapi::options::{
 use qapi::os_text;
 
 use crate::lock_wait::wait_for_lock;
+use crate::opening::{Names, Patience, Reserved};
 use crate::setup_error::SetupError;
 
-/// Opens what `options` define and puts it into the graph.
+/// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
+/// Given up at any moment (`limit`, a drop of this future), nothing of it is left: what the storage
+/// brings later is given back beside.
 ///
 /// # Errors
 /// In QEMU's words; nothing is added then.
-pub async fn add(registry: &Registry, options: BlockdevOptions) -> Result<(), SetupError> {
-    let (links, mut below) = unchain(registry, options)?;
+pub async fn add(
+    registry: &Registry,
+    names: &Names,
+    options: BlockdevOptions,
+    limit: Option<Duration>,
+) -> Result<(), SetupError> {
+    let Chain {
+        links,
+        mut below,
+        reserved: _reserved,
+    } = unchain(registry, names, options)?;
+    let patience = Patience::new(limit);
+    let mut made = Made::default();
     for Link { name, options } in links.into_iter().rev() {
-        let driver = open(&name, options, below.take()).await?;
-        below = Some(Node::new(&name, driver));
+        let what = file_of(&options, below.as_deref());
+        let opened = open(&name, options, below.take());
+        let driver = patience.wait(&name, &what, opened).await?;
+        let node = Node::new(&name, driver);
+        made.0.push(Arc::clone(&node));
+        below = Some(node);
     }
     if let Some(root) = below {
         registry.graph().add(&root)?;
@@ -38,7 +57,20 @@ pub async fn add(registry: &Registry, options: BlockdevOptions) -> Result<(), Se
             registry.recall_loss(&node);
         }
     }
+    made.0.clear();
     Ok(())
+}
+
+/// Nodes that were made: those that are in no graph in the end are closed beside.
+#[derive(Default)]
+struct Made(Vec<Arc<Node>>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            drop_beside(std::mem::take(&mut self.0));
+        }
+    }
 }
 
 /// One node to be opened.
@@ -47,12 +79,34 @@ struct Link {
     options: BlockdevOptions,
 }
 
-/// The nodes to be opened, from the top, and the existing one that they end at.
+/// What is asked of the storage for a node: the file, or that of the node below.
+fn file_of(options: &BlockdevOptions, below: Option<&Node>) -> String {
+    match (&options.variant, below) {
+        (BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file), _) => {
+            file.filename.clone()
+        }
+        (_, Some(below)) => below.driver().info().filename,
+        (_, None) => String::new(),
+    }
+}
+
+/// What a definition defines.
+struct Chain {
+    /// The nodes to be opened, from the top.
+    links: Vec<Link>,
+    /// The existing one that they end at.
+    below: Option<Arc<Node>>,
+    /// Their names.
+    reserved: Reserved,
+}
+
 fn unchain(
     registry: &Registry,
+    names: &Names,
     options: BlockdevOptions,
-) -> Result<(Vec<Link>, Option<Arc<Node>>), SetupError> {
+) -> Result<Chain, SetupError> {
     let mut graph = registry.graph();
+    let mut reserved = names.reserve();
     let mut links: Vec<Link> = Vec::new();
     let mut next = options;
     loop {
@@ -60,7 +114,7 @@ fn unchain(
             Some(name) => name.clone(),
             None => graph.generate_name(),
         };
-        if graph.contains(&name) || links.iter().any(|link| link.name == name) {
+        if graph.contains(&name) || !reserved.add(&name) {
             return Err(GraphError::Duplicate(name).into());
         }
         let child = next.child().map(|(_, child)| child.clone());
@@ -69,14 +123,20 @@ fn unchain(
             name,
             options: next,
         });
-        match child {
-            None => return Ok((links, None)),
-            Some(BlockdevRef::Reference(name)) => return Ok((links, Some(graph.get(&name)?))),
+        let below = match child {
+            None => None,
+            Some(BlockdevRef::Reference(name)) => Some(graph.get(&name)?),
             Some(BlockdevRef::Definition(child)) => {
                 next = *child;
                 inherit(&mut next.base, &base);
+                continue;
             }
-        }
+        };
+        return Ok(Chain {
+            links,
+            below,
+            reserved,
+        });
     }
 }
 
@@ -106,11 +166,9 @@ async fn open(
         )));
     }
     match options.variant {
-        BlockdevDriverOptions::File(file) => {
-            open_image(name, &base, file, FileDriver::open_file).await
-        }
+        BlockdevDriverOptions::File(file) => open_image(name, &base, file, Medium::File).await,
         BlockdevDriverOptions::HostDevice(file) => {
-            open_image(name, &base, file, FileDriver::open_host_device).await
+            open_image(name, &base, file, Medium::HostDevice).await
         }
         BlockdevDriverOptions::NullCo(null) => {
             Ok(Box::new(NullCo::new(null_options(&base, null)?)))
@@ -152,13 +210,11 @@ fn filtered(
     Ok(child)
 }
 
-type OpenImage = fn(FileOptions) -> Result<FileDriver, OpenError>;
-
 async fn open_image(
     name: &str,
     base: &BlockdevBase,
     file: wire::FileOptions,
-    open: OpenImage,
+    medium: Medium,
 ) -> Result<Box<dyn Driver>, SetupError> {
     let options = FileOptions {
         node_name: name.into(),
@@ -180,27 +236,9 @@ async fn open_image(
         force_share: base.force_share.unwrap_or(false),
     };
     // The lock is on the descriptor that does the I/O, so it says when a former daemon's has ended.
-    let attempt = move || open(options.clone()).map_err(ImageError::from);
-    match wait_for_lock(attempt, ImageError::is_locked).await {
-        Ok(driver) => Ok(Box::new(driver)),
-        Err(ImageError::Open(error)) => Err(error.into()),
-        Err(ImageError::System(error)) => Err(SetupError::new(error.to_string())),
-    }
-}
-
-/// What an attempt to open an image can end with.
-#[derive(Debug, thiserror::Error)]
-enum ImageError {
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    #[error(transparent)]
-    System(#[from] std::io::Error),
-}
-
-impl ImageError {
-    fn is_locked(&self) -> bool {
-        matches!(self, Self::Open(error) if error.is_locked())
-    }
+    let attempt = || FileDriver::open(medium, options.clone());
+    let driver = wait_for_lock(attempt, OpenError::is_locked).await?;
+    Ok(Box::new(driver))
 }
 
 fn null_options(base: &BlockdevBase, null: wire::NullOptions) -> Result<NullOptions, SetupError> {

@@ -32,7 +32,7 @@ pub use control::run_control;
 pub use control::run_control::Refusal;
 pub use control::task::{Control, ControlTask, control};
 pub use control::wiring::Wiring;
-pub use driver::beside::{OneBeside, beside};
+pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
     AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Resize,

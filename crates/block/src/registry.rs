@@ -322,18 +322,3 @@ fn is_needed(link: &dyn VmLink) -> bool {
     status.state == LinkState::Connected
         && (status.paused_by == VmPause::Link || status.pending.is_some())
 }
-
-/// Runs `f`, which may block shortly, beside the control plane.
-pub(crate) async fn blocking<R: Send + 'static>(
-    f: impl FnOnce() -> R + Send + 'static,
-) -> Option<R> {
-    let (reply, mut answer) = mailbox::channel();
-    let thread = std::thread::Builder::new()
-        .name("block-resize".to_owned())
-        .spawn(move || {
-            // Whoever asked waits for the answer, or has ended.
-            let _ = reply.send(f());
-        });
-    thread.ok()?;
-    answer.recv().await
-}

@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use crate::backend::Drained;
+use crate::driver::beside::beside;
 use crate::driver::node::Node;
 use crate::export::Export;
-use crate::registry::{Registry, blocking};
+use crate::registry::Registry;
 use crate::registry_error::{RegistryError, ResizeError};
 use crate::words::permissions::{Access, Permissions};
 
@@ -31,9 +32,8 @@ impl Registry {
             drained.push(export.backend().drain().await);
         }
         let asked = Arc::clone(&node);
-        let length = blocking(move || asked.resized_length(size))
-            .await
-            .ok_or(RegistryError::ShuttingDown)?
+        let length = (beside(move || asked.resized_length(size)).await)
+            .unwrap_or_else(|error| Err(error.into()))
             .map_err(ResizeError::from)?;
         for (export, drained) in exports.iter().zip(&drained) {
             check_held(name, length, &**export, drained)?;
@@ -41,9 +41,8 @@ impl Registry {
                 check_handed_back(name, length, &**export)?;
             }
         }
-        blocking(move || node.resize(size))
-            .await
-            .ok_or(RegistryError::ShuttingDown)?
+        (beside(move || node.resize(size)).await)
+            .unwrap_or_else(|error| Err(error.into()))
             .map_err(ResizeError::from)?;
         drop(drained);
         for export in exports {

@@ -191,7 +191,7 @@ impl Daemon {
             }
             Opt::Blockdev => {
                 let options = BlockdevOptions::parse(&arg)?;
-                self.assembly.add_node(options).await
+                self.assembly.add_node(options, None).await
             }
             Opt::Export => {
                 let options = ExportOptions::parse(&arg)?;

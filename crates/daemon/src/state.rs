@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use assembly::wait_for_lock;
 use block::state_file::{Found, boot_id};
-use block::{Registry, Saver, StateFile, StateFileError};
+use block::{Registry, Saver, StateFile, StateFileError, beside};
 
 /// What an attempt to open the file can end with.
 #[derive(Debug, thiserror::Error)]
@@ -24,8 +24,10 @@ enum OpenError {
 pub async fn restore(dir: &Path, registry: &Registry) -> Result<Option<StateFile>, String> {
     let opened = match boot_id() {
         Ok(boot_id) => {
-            let dir = dir.to_owned();
-            let attempt = move || Ok(StateFile::open(&dir, &boot_id)?);
+            let attempt = || {
+                let (dir, boot_id) = (dir.to_owned(), boot_id.clone());
+                async { Ok(beside(move || StateFile::open(&dir, &boot_id)).await??) }
+            };
             wait_for_lock(attempt, is_in_use).await
         }
         Err(error) => Err(error.into()),

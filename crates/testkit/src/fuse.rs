@@ -15,6 +15,8 @@ use crate::mount::MountPoint;
 /// An operation that can fail or hang.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum FuseOp {
+    /// open(2).
+    Open,
     /// ftruncate(2).
     SetAttr,
     /// read(2).
@@ -54,6 +56,7 @@ const FILE: u64 = 2;
 
 fn op_of(code: u32) -> Option<FuseOp> {
     match code {
+        OPEN => Some(FuseOp::Open),
         SETATTR => Some(FuseOp::SetAttr),
         READ => Some(FuseOp::Read),
         WRITE => Some(FuseOp::Write),

@@ -6,16 +6,22 @@ use std::future::poll_fn;
 use std::io;
 use std::mem;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Waker};
 use std::thread;
 
 use parking_lot::Mutex;
 
+/// Threads that there may be at a time. They are as many as hang, of all storage together.
+const THREADS_MAX: usize = 128;
+
+static THREADS: AtomicUsize = AtomicUsize::new(0);
+
 /// Runs `f` on a thread of its own. If this future is dropped, `f` runs to its end all the same, and what
 /// it yields is dropped on a thread where nobody waits.
 ///
 /// # Errors
-/// If the system refuses a thread, or `f` panics.
+/// If the system refuses a thread, too many hang already (EAGAIN), or `f` panics.
 pub async fn beside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -> io::Result<R> {
     let answer = Arc::new(Mutex::new(Answer::Awaited(None)));
     let teller = Teller(Arc::clone(&answer));
@@ -24,9 +30,34 @@ pub async fn beside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -
     poll_fn(|cx| asker.poll(cx)).await
 }
 
+/// Drops `last` where nobody waits: its drop may ask the storage, such as one that closes a file.
+pub fn drop_beside(last: impl Send + 'static) {
+    // If there is no thread, it is dropped here.
+    let _ = spawn(move || drop(last));
+}
+
 fn spawn(f: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    /// One of the threads, until it ends.
+    struct Counted;
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            THREADS.fetch_sub(1, Ordering::Relaxed);
+        }
+    }
+
+    let before = THREADS.fetch_add(1, Ordering::Relaxed);
+    let counted = Counted;
+    if before >= THREADS_MAX {
+        tracing::error!("{THREADS_MAX} threads wait for storage that hangs: there are no more");
+        return Err(io::Error::from_raw_os_error(libc::EAGAIN));
+    }
     let thread = thread::Builder::new().name("block-beside".to_owned());
-    thread.spawn(f).map(drop)
+    let run = move || {
+        let _counted = counted;
+        f();
+    };
+    thread.spawn(run).map(drop)
 }
 
 /// What goes from a thread to whoever waits for it.
@@ -92,8 +123,7 @@ impl<R: Send> Drop for Asker<R> {
     fn drop(&mut self) {
         let late = mem::replace(&mut *self.0.lock(), Answer::Unwanted);
         if let Answer::Given(late) = late {
-            // If there is no thread, it is dropped here.
-            let _ = spawn(move || drop(late));
+            drop_beside(late);
         }
     }
 }
@@ -189,7 +219,7 @@ impl Drop for Place {
 mod tests {
     use super::*;
     use std::pin::Pin;
-    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+    use std::sync::atomic::AtomicBool;
     use std::sync::mpsc;
 
     fn is_pending<R>(future: Pin<&mut impl Future<Output = R>>) -> bool {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::Serialiser;
-use block::{BlockError, ErrorKind, Io, OneBeside, Operation};
+use block::{BlockError, ErrorKind, Io, OneBeside, Operation, beside};
 
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
@@ -57,27 +57,78 @@ pub struct FileDriver {
     pub(super) fd: Locked,
 }
 
+/// What an image lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Medium {
+    /// A regular file (`file`).
+    File,
+    /// A block device (`host_device`).
+    HostDevice,
+}
+
+impl Medium {
+    fn kind(self) -> Kind {
+        match self {
+            Self::File => Kind::Regular,
+            Self::HostDevice => Kind::Block,
+        }
+    }
+
+    fn driver_name(self) -> &'static str {
+        match self {
+            Self::File => "file",
+            Self::HostDevice => "host_device",
+        }
+    }
+}
+
 impl FileDriver {
-    /// Opens a regular file.
+    /// Opens an image beside, however long the storage takes. If the future is dropped, a step that
+    /// hangs is the last one: what it brings in the end is given back, and the image is not locked.
+    ///
+    /// # Errors
+    ///
+    /// As [`FileDriver::open_file`]; if there is no thread for it.
+    pub async fn open(medium: Medium, options: FileOptions) -> Result<Self, OpenError> {
+        let no_thread = |error: std::io::Error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EAGAIN);
+            let reason = block::Cause::of_errno(errno).reason();
+            OpenError::new(errno, format!("No thread to open an image with: {reason}"))
+        };
+        let first = options.clone();
+        let unlocked = beside(move || open::open(&first, medium.kind())).await;
+        let unlocked = unlocked.map_err(no_thread)??;
+        let made = beside(move || Self::lock(medium, options, unlocked)).await;
+        made.map_err(no_thread)?
+    }
+
+    /// Opens a regular file, on this thread.
     ///
     /// # Errors
     ///
     /// In QEMU's words: what is not there, not allowed, not a regular file, or locked by another.
     pub fn open_file(options: FileOptions) -> Result<Self, OpenError> {
-        Self::open("file", Kind::Regular, options)
+        let unlocked = open::open(&options, Kind::Regular)?;
+        Self::lock(Medium::File, options, unlocked)
     }
 
-    /// Opens a block device.
+    /// Opens a block device, on this thread.
     ///
     /// # Errors
     ///
     /// As [`FileDriver::open_file`].
     pub fn open_host_device(options: FileOptions) -> Result<Self, OpenError> {
-        Self::open("host_device", Kind::Block, options)
+        let unlocked = open::open(&options, Kind::Block)?;
+        Self::lock(Medium::HostDevice, options, unlocked)
     }
 
-    fn open(name: &'static str, kind: Kind, options: FileOptions) -> Result<Self, OpenError> {
-        let opened = open::open(&options, kind)?;
+    fn lock(
+        medium: Medium,
+        options: FileOptions,
+        unlocked: open::Unlocked,
+    ) -> Result<Self, OpenError> {
+        let (name, kind) = (medium.driver_name(), medium.kind());
+        let opened = open::lock(&options, unlocked)?;
         let DirectAlignment { request, memory } = opened.alignment;
         if memory as usize > ALIGNMENT || request as usize > PIECE_MAX {
             return Err(OpenError::new(

@@ -50,7 +50,7 @@ use block::{
     BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, Limits, NodeInfo, Operation, Result,
 };
 
-pub use self::driver::FileDriver;
+pub use self::driver::{FileDriver, Medium};
 pub use self::options::{Discard, FileOptions, Locking};
 
 impl FileDriver {

@@ -30,8 +30,23 @@ pub struct Opened {
     pub length: u64,
 }
 
-/// Opens, checks, locks and measures.
-pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
+/// An image that is open and not locked yet.
+#[derive(Debug)]
+pub struct Unlocked {
+    fd: OwnedFd,
+    stat: Stat,
+    read_only: bool,
+}
+
+/// A failure of the system, in words.
+fn failed(what: &str, name: &str, error: io::Error) -> OpenError {
+    let errno = error.raw_os_error().unwrap_or(libc::EIO);
+    let reason = block::Cause::of_errno(errno).reason();
+    OpenError::new(errno, format!("Could not {what} '{name}': {reason}"))
+}
+
+/// Opens and checks.
+pub fn open(options: &FileOptions, wanted: Kind) -> Result<Unlocked, OpenError> {
     let name = &options.filename;
     if options.force_share && !options.read_only {
         return Err(OpenError::new(
@@ -40,16 +55,7 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
         ));
     }
     let (fd, read_only) = open_descriptor(options)?;
-    let failed = |what: &str, error: io::Error| {
-        let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        OpenError::new(
-            errno,
-            format!(
-                "Could not {what} '{name}': {}",
-                block::Cause::of_errno(errno).reason()
-            ),
-        )
-    };
+    let failed = |what: &str, error: io::Error| failed(what, name, error);
     let stat = probe::stat(fd.as_fd()).map_err(|error| failed("stat", error))?;
     if stat.kind != wanted {
         return Err(OpenError::new(
@@ -66,6 +72,22 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
     // O_NONBLOCK was only to keep open() from waiting for the other end of a FIFO; with it io_uring
     // would fail requests with EAGAIN instead of waiting for the storage.
     clear_nonblock(&fd).map_err(|error| failed("set the flags of", error))?;
+    Ok(Unlocked {
+        fd,
+        stat,
+        read_only,
+    })
+}
+
+/// Locks and measures.
+pub fn lock(options: &FileOptions, unlocked: Unlocked) -> Result<Opened, OpenError> {
+    let Unlocked {
+        fd,
+        stat,
+        read_only,
+    } = unlocked;
+    let name = &options.filename;
+    let failed = |what: &str, error: io::Error| failed(what, name, error);
     let locks =
         (options.locking != Locking::Off).then(|| permissions(read_only, options.force_share));
     let fd = Locked::new(fd, name, locks)?;

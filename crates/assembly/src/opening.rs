@@ -1,0 +1,115 @@
+//! How long opening a node may take, and what is kept meanwhile: its name.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use crate::setup_error::SetupError;
+
+/// How long a node may take to be opened while the daemon serves: whoever asked waits for an answer.
+///
+/// At the start there is no limit of ours: whoever started the daemon has one (`TimeoutStartSec` of its
+/// unit), a signal ends it, and storage that comes late is worth waiting for, as a VM waits for us.
+pub const OPEN_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// After this long the log says what is waited for.
+const QUIET_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long one definition may take to be opened, with all that it defines.
+#[derive(Debug)]
+pub struct Patience {
+    limit: Option<Duration>,
+    begin: tokio::time::Instant,
+}
+
+impl Patience {
+    /// It begins now; none: for ever.
+    pub fn new(limit: Option<Duration>) -> Self {
+        Self {
+            limit,
+            begin: tokio::time::Instant::now(),
+        }
+    }
+
+    /// Waits for `opened`: node `name`, which is to be made of `file`.
+    ///
+    /// # Errors
+    /// Its own; that the time is over, when it is dropped.
+    pub async fn wait<T>(
+        &self,
+        name: &str,
+        file: &str,
+        opened: impl Future<Output = Result<T, SetupError>>,
+    ) -> Result<T, SetupError> {
+        let left = self
+            .limit
+            .map(|limit| limit.saturating_sub(self.begin.elapsed()));
+        let mut opened = Box::pin(opened);
+        let quiet = left.map_or(QUIET_TIME_MAX, |left| left.min(QUIET_TIME_MAX));
+        if let Ok(result) = timeout(quiet, &mut opened).await {
+            return result;
+        }
+        let over = |limit: Duration| {
+            SetupError::new(format!(
+                "Could not open node '{name}': '{file}' does not answer, and the limit of {} s is over",
+                limit.as_secs_f32()
+            ))
+        };
+        let (Some(limit), Some(left)) = (self.limit, left) else {
+            tracing::warn!("node '{name}': '{file}' does not answer, still waiting for it to open");
+            return opened.await;
+        };
+        if left > quiet {
+            tracing::warn!(
+                "node '{name}': '{file}' does not answer, waiting up to {} s for it to open",
+                limit.as_secs()
+            );
+        }
+        let result = timeout(left.saturating_sub(quiet), opened).await;
+        result.unwrap_or_else(|_| Err(over(limit)))
+    }
+}
+
+/// The names of nodes that are being opened: nobody else can have one of them.
+#[derive(Debug, Default)]
+pub struct Names(Arc<Mutex<BTreeSet<String>>>);
+
+impl Names {
+    /// None so far.
+    pub fn reserve(&self) -> Reserved {
+        Reserved {
+            all: Arc::clone(&self.0),
+            own: Vec::new(),
+        }
+    }
+}
+
+/// Names that are kept, until this is dropped.
+#[derive(Debug)]
+pub struct Reserved {
+    all: Arc<Mutex<BTreeSet<String>>>,
+    own: Vec<String>,
+}
+
+impl Reserved {
+    /// One more. False: it is taken.
+    pub fn add(&mut self, name: &str) -> bool {
+        let free = self.all.lock().insert(name.to_owned());
+        if free {
+            self.own.push(name.to_owned());
+        }
+        free
+    }
+}
+
+impl Drop for Reserved {
+    fn drop(&mut self) {
+        let mut all = self.all.lock();
+        for name in &self.own {
+            all.remove(name);
+        }
+    }
+}
