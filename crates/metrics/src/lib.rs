@@ -17,10 +17,11 @@
 //!
 //! # Limits
 //!
-//! An answer has 4 MiB at most, beyond which it is an error; 16 connections are served, and the oldest one
-//! makes room for a new one, so that no number of idle clients keeps the others out; a head has 16 KiB at most
-//! and comes within 5 s; a connection ends after 15 s, whatever its client has not read by then. So all of it takes 64 MiB at most, and usually
-//! some KiB. Everything runs on a thread of its own: clients delay each other at worst.
+//! An answer has 4 MiB at most, beyond which it is an error. 16 connections are served, and the oldest one
+//! makes room for a new one, so that no number of idle clients keeps the others out. A head has 16 KiB at
+//! most and comes within 5 s; a connection ends after 15 s, whatever its client has not read by then. So all
+//! of it takes 64 MiB at most, and usually some KiB. Everything runs on a thread of its own: clients delay
+//! each other at worst.
 //!
 //! # Why these crates
 //!

@@ -81,7 +81,7 @@ impl Metrics {
     }
 
     /// Adds what is asked for its metrics when somebody wants to know. It must ask nobody who may hang
-    /// (see the [crate](crate)), and keeps to the conventions by itself; `standfast_` is added.
+    /// (see the [crate]), and keeps to the conventions by itself; `standfast_` is added.
     pub fn collector(&self, collector: impl Collector) {
         let mut inner = self.inner.lock();
         inner.registry.register_collector(Box::new(collector));
