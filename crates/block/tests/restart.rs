@@ -243,6 +243,52 @@ fn a_fresh_client_ends_an_io_error_in_which_nothing_is_held() {
     assert_eq!(daemon.control.state(), RunState::Running);
 }
 
+/// A device whose clients come and go has no reset: a client that is back after a restart is no new
+/// device, and the administrator finds what the former daemon left.
+#[test]
+fn a_client_that_joins_after_a_restart_resets_nothing() {
+    let mut first = Daemon::start(None, HoldScope::Vm);
+    let joined = first.control.join(first.ids[0], &mut first.outbox);
+    assert_eq!(joined, Some(true), "there has never been one");
+    assert_eq!(first.io_status(0), Some(Status::Ok));
+    assert_eq!(first.io_status(1), None);
+    first.fail(0, 1, libc::ENOSPC);
+
+    let mut daemon = first.restart(HoldScope::Vm);
+    let (vda, vdb) = (daemon.ids[0], daemon.ids[1]);
+    daemon.outbox.posts.clear();
+    for _ in 0..2 {
+        let joined = daemon.control.join(vda, &mut daemon.outbox);
+        assert_eq!(joined, Some(false));
+    }
+    assert_eq!(daemon.outbox.events, []);
+    assert_eq!(daemon.outbox.posts, []);
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    assert_eq!(daemon.io_status(0), Some(Status::Nospace));
+    assert_eq!((daemon.generation(0), daemon.incident(0)), (0, Some(1)));
+    // One that leaves again was not the one that held it.
+    daemon
+        .control
+        .remove_local(vda, LocalId(1), &mut daemon.outbox);
+    assert_eq!(daemon.incident(0), Some(1));
+    // Another device's first client, meanwhile: something may still be held, so nothing goes on.
+    let joined = daemon.control.join(vdb, &mut daemon.outbox);
+    assert_eq!((joined, daemon.generation(1)), (Some(true), 1));
+    assert_eq!(daemon.control.state(), RunState::IoError);
+    let refused = daemon.control.cont(None, false, &mut daemon.outbox);
+    assert_eq!(refused, Ok(()));
+    assert_eq!(
+        (daemon.io_status(0), daemon.incident(0)),
+        (Some(Status::Ok), None)
+    );
+    // The device is gone, and comes back.
+    daemon.control.detach(vda, &mut daemon.outbox);
+    let joined = daemon.control.join(vda, &mut daemon.outbox);
+    assert_eq!((joined, daemon.generation(0)), (Some(true), 2));
+    let nobody = BackendId(99);
+    assert_eq!(daemon.control.join(nobody, &mut daemon.outbox), None);
+}
+
 #[test]
 fn what_a_former_daemon_held_counts_until_its_client_is_heard_of() {
     let daemon = Daemon::failed(HoldScope::Vm);

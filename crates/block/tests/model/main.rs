@@ -18,6 +18,8 @@
 //! - a report that outlives the life of its device
 //! - an incident that ends without a word, or twice
 //! - a part that ends, and run control does not hear of it
+//! - what a client that has left still writes, in nobody's way
+//! - a client that joins what is frozen, and is not
 //!
 //! The first four were also put into the state machines themselves, and found: the condition
 //! `seq <= upto` left out of `Gate::release_upto`; `set_err` moved behind the event in
@@ -32,7 +34,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestError, TestRng, TestRunner};
 use standfast_block::{HoldScope, OnError, Operation, Policy};
 
-use world::{Check, IOTHREADS, Mutant, World};
+use world::{Check, Mutant, PARTS_MAX, World};
 
 #[derive(Clone, Debug)]
 enum Step {
@@ -105,6 +107,7 @@ enum Step {
         b: usize,
         l: usize,
     },
+    Join(usize),
     AddBackend(Policy, HoldScope),
     RemoveBackend(usize),
     /// So many milliseconds pass.
@@ -155,7 +158,8 @@ fn errno() -> impl Strategy<Value = Option<i32>> {
 
 fn step() -> impl Strategy<Value = Step> {
     let b = 0..3usize;
-    let l = 0..IOTHREADS;
+    // Of those that are there.
+    let l = 0..PARTS_MAX;
     prop_oneof![
         20 => (b.clone(), l.clone(), 0..2u16, op(), 0..world::LENGTH, 1..12u64).prop_map(
             |(b, l, queue, op, offset, bytes)| Step::Submit { b, l, queue, op, offset, bytes }
@@ -181,7 +185,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::StartQueue { b, l, queue }),
         2 => (b.clone(), l.clone(), 0..2u16).prop_map(|(b, l, queue)| Step::Retain { b, l, queue }),
         2 => b.clone().prop_map(Step::AcceptLoss),
-        1 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::CloseLocal { b, l }),
+        2 => (b.clone(), l.clone()).prop_map(|(b, l)| Step::CloseLocal { b, l }),
+        2 => b.clone().prop_map(Step::Join),
         1 => (policy(), scope()).prop_map(|(policy, scope)| Step::AddBackend(policy, scope)),
         1 => b.clone().prop_map(Step::RemoveBackend),
         3 => (0..900u64).prop_map(Step::Pass),
@@ -199,8 +204,8 @@ fn apply(world: &mut World, step: &Step) -> Check {
             op,
             offset,
             bytes,
-        } => world.submit(b, l, queue, op, offset, bytes),
-        Step::End { b, l, nth, errno } => world.end(b, l, nth, errno),
+        } => world.submit(b, l % world.parts(b), queue, op, offset, bytes),
+        Step::End { b, l, nth, errno } => world.end(b, l % world.parts(b), nth, errno),
         Step::FailAtOnce {
             b,
             l,
@@ -208,13 +213,14 @@ fn apply(world: &mut World, step: &Step) -> Check {
             offset,
             times,
         } => (0..times).try_for_each(|_| {
+            let l = l % world.parts(b);
             world.submit(b, l, 0, op, offset, 1)?;
             world.end_last(b, l, libc::EIO)
         }),
-        Step::Park { b, l, nth } => world.park(b, l, nth),
-        Step::GoOn { b, l, nth } => world.go_on(b, l, nth),
+        Step::Park { b, l, nth } => world.park(b, l % world.parts(b), nth),
+        Step::GoOn { b, l, nth } => world.go_on(b, l % world.parts(b), nth),
         Step::Control => world.control_step(),
-        Step::Local { b, l } => world.local_step(b, l),
+        Step::Local { b, l } => world.local_step(b, l % world.parts(b)),
         Step::Stop => {
             world.stop();
             Ok(())
@@ -244,14 +250,18 @@ fn apply(world: &mut World, step: &Step) -> Check {
             Ok(())
         }
         Step::Resize { b, length, errno } => world.resize(b, length, errno),
-        Step::StopQueue { b, l, queue } => world.toggle_queue(b, l, queue, false),
-        Step::StartQueue { b, l, queue } => world.toggle_queue(b, l, queue, true),
-        Step::Retain { b, l, queue } => world.retain(b, l, queue),
+        Step::StopQueue { b, l, queue } => world.toggle_queue(b, l % world.parts(b), queue, false),
+        Step::StartQueue { b, l, queue } => world.toggle_queue(b, l % world.parts(b), queue, true),
+        Step::Retain { b, l, queue } => world.retain(b, l % world.parts(b), queue),
         Step::AcceptLoss(b) => {
             world.accept_loss(b);
             Ok(())
         }
-        Step::CloseLocal { b, l } => world.close_local(b, l),
+        Step::CloseLocal { b, l } => world.close_local(b, l % world.parts(b)),
+        Step::Join(b) => {
+            world.join(b);
+            Ok(())
+        }
         Step::AddBackend(policy, scope) => {
             // A backend that comes while others run or are frozen; a few are enough.
             if world.backends() < 5 {
@@ -495,6 +505,16 @@ fn finds_a_wait_that_nobody_ends() {
 #[test]
 fn finds_a_parked_request_that_begins_while_frozen() {
     finds(Mutant::ParkedNotTakenBack);
+}
+
+#[test]
+fn finds_what_a_client_left_in_flight_overtaken() {
+    finds(Mutant::LeftInFlight);
+}
+
+#[test]
+fn finds_a_client_that_joins_unfrozen() {
+    finds(Mutant::JoinsUnfrozen);
 }
 
 #[test]

@@ -56,10 +56,16 @@ pub enum Mutant {
     PartEndsUnheard,
     /// What is parked in the driver stays there when something freezes.
     ParkedNotTakenBack,
+    /// What a client that has left still writes is in nobody's way.
+    LeftInFlight,
+    /// A client that joins does not hear that all is frozen.
+    JoinsUnfrozen,
 }
 
-/// Iothreads; each backend has a part on each of them.
+/// Iothreads; the first client of each backend has a part on each of them.
 pub const IOTHREADS: usize = 2;
+/// How many parts a backend has in all its life. Each client that joins later has one.
+pub const PARTS_MAX: usize = 6;
 /// Queues of each part.
 const QUEUES: u16 = 2;
 /// Length that a backend starts with, in blocks of one byte.
@@ -117,6 +123,8 @@ struct Backend {
     /// The client waits for its attach to be settled before it submits.
     attaching: bool,
     attached: bool,
+    /// A resize has all its parts drained.
+    drained: bool,
     /// The export is being removed.
     leaving: bool,
     /// Run control has forgotten it.
@@ -141,6 +149,7 @@ enum Message {
     SetPolicy(usize, Policy),
     AcceptLoss(usize),
     RemoveLocal(usize, usize),
+    Join(usize),
     RemoveBackend(usize),
 }
 
@@ -246,21 +255,8 @@ impl World {
             policy,
             scope,
         });
-        let mut locals = Vec::new();
-        for iothread in 0..IOTHREADS {
-            self.next_local += 1;
-            locals.push(Local {
-                id: LocalId(self.next_local),
-                iothread,
-                gate: Gate::new(policy, scope, QUEUES),
-                mailbox: VecDeque::new(),
-                in_flight: Vec::new(),
-                parked: Vec::new(),
-                orders: BTreeMap::new(),
-                next_head: 0,
-                closed: false,
-            });
-        }
+        let locals = (0..IOTHREADS).map(|iothread| self.new_local(iothread, policy, scope));
+        let locals: Vec<_> = locals.collect();
         let ids: Vec<_> = locals.iter().map(|local| local.id).collect();
         self.backends.push(Backend {
             id,
@@ -273,6 +269,7 @@ impl World {
             generation: 0,
             attaching: false,
             attached: false,
+            drained: false,
             leaving: false,
             removed: false,
             reports: time::Reports::default(),
@@ -289,6 +286,26 @@ impl World {
         self.attach(self.backends.len() - 1);
     }
 
+    fn new_local(&mut self, iothread: usize, policy: Policy, scope: HoldScope) -> Local {
+        self.next_local += 1;
+        Local {
+            id: LocalId(self.next_local),
+            iothread,
+            gate: Gate::new(policy, scope, QUEUES),
+            mailbox: VecDeque::new(),
+            in_flight: Vec::new(),
+            parked: Vec::new(),
+            orders: BTreeMap::new(),
+            next_head: 0,
+            closed: false,
+        }
+    }
+
+    /// How many parts a backend has, or has had.
+    pub fn parts(&self, b: usize) -> usize {
+        self.backends[b].locals.len()
+    }
+
     /// Lets every message arrive, then checks what must hold when nothing is under way.
     pub fn settle(&mut self) -> Check {
         loop {
@@ -297,7 +314,7 @@ impl World {
             }
             let mut idle = true;
             for b in 0..self.backends.len() {
-                for l in 0..IOTHREADS {
+                for l in 0..self.parts(b) {
                     while !self.backends[b].locals[l].mailbox.is_empty() {
                         idle = false;
                         self.local_step(b, l)?;
@@ -317,7 +334,7 @@ impl World {
     /// Ends everything: storage is mended, `cont`, and every request must come to its end.
     pub fn finish(&mut self) -> Check {
         for b in 0..self.backends.len() {
-            for l in 0..IOTHREADS {
+            for l in 0..self.parts(b) {
                 for queue in 0..QUEUES {
                     self.toggle_queue(b, l, queue, true)?;
                 }
@@ -328,7 +345,7 @@ impl World {
         self.settle()?;
         for _ in 0..self.lives.len() + 1 {
             for b in 0..self.backends.len() {
-                for l in 0..IOTHREADS {
+                for l in 0..self.parts(b) {
                     while !self.backends[b].locals[l].parked.is_empty() {
                         self.go_on(b, l, 0)?;
                     }
@@ -418,7 +435,8 @@ impl World {
             let (id, generation) = (local.id, local.gate.generation());
             self.lives[life].phase = Phase::Dropped;
             self.unblock(b, l, entry.order);
-            if entry.was_held {
+            // Of a part that has ended run control forgets all at once.
+            if entry.was_held && !self.backends[b].locals[l].closed {
                 self.inbox.push_back(Message::Resolved(Resolved {
                     backend: self.backends[b].id,
                     local: id,

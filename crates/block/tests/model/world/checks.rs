@@ -3,9 +3,25 @@
 use standfast_block::gate::Ticket;
 use standfast_block::{Action, EventKind, HoldScope, RunState, Status, VmOrder};
 
-use super::{Check, Mutant, Outbox, Phase, World};
+use super::{Check, Life, Mutant, Outbox, Phase, World};
 
 impl World {
+    /// Whether the client of a request has left.
+    fn is_left(&self, life: &Life) -> bool {
+        self.backends[life.backend].locals[life.local].closed
+    }
+
+    /// Whether others may have to wait for it because of its range: it is held or replayed; or its
+    /// client has left, and it is in flight and writes.
+    fn is_in_the_way(&self, life: &Life) -> bool {
+        match life.phase {
+            Phase::Held { .. } => true,
+            Phase::InFlight if self.is_left(life) => life.request.op.modifies(),
+            Phase::Waiting | Phase::InFlight => life.was_held,
+            Phase::Completed | Phase::Dropped => false,
+        }
+    }
+
     /// G5: whether the request of `ticket` may start now.
     pub(super) fn check_start(&self, b: usize, l: usize, ticket: &Ticket) -> Check {
         let local = &self.backends[b].locals[l];
@@ -22,12 +38,7 @@ impl World {
         );
         for (&other, &number) in &local.orders {
             let older = &self.lives[number];
-            let waits_or_replays = match older.phase {
-                Phase::Held { .. } => true,
-                Phase::Waiting | Phase::InFlight => older.was_held,
-                Phase::Completed | Phase::Dropped => false,
-            };
-            if other >= order || !waits_or_replays {
+            if other >= order || !self.is_in_the_way(older) {
                 continue;
             }
             // G5: what overlaps a held or replayed request waits behind it.
@@ -38,19 +49,15 @@ impl World {
                 older.phase
             );
         }
-        if !self.lives[life].was_held && request.op.modifies() {
+        if request.op.modifies() {
             // G5, across iothreads.
             for (number, other) in self.lives.iter().enumerate() {
-                let waits_or_replays = match other.phase {
-                    Phase::Held { .. } => true,
-                    Phase::Waiting | Phase::InFlight => other.was_held,
-                    Phase::Completed | Phase::Dropped => false,
-                };
                 ensure!(
                     !(number != life
                         && other.backend == b
                         && other.local != l
-                        && waits_or_replays
+                        && (!self.lives[life].was_held || self.is_left(other))
+                        && self.is_in_the_way(other)
                         && other.request.overlaps(&request)),
                     "{request:?} overtook {:?} of another iothread",
                     other.request
@@ -82,14 +89,9 @@ impl World {
         let (life, other) = (&self.lives[life], &self.lives[other_life]);
         let locals = &self.backends[life.backend].locals;
         let (here, there) = (locals[life.local].id, locals[other.local].id);
-        let held_or_replayed = match other.phase {
-            Phase::Held { .. } => true,
-            Phase::Waiting | Phase::InFlight => other.was_held,
-            Phase::Completed | Phase::Dropped => false,
-        };
         let older = (other_order, there) < (order, here);
-        let comes_first = if held_or_replayed {
-            older || (!life.was_held && here != there)
+        let comes_first = if self.is_in_the_way(other) {
+            older || (!life.was_held && here != there) || self.is_left(other)
         } else {
             let parked = other.phase == Phase::Waiting && other.request.op.modifies();
             parked && older && here == there && !life.was_held
@@ -226,7 +228,8 @@ impl World {
             }
             let state = self.control.backend(backend.id).ok_or("backend is gone")?;
             let mut held_here = 0;
-            for local in backend.locals.iter().filter(|local| !local.closed) {
+            let open = backend.locals.iter().enumerate();
+            for (l, local) in open.filter(|(_, local)| !local.closed) {
                 let gate = &local.gate;
                 ensure!(
                     gate.in_flight() as usize == local.in_flight.len(),
@@ -239,7 +242,7 @@ impl World {
                 );
                 let held = gate.held().count();
                 held_here += held;
-                self.check_waiting(b, local.iothread)?;
+                self.check_waiting(b, l)?;
                 if self.state != RunState::Running {
                     ensure!(
                         gate.is_frozen(),

@@ -141,20 +141,37 @@ impl World {
         self.pump(b, l)
     }
 
-    /// One part ends while the others go on.
+    /// One part ends while the others go on: its client leaves. Nobody waits for what is in flight.
     pub fn close_local(&mut self, b: usize, l: usize) -> Check {
-        let locals = &self.backends[b].locals;
-        if locals.iter().filter(|local| !local.closed).count() < 2 || locals[l].closed {
-            return Ok(());
+        match self.backends[b].locals[l].closed {
+            true => Ok(()),
+            false => self.end_part(b, l),
         }
-        self.end_part(b, l)
+    }
+
+    /// One more client comes, with a part of its own.
+    pub fn join(&mut self, b: usize) {
+        let coming = |message: &&Message| matches!(message, Message::Join(of) if *of == b);
+        let coming = self.inbox.iter().filter(coming).count();
+        if !self.backends[b].leaving && self.parts(b) + coming < PARTS_MAX {
+            self.inbox.push_back(Message::Join(b));
+        }
     }
 
     fn end_part(&mut self, b: usize, l: usize) -> Check {
         self.take_back(b, l, true)?;
-        let local = &mut self.backends[b].locals[l];
-        local.closed = true;
-        let removed = local.gate.close();
+        let backend = &mut self.backends[b];
+        let locals = &mut backend.locals;
+        locals[l].closed = true;
+        let mut writes = Vec::new();
+        if self.mutant != Mutant::LeftInFlight {
+            let tickets = locals[l].in_flight.iter();
+            writes.extend(tickets.map(|ticket| (ticket.order(), *ticket.request())));
+            writes.retain(|(_, request)| request.op.modifies());
+        }
+        let ended = locals[l].id;
+        (backend.blockers).end_local(ended, &writes, |told| delivery::recheck(locals, told));
+        let removed = locals[l].gate.close();
         self.forget(b, l, &removed, HoldEnd::PartRemoved);
         self.inbox.push_back(Message::RemoveLocal(b, l));
         Ok(())
@@ -165,7 +182,7 @@ impl World {
         if self.backends.iter().any(|backend| backend.leaving) {
             return Ok(());
         }
-        for l in 0..IOTHREADS {
+        for l in 0..self.parts(b) {
             if !self.backends[b].locals[l].closed {
                 self.end_part(b, l)?;
             }
@@ -189,7 +206,8 @@ impl World {
 
     /// A resize as the registry does it: drained; refused below the end of a held request.
     pub fn resize(&mut self, b: usize, length: u64, errno: Option<i32>) -> Check {
-        for l in 0..IOTHREADS {
+        self.backends[b].drained = true;
+        for l in 0..self.parts(b) {
             self.backends[b].locals[l].gate.drain_begin();
             self.take_back(b, l, false)?;
             // G6: a drain ends when what is in flight has ended, whatever is held or parked.
@@ -206,6 +224,7 @@ impl World {
         while !self.inbox.is_empty() {
             self.control_step()?;
         }
+        self.backends[b].drained = false;
         let furthest = self.backends[b]
             .locals
             .iter()
@@ -227,7 +246,7 @@ impl World {
                 );
             }
         }
-        for l in 0..IOTHREADS {
+        for l in 0..self.parts(b) {
             self.backends[b].locals[l].gate.drain_end();
             self.pump(b, l)?;
         }

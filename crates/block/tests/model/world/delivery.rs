@@ -107,12 +107,7 @@ impl World {
                 }
             }
             Message::Attach(b) => {
-                // Nothing is left that a `cont` could be needed for.
-                let resumes = self.state == RunState::IoError
-                    && self
-                        .control
-                        .backends()
-                        .all(|(id, state)| id == self.backends[b].id || state.held().len() == 0);
+                let resumes = self.resumes(b);
                 let generation = self
                     .control
                     .attach(self.backends[b].id, &mut outbox)
@@ -160,6 +155,7 @@ impl World {
                     self.control.remove_local(id, local, &mut outbox);
                 }
             }
+            Message::Join(b) => self.joined(b, &mut outbox)?,
             Message::RemoveBackend(b) => {
                 self.control
                     .remove_backend(self.backends[b].id, &mut outbox);
@@ -196,6 +192,63 @@ impl World {
         }
         self.deliver_posts(outbox.posts);
         Ok(())
+    }
+
+    /// A client joins: the first one attaches the device, and no other changes anything.
+    fn joined(&mut self, b: usize, outbox: &mut Outbox) -> Check {
+        if self.backends[b].leaving {
+            return Ok(());
+        }
+        let (id, first) = (self.backends[b].id, !self.backends[b].attached);
+        let resumes = first && self.resumes(b);
+        let joined = self.control.join(id, outbox);
+        ensure!(joined == Some(first), "joined: {joined:?}, must be {first}");
+        let state = self.control.backend(id).ok_or("backend is gone")?;
+        let generation = state.generation();
+        if first {
+            self.new_life(b, generation, outbox);
+            self.backends[b].attached = true;
+        }
+        ensure!(
+            first || outbox.posts.is_empty() && generation == self.backends[b].generation,
+            "who joins is heard by others"
+        );
+        let to = if resumes {
+            RunState::Running
+        } else {
+            self.state
+        };
+        self.expect_transition(outbox, to)?;
+        self.deliver_posts(std::mem::take(&mut outbox.posts));
+
+        let (policy, scope) = (self.backends[b].policy, self.backends[b].scope);
+        let l = self.parts(b);
+        let mut local = self.new_local(l % IOTHREADS, policy, scope);
+        if self.backends[b].drained {
+            local.gate.drain_begin();
+        }
+        let added = self.control.add_local(id, local.id, outbox);
+        added.map_err(|refusal| refusal.to_string())?;
+        if self.mutant == Mutant::JoinsUnfrozen {
+            outbox.posts.retain(|(_, message)| {
+                use GateMessage::{Freeze, FreezeBackend};
+                !matches!(message, Freeze { .. } | FreezeBackend { .. })
+            });
+        }
+        self.backends[b].locals.push(local);
+        self.deliver_posts(std::mem::take(&mut outbox.posts));
+        // It takes note of how things are before its client has it.
+        while !self.backends[b].locals[l].mailbox.is_empty() {
+            self.local_step(b, l)?;
+        }
+        Ok(())
+    }
+
+    /// Whether an attach finds nothing that a `cont` could be needed for.
+    fn resumes(&self, b: usize) -> bool {
+        self.state == RunState::IoError
+            && (self.control.backends())
+                .all(|(id, state)| id == self.backends[b].id || state.held().len() == 0)
     }
 
     /// A life of the device has begun, or the last one has ended.
@@ -310,11 +363,7 @@ impl World {
         let backend = &mut self.backends[b];
         let locals = &mut backend.locals;
         let ended = locals[l].id;
-        backend.blockers.remove(ended, order, |told| {
-            for local in locals.iter_mut().filter(|local| local.id == told) {
-                local.mailbox.push_back(None);
-            }
-        });
+        (backend.blockers).remove(ended, order, |told| recheck(locals, told));
     }
 
     pub(super) fn deliver_posts(&mut self, posts: Vec<(LocalId, GateMessage)>) {
@@ -327,5 +376,12 @@ impl World {
                 }
             }
         }
+    }
+}
+
+/// What has waited in a part behind something elsewhere may go on.
+pub(super) fn recheck(locals: &mut [Local], told: LocalId) {
+    for local in locals.iter_mut().filter(|local| local.id == told) {
+        local.mailbox.push_back(None);
     }
 }
