@@ -356,6 +356,16 @@ impl Backend {
         guard
     }
 
+    /// Other nodes are in use than before: there is another root, or another node is below it. Whoever
+    /// changes that has drained this ([`Self::drain`]), and iothreads are attached to what there is when the
+    /// drain ends. When this returns they are already, and nothing here has the former ones any more.
+    pub async fn graph_changed(&self) {
+        let (done, mut all) = mailbox::channel();
+        self.parts.graph_changed(&done);
+        drop(done);
+        while all.recv().await.is_some() {}
+    }
+
     /// Asks every part for the `most` requests that it has had in flight for longest. One answer comes
     /// from each, at once: none of them waits for storage. An iothread that is stuck itself does not
     /// answer, so whoever asks has a limit; after the last one the receiver ends. What the connections

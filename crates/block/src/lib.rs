@@ -35,7 +35,8 @@ pub use control::wiring::Wiring;
 pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
-    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Resize,
+    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch,
+    PerThread, Resize,
 };
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
@@ -47,6 +48,7 @@ pub use driver::node::{Child, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use driver::owned::OwnedBuffer;
 pub use driver::range_lock;
 pub use driver::status::{EXTENTS_MAX, Extent, Stored};
+pub use driver::threads::{Attachment, ThreadState};
 pub use driver::users::{EdgeId, Use, User};
 pub use export::Export;
 pub use gate::ClientError;

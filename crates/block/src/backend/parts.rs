@@ -118,6 +118,13 @@ impl Parts {
         }
     }
 
+    /// Tells each part that other nodes are below the root. Each drops `done` when it has seen to that.
+    pub fn graph_changed(&self, done: &Sender<()>) {
+        for part in &self.lock().parts {
+            part.tell(LocalMessage::GraphChanged { done: done.clone() });
+        }
+    }
+
     /// Asks each part for the `most` requests that it has had in flight for longest.
     pub fn ask_busy(&self, most: usize, reply: &Sender<BusyPart>) {
         for part in &self.lock().parts {

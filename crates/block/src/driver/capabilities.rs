@@ -2,7 +2,8 @@
 //!
 //! [`crate::Driver`] is about storage alone. A driver that can do one of these says so by
 //! [`crate::Driver::capabilities`]; all others know nothing of it. [`crate::Node`] asks for them, so that
-//! nobody has to look whether they are there. Everything here is called on control threads.
+//! nobody has to look whether they are there. Everything here is called on control threads, unless it says
+//! something else.
 
 use std::fmt;
 
@@ -25,6 +26,18 @@ pub struct Capabilities<'a> {
     pub fault_plan: Option<&'a dyn FaultPlan>,
     /// It counts discards.
     pub discard_counters: Option<&'a dyn DiscardCounters>,
+    /// It keeps something on each iothread that sends requests to it.
+    pub per_thread: Option<&'a dyn PerThread>,
+}
+
+/// What a driver has on each iothread that uses it: a connection, a cache, a budget
+/// ([`crate::driver::threads::ThreadState`] keeps it). Called on that iothread, where nothing may block.
+pub trait PerThread: fmt::Debug {
+    /// This iothread is going to send requests. The nodes below are attached already.
+    fn attach(&self);
+
+    /// This iothread has nothing in flight here, and sends no more. The nodes below are still attached.
+    fn detach(&self);
 }
 
 /// A flush failure that stays: the storage would not tell again. While it is there, requests that make

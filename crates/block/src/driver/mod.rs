@@ -16,4 +16,5 @@ pub mod park;
 pub mod range_lock;
 pub mod sharing;
 pub mod status;
+pub mod threads;
 pub mod users;

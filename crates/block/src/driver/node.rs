@@ -349,6 +349,22 @@ impl Node {
         found
     }
 
+    /// This node and all below it, each once, every one after those below it.
+    pub fn bottom_up(self: &Arc<Self>) -> Vec<Arc<Self>> {
+        fn visit(node: &Arc<Node>, found: &mut Vec<Arc<Node>>) {
+            if found.iter().any(|known| Arc::ptr_eq(known, node)) {
+                return;
+            }
+            for child in node.driver.children() {
+                visit(&child.node(), found);
+            }
+            found.push(Arc::clone(node));
+        }
+        let mut found = Vec::new();
+        visit(self, &mut found);
+        found
+    }
+
     fn fault_error(&self, fault: GuestFault, io: &Io<'_>) -> BlockError {
         let (errno, text) = match fault {
             GuestFault::OutOfRange => (libc::EINVAL, "the range does not lie inside the node"),

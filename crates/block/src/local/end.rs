@@ -69,6 +69,7 @@ impl LocalBackend {
         // What has ended in this round, too.
         inner.stats.settle(&inner.round, time::refresh());
         inner.backend.accounting().retire(&inner.stats);
+        drop(inner.attachment.take());
         inner.backend.remove_local(inner.id);
         inner.gone.set(true);
         self.wake_ended();

@@ -29,6 +29,7 @@ use crate::control::accounting::{LocalStats, Round};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
 use crate::driver::node::Node;
+use crate::driver::threads::Attachment;
 use crate::gate::line::SlotId;
 use crate::gate::{Admission, ClientError, Gate, Lost, Outcome, Removed};
 use crate::words::error::Cause;
@@ -57,6 +58,8 @@ struct Inner {
     client: Rc<dyn Client>,
     /// Where requests go; workers have it, too.
     node: RefCell<Arc<Node>>,
+    /// Until nothing is in flight any more.
+    attachment: RefCell<Option<Attachment>>,
     gate: RefCell<Gate>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
     /// All workers, those that are busy included.
@@ -116,11 +119,13 @@ impl LocalBackend {
         let drains = backend.add_local(connection.id(), id, sender.clone())?;
         let mut gate = Gate::new(backend.policy(), backend.scope(), queues);
         (0..drains).for_each(|_| gate.drain_begin());
+        let node = backend.node();
         let inner = Rc::new(Inner {
             backend: Arc::clone(backend),
             id,
             client,
-            node: RefCell::new(backend.node()),
+            node: RefCell::new(Arc::clone(&node)),
+            attachment: RefCell::new(Some(Attachment::new(&node))),
             gate: RefCell::new(gate),
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
@@ -331,9 +336,13 @@ impl LocalBackend {
                 self.start_ready();
             }
             LocalMessage::DrainEnd => {
-                self.take_node();
+                self.follow_graph();
                 self.0.gate.borrow_mut().drain_end();
                 self.pump();
+            }
+            LocalMessage::GraphChanged { done } => {
+                self.follow_graph();
+                drop(done);
             }
             LocalMessage::Busy { most, reply } => {
                 // Whoever has asked may have stopped waiting.
@@ -341,6 +350,15 @@ impl LocalBackend {
             }
             LocalMessage::End { done } => self.end_for(done),
         }
+    }
+
+    /// Other nodes may be in use than before the drain: what goes there is attached to them first.
+    fn follow_graph(&self) {
+        let node = self.0.backend.node();
+        if let Some(attachment) = &mut *self.0.attachment.borrow_mut() {
+            attachment.update(&node);
+        }
+        self.take_node();
     }
 
     /// Another node may have taken the root's place while this was drained. What is in flight all the

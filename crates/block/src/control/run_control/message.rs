@@ -164,6 +164,11 @@ pub enum LocalMessage {
         /// Dropped when run control knows that the part has.
         done: Sender<()>,
     },
+    /// Other nodes are below the root.
+    GraphChanged {
+        /// Dropped when the part's iothread is attached to them.
+        done: Sender<()>,
+    },
     /// Say what is in flight; answered at once, whatever hangs.
     Busy {
         /// At most so many of the requests, the oldest ones.
