@@ -26,6 +26,11 @@ pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled
     for (export, drained) in &drained {
         warn_of_held(&**export, drained);
     }
+    for node in registry.nodes() {
+        if let Some(left) = node.not_on_disk() {
+            tracing::error!("{left}; the daemon ends without it");
+        }
+    }
     Settled(drained.into_iter().map(|(_, drained)| drained).collect())
 }
 

@@ -35,8 +35,8 @@ pub use control::wiring::Wiring;
 pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
-    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch,
-    PerThread, Resize,
+    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, OwnIo,
+    PerThread, Resize, Unwritten,
 };
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
@@ -45,6 +45,7 @@ pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;
 pub use driver::loss::Loss;
 pub use driver::node::{Child, Driver, GuestFault, Limits, Node, NodeInfo};
+pub use driver::own_io::{NotOnDisk, WRITE_BACK_MAX};
 pub use driver::owned::OwnedBuffer;
 pub use driver::range_lock;
 pub use driver::status::{EXTENTS_MAX, Extent, Stored};

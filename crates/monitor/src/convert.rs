@@ -17,7 +17,7 @@ use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockErrorInfo, BlockExportInfo,
     BlockInfo, BlockStats, BlockStatsSpecificFile, BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
-    RunState as WireRunState, StatusInfo, VmmInfo,
+    RunState as WireRunState, StatusInfo, UnwrittenInfo, VmmInfo,
 };
 use qapi::wire::EventMessage;
 
@@ -173,6 +173,11 @@ pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo 
         },
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),
+        x_unwritten: node.not_on_disk().map(|left| UnwrittenInfo {
+            bytes: left.unwritten.bytes,
+            what: left.unwritten.what,
+            reason: left.reason,
+        }),
     }
 }
 

@@ -8,6 +8,7 @@
 use std::fmt;
 
 use crate::driver::fault::FaultPlan;
+use crate::driver::future::IoFuture;
 use crate::driver::loss::Loss;
 use crate::words::error::Result;
 
@@ -28,6 +29,30 @@ pub struct Capabilities<'a> {
     pub discard_counters: Option<&'a dyn DiscardCounters>,
     /// It keeps something on each iothread that sends requests to it.
     pub per_thread: Option<&'a dyn PerThread>,
+    /// It does I/O with no request behind it.
+    pub own_io: Option<&'a dyn OwnIo>,
+}
+
+/// I/O of the driver's own: what it has acknowledged, or has to remember, and has not written yet (metadata
+/// that is written back). No request of a client waits for it or fails by it, but a flush: **a flush writes
+/// it back first**, and fails with it.
+pub trait OwnIo: fmt::Debug {
+    /// Writes it back and makes it durable. What cannot be written stays as it was, and is tried again at
+    /// the next occasion. Called on an iothread that the driver is attached to, never twice at once, when
+    /// the client's requests there have ended; those on other iothreads may go on.
+    fn write_back(&self) -> IoFuture<'_>;
+
+    /// What is not on disk. Asks nobody.
+    fn unwritten(&self) -> Option<Unwritten>;
+}
+
+/// What a driver has not written yet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unwritten {
+    /// How much it is.
+    pub bytes: u64,
+    /// What it is, for people: `allocation table`.
+    pub what: String,
 }
 
 /// What a driver has on each iothread that uses it: a connection, a cache, a budget

@@ -11,6 +11,7 @@ pub mod graph;
 pub mod io;
 pub mod loss;
 pub mod node;
+pub mod own_io;
 pub mod owned;
 pub mod park;
 pub mod range_lock;

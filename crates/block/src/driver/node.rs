@@ -13,6 +13,7 @@ use crate::driver::fault::FaultPlan;
 use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::io::Io;
 use crate::driver::loss::Loss;
+use crate::driver::own_io::{NotOnDisk, WriteBack};
 use crate::driver::status::{self, Extent, Stored};
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
@@ -155,6 +156,7 @@ pub struct Node {
     read_only: bool,
     wr_highest_offset: AtomicU64,
     users: Users,
+    write_back: WriteBack,
 }
 
 impl Node {
@@ -167,6 +169,7 @@ impl Node {
             read_only,
             wr_highest_offset: AtomicU64::new(0),
             users: Users::default(),
+            write_back: WriteBack::default(),
         })
     }
 
@@ -298,6 +301,35 @@ impl Node {
                 at += extent.bytes;
             }
         }
+    }
+
+    /// Whether the driver does I/O of its own.
+    pub fn has_own_io(&self) -> bool {
+        self.driver.capabilities().own_io.is_some()
+    }
+
+    /// Writes back what the driver has not written yet, on an iothread that is attached to it. How that
+    /// ends is remembered here ([`Self::not_on_disk`]).
+    pub async fn write_back(&self) {
+        if let Some(driver) = self.driver.capabilities().own_io {
+            self.write_back.run(&self.name, driver).await;
+        }
+    }
+
+    /// The write-back that is under way, if there is one, is not waited for any more.
+    pub(crate) fn give_write_back_up(&self) {
+        self.write_back.give_up();
+    }
+
+    /// Whether a write-back is under way that somebody has given up.
+    pub fn is_write_back_stuck(&self) -> bool {
+        self.write_back.is_stuck()
+    }
+
+    /// What the driver could not write back.
+    pub fn not_on_disk(&self) -> Option<NotOnDisk> {
+        let driver = self.driver.capabilities().own_io?;
+        self.write_back.not_on_disk(&self.name, driver)
     }
 
     /// Whether a request may be sent to this node.

@@ -59,6 +59,7 @@ impl LocalBackend {
     /// Goes when nothing is in flight any more.
     async fn leave(self) {
         self.until(|gate| gate.in_flight() == 0).await;
+        self.write_back().await;
         let inner = &*self.0;
         inner.gate.borrow_mut().end_watch();
         inner.backend.blockers().remove_local(inner.id);

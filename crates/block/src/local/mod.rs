@@ -2,7 +2,8 @@
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
 //! (`dispatch`), what waits for the driver (`worker`) or in it (`parking`), what run control is told
-//! (`hold_notices`, `reporter`), how it ends (`end`).
+//! (`hold_notices`, `reporter`), how it ends (`end`), what
+//! drivers write on their own (`write_back`).
 
 mod busy;
 mod client;
@@ -12,6 +13,7 @@ mod hold_notices;
 mod parking;
 mod reporter;
 mod worker;
+mod write_back;
 
 use std::cell::{Cell, RefCell};
 use std::fmt;
@@ -322,6 +324,7 @@ impl LocalBackend {
                 // Beside the messages: others must not wait for the drain.
                 iothread::spawn_local(async move {
                     this.until(|gate| gate.in_flight() == 0).await;
+                    this.write_back().await;
                     if let Some(furthest) = this.0.gate.borrow().furthest() {
                         // Whoever drains has stopped waiting: nobody to tell.
                         let _ = done.send(furthest);
@@ -382,7 +385,9 @@ impl LocalBackend {
         }
         match message {
             GateMessage::Freeze { epoch } => {
-                gate.freeze(epoch);
+                if gate.freeze(epoch) {
+                    self.begin_write_back();
+                }
             }
             GateMessage::FreezeBackend { epoch } => {
                 gate.freeze_backend(epoch);

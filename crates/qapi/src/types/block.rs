@@ -152,6 +152,20 @@ pub struct BlockDeviceInfo {
     /// Bytes that are allocated, where the node limits that.
     #[serde(rename = "x-quota-used", skip_serializing_if = "Option::is_none")]
     pub x_quota_used: Option<u64>,
+    /// What the driver could not write back on its own, if there is something.
+    #[serde(rename = "x-unwritten", skip_serializing_if = "Option::is_none")]
+    pub x_unwritten: Option<UnwrittenInfo>,
+}
+
+/// What a driver keeps because it could not write it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UnwrittenInfo {
+    /// How many bytes.
+    pub bytes: u64,
+    /// What it is, for people.
+    pub what: String,
+    /// Why it could not be written, for people.
+    pub reason: String,
 }
 
 /// How the host caches.

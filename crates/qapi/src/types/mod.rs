@@ -5,7 +5,7 @@ mod stats;
 
 pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
-    BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
+    BlockdevCacheInfo, HeldRequestInfo, ImageInfo, UnwrittenInfo,
 };
 pub use stats::{BlockDeviceStats, BlockStats, BlockStatsSpecificFile};
 
