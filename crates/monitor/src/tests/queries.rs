@@ -499,3 +499,55 @@ fn the_longest_answer_that_is_sent_is_understood() {
     });
     assert_eq!(understood, 1);
 }
+
+/// A driver whose own I/O fails.
+#[derive(Debug)]
+struct Unwritable;
+
+impl block::OwnIo for Unwritable {
+    fn write_back(&self) -> block::IoFuture<'_> {
+        block::IoFuture::ready(Err(block::BlockError::from_errno(28)))
+    }
+
+    fn unwritten(&self) -> Option<block::Unwritten> {
+        Some(block::Unwritten {
+            bytes: 512,
+            what: "header".to_owned(),
+        })
+    }
+}
+
+impl block::Driver for Unwritable {
+    fn name(&self) -> &'static str {
+        "unwritable"
+    }
+
+    fn info(&self) -> block::NodeInfo {
+        block::NodeInfo::default()
+    }
+
+    fn length(&self) -> u64 {
+        0
+    }
+
+    fn capabilities(&self) -> block::Capabilities<'_> {
+        block::Capabilities {
+            own_io: Some(self),
+            ..block::Capabilities::default()
+        }
+    }
+
+    fn submit<'a>(&'a self, _: block::Io<'a>) -> block::IoFuture<'a> {
+        block::IoFuture::ready(Ok(()))
+    }
+}
+
+#[tokio::test]
+async fn what_a_driver_cannot_write_is_shown_once_it_has_failed() {
+    let node = block::Node::new("d", Box::new(Unwritable));
+    assert_eq!(crate::convert::node(&node, None).x_unwritten, None);
+    node.write_back().await;
+    let shown = crate::convert::node(&node, None).x_unwritten.unwrap();
+    assert_eq!((shown.bytes, &*shown.what), (512, "header"));
+    assert!(shown.reason.contains("No space left"), "{}", shown.reason);
+}
