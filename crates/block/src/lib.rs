@@ -35,8 +35,8 @@ pub use control::wiring::Wiring;
 pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
-    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, OwnIo,
-    PerThread, Resize, Unwritten,
+    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Grow,
+    OwnIo, PerThread, Resize, Unwritten,
 };
 pub use driver::fault;
 pub use driver::fault::FaultPlan;

@@ -9,6 +9,7 @@ use std::fmt;
 
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
+use crate::driver::io::Io;
 use crate::driver::loss::Loss;
 use crate::words::error::Result;
 
@@ -21,6 +22,8 @@ pub struct Capabilities<'a> {
     pub cont_blocker: Option<&'a dyn ContBlocker>,
     /// Its length can be changed.
     pub resize: Option<&'a dyn Resize>,
+    /// It becomes longer by what is written beyond its end.
+    pub grow: Option<&'a dyn Grow>,
     /// It limits how many bytes are allocated.
     pub quota: Option<&'a dyn AllocationLimit>,
     /// It injects errors.
@@ -98,6 +101,14 @@ pub trait Resize: fmt::Debug {
     /// # Errors
     /// If the storage refuses, or cannot be that long; the length is what it was then.
     fn resize(&self, length: u64) -> Result<()>;
+}
+
+/// A length that follows what is written. Called on iothreads, several at once.
+pub trait Grow: fmt::Debug {
+    /// Starts a write or write-zeroes that ends beyond [`crate::Driver::length`], for a parent with the
+    /// permission to resize. When it has succeeded, the node reaches to its end at least, and what nobody
+    /// has written before it reads as zeroes. If it fails, the length is what others have made of it.
+    fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
 }
 
 /// A limit of the bytes that are allocated.

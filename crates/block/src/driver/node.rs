@@ -17,7 +17,7 @@ use crate::driver::own_io::{NotOnDisk, WriteBack};
 use crate::driver::status::{self, Extent, Stored};
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
-use crate::words::permissions::Access;
+use crate::words::permissions::{Access, Permissions};
 use crate::words::request::Operation;
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
@@ -104,7 +104,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// Starts an operation on an iothread.
     ///
     /// The range lies inside [`Driver::length`] and the node is writable if the operation
-    /// modifies ([`Node::submit`] checks). EAGAIN, EINTR, ECANCELED and ENOMEM are retried inside,
+    /// modifies ([`Node::submit`] and [`Child::submit`] see to it). EAGAIN, EINTR, ECANCELED and ENOMEM are retried inside,
     /// bounded; a short write is continued; a short read inside the length is an error. A failed
     /// operation may be submitted again at any time with the same effect as the first.
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
@@ -356,6 +356,51 @@ impl Node {
         }
     }
 
+    /// As [`Self::submit`], by an edge: what reaches beyond the end is not refused. There reads find
+    /// zeroes, discards nothing, and writes make the node longer, if the edge may resize it.
+    fn submit_by<'a>(&'a self, io: Io<'a>, edge: &Child) -> IoFuture<'a> {
+        match self.check(io.op, io.offset, io.bytes) {
+            Ok(()) => self.driver.submit(io),
+            Err(fault) => self.submit_beyond(io, fault, edge),
+        }
+    }
+
+    #[cold]
+    fn submit_beyond<'a>(&'a self, io: Io<'a>, fault: GuestFault, edge: &Child) -> IoFuture<'a> {
+        let end = io.offset.checked_add(io.bytes);
+        let is_range = end.is_some_and(|end| i64::try_from(end).is_ok());
+        if fault == GuestFault::OutOfRange && is_range {
+            match io.op {
+                Operation::Read | Operation::Discard => return self.submit_clipped(io),
+                Operation::Write | Operation::WriteZeroes { .. } => {
+                    let grow = self.driver.capabilities().grow;
+                    if let Some(grow) = grow
+                        && edge.access().held.contains(Permissions::RESIZE)
+                    {
+                        return grow.submit_beyond(io);
+                    }
+                }
+                Operation::Flush => {}
+            }
+        }
+        IoFuture::ready(Err(self.fault_error(fault, &io)))
+    }
+
+    /// What of a read or discard lies inside; behind that there are zeroes.
+    fn submit_clipped<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        let inside = self.driver.length().saturating_sub(io.offset).min(io.bytes);
+        let behind = io.slice(inside..io.bytes);
+        if inside == 0 {
+            behind.buffers.fill_zero();
+            return IoFuture::ready(Ok(()));
+        }
+        IoFuture::new(async move {
+            self.driver.submit(io.slice(0..inside)).await?;
+            behind.buffers.fill_zero();
+            Ok(())
+        })
+    }
+
     /// Notes a successful write that ends at `end`.
     pub fn wrote(&self, end: u64) {
         // A plain load first: the common case writes nothing to the shared cache line.
@@ -538,14 +583,16 @@ impl Child {
         self.node().extents(range, each).await
     }
 
-    /// [`Node::submit`].
+    /// Starts an operation ([`Driver::submit`]). Bounds are the business of exports: what a parent reads
+    /// beyond the end of the node is zeroes, and what it writes there makes the node longer
+    /// ([`crate::Grow`]), if it may resize it.
     pub fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         let node = self.node.load();
         // SAFETY: the node lives as long as `node`, and after that as long as the future: it is given
         // to it, and a future drops what it keeps after its work. Nothing that an `IoFuture` yields
         // borrows from anything.
         let lent: &'a Node = unsafe { &*Arc::as_ptr(&node) };
-        let future = lent.submit(io);
+        let future = lent.submit_by(io, self);
         if future.is_ready() {
             return future;
         }

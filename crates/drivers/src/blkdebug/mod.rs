@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use block::fault::{InjectError, SetState};
 use block::{
-    BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Io, IoFuture, Limits, Node,
+    BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io, IoFuture, Limits, Node,
     NodeInfo, Resize,
 };
 
@@ -126,9 +126,17 @@ impl Driver for Blkdebug {
     fn capabilities(&self) -> Capabilities<'_> {
         Capabilities {
             resize: Some(self),
+            grow: Some(self),
             fault_plan: Some(&self.plan),
             ..Capabilities::default()
         }
+    }
+}
+
+/// What reaches beyond the end is the child's business.
+impl Grow for Blkdebug {
+    fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        self.submit(io)
     }
 }
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
-use block::range_lock::Serialiser;
+use block::range_lock::{RangeLock, Serialiser};
 use block::{BlockError, ErrorKind, Io, OneBeside, Operation, beside};
 
 use super::deallocation::Deallocation;
@@ -51,6 +51,8 @@ pub struct FileDriver {
     pub(super) deallocation: Deallocation,
     /// The end of an image that does not fill its last block.
     pub(super) tail: Tail,
+    /// Keeps what makes the image longer, and does not fit its blocks, apart from what else is at its end.
+    pub(super) growth: RangeLock,
     /// Where the storage is asked what may take long.
     pub(super) beside: OneBeside,
     /// Dropped after `deallocation`, which waits for what it has begun: with it go the locks.
@@ -213,6 +215,7 @@ impl FileDriver {
             serialiser: Serialiser::default(),
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device),
+            growth: RangeLock::default(),
             beside: OneBeside::default(),
             fd: opened.fd,
         })

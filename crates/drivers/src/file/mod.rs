@@ -32,6 +32,7 @@ mod device_size;
 mod driver;
 mod flush;
 mod geometry;
+mod grow;
 mod lock;
 mod open;
 mod options;
@@ -190,6 +191,7 @@ impl Driver for FileDriver {
             flush_latch: Some(self),
             cont_blocker: Some(self),
             resize: Some(self),
+            grow: Some(self),
             discard_counters: Some(self),
             ..Capabilities::default()
         }

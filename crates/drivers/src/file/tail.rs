@@ -19,6 +19,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 
 use super::lock::Locked;
@@ -47,6 +48,8 @@ pub struct Tail {
     block: u64,
     /// Goes through the page cache; there once it is needed.
     buffered: OnceLock<Locked>,
+    /// Several writes at once reach the end, and it never goes back for one of them.
+    changing: Mutex<()>,
 }
 
 impl Tail {
@@ -57,6 +60,7 @@ impl Tail {
             plain: AtomicU64::new(0),
             block: u64::from(block),
             buffered: OnceLock::new(),
+            changing: Mutex::new(()),
         };
         tail.set(end, length);
         tail
@@ -64,6 +68,11 @@ impl Tail {
 
     /// The image has `end` bytes now, the node `length`.
     pub fn set(&self, end: u64, length: u64) {
+        let _one = self.changing.lock();
+        self.store(end, length);
+    }
+
+    fn store(&self, end: u64, length: u64) {
         self.end.store(end, Ordering::Release);
         let whole = end >= length && self.has_whole_blocks(length);
         let plain = if whole {
@@ -113,11 +122,22 @@ impl Tail {
         self.buffered.get().map(Locked::as_fd)
     }
 
-    /// A write that ends at `end` has succeeded.
-    pub fn written(&self, end: u64, length: u64) {
+    /// A write that ends at `end` has succeeded, and left the node as long as it is.
+    pub fn written(&self, end: u64, length: &AtomicU64) {
+        let _one = self.changing.lock();
+        let length = length.load(Ordering::Acquire);
         let end = end.min(length);
         if self.end() < end {
-            self.set(end, length);
+            self.store(end, length);
+        }
+    }
+
+    /// A write has made the image at least `end` bytes long, and the node `node`.
+    pub fn grown(&self, end: u64, node: u64, length: &AtomicU64) {
+        let _one = self.changing.lock();
+        let node = length.fetch_max(node, Ordering::AcqRel).max(node);
+        if self.end() < end {
+            self.store(end, node);
         }
     }
 }
@@ -145,8 +165,14 @@ mod tests {
             assert_eq!(tail.plain.load(Ordering::Acquire), plain, "{end} {block}");
         }
         let tail = Tail::new(4100, 4608, 512);
-        tail.written(4608, 4608);
+        tail.written(4608, &AtomicU64::new(4608));
         assert!(!tail.is_reached(4608), "it is there now");
-        assert_eq!(tail.end(), 4608);
+        tail.written(4200, &AtomicU64::new(4608));
+        assert_eq!(tail.end(), 4608, "whoever ends later, but wrote less");
+        let length = AtomicU64::new(4608);
+        tail.grown(12_288, 12_288, &length);
+        tail.grown(8192, 8192, &length);
+        tail.written(4608, &length);
+        assert_eq!((tail.end(), length.into_inner()), (12_288, 12_288));
     }
 }

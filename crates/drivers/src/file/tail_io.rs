@@ -2,6 +2,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use block::range_lock::Mode;
 use block::{Buffers, OwnedBuffer, Result};
 
 use super::driver::FileDriver;
@@ -38,6 +39,8 @@ impl FileDriver {
 
     /// Writes, and no further than the request reaches.
     async fn write_to_tail(&self, buffers: &Buffers<'_>, offset: u64, rw_flags: i32) -> Result<()> {
+        // A write beyond the end may have to read the last block and to write it back.
+        let _apart = self.growth.lock(0..1, Mode::Shared).await;
         let (end, length) = (offset + buffers.len() as u64, self.length_now());
         let blocks_end = self.tail.blocks_end(length);
         match self.tail.buffered() {
@@ -53,7 +56,7 @@ impl FileDriver {
             }
             _ => self.write_blocks(buffers, offset, rw_flags).await?,
         }
-        self.tail.written(end, length);
+        self.tail.written(end, &self.length);
         Ok(())
     }
 

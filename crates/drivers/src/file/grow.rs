@@ -1,0 +1,101 @@
+//! How a node becomes longer by what is written beyond its end ([`block::Grow`]).
+//!
+//! A file becomes as long as what was written. With O_DIRECT that is whole blocks, and the node has them
+//! all: it is as long as its file, as ever. A block device does not grow by being written to; but it may
+//! have been extended, and is asked before there is no space.
+
+use std::ops::Range;
+
+use block::driver::owned::PIECE_MAX;
+use block::range_lock::Mode;
+use block::{BlockError, Buffers, Driver, Grow, Io, IoFuture, Operation, OwnedBuffer, Result};
+
+use super::driver::FileDriver;
+use super::probe::Kind;
+use super::tail::node_length;
+use super::transfer::index;
+
+impl Grow for FileDriver {
+    fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        if self.kind == Kind::Block {
+            return match self.take_extension(io.offset + io.bytes) {
+                Ok(()) => self.submit(io),
+                Err(error) => IoFuture::ready(Err(self.located(&io, error))),
+            };
+        }
+        IoFuture::new(async move {
+            let result = self.write_beyond(&io).await;
+            result.map_err(|error| self.located(&io, error))
+        })
+    }
+}
+
+impl FileDriver {
+    /// A block device has to reach to `end`: takes over how long it is by now.
+    fn take_extension(&self, end: u64) -> Result<()> {
+        let size = self.device_size.ask(self.fd()).size;
+        let length = node_length(self.kind, size, self.zero_align).unwrap_or(0);
+        if length < end {
+            // Gone, or without space: `located` says which.
+            let text = format!("'{}' ends at byte {length}", self.filename);
+            return Err(BlockError::new(libc::ENOSPC, text));
+        }
+        self.tail.grown(length, length, &self.length);
+        Ok(())
+    }
+
+    async fn write_beyond(&self, io: &Io<'_>) -> Result<()> {
+        let fua = io.fua && !self.cache_no_flush;
+        let flags = match fua && self.cache_direct {
+            true => libc::RWF_DSYNC,
+            false => 0,
+        };
+        match io.op {
+            Operation::WriteZeroes { unmap } => {
+                let inside = self.length_now().saturating_sub(io.offset).min(io.bytes);
+                if inside > 0 {
+                    self.write_zeroes(io.offset, inside, unmap).await?;
+                }
+                self.zero_beyond(io.offset + inside..io.offset + io.bytes)
+                    .await?;
+            }
+            _ => self.write_grown(&io.buffers, io.offset, flags).await?,
+        }
+        // As for all writes ([`super::flush`]).
+        if fua && flags == 0 || io.fua && io.op != Operation::Write {
+            self.flush(io.losses_accepted).await?;
+        }
+        Ok(())
+    }
+
+    /// Zeroes have to be written: what a failed write has left there may be anything.
+    async fn zero_beyond(&self, range: Range<u64>) -> Result<()> {
+        let piece = (range.end - range.start).min(PIECE_MAX as u64);
+        let mut own = OwnedBuffer::new(index(piece))?;
+        own.fill(0);
+        let mut at = range.start;
+        while at < range.end {
+            let bytes = piece.min(range.end - at);
+            let zeroes = own.lend().slice(0..index(bytes));
+            self.write_grown(&zeroes, at, 0).await?;
+            at += bytes;
+        }
+        Ok(())
+    }
+
+    /// Writes, and makes node and image as long as that is. What does not fit reads the blocks at the end
+    /// of the image first: until it is known how long that is by now, nobody else changes it.
+    async fn write_grown(&self, buffers: &Buffers<'_>, offset: u64, flags: i32) -> Result<()> {
+        let bytes = buffers.len() as u64;
+        let mode = match self.fits(buffers, offset, bytes) {
+            true => Mode::Shared,
+            false => Mode::Exclusive,
+        };
+        let _apart = self.growth.lock(0..1, mode).await;
+        self.write_blocks(buffers, offset, flags).await?;
+        let end = self.blocks(offset, bytes).end;
+        let node = node_length(self.kind, end, self.zero_align).unwrap_or(end);
+        self.tail.grown(end, node, &self.length);
+        Ok(())
+    }
+}
