@@ -177,8 +177,9 @@ impl World {
         Ok(())
     }
 
-    /// An export is removed while the others go on. One is enough.
-    pub fn remove_backend(&mut self, b: usize) -> Check {
+    /// An export is removed while the others go on; one that was never served is not detached before.
+    /// One is enough.
+    pub fn remove_backend(&mut self, b: usize, detach: bool) -> Check {
         if self.backends.iter().any(|backend| backend.leaving) {
             return Ok(());
         }
@@ -187,7 +188,9 @@ impl World {
                 self.end_part(b, l)?;
             }
         }
-        self.detach(b);
+        if detach {
+            self.detach(b);
+        }
         self.inbox.push_back(Message::RemoveBackend(b));
         self.backends[b].leaving = true;
         Ok(())
