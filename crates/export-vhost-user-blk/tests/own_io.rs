@@ -301,9 +301,10 @@ fn storage_that_does_not_answer_is_waited_for_once() {
     setup.metadata.hangs.store(false, Ordering::SeqCst);
     wait_until("the end", || !setup.is_dirty() && setup.reason().is_none());
     setup.daemon.cont();
-    assert_eq!(write(&mut disk, 0, 2, 4096), STATUS_OK);
-    // So does the export's end, with storage that never answers.
+    // So does the export's end, with storage that never answers. Attempts that have waited for their turn
+    // so long may still come.
     setup.metadata.hangs.store(true, Ordering::SeqCst);
+    assert_eq!(write(&mut disk, 0, 2, 4096), STATUS_OK);
     let node = setup.node();
     let (begun, metadata) = (Instant::now(), Arc::clone(&setup.metadata));
     drop(disk);
