@@ -8,8 +8,9 @@
 
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use iothread::{Config, IoThread};
 use pollster::block_on;
@@ -214,6 +215,23 @@ impl World {
         taken.unwrap();
     }
 
+    /// Between any two tasks of an iothread something else takes long there, until the end.
+    fn slow(&self, thread: usize) -> Arc<AtomicBool> {
+        let end = Arc::new(AtomicBool::new(false));
+        let ended = Arc::clone(&end);
+        let begun = self.threads[thread].handle().run_blocking(|| async {
+            let task = iothread::spawn_local(async move {
+                while !ended.load(Ordering::SeqCst) {
+                    std::thread::sleep(Duration::from_millis(20));
+                    iothread::yield_now().await;
+                }
+            });
+            task.detach();
+        });
+        begun.unwrap();
+        end
+    }
+
     /// Ends the part that was opened first of those that are left there.
     fn close(&self, thread: usize) {
         let closed = self.threads[thread].handle().run_blocking(|| async {
@@ -330,6 +348,16 @@ fn nodes_come_and_go_below_an_export() {
     drop(drained);
     world.wait_taken(1);
     world.write(1, 0, 6);
+
+    // And once more, where nobody has the former root when that is said.
+    let (last, _) = world.node("last", &[]);
+    let drained = block_on(backend.drain());
+    drop(block_on(backend.set_node(last, &drained)));
+    let end = world.slow(0);
+    block_on(backend.graph_changed());
+    assert_eq!(Arc::strong_count(&old), 1, "nor has a worker");
+    end.store(true, Ordering::SeqCst);
+    drop(drained);
     world.close(0);
     world.close(1);
     assert_eq!(in_new.load(Ordering::SeqCst), 50);

@@ -345,7 +345,8 @@ impl LocalBackend {
             }
             LocalMessage::GraphChanged { done } => {
                 self.follow_graph();
-                drop(done);
+                // Behind the tasks of the workers that end by that: they still have the former node.
+                iothread::spawn_local(async move { drop(done) }).detach();
             }
             LocalMessage::Busy { most, reply } => {
                 // Whoever has asked may have stopped waiting.
