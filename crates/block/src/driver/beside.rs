@@ -30,10 +30,25 @@ pub async fn beside<R: Send + 'static>(f: impl FnOnce() -> R + Send + 'static) -
     poll_fn(|cx| asker.poll(cx)).await
 }
 
-/// Drops `last` where nobody waits: its drop may ask the storage, such as one that closes a file.
+/// Drops `last` where nobody waits: its drop may ask the storage, such as one that closes a file. If there
+/// is no thread for it, one of those that hang does it when it goes on.
 pub fn drop_beside(last: impl Send + 'static) {
-    // If there is no thread, it is dropped here.
-    let _ = spawn(move || drop(last));
+    LEFT.lock().push(Box::new(last));
+    // Refused: it stays there.
+    let _ = spawn(|| {});
+}
+
+/// What is to be dropped by the next thread that has time.
+static LEFT: Mutex<Vec<Box<dyn Send>>> = Mutex::new(Vec::new());
+
+fn drop_left() {
+    loop {
+        // The newest first: what is older may hang again.
+        let last = LEFT.lock().pop();
+        if last.is_none() {
+            return;
+        }
+    }
 }
 
 fn spawn(f: impl FnOnce() + Send + 'static) -> io::Result<()> {
@@ -56,6 +71,7 @@ fn spawn(f: impl FnOnce() + Send + 'static) -> io::Result<()> {
     let run = move || {
         let _counted = counted;
         f();
+        drop_left();
     };
     thread.spawn(run).map(drop)
 }
