@@ -8,10 +8,13 @@ mod tests {
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
+    use std::task::{Context, Waker};
+
+    use block::driver::park;
     use block::fault::{InjectError, IoType};
     use block::{
-        AllocationLimit, BoxFuture, Driver, EXTENTS_MAX, ErrorKind, Extent, Io, IoFuture, Node,
-        NodeInfo, Operation, Resize, Result, Stored,
+        AllocationLimit, BlockError, BoxFuture, Driver, EXTENTS_MAX, ErrorKind, Extent, Io,
+        IoFuture, Node, NodeInfo, Operation, Resize, Result, Stored,
     };
     use standfast_drivers::file::Discard;
     use standfast_drivers::quota::LENGTH_MAX;
@@ -332,6 +335,7 @@ mod tests {
     struct Pieces {
         length: Arc<AtomicU64>,
         asked: Arc<AtomicU64>,
+        is_mute: Arc<AtomicBool>,
     }
 
     const PIECE: u64 = 64 * KIB;
@@ -363,7 +367,11 @@ mod tests {
                     _ => Extent::hole(bytes, Stored::Here(at)),
                 }
             });
-            Box::pin(std::future::ready(Ok(halves.take(EXTENTS_MAX).collect())))
+            let answer = match self.is_mute.load(Ordering::SeqCst) {
+                true => Err(BlockError::from_errno(libc::EIO)),
+                false => Ok(halves.take(EXTENTS_MAX).collect()),
+            };
+            Box::pin(std::future::ready(answer))
         }
 
         fn capabilities(&self) -> block::Capabilities<'_> {
@@ -392,6 +400,7 @@ mod tests {
         let pieces = Pieces {
             length: Arc::new(AtomicU64::new(DATA * PIECE)),
             asked: Arc::default(),
+            is_mute: Arc::default(),
         };
         let asked = || pieces.asked.swap(0, Ordering::SeqCst);
         let disk = quota(Node::new("pieces0", Box::new(pieces.clone())), 0);
@@ -401,5 +410,63 @@ mod tests {
         disk.resize((DATA + 8) * PIECE).expect("longer");
         assert_eq!(limit(&disk).quota().1, (DATA + 8) * PIECE / 2);
         assert_eq!(asked(), 1);
+        // It has the new length, whatever it does not say: a failure would leave it at that.
+        pieces.is_mute.store(true, Ordering::SeqCst);
+        disk.resize((DATA + 10) * PIECE).expect("longer");
+        assert_eq!(limit(&disk).quota().1, (DATA + 8) * PIECE / 2 + 2 * PIECE);
+        disk.resize(PIECE).expect("shorter");
+        assert_eq!(limit(&disk).quota().1, PIECE / 2);
+    }
+
+    /// Begins nothing.
+    #[derive(Debug)]
+    struct Throttle;
+
+    impl Driver for Throttle {
+        fn name(&self) -> &'static str {
+            "throttle"
+        }
+
+        fn info(&self) -> NodeInfo {
+            NodeInfo::default()
+        }
+
+        fn length(&self) -> u64 {
+            LENGTH
+        }
+
+        fn submit<'a>(&'a self, _io: Io<'a>) -> IoFuture<'a> {
+            IoFuture::new(park::until(std::future::pending()))
+        }
+
+        fn block_status(&self, range: std::ops::Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+            let all = Extent::hole(range.end - range.start, Stored::Nowhere);
+            Box::pin(std::future::ready(Ok(vec![all])))
+        }
+    }
+
+    /// What a child has parked is taken back for a drain, and may never be submitted again: as long as it
+    /// is there it has its place, and then nothing.
+    #[test]
+    fn what_is_taken_back_has_allocated_nothing() {
+        let throttle = Node::new("throttle0", Box::new(Throttle));
+        let disk = quota(throttle, LENGTH);
+        pollster::block_on(async {
+            for taken_back in [true, false] {
+                let io = Io::write_zeroes(0, 8 * KIB, false);
+                let mut parked = Some(Box::pin(disk.submit(io)));
+                let mut cx = Context::from_waker(Waker::noop());
+                let polled = parked.as_mut().map(|future| future.as_mut().poll(&mut cx));
+                assert!(polled.is_some_and(|polled| polled.is_pending()));
+                let has = || limit(&disk).quota().1;
+                assert_eq!(has(), 8 * KIB);
+                match taken_back {
+                    true => park::take_back(|| drop(parked.take())),
+                    false => drop(parked),
+                }
+                let left = if taken_back { 0 } else { 8 * KIB };
+                assert_eq!(has(), left, "in doubt it counts");
+            }
+        });
     }
 }

@@ -27,6 +27,8 @@ use std::ptr;
 use std::task::{Context, Poll, Waker};
 
 thread_local! {
+    /// A request is being taken back.
+    static TAKEN_BACK: Cell<bool> = const { Cell::new(false) };
     /// Whose last poll ended in an [`Until`]: the data of its waker. Only to be compared.
     static WAITS: Cell<*const ()> = const { Cell::new(ptr::null()) };
 }
@@ -51,6 +53,27 @@ pub async fn never<F: Future>(future: F) -> F::Output {
         polled
     })
     .await
+}
+
+/// Calls `drop`, which drops the future of a request that is parked.
+pub fn take_back(drop: impl FnOnce()) {
+    /// Also where that panics.
+    struct Restore(bool);
+
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            let _ = TAKEN_BACK.try_with(|taken_back| taken_back.set(self.0));
+        }
+    }
+
+    let _restored = Restore(TAKEN_BACK.replace(true));
+    drop();
+}
+
+/// Whether the future that is being dropped is taken back where it was parked: nothing was done for it, so
+/// a driver above that has taken something for it (a part of a quota) gives it back as a whole.
+pub fn is_taken_back() -> bool {
+    TAKEN_BACK.try_with(Cell::get).unwrap_or(false)
 }
 
 /// Whether the future that was just polled with `waker`, and is pending, waits in an [`until`].

@@ -222,7 +222,7 @@ impl Worker {
     pub fn take_back(&self) -> Option<Ticket> {
         let mut running = self.running.borrow_mut();
         let ticket = (running.as_mut()).and_then(|running| running.ticket.take());
-        *running = None;
+        park::take_back(|| *running = None);
         ticket.map(|(ticket, _)| ticket)
     }
 

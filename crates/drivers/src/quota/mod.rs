@@ -14,7 +14,8 @@
 //!
 //! The account is one for all iothreads and taken under a short lock, before the request goes to
 //! the child; reads and flushes do not touch it. When in doubt (a write that overlaps a discard, a
-//! request that is dropped half way) a granule counts as allocated.
+//! request that is dropped half way, a child that got longer and does not say what it has there) a
+//! granule counts as allocated.
 
 mod account;
 mod bitmap;
@@ -22,6 +23,7 @@ mod bitmap;
 use std::ops::Range;
 use std::sync::Arc;
 
+use block::driver::park;
 use block::{
     Access, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Io,
     IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
@@ -237,7 +239,8 @@ impl<'a> Reserved<'a> {
 
 impl Drop for Reserved<'_> {
     fn drop(&mut self) {
-        self.end(true, false);
+        // What is taken back from a child that has it parked has not been executed in any part.
+        self.end(!park::is_taken_back(), false);
     }
 }
 
@@ -314,10 +317,14 @@ impl Resize for Quota {
         let driver = file.driver();
         let before = driver.length();
         file.resize(length)?;
-        let granules = driver.length().div_ceil(GRANULARITY);
-        self.account().resize(granules);
-        // What the child has beyond its old end may be allocated already, on a device for instance.
-        pollster::block_on(self.note_allocated(before))
+        let length = driver.length();
+        self.account().resize(length.div_ceil(GRANULARITY));
+        // What the child has beyond its old end may be allocated already, on a device for instance. If it
+        // does not say, all of it is: it is that long by now, so this is no failure.
+        if pollster::block_on(self.note_allocated(before)).is_err() && before < length {
+            self.account().note_allocated(touched(&(before..length)));
+        }
+        Ok(())
     }
 }
 
