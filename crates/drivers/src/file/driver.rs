@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::{RangeLock, Serialiser};
-use block::{BlockError, ErrorKind, Io, OneBeside, Operation, beside};
+use block::{BlockError, ErrorKind, Io, OneBeside, Operation};
 
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
@@ -18,6 +18,7 @@ use super::open;
 use super::options::{Discard, FileOptions};
 use super::probe::{self, Deallocates, DirectAlignment, Kind};
 use super::tail::{Tail, node_length};
+use super::turns;
 use crate::OpenError;
 
 /// See the [module](super).
@@ -85,7 +86,7 @@ impl Medium {
 }
 
 impl FileDriver {
-    /// Opens an image beside, however long the storage takes. If the future is dropped, a step that
+    /// Opens an image beside, however long the storage takes, when others that open it have ended. If the future is dropped, a step that
     /// hangs is the last one: what it brings in the end is given back, and the image is not locked.
     ///
     /// # Errors
@@ -97,10 +98,11 @@ impl FileDriver {
             let reason = block::Cause::of_errno(errno).reason();
             OpenError::new(errno, format!("No thread to open an image with: {reason}"))
         };
+        let path = options.path().to_owned();
         let first = options.clone();
-        let unlocked = beside(move || open::open(&first, medium.kind())).await;
+        let unlocked = turns::run(&path, move || open::open(&first, medium.kind())).await;
         let unlocked = unlocked.map_err(no_thread)??;
-        let made = beside(move || Self::lock(medium, options, unlocked)).await;
+        let made = turns::run(&path, move || Self::lock(medium, options, unlocked)).await;
         made.map_err(no_thread)?
     }
 

@@ -43,6 +43,7 @@ mod status;
 mod tail;
 mod tail_io;
 mod transfer;
+mod turns;
 mod zero;
 
 use std::ops::Range;

@@ -4,7 +4,6 @@ use std::fs::OpenOptions;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
 
 use rustix::fs::OFlags;
 
@@ -189,14 +188,12 @@ fn write_protected(name: &str) -> OpenError {
 }
 
 fn try_open(options: &FileOptions, writable: bool, direct: bool) -> io::Result<OwnedFd> {
-    let path = options.path.as_deref();
-    let path = path.unwrap_or_else(|| Path::new(&options.filename));
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if direct { libc::O_DIRECT } else { 0 };
     OpenOptions::new()
         .read(true)
         .write(writable)
         .custom_flags(flags)
-        .open(path)
+        .open(options.path())
         .map(OwnedFd::from)
 }
 

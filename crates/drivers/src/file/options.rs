@@ -1,6 +1,6 @@
 //! How an image is to be opened.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// What happens to discards.
@@ -48,4 +48,12 @@ pub struct FileOptions {
     pub locking: Locking,
     /// Do not mind writers; only with `read_only`.
     pub force_share: bool,
+}
+
+impl FileOptions {
+    /// The path itself.
+    pub fn path(&self) -> &Path {
+        let path = self.path.as_deref();
+        path.unwrap_or_else(|| Path::new(&self.filename))
+    }
 }
