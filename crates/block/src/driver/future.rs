@@ -38,7 +38,6 @@ pub type BoxFuture<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 pub struct IoFuture<'a> {
     work: Work,
     _borrows: PhantomData<dyn Future<Output = Result<()>> + 'a>,
-    _pinned: PhantomPinned,
 }
 
 #[expect(
@@ -59,6 +58,10 @@ struct Stored {
     /// What the future may borrow from: fields are dropped after the `Drop` of the whole, and that drops
     /// the future.
     kept: SmallVec<[Arc<dyn Any + Send + Sync>; KEPT_INLINE]>,
+    /// Here, and so in all around it: the future may borrow from itself, and a `&mut` to what is
+    /// `Unpin` says that nobody else has a reference into it. For the same reason nobody makes a
+    /// `&mut` to the storage.
+    _pinned: PhantomPinned,
 }
 
 impl<'a> IoFuture<'a> {
@@ -103,7 +106,6 @@ impl<'a> IoFuture<'a> {
         Self {
             work,
             _borrows: PhantomData,
-            _pinned: PhantomPinned,
         }
     }
 
@@ -134,6 +136,7 @@ impl<'a> IoFuture<'a> {
             poll: poll::<F>,
             drop: drop::<F>,
             kept: SmallVec::new(),
+            _pinned: PhantomPinned,
         }))
     }
 }
@@ -146,9 +149,7 @@ impl Future for IoFuture<'_> {
         match unsafe { &mut self.get_unchecked_mut().work } {
             Work::Ready(result) => Poll::Ready(result.take().expect("polled after it was ready")),
             // SAFETY: the storage was filled by `inline` with the type that `poll` was made for.
-            Work::Stored(stored) => unsafe {
-                (stored.poll)(stored.storage.as_mut_ptr().cast(), cx)
-            },
+            Work::Stored(stored) => unsafe { (stored.poll)((&raw mut stored.storage).cast(), cx) },
         }
     }
 }
@@ -156,7 +157,7 @@ impl Future for IoFuture<'_> {
 impl Drop for Stored {
     fn drop(&mut self) {
         // SAFETY: the storage holds the value that `drop` was made for, and this runs once.
-        unsafe { (self.drop)(self.storage.as_mut_ptr().cast()) }
+        unsafe { (self.drop)((&raw mut self.storage).cast()) }
     }
 }
 

@@ -232,7 +232,7 @@ mod tests {
             if bytes > 0 {
                 assert_eq!(lent.after(bytes - 1).copy_from(&[0x55]), 1);
                 assert_eq!(buffer.last(), Some(&0x55));
-                assert!(buffer[..bytes - 1].iter().all(|&byte| byte == 0xaa));
+                assert!(buffer[..bytes - 1] == vec![0xaa; bytes - 1]);
             }
         }
         let zeroed = OwnedBuffer::zeroed(4096).expect("memory");
