@@ -7,6 +7,7 @@ use block::{BoxFuture, Registry};
 use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 
+use crate::blocking::tidy_up;
 use crate::objects::Objects;
 use crate::opening::Names;
 use crate::setup_error::SetupError;
@@ -15,8 +16,7 @@ use crate::{exports, nodes};
 
 /// Objects, nodes and exports of a daemon. The command line and monitors share it.
 ///
-/// The way down is [`Self::settle`], [`Self::close_exports`], and then its drop: nodes, and last the
-/// iothreads, whose end waits for the storage.
+/// The way down is [`Self::settle`], [`Self::close_exports`], and then its drop.
 #[derive(Debug)]
 pub struct Assembly {
     registry: Arc<Registry>,
@@ -92,10 +92,17 @@ impl Assembly {
         unmake::settle(&self.registry, reason).await
     }
 
-    /// The second half: ends all exports.
+    /// The second half: ends all exports, and the iothreads. What a node does on its own, and storage
+    /// that hangs does not end, is given up after 2 s.
     pub async fn close_exports(&self, settled: Settled) {
         drop(settled);
         self.registry.close_exports().await;
+        let iothreads = std::mem::take(&mut *self.objects.iothreads().await);
+        // All that clients wanted has ended.
+        tidy_up("what nodes do on their own is given up", move || {
+            drop(iothreads);
+        })
+        .await;
     }
 }
 
@@ -106,5 +113,38 @@ impl monitor::Objects for Assembly {
 
     fn delete(&self, id: String) -> BoxFuture<'_, Result<(), QmpError>> {
         Box::pin(async move { Ok(self.delete_object(&id).await?) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+    use std::os::fd::AsFd;
+
+    use testkit::{FuseFile, FuseOp};
+
+    /// The drop of an iothread waits for what its ring has begun: a node's own I/O to storage that hangs
+    /// kept the process from ending, for ever.
+    #[tokio::test]
+    async fn the_end_does_not_wait_for_own_io_that_hangs() {
+        let fuse = FuseFile::new(4096).expect("FUSE");
+        let file = File::open(fuse.path()).expect("it is there");
+        let (control, task) = block::control();
+        tokio::spawn(task.run());
+        let (registry, _quit) = Registry::new(control);
+        let assembly = Assembly::new(registry);
+        let thread = assembly.objects.iothreads().await.own().expect("io_uring");
+        fuse.hang(FuseOp::Fsync, true);
+        let begun = thread.spawn(move || async move {
+            let _ = iothread::ring::fsync(file.as_fd(), true).await;
+        });
+        assert!(begun.is_ok());
+        while fuse.count(FuseOp::Fsync) == 0 {
+            tokio::task::yield_now().await;
+        }
+        let settled = assembly.settle("test").await;
+        assembly.close_exports(settled).await;
+        fuse.hang(FuseOp::Fsync, false);
     }
 }
