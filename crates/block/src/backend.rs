@@ -4,9 +4,9 @@
 //! lives on an iothread and sees the requests.
 //!
 //! Here is the life of the *device*: attach, reset, abandon, detach, and what lasts as long as it does.
-//! Its clients are [`Connection`]s, one or several, which come and go without touching it.
+//! Its clients are [`crate::Connection`]s, one or several, which come and go without touching it.
 
-mod connection;
+pub mod connection;
 mod parts;
 
 use std::sync::Arc;
@@ -34,8 +34,6 @@ use crate::words::write_cache::WriteCache;
 use pollster::block_on;
 
 use self::parts::Parts;
-
-pub use self::connection::Connection;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]
@@ -178,32 +176,6 @@ impl Backend {
 
     pub(crate) fn accounting(&self) -> &Accounting {
         &self.accounting
-    }
-
-    /// A client connects. If no device has been there before, neither in this process nor in a former
-    /// one, that begins its life, as [`Self::attach`] does; else nothing is reset: who joins finds I/O
-    /// status and run state as they are. None: the daemon ends, or the backend has been removed.
-    pub async fn connect(self: &Arc<Self>) -> Option<Connection> {
-        let connection = Connection::open(self);
-        let (id, losses_accepted) = (self.id, Arc::clone(&self.losses_accepted));
-        self.control
-            .call(move |state, wiring| {
-                if state.join(id, wiring)? {
-                    // Nobody has ever had a request here.
-                    losses_accepted.store(Loss::last(), Ordering::SeqCst);
-                    wiring.clear_void_losses();
-                    state.touch();
-                }
-                Some(())
-            })
-            .await??;
-        Some(connection)
-    }
-
-    /// The connection of an export whose client is the device itself: it lasts as long as the export, and
-    /// the export says when the device is attached, reset or given up.
-    pub fn connect_device(self: &Arc<Self>) -> Connection {
-        Connection::open(self)
     }
 
     /// How many connections there are that have not ended.

@@ -26,7 +26,8 @@ mod registry_error;
 mod resize;
 pub mod words;
 
-pub use backend::{Backend, Connection, Drained};
+pub use backend::connection::Connection;
+pub use backend::{Backend, Drained};
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
 pub use control::run_control::Refusal;

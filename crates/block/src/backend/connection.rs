@@ -5,9 +5,11 @@
 //! connection takes with it is what its client asked for and nobody can be told of any more.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use iothread::mailbox;
 
+use crate::driver::loss::Loss;
 use crate::words::ids::ConnectionId;
 
 use super::Backend;
@@ -20,8 +22,36 @@ pub struct Connection {
     id: ConnectionId,
 }
 
+impl Backend {
+    /// A client connects. If no device has been there before, neither in this process nor in a former
+    /// one, that begins its life, as [`Self::attach`] does; else nothing is reset: who joins finds I/O
+    /// status and run state as they are. None: the daemon ends, or the backend has been removed.
+    pub async fn connect(self: &Arc<Self>) -> Option<Connection> {
+        let connection = Connection::open(self);
+        let (id, losses_accepted) = (self.id, Arc::clone(&self.losses_accepted));
+        self.control
+            .call(move |state, wiring| {
+                if state.join(id, wiring)? {
+                    // Nobody has ever had a request here.
+                    losses_accepted.store(Loss::last(), Ordering::SeqCst);
+                    wiring.clear_void_losses();
+                    state.touch();
+                }
+                Some(())
+            })
+            .await??;
+        Some(connection)
+    }
+
+    /// The connection of an export whose client is the device itself: it lasts as long as the export, and
+    /// the export says when the device is attached, reset or given up.
+    pub fn connect_device(self: &Arc<Self>) -> Connection {
+        Connection::open(self)
+    }
+}
+
 impl Connection {
-    pub(super) fn open(backend: &Arc<Backend>) -> Self {
+    fn open(backend: &Arc<Backend>) -> Self {
         Self {
             backend: Arc::clone(backend),
             id: backend.parts.connect(),

@@ -1,15 +1,16 @@
 //! A backend's part on one iothread: executes requests and applies what the gate decides.
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
-//! (`dispatch`), what waits for the driver (`worker`) or in it (`parking`), what run control is told
-//! (`hold_notices`, `reporter`), how it ends (`end`), what
-//! drivers write on their own (`write_back`).
+//! (`dispatch`), what waits for the driver (`worker`, `busy`, `in_flight`) or in it (`parking`), what run
+//! control is told (`hold_notices`, `reporter`), how it ends (`end`), what drivers write on their own
+//! (`write_back`).
 
 mod busy;
 mod client;
 mod dispatch;
 mod end;
 mod hold_notices;
+mod in_flight;
 mod parking;
 mod reporter;
 mod worker;
@@ -26,7 +27,8 @@ use std::time::{Instant, SystemTime};
 use iothread::mailbox::{self, Receiver, Sender};
 use iothread::time;
 
-use crate::backend::{Backend, Connection};
+use crate::backend::Backend;
+use crate::backend::connection::Connection;
 use crate::control::accounting::{LocalStats, Round};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
