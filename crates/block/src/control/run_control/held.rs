@@ -115,13 +115,12 @@ impl Held {
         self.awaited = false;
     }
 
-    /// A request has ended. With the last one nothing is awaited any more: of what a former daemon
-    /// held, all has been handed back by then.
+    /// A request has ended. What a former daemon held may still come, though nothing is known now: the
+    /// rings of a client start one after the other ([`Self::handed_back`]).
     pub(super) fn resolved(&mut self, place: Place) {
         // What has been dropped by a reset is not known any more.
         if let Some(known) = self.known.remove(&place) {
             self.waiting -= usize::from(known.waits);
-            self.awaited &= !self.known.is_empty();
         }
     }
 

@@ -351,6 +351,24 @@ fn what_a_former_daemon_held_goes_through_the_same_door() {
             daemon.fx.take(),
             [(Some(daemon.vda), 1, HoldEnd::Completed)]
         );
+
+        // One ring has started, and what was handed back there has ended before the next one does.
+        let mut daemon = Daemon::start(Some(saved.clone()), scope);
+        let vda = daemon.vda;
+        let frozen = |daemon: &Daemon| daemon.control.backend(vda).unwrap().is_frozen();
+        let freezes = scope == HoldScope::Device;
+        for order in [5, 6] {
+            daemon.control.restored(&Restored {
+                order,
+                request: request(order),
+                ..restored
+            });
+            daemon.resolve(A, order, HoldEnd::Completed);
+            assert_eq!((daemon.fx.take(), frozen(&daemon)), (vec![], freezes));
+        }
+        daemon.control.handed_back(vda, &mut daemon.fx);
+        assert_eq!(daemon.fx.take(), [(Some(vda), 1, HoldEnd::NoRecord)]);
+        assert!(!frozen(&daemon));
     }
 }
 
