@@ -2,7 +2,7 @@
 //!
 //! The room: what the export has to do for it (`client`), a request's way to the driver and back
 //! (`dispatch`), what waits for the driver (`worker`, `busy`, `in_flight`) or in it (`parking`), what run
-//! control is told (`hold_notices`, `reporter`), how it ends (`end`), what drivers write on their own
+//! control is told (`hold_notices`, `reporter`), how it opens (`opening`) and ends (`end`), what drivers write on their own
 //! (`write_back`).
 
 mod busy;
@@ -11,6 +11,7 @@ mod dispatch;
 mod end;
 mod hold_notices;
 mod in_flight;
+mod opening;
 mod parking;
 mod reporter;
 mod worker;
@@ -43,6 +44,7 @@ use crate::words::request::{Operation, Request};
 
 use self::busy::Busy;
 use self::hold_notices::HoldNotices;
+use self::opening::Opening;
 use self::reporter::Reporter;
 use self::worker::Worker;
 
@@ -148,6 +150,7 @@ impl LocalBackend {
             reporter: Reporter::new(control.sender().clone()),
         });
         let this = Self(inner);
+        let opening = Opening::new(backend, id, &this.0.stats);
         let of = backend.id();
         let known = control
             .call(move |state, wiring| {
@@ -156,10 +159,9 @@ impl LocalBackend {
             })
             .await;
         if known != Some(true) {
-            backend.accounting().retire(&this.0.stats);
-            backend.remove_local(id);
             return None;
         }
+        opening.done();
         // Before the first request: what run control has told it begins with a reset.
         while let Some(message) = receiver.try_recv() {
             this.take(message);

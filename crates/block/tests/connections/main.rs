@@ -8,12 +8,15 @@
 #[allow(dead_code, reason = "another target uses the rest")]
 mod world;
 
-use std::sync::mpsc;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::sync::{Arc, mpsc};
+use std::task::{Context, Poll, Waker};
 
 use pollster::block_on;
-use standfast_block::{HoldScope, RunState, Status};
+use standfast_block::{Connection, HoldScope, LocalBackend, RunState, Status};
 
-use world::{A_WHILE, Guest, Seen, THREADS, Told, World, wait_until, write};
+use world::{A_WHILE, Guest, Seen, THREADS, Told, World, front_client, wait_until, write};
 
 const BLOCK: u64 = 4096;
 const SCOPES: [HoldScope; 3] = [HoldScope::Vm, HoldScope::Device, HoldScope::Request];
@@ -298,7 +301,7 @@ fn removal_waits_for_what_hangs() {
     a.submit(0, write(0, 0, BLOCK));
     let (front, told) = a.leave();
     assert_eq!(told, Told::default());
-    let storage = std::sync::Arc::clone(&world.storage);
+    let storage = Arc::clone(&world.storage);
     std::thread::scope(|scope| {
         let (told, done) = mpsc::channel();
         scope.spawn(move || {
@@ -396,6 +399,53 @@ fn who_comes_during_a_drain_is_drained() {
     world.end();
 }
 
+/// Whoever opened a part and stopped waiting, or came when the backend was gone, left it in run control, in
+/// the counters and among those that are drained.
+#[test]
+fn a_part_that_is_never_open_leaves_nothing_behind() {
+    let world = World::new(HoldScope::Vm);
+    let a = world.client();
+    let before = (world.reached(), world.backend.stats());
+    let open = |connection: &Arc<Connection>, given_up: bool| {
+        let connection = Arc::clone(connection);
+        let open = move || async move {
+            let client = front_client(&Arc::default());
+            let mut opens = pin!(LocalBackend::open(&connection, client, 1));
+            poll_fn(|cx| match opens.as_mut().poll(cx) {
+                Poll::Pending if !given_up => Poll::Pending,
+                polled => Poll::Ready(matches!(polled, Poll::Ready(Some(_)))),
+            })
+            .await
+        };
+        world.threads[0].handle().run_blocking(open).unwrap()
+    };
+    let connection = Arc::new(block_on(world.backend.connect()).unwrap());
+    // Run control stands still, so that none of them is open in time.
+    let (go_on, told) = mpsc::channel::<()>();
+    let mut stands = Box::pin(world.control.call(move |_, _| told.recv().unwrap()));
+    let mut cx = Context::from_waker(Waker::noop());
+    assert!(stands.as_mut().poll(&mut cx).is_pending());
+    for _ in 0..4 {
+        assert!(!open(&connection, true));
+    }
+    go_on.send(()).unwrap();
+    block_on(stands).unwrap();
+    assert_eq!(world.state(|state| state.accounting().live()), THREADS);
+    assert_eq!((world.reached(), world.backend.stats()), before);
+    drop(block_on(world.backend.drain()));
+    a.leave();
+    // The backend is gone.
+    block_on(async {
+        world.backend.detach().await;
+        world.backend.remove().await;
+    });
+    let none = world.reached();
+    assert!(!open(&connection, false));
+    assert_eq!(world.reached(), none);
+    drop(connection);
+    world.end();
+}
+
 #[test]
 fn who_leaves_or_comes_while_all_is_stopped() {
     let world = World::new(HoldScope::Vm);
@@ -440,7 +490,7 @@ fn nothing_is_taken_after_the_end() {
     a.leave();
     // A connection that is dropped ends, too.
     let b = world.client();
-    let front = std::sync::Arc::clone(&b.front);
+    let front = Arc::clone(&b.front);
     world.storage.fail(libc::ENOSPC);
     b.submit(0, write(0, 0, 512));
     wait_until("a held request", || world.held() == [0]);
