@@ -76,6 +76,30 @@ impl Assembly {
         nodes::add(&self.registry, &self.names, options, limit).await
     }
 
+    /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed then.
+    pub async fn delete_node(&self, name: &str) -> Result<(), SetupError> {
+        Ok(self.registry.remove_node(name).await?)
+    }
+
+    /// All that uses node `from` uses `to` from now on.
+    ///
+    /// # Errors
+    /// See [`Registry::replace_node`]; nothing has changed then.
+    pub async fn replace_node(&self, from: &str, to: &str) -> Result<(), SetupError> {
+        Ok(self.registry.replace_node(from, to).await?)
+    }
+
+    /// Executes `block-export-del`: ends an export. With `force` ("hard") its client is disconnected.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed then.
+    pub async fn delete_export(&self, id: &str, force: bool) -> Result<(), SetupError> {
+        Ok(self.registry.remove_export(id, force).await?)
+    }
+
     /// Executes `--export`: makes the export and its backend.
     ///
     /// # Errors

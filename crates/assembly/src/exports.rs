@@ -3,7 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{Backend, Child, Export, HoldScope, Node, OnError, Policy, Registry, RegistryError};
+use block::{
+    Access, Backend, Export, HoldScope, Lease, Node, OnError, Permissions, Policy, Registry,
+    RegistryError,
+};
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
 use listener::{Socket, inherited_socket};
 use qapi::options::{
@@ -13,6 +16,7 @@ use qapi::options::{
 use qapi::os_text;
 
 use crate::iothreads::Iothreads;
+use crate::lock_wait::wait_for_lock;
 use crate::setup_error::SetupError;
 use crate::socket::bind;
 
@@ -51,29 +55,50 @@ pub async fn add(
     warn_of_odd_end(&base.id, &node, options.logical_block_size);
     let policy = policy(&base);
     warn_if_unsafe(&base.id, &node, policy);
-    let backend = Backend::new(
-        registry.control(),
-        &base.id,
-        Child::root(&base.id, node),
-        policy,
-        hold_scope(&base),
-    )
-    .await;
-    let backend = backend.ok_or_else(SetupError::shutting_down)?;
-    let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &threads, socket).await;
-    let export: Arc<dyn Export> = match made {
-        Ok(export) => export,
-        Err(error) => {
-            backend.remove().await;
+    let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
+    let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked).await?;
+    let made = async {
+        let scope = hold_scope(&base);
+        let backend = Backend::new(registry.control(), &base.id, root, policy, scope).await;
+        let backend = backend.ok_or_else(SetupError::shutting_down)?;
+        let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &threads, socket).await;
+        let export: Arc<dyn Export> = match made {
+            Ok(export) => export,
+            Err(error) => {
+                backend.remove().await;
+                return Err(error.into());
+            }
+        };
+        if let Err(error) = registry.add_export(Arc::clone(&export)) {
+            export.close().await;
             return Err(error.into());
         }
+        Ok(export)
     };
-    if let Err(error) = registry.add_export(Arc::clone(&export)) {
-        export.close().await;
-        return Err(error.into());
+    let made: Result<_, SetupError> = made.await;
+    drop(claim);
+    match made {
+        Ok(export) => {
+            iothreads.use_by(base.iothread.as_ref(), &export);
+            Ok(())
+        }
+        Err(error) => {
+            registry.end_use(&node).await;
+            Err(error)
+        }
     }
-    iothreads.use_by(base.iothread.as_ref(), &export);
-    Ok(())
+}
+
+/// What an export does with its node. It minds nobody else.
+fn access(base: &ExportBase) -> Access {
+    let read = Permissions::CONSISTENT_READ;
+    Access {
+        held: match base.writable.unwrap_or(false) {
+            true => read.and(Permissions::WRITE),
+            false => read,
+        },
+        shared: Permissions::ALL,
+    }
 }
 
 fn vhost_user_blk_options(

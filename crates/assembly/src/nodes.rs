@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{Driver, GraphError, Node, Registry, drop_beside};
+use block::{Driver, GraphError, Node, Registry, RegistryError, drop_beside};
 use drivers::file::{Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, OpenError, Quota,
@@ -52,10 +52,7 @@ pub async fn add(
         below = Some(node);
     }
     if let Some(root) = below {
-        registry.graph().add(&root)?;
-        for node in root.subtree() {
-            registry.recall_loss(&node);
-        }
+        wait_for_lock(|| registry.add_node(&root), RegistryError::is_locked).await?;
     }
     made.0.clear();
     Ok(())

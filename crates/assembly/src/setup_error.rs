@@ -69,7 +69,14 @@ impl From<OpenError> for SetupError {
 
 impl From<RegistryError> for SetupError {
     fn from(error: RegistryError) -> Self {
-        Self::new(error.to_string())
+        let hint = match &error {
+            RegistryError::Lock(error) => error.hint.clone(),
+            _ => None,
+        };
+        Self {
+            desc: error.to_string(),
+            hint,
+        }
     }
 }
 

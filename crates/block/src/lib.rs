@@ -36,8 +36,8 @@ pub use control::wiring::Wiring;
 pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
-    AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Grow,
-    OwnIo, PerThread, Resize, Unwritten,
+    Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
+    FlushLatch, Grow, ImageLocks, LockError, OwnIo, PerThread, Resize, Unwritten,
 };
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
@@ -49,6 +49,7 @@ pub use driver::node::{Child, Driver, GuestFault, Limits, Node, NodeInfo};
 pub use driver::own_io::{NotOnDisk, WRITE_BACK_MAX};
 pub use driver::owned::OwnedBuffer;
 pub use driver::range_lock;
+pub use driver::sharing::{Conflict, SharingError, rules};
 pub use driver::status::{EXTENTS_MAX, Extent, Stored};
 pub use driver::threads::{Attachment, ThreadState};
 pub use driver::users::{EdgeId, Use, User};
@@ -61,7 +62,7 @@ pub use persist::saved::{SavedBackend, SavedLoss, SavedState};
 pub use persist::saver::Saver;
 pub use persist::state_file;
 pub use persist::state_file::{StateFile, StateFileError};
-pub use registry::Registry;
+pub use registry::{Lease, Registry};
 pub use registry_error::{RegistryError, ResizeError};
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};

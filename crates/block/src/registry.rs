@@ -1,7 +1,15 @@
 //! Everything that has a name: nodes and exports, and the operations that concern several.
 
+mod claims;
+mod exports;
+mod grants;
+mod nodes;
+mod replace;
+mod uses;
+
 use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use iothread::mailbox::{self, Receiver, Sender};
 use parking_lot::{Mutex, MutexGuard};
@@ -18,16 +26,24 @@ use crate::persist::saved::{SavedLoss, SavedState};
 use crate::persist::saver::Saver;
 use crate::persist::state_file::StateFile;
 use crate::registry_error::RegistryError;
-use crate::words::event::{Event, EventKind};
 use crate::words::run_state::RunState;
 use crate::words::vm::{LinkState, VmOrder, VmPause};
+
+use self::claims::Claims;
+
+pub use self::uses::Lease;
 
 /// Nodes, exports and run control of one daemon.
 #[derive(Debug)]
 pub struct Registry {
     control: Control,
     graph: Mutex<Graph>,
+    claims: Arc<Claims>,
     exports: Mutex<Vec<Arc<dyn Export>>>,
+    /// Those that are being removed.
+    ending: Mutex<Vec<Arc<dyn Export>>>,
+    /// No export comes any more.
+    closed: AtomicBool,
     /// What nodes had lost when a former daemon ended, until they exist: what is not claimed is kept.
     losses: Mutex<Vec<SavedLoss>>,
     link: Mutex<Option<Arc<dyn VmLink>>>,
@@ -45,7 +61,10 @@ impl Registry {
         let registry = Self {
             control,
             graph: Mutex::default(),
+            claims: Arc::default(),
             exports: Mutex::default(),
+            ending: Mutex::default(),
+            closed: AtomicBool::new(false),
             losses: Mutex::default(),
             link: Mutex::default(),
             quit,
@@ -156,9 +175,12 @@ impl Registry {
     /// Takes an export in.
     ///
     /// # Errors
-    /// If its id is taken.
+    /// If its id is taken, or the daemon ends.
     pub fn add_export(&self, export: Arc<dyn Export>) -> Result<(), RegistryError> {
         let mut exports = lock(&self.exports);
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(RegistryError::ShuttingDown);
+        }
         if exports.iter().any(|known| known.id() == export.id()) {
             return Err(RegistryError::DuplicateExport(export.id().to_owned()));
         }
@@ -183,17 +205,20 @@ impl Registry {
 
     /// Ends every export, in the order of creation.
     pub async fn close_exports(&self) {
-        let exports = std::mem::take(&mut *lock(&self.exports));
+        let exports = {
+            let mut exports = lock(&self.exports);
+            self.closed.store(true, Ordering::Relaxed);
+            std::mem::take(&mut *exports)
+        };
         for export in exports {
-            export.close().await;
-            let id = export.id().to_owned();
-            let kind = EventKind::BlockExportDeleted { id };
-            self.control
-                .emit(Event {
-                    at: std::time::SystemTime::now(),
-                    kind,
-                })
-                .await;
+            let is_ending = {
+                let ending = lock(&self.ending);
+                ending.iter().any(|known| Arc::ptr_eq(known, &export))
+            };
+            match is_ending {
+                true => export.close().await,
+                false => self.end_export(&export).await,
+            }
         }
     }
 

@@ -2,7 +2,9 @@
 
 use std::sync::Arc;
 
+use crate::driver::capabilities::LockError;
 use crate::driver::graph::GraphError;
+use crate::driver::sharing::SharingError;
 use crate::words::error::BlockError;
 
 /// Why an operation on a node or an export is refused; nothing has changed then.
@@ -17,6 +19,46 @@ pub enum RegistryError {
     /// No such export.
     #[error("Export '{0}' is not found")]
     NoExport(String),
+    /// An export that has a client.
+    #[error("export '{0}' still in use")]
+    ExportInUse(String),
+    /// An export that is ending already.
+    #[error("export '{0}' is already shutting down")]
+    ExportEnding(String),
+    /// There is no node to be removed.
+    #[error("Failed to find node with node-name='{0}'")]
+    NoNode(String),
+    /// A node is the root of an export.
+    #[error("Node {0} is in use")]
+    NodeExported(String),
+    /// A node was defined as a part of another one.
+    #[error("Node {0} is not owned by the monitor")]
+    NotOwned(String),
+    /// Other nodes are above it.
+    #[error("Block device {0} is in use")]
+    NodeUsed(String),
+    /// Users of a node do not get along.
+    #[error(transparent)]
+    Sharing(#[from] SharingError),
+    /// Another process has the image, or cannot be asked.
+    #[error(transparent)]
+    Lock(#[from] LockError),
+    /// What was lost would be forgotten.
+    #[error("Cannot replace a node that has lost data. {0}")]
+    Lost(String),
+    /// What is held does not fit into another node.
+    #[error("Cannot replace node '{from}' by node '{to}': {why}")]
+    DoesNotFit {
+        /// The node that is there.
+        from: String,
+        /// The one that was to take its place.
+        to: String,
+        /// Why its length is not enough.
+        why: Box<ResizeError>,
+    },
+    /// The storage does not say what has to be known.
+    #[error(transparent)]
+    Storage(#[from] BlockError),
     /// The length cannot be changed.
     #[error(transparent)]
     Resize(#[from] ResizeError),
@@ -43,6 +85,14 @@ pub enum RegistryError {
     /// The daemon ends.
     #[error("The daemon is shutting down")]
     ShuttingDown,
+}
+
+impl RegistryError {
+    /// Whether another process has a lock, and may yet let go: one that has just died has, until its last
+    /// request has ended.
+    pub const fn is_locked(&self) -> bool {
+        matches!(self, Self::Lock(error) if error.is_locked())
+    }
 }
 
 /// Why a node keeps its length.

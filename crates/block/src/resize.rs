@@ -20,6 +20,7 @@ impl Registry {
     /// # Errors
     /// If there is no such node, or one of [`ResizeError`].
     pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
+        let (_claim, _) = self.claim(&[&self.node(name)?]).await;
         let node = self.node(name)?;
         let affected = self.affected(&node)?;
         let mut exports = self.exports();
@@ -36,10 +37,8 @@ impl Registry {
             .unwrap_or_else(|error| Err(error.into()))
             .map_err(ResizeError::from)?;
         for (export, drained) in exports.iter().zip(&drained) {
-            check_held(name, length, &**export, drained)?;
-            if length < node.driver().length() {
-                check_handed_back(name, length, &**export)?;
-            }
+            let before = node.driver().length();
+            check_fits(name, length, before, &**export, drained)?;
         }
         (beside(move || node.resize(size)).await)
             .unwrap_or_else(|error| Err(error.into()))
@@ -81,6 +80,22 @@ impl Registry {
             }
             affected.push(Arc::clone(parent));
         }
+    }
+}
+
+/// Whether what is held or waits, or may yet come, fits into a node of `length` bytes, which has had
+/// `before` so far.
+pub(crate) fn check_fits(
+    node: &str,
+    length: u64,
+    before: u64,
+    export: &dyn Export,
+    drained: &Drained,
+) -> Result<(), ResizeError> {
+    check_held(node, length, export, drained)?;
+    match length < before {
+        true => check_handed_back(node, length, export),
+        false => Ok(()),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
 use crate::driver::loss::Loss;
 use crate::words::error::Result;
+use crate::words::permissions::Access;
 
 /// What a driver can do beside its storage. It is the same for the whole life of the driver.
 #[derive(Clone, Copy, Debug, Default)]
@@ -28,6 +29,10 @@ pub struct Capabilities<'a> {
     pub quota: Option<&'a dyn AllocationLimit>,
     /// It injects errors.
     pub fault_plan: Option<&'a dyn FaultPlan>,
+    /// Other processes see by locks who uses it.
+    pub image_locks: Option<&'a dyn ImageLocks>,
+    /// It remembers something of what is stored.
+    pub activate: Option<&'a dyn Activate>,
     /// It counts discards.
     pub discard_counters: Option<&'a dyn DiscardCounters>,
     /// It keeps something on each iothread that sends requests to it.
@@ -121,6 +126,48 @@ pub trait AllocationLimit: fmt::Debug {
 
     /// Bytes allowed and bytes allocated.
     fn quota(&self) -> (u64, u64);
+}
+
+/// Locks on what is stored, which other processes see. They are as strong as the uses of the node are: a
+/// node that nobody uses is in nobody's way.
+pub trait ImageLocks: fmt::Debug {
+    /// The users of the node are about to have `access` together: takes what that needs and is not there.
+    /// What is there stays. May block.
+    ///
+    /// # Errors
+    /// Another process is in the way, or there cannot be locks; no more is locked than before then.
+    fn lock(&self, access: Access) -> std::result::Result<(), LockError>;
+
+    /// They have `access` now: gives back what that does not need. May block.
+    fn settle(&self, access: Access);
+}
+
+/// Why there is no lock, in QEMU's words.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{desc}")]
+pub struct LockError {
+    /// The (positive) errno; EAGAIN: somebody else has a lock, and may yet let go.
+    pub errno: i32,
+    /// What a monitor shows.
+    pub desc: String,
+    /// A line that a command line shows after it.
+    pub hint: Option<String>,
+}
+
+impl LockError {
+    /// Whether another process has the lock.
+    pub const fn is_locked(&self) -> bool {
+        self.errno == libc::EAGAIN
+    }
+}
+
+/// What is remembered of what is stored, and may have changed.
+pub trait Activate: fmt::Debug {
+    /// Another node is below: looks again. Called drained. May block.
+    ///
+    /// # Errors
+    /// If the storage does not say.
+    fn activate(&self) -> Result<()>;
 }
 
 /// Counters of discards (`driver-specific` of `query-blockstats`).

@@ -1,9 +1,9 @@
 //! The block graph: nodes by name.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use crate::driver::node::Node;
+use crate::driver::node::{Child, Node};
 
 /// Why a node cannot be added.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -20,6 +20,8 @@ pub enum GraphError {
 #[derive(Debug, Default)]
 pub struct Graph {
     nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    /// Those that were asked for by themselves, and not as a part of another one.
+    owned: BTreeSet<Arc<str>>,
     last_generated: u64,
 }
 
@@ -41,7 +43,34 @@ impl Graph {
         for node in subtree {
             self.nodes.insert(Arc::clone(node.name()), node);
         }
+        self.owned.insert(Arc::clone(node.name()));
         Ok(())
+    }
+
+    /// Whether a node was asked for by itself, and not as a part of another one.
+    pub fn is_owned(&self, name: &str) -> bool {
+        self.owned.contains(name)
+    }
+
+    /// Takes a node out that nobody uses, and what came in as a part of it and nobody else uses. Returns
+    /// all of it; it uses nothing any more.
+    pub fn remove(&mut self, node: &Arc<Node>) -> Vec<Arc<Node>> {
+        let mut removed = vec![Arc::clone(node)];
+        let mut next = 0;
+        while next < removed.len() {
+            let node = Arc::clone(&removed[next]);
+            self.nodes.remove(node.name());
+            self.owned.remove(node.name());
+            for child in node.driver().children() {
+                Child::end(child);
+                let below = child.node();
+                if !self.owned.contains(below.name()) && below.users().is_empty() {
+                    removed.push(below);
+                }
+            }
+            next += 1;
+        }
+        removed
     }
 
     /// Whether the name is taken.

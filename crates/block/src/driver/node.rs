@@ -198,6 +198,28 @@ impl Node {
         self.users.list()
     }
 
+    /// What its users have together.
+    pub fn access(&self) -> Access {
+        let users = self.users.list();
+        users
+            .iter()
+            .fold(Access::NONE, |all, one| all.and(one.access))
+    }
+
+    /// One of its users was granted this. The registry's to say.
+    pub fn set_access(&self, edge: EdgeId, access: Access) {
+        self.users.set_access(edge, access);
+    }
+
+    /// See [`crate::driver::capabilities::Activate`]. Most drivers remember nothing.
+    ///
+    /// # Errors
+    /// If the storage does not say.
+    pub fn activate(&self) -> Result<()> {
+        let activate = self.driver.capabilities().activate;
+        activate.map_or(Ok(()), |activate| activate.activate())
+    }
+
     /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
     pub fn cont_blocker(&self) -> Option<String> {
         let blocker = self.driver.capabilities().cont_blocker?;
@@ -540,7 +562,7 @@ impl Child {
 
     /// These were granted, or given back. The registry's to say, as [`Self::set_node`].
     pub fn set_access(&self, access: Access) {
-        self.node.load().users.set_access(self.edge, access);
+        self.node.load().set_access(self.edge, access);
     }
 
     /// The name of the node.

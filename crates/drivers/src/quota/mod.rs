@@ -25,8 +25,8 @@ use std::sync::Arc;
 
 use block::driver::park;
 use block::{
-    Access, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Io,
-    IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
+    Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent,
+    Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -299,8 +299,20 @@ impl Driver for Quota {
         Capabilities {
             resize: Some(self),
             quota: Some(self),
+            activate: Some(self),
             ..Capabilities::default()
         }
+    }
+}
+
+impl Activate for Quota {
+    /// Another child has allocated something else.
+    fn activate(&self) -> Result<()> {
+        let length = self.file.length();
+        check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
+        let limit = self.account().limit();
+        *self.account() = Account::new(limit, length.div_ceil(GRANULARITY));
+        pollster::block_on(self.note_allocated(0))
     }
 }
 

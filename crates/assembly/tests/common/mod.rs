@@ -1,0 +1,155 @@
+//! An assembly in this process, and a disk of it under a load that is checked.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a helper of tests fails as tests do"
+)]
+
+use std::fs::File;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
+
+use anyhow::Result;
+use block::{Registry, control};
+use frontend::{Disk, Options};
+use qapi::options::{BlockdevOptions, ExportOptions};
+use serde_json::{Value, json};
+use standfast_assembly::{Assembly, SetupError};
+use testkit::{Driver, Workload};
+
+/// Blocks of 4 KiB that the load uses.
+pub const BLOCKS: usize = 1024;
+
+/// An assembly, and its files.
+#[derive(Debug)]
+pub struct House {
+    runtime: tokio::runtime::Runtime,
+    pub registry: Arc<Registry>,
+    pub assembly: Assembly,
+    pub dir: tempfile::TempDir,
+}
+
+impl House {
+    pub fn new() -> Self {
+        let (control, task) = control();
+        std::thread::spawn(|| pollster::block_on(task.run()));
+        let (registry, _quit) = Registry::new(control);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        Self {
+            runtime,
+            assembly: Assembly::new(Arc::clone(&registry)),
+            registry,
+            dir: tempfile::tempdir().unwrap(),
+        }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// A sparse image that the load fits into.
+    pub fn image(&self, name: &str) -> PathBuf {
+        let path = self.path(name);
+        let file = File::create(&path).unwrap();
+        file.set_len(BLOCKS as u64 * 4096).unwrap();
+        path
+    }
+
+    pub fn wait<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+
+    pub fn node(&self, options: &Value) -> Result<(), String> {
+        let options = BlockdevOptions::parse(&options.to_string()).unwrap();
+        said(self.wait(self.assembly.add_node(options, None)))
+    }
+
+    pub fn file(&self, name: &str, image: &str) -> Result<(), String> {
+        let path = self.path(image);
+        self.node(&json!({ "driver": "file", "node-name": name, "filename": path }))
+    }
+
+    /// An export with a stop policy, whose socket is named after it.
+    pub fn export(&self, id: &str, node: &str, writable: bool) -> Result<(), String> {
+        let options = json!({ "type": "vhost-user-blk", "id": id, "node-name": node,
+            "writable": writable, "werror": "stop", "rerror": "stop",
+            "addr": { "type": "unix", "path": self.path(id) } });
+        let options = ExportOptions::parse(&options.to_string()).unwrap();
+        said(self.wait(self.assembly.add_export(options)))
+    }
+
+    pub fn delete_node(&self, name: &str) -> Result<(), String> {
+        said(self.wait(self.assembly.delete_node(name)))
+    }
+
+    pub fn delete_export(&self, id: &str, force: bool) -> Result<(), String> {
+        said(self.wait(self.assembly.delete_export(id, force)))
+    }
+
+    pub fn replace(&self, from: &str, to: &str) -> Result<(), String> {
+        said(self.wait(self.assembly.replace_node(from, to)))
+    }
+
+    pub fn connect(&self, id: &str) -> Disk {
+        Disk::connect(self.path(id), Options::default()).unwrap()
+    }
+
+    /// The load runs on an export until it is ended.
+    pub fn load(&self, id: &str) -> Load {
+        let mut disk = self.connect(id);
+        let end = Arc::new(AtomicBool::new(false));
+        let ends = Arc::clone(&end);
+        let thread = std::thread::spawn(move || {
+            let workload = Workload {
+                requests: u64::MAX,
+                blocks: BLOCKS,
+                ..Workload::default()
+            };
+            let mut load = Driver::new(workload);
+            while !ends.load(Ordering::Relaxed) {
+                load.fill(&mut disk)?;
+                load.reap(&mut disk)?;
+            }
+            load.plan_no_more();
+            load.drain(&mut disk)?;
+            load.read_back(&mut disk)?;
+            let summary = load.finish(&mut disk)?;
+            Ok(summary.succeeded)
+        });
+        Load { end, thread }
+    }
+
+    /// The end of a daemon.
+    pub fn close(self) {
+        self.wait(async {
+            let settled = self.assembly.settle("host-qmp-quit").await;
+            self.assembly.close_exports(settled).await;
+        });
+    }
+}
+
+fn said(result: Result<(), SetupError>) -> Result<(), String> {
+    result.map_err(|error| error.desc)
+}
+
+/// A load under way.
+#[derive(Debug)]
+pub struct Load {
+    end: Arc<AtomicBool>,
+    thread: JoinHandle<Result<u64>>,
+}
+
+impl Load {
+    /// Ends it, and says how many requests there were: each has been completed rightly, and all blocks read back as they should.
+    pub fn end(self) -> u64 {
+        self.end.store(true, Ordering::Relaxed);
+        self.thread.join().unwrap().unwrap()
+    }
+}

@@ -1,0 +1,157 @@
+//! From what users of nodes want to what they have: checked for all nodes that it concerns, then for the
+//! locks that other processes see, and only then granted.
+
+use std::sync::Arc;
+
+use crate::driver::capabilities::LockError;
+use crate::driver::node::Node;
+use crate::driver::sharing::{Shared, SharingError, share};
+use crate::driver::users::{EdgeId, Use};
+use crate::words::permissions::Access;
+
+/// Nodes as they are to be used.
+#[derive(Debug)]
+pub struct Plan {
+    nodes: Vec<Arc<Node>>,
+    shared: Vec<Shared>,
+}
+
+impl Plan {
+    /// As they are used now: all that hangs together.
+    pub fn of(nodes: &[Arc<Node>]) -> Self {
+        let shared = nodes.iter().map(|node| Shared {
+            name: Arc::clone(node.name()),
+            read_only: node.read_only(),
+            users: node.users(),
+        });
+        Self {
+            shared: shared.collect(),
+            nodes: nodes.to_vec(),
+        }
+    }
+
+    fn users(&mut self, node: &Arc<Node>) -> Option<&mut Vec<Use>> {
+        let at = self
+            .nodes
+            .iter()
+            .position(|known| Arc::ptr_eq(known, node))?;
+        Some(&mut self.shared[at].users)
+    }
+
+    /// One more user of `node`, or another access of one.
+    pub fn set(&mut self, node: &Arc<Node>, wanted: Use) {
+        if let Some(users) = self.users(node) {
+            users.retain(|known| known.edge != wanted.edge);
+            users.push(wanted);
+        }
+    }
+
+    /// The user `edge` of `from` is to be one of `to`.
+    pub fn replace(&mut self, edge: EdgeId, from: &Arc<Node>, to: &Arc<Node>) {
+        let Some(users) = self.users(from) else {
+            return;
+        };
+        let Some(at) = users.iter().position(|known| known.edge == edge) else {
+            return;
+        };
+        let moved = users.remove(at);
+        self.set(to, moved);
+    }
+
+    /// What each gets.
+    ///
+    /// # Errors
+    /// If somebody is in somebody's way.
+    pub fn grant(&self) -> Result<Grant, SharingError> {
+        let rule = |parent: usize, edge: EdgeId, above: Access| {
+            let driver = self.nodes[parent].driver();
+            let children = driver.children();
+            let child = children.into_iter().find(|child| child.edge() == edge);
+            child.map_or(Access::NONE, |child| driver.child_access(child, above))
+        };
+        let granted = share(&self.shared, rule)?;
+        let step = |&at: &usize| Step {
+            node: Arc::clone(&self.nodes[at]),
+            before: self.nodes[at].access(),
+            after: granted.nodes[at],
+            users: (self.shared[at].users.iter())
+                .map(|known| known.edge)
+                .zip(granted.users[at].iter().copied())
+                .collect(),
+        };
+        Ok(Grant(granted.order.iter().rev().map(step).collect()))
+    }
+}
+
+/// What becomes of each node, the lowest first.
+#[derive(Debug)]
+pub struct Grant(Vec<Step>);
+
+#[derive(Debug)]
+struct Step {
+    node: Arc<Node>,
+    before: Access,
+    after: Access,
+    users: Vec<(EdgeId, Access)>,
+}
+
+impl Grant {
+    /// Takes the locks that are needed in addition. May block.
+    ///
+    /// # Errors
+    /// Somebody outside is in the way, or what is stored cannot be looked at; all is as before then.
+    pub fn take(&self) -> Result<(), LockError> {
+        for (number, step) in self.0.iter().enumerate() {
+            if let Err(error) = step.take() {
+                for step in &self.0[..number] {
+                    step.settle(step.before);
+                }
+                return Err(error);
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what [`Self::take`] has taken. May block.
+    pub fn undo(&self) {
+        for step in &self.0 {
+            step.settle(step.before);
+        }
+    }
+
+    /// Everybody has it.
+    pub fn apply(&self) {
+        for step in &self.0 {
+            for (edge, access) in &step.users {
+                step.node.set_access(*edge, *access);
+            }
+        }
+    }
+
+    /// Gives back the locks that nobody needs any more. May block.
+    pub fn settle(&self) {
+        for step in &self.0 {
+            step.settle(step.after);
+        }
+    }
+}
+
+impl Step {
+    fn take(&self) -> Result<(), LockError> {
+        if self.before == self.after {
+            return Ok(());
+        }
+        match self.node.driver().capabilities().image_locks {
+            Some(locks) => locks.lock(self.after),
+            None => Ok(()),
+        }
+    }
+
+    fn settle(&self, access: Access) {
+        if self.before != self.after
+            && let Some(locks) = self.node.driver().capabilities().image_locks
+        {
+            locks.settle(access);
+        }
+    }
+}

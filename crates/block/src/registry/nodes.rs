@@ -1,0 +1,63 @@
+//! Nodes come and go.
+
+use std::sync::Arc;
+
+use super::Registry;
+use super::grants::Plan;
+use crate::driver::beside::beside;
+use crate::driver::node::Node;
+use crate::driver::users::User;
+use crate::registry_error::RegistryError;
+
+impl Registry {
+    /// Takes `root` in, and what was opened with it below. What these had lost when a former daemon ended
+    /// they are told.
+    ///
+    /// # Errors
+    /// If a name is taken, or they would be in the way of others or others in theirs; nothing is added
+    /// then.
+    pub async fn add_node(&self, root: &Arc<Node>) -> Result<(), RegistryError> {
+        let (_claim, nodes) = self.claim(&[root]).await;
+        let grant = self.take(Plan::of(&nodes).grant()?).await?;
+        let added = self.graph().add(root);
+        if let Err(error) = added {
+            // If there is no thread for it, the end of the node does it.
+            let _ = beside(move || grant.undo()).await;
+            return Err(error.into());
+        }
+        for node in root.subtree() {
+            self.recall_loss(&node);
+        }
+        Ok(())
+    }
+
+    /// Takes a node out, with what was opened with it and nobody else uses, and closes it.
+    ///
+    /// # Errors
+    /// If there is none of this name, or something uses it; if it was opened with another one.
+    pub async fn remove_node(&self, name: &str) -> Result<(), RegistryError> {
+        let none = |_| RegistryError::NoNode(name.to_owned());
+        let node = self.graph().get(name).map_err(none)?;
+        let (claim, mut nodes) = self.claim(&[&node]).await;
+        let node = self.graph().get(name).map_err(none)?;
+        let users = node.users();
+        if (users.iter()).any(|known| !matches!(known.user, User::Node(_))) {
+            return Err(RegistryError::NodeExported(name.to_owned()));
+        }
+        if !self.graph().is_owned(name) {
+            return Err(RegistryError::NotOwned(name.to_owned()));
+        }
+        if !users.is_empty() {
+            return Err(RegistryError::NodeUsed(name.to_owned()));
+        }
+        let removed = self.graph().remove(&node);
+        nodes.retain(|node| !removed.iter().any(|gone| Arc::ptr_eq(gone, node)));
+        self.settle(&nodes).await;
+        drop((nodes, node));
+        // It may have to wait for the storage, and then nobody waits for it.
+        drop(claim);
+        // If there is no thread for it, the end of the node does it.
+        let _ = beside(move || drop(removed)).await;
+        Ok(())
+    }
+}

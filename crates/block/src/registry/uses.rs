@@ -1,0 +1,112 @@
+//! How uses of nodes begin and end.
+
+use std::sync::Arc;
+
+use super::Registry;
+use super::claims::Claim;
+use super::grants::{Grant, Plan};
+use crate::driver::beside::beside;
+use crate::driver::node::{Child, Node};
+use crate::driver::users::{Use, User};
+use crate::registry_error::RegistryError;
+use crate::words::permissions::Access;
+
+/// A use that was granted. Nobody else changes anything there as long as this exists, so whoever got it
+/// can become known first.
+#[derive(Debug)]
+pub struct Lease {
+    /// The edge.
+    pub root: Child,
+    /// Kept until whoever uses it is known.
+    pub claim: Claim,
+}
+
+impl Registry {
+    /// The export `id`, which is about to be made, uses a node from now on, as its root.
+    ///
+    /// # Errors
+    /// If there is no such node; if another user is in the way, or another process
+    /// ([`RegistryError::is_locked`]); nothing has changed then.
+    pub async fn begin_use(
+        &self,
+        id: &str,
+        node: &str,
+        access: Access,
+    ) -> Result<Lease, RegistryError> {
+        let (claim, nodes) = self.claim(&[&self.node(node)?]).await;
+        // It may have gone meanwhile.
+        let node = self.node(node)?;
+        let root = Child::root(id, Arc::clone(&node));
+        let mut plan = Plan::of(&nodes);
+        plan.set(
+            &node,
+            Use {
+                edge: root.edge(),
+                user: root.user().clone(),
+                role: root.role(),
+                access,
+            },
+        );
+        self.take(plan.grant()?).await?;
+        Ok(Lease { root, claim })
+    }
+
+    /// A user of `node` has gone: what nobody needs any more is given back.
+    pub async fn end_use(&self, node: &Arc<Node>) {
+        let (_claim, nodes) = self.claim(&[node]).await;
+        self.settle(&nodes).await;
+    }
+
+    /// Claims all that hangs together with `nodes`, and says what that is.
+    pub(crate) async fn claim(&self, nodes: &[&Arc<Node>]) -> (Claim, Vec<Arc<Node>>) {
+        let part = || {
+            let part = self.part(nodes);
+            part.iter().map(|node| Arc::clone(node.name())).collect()
+        };
+        let claim = self.claims.claim(part).await;
+        (claim, self.part(nodes))
+    }
+
+    /// `nodes` and whatever is above and below them.
+    fn part(&self, nodes: &[&Arc<Node>]) -> Vec<Arc<Node>> {
+        let graph = self.graph();
+        let mut part: Vec<Arc<Node>> = Vec::new();
+        let mut next: Vec<Arc<Node>> = nodes.iter().map(|&node| Arc::clone(node)).collect();
+        while let Some(node) = next.pop() {
+            if part.iter().any(|known| Arc::ptr_eq(known, &node)) {
+                continue;
+            }
+            let children = node.driver().children();
+            next.extend(children.into_iter().map(Child::node));
+            next.extend(node.users().iter().filter_map(|known| match &known.user {
+                User::Node(name) => graph.get(name).ok(),
+                User::Export(_) | User::Unnamed => None,
+            }));
+            part.push(node);
+        }
+        part
+    }
+
+    /// Takes what was granted.
+    pub(super) async fn take(&self, grant: Grant) -> Result<Arc<Grant>, RegistryError> {
+        let grant = Arc::new(grant);
+        let granted = Arc::clone(&grant);
+        let taken = beside(move || granted.take()).await;
+        taken.map_err(|_| RegistryError::ShuttingDown)??;
+        grant.apply();
+        Ok(grant)
+    }
+
+    /// Gives back what nobody needs.
+    pub(super) async fn settle(&self, nodes: &[Arc<Node>]) {
+        match Plan::of(nodes).grant() {
+            Ok(grant) => {
+                grant.apply();
+                // If there is no thread for it, the end of the node does it.
+                let _ = beside(move || grant.settle()).await;
+            }
+            // Who leaves is in nobody's way.
+            Err(error) => tracing::error!("uses of nodes do not fit any more: {error}"),
+        }
+    }
+}
