@@ -25,11 +25,17 @@ impl Lock {
     pub fn take(journal: &Path) -> Result<Self, JournalError> {
         let path = names::lock(journal);
         loop {
-            // Read-only: on a file system that cannot be written the lock of a former process will do.
-            let flags = OFlags::RDONLY | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-            let file = rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
-                .map_err(system(&path, "open the lock file"))?;
-            let file = File::from(file);
+            let open = |access| {
+                let flags = access | OFlags::CREATE | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+                rustix::fs::open(&path, flags, Mode::RUSR | Mode::WUSR)
+            };
+            // NFS locks only what is open for writing. On a file system that cannot be written the lock of
+            // a former process will do.
+            let file = match open(OFlags::RDWR) {
+                Err(Errno::ROFS) => open(OFlags::RDONLY),
+                opened => opened,
+            };
+            let file = File::from(file.map_err(system(&path, "open the lock file"))?);
             match rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive) {
                 Ok(()) => {}
                 Err(Errno::WOULDBLOCK) => {
