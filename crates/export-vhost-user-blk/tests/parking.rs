@@ -20,10 +20,14 @@ struct Valve {
     shut: AtomicBool,
     /// Requests that wait for it.
     waiting: AtomicUsize,
+    /// Requests that have ever come to it.
+    arrived: AtomicUsize,
     /// Requests that it has let through.
     passed: AtomicUsize,
     /// It waits although it has begun.
     begins_before: AtomicBool,
+    /// Flushes wait for it, too.
+    flushes: AtomicBool,
 }
 
 /// A place in the throttle's line. It goes back by drop.
@@ -37,6 +41,7 @@ impl Drop for Place<'_> {
 
 impl Valve {
     async fn opens(&self) {
+        self.arrived.fetch_add(1, Ordering::SeqCst);
         self.waiting.fetch_add(1, Ordering::SeqCst);
         let place = Place(self);
         while self.shut.load(Ordering::SeqCst) {
@@ -76,7 +81,12 @@ impl Driver for Throttle {
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        if io.op != Operation::Write {
+        let waits = match io.op {
+            Operation::Write => true,
+            Operation::Flush => self.valve.flushes.load(Ordering::SeqCst),
+            _ => false,
+        };
+        if !waits {
             return self.file.submit(io);
         }
         IoFuture::new(async move {
@@ -336,6 +346,9 @@ fn memory_may_change_while_it_is_parked() {
     let mut disk = setup.daemon.connect();
     let tokens = setup.park_three(&mut disk);
     disk.add_memory(1 << 20).unwrap();
+    wait_until("a second look at the buffers", || {
+        setup.valve.arrived.load(Ordering::SeqCst) == 6
+    });
     setup.wait_waiting(3);
     setup.shut(false);
     expect(&mut disk, &tokens);
@@ -403,6 +416,37 @@ fn what_has_begun_is_in_flight() {
     drop(drain.join().unwrap());
     expect(&mut disk, &tokens);
     assert_eq!(setup.writes(), 3);
+    expect_clean(&disk);
+    drop(disk);
+    setup.daemon.close();
+}
+
+/// It has failed before, and what was to be made durable by it is given up: it must not succeed later.
+#[test]
+fn a_loss_that_is_accepted_ends_a_flush_that_is_parked() {
+    let setup = Setup::new(HoldScope::Request);
+    let mut disk = setup.daemon.connect();
+    let flush = &setup.daemon.faults.flush;
+    flush.store(libc::ENOSPC, Ordering::SeqCst);
+    let token = disk.submit(0, Request::Flush).unwrap();
+    disk.kick(0).unwrap();
+    setup.daemon.wait_held(1);
+    flush.store(0, Ordering::SeqCst);
+    setup.valve.flushes.store(true, Ordering::SeqCst);
+    setup.shut(true);
+    let (control, export) = (&setup.daemon.control, &setup.daemon.export);
+    pollster::block_on(control.cont_backend(export.id().to_owned())).unwrap();
+    setup.wait_waiting(1);
+    let id = export.backend().id();
+    let accepted = control.call(move |run, wiring| run.fail_held_flushes(id, wiring));
+    pollster::block_on(accepted).unwrap();
+    let completion = disk.wait(0, SECONDS).unwrap().expect("a completion");
+    assert!(completion.token == token && !completion.is_ok());
+    setup.wait_waiting(0);
+    setup.daemon.wait_held(0);
+    setup.shut(false);
+    expect_nothing(&mut disk);
+    assert_eq!(setup.valve.passed.load(Ordering::SeqCst), 0);
     expect_clean(&disk);
     drop(disk);
     setup.daemon.close();

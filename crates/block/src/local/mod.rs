@@ -416,8 +416,10 @@ impl LocalBackend {
                 return;
             }
             GateMessage::FailHeldFlushes => {
-                let removed = gate.take_held_flushes();
                 drop(gate);
+                // Those that are tried again and parked have been held, too.
+                self.take_back(|_| true);
+                let removed = self.0.gate.borrow_mut().take_held_flushes();
                 self.0.stats.accessed(time::now());
                 for entry in &removed {
                     self.0.stats.failed(entry.request.op);
