@@ -47,7 +47,8 @@ pub struct Capabilities<'a> {
 pub trait OwnIo: fmt::Debug {
     /// Writes it back and makes it durable. What cannot be written stays as it was, and is tried again at
     /// the next occasion. Called on an iothread that the driver is attached to, never twice at once, when
-    /// the client's requests there have ended; those on other iothreads may go on.
+    /// the client's requests there have ended. Those on other iothreads may go on beside it; when nobody
+    /// waits for it (after a `cont`, or where it took too long), those on its own, too.
     fn write_back(&self) -> IoFuture<'_>;
 
     /// What is not on disk. Asks nobody.

@@ -82,6 +82,8 @@ struct Inner {
     closed: Cell<bool>,
     /// Nothing is left of it.
     gone: Cell<bool>,
+    /// Drivers write back when nothing is in flight any more.
+    will_write_back: Cell<bool>,
     /// Whether somebody is in the loop of [`LocalBackend::start_ready`].
     starting: Cell<bool>,
     /// How many there may be at once.
@@ -141,6 +143,7 @@ impl LocalBackend {
             open: Cell::new(false),
             closed: Cell::new(false),
             gone: Cell::new(false),
+            will_write_back: Cell::new(false),
             starting: Cell::new(false),
             requests: Cell::new(0),
             round: Round::default(),

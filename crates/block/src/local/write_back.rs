@@ -26,21 +26,25 @@ impl LocalBackend {
 
     /// As [`Self::write_back`], when nothing is in flight here. Nobody waits for it.
     pub(super) fn begin_write_back(&self) {
-        if self.own_io().is_empty() {
+        // One waits at a time, however often all is frozen while something hangs.
+        if self.own_io().is_empty() || self.0.will_write_back.replace(true) {
             return;
         }
         let this = self.clone();
         iothread::spawn_local(async move {
             this.until(|gate| gate.in_flight() == 0).await;
+            this.0.will_write_back.set(false);
             this.write_back().await;
         })
         .detach();
     }
 
     /// Lets drivers write back, and waits until they have tried, at most [`WRITE_BACK_MAX`]: what takes
-    /// longer goes on, and is not waited for again.
+    /// longer goes on, and is not waited for again. Until it has ended it is in nobody's way, and nothing
+    /// waits for its turn behind it.
     pub(super) async fn write_back(&self) {
-        let nodes = self.own_io();
+        let mut nodes = self.own_io();
+        nodes.retain(|node| !node.is_write_back_stuck());
         if nodes.is_empty() {
             return;
         }
@@ -53,16 +57,12 @@ impl LocalBackend {
             }
             drop(attachment);
         });
-        let given_up = nodes.iter().any(|node| node.is_write_back_stuck());
         let mut limit = pin!(time::sleep(WRITE_BACK_MAX));
         let ended = poll_fn(|cx| {
             if pin!(&mut task).poll(cx).is_ready() {
                 return Poll::Ready(true);
             }
-            match given_up || limit.as_mut().poll(cx).is_ready() {
-                true => Poll::Ready(false),
-                false => Poll::Pending,
-            }
+            limit.as_mut().poll(cx).map(|()| false)
         });
         if !ended.await {
             task.detach();
