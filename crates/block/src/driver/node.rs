@@ -543,13 +543,15 @@ impl Child {
     /// what runs there still has it. Whether that may be is the registry's to know; nobody else calls it
     /// at the same time.
     pub fn set_node(&self, node: Arc<Node>) -> Arc<Node> {
-        let access = self.access();
-        node.users.add(Use {
-            edge: self.edge,
-            user: self.user.clone(),
-            role: self.role,
-            access,
-        });
+        // One that has ended meanwhile uses the new one no more than the old one.
+        if let Some(access) = self.node.load().users.access(self.edge) {
+            node.users.add(Use {
+                edge: self.edge,
+                user: self.user.clone(),
+                role: self.role,
+                access,
+            });
+        }
         let before = self.node.swap(node);
         before.users.remove(self.edge);
         before
@@ -816,6 +818,9 @@ mod tests {
         assert_eq!(names(&one), ["node 'top' (file)"]);
         assert_eq!(names(&other), ["block export 'vda' (root)"]);
         assert_eq!(root.access(), access, "as before");
+        root.end();
+        drop(root.set_node(Arc::clone(&one)));
+        assert_eq!(names(&one), ["node 'top' (file)"], "it had ended");
         drop((top, root));
         assert!(names(&one).is_empty() && names(&other).is_empty());
     }

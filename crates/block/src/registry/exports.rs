@@ -32,8 +32,9 @@ impl Registry {
     }
 
     pub(super) async fn end_export(&self, export: &Arc<dyn Export>) {
-        let node = export.backend().node();
         export.close().await;
+        // Not before: another one may have come in.
+        let node = export.backend().node();
         self.end_use(&node).await;
         let id = export.id().to_owned();
         let kind = EventKind::BlockExportDeleted { id };
