@@ -6,14 +6,22 @@ mod common;
 #[cfg(test)]
 mod tests {
     use std::fs;
+    use std::future::poll_fn;
+    use std::ops::Range;
     use std::os::unix::fs::FileExt;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    use std::task::Poll;
     use std::time::Duration;
 
-    use block::{Access, Permissions};
+    use block::{
+        Access, BlockError, BoxFuture, Capabilities, ContBlocker, Driver, Extent, Io, IoFuture,
+        Node, NodeInfo, Operation, Permissions,
+    };
     use frontend::Request;
     use serde_json::json;
 
-    use super::common::House;
+    use super::common::{BLOCKS, House};
 
     fn disk() -> House {
         let house = House::new();
@@ -50,7 +58,9 @@ mod tests {
             let error = house.delete_node("filter0").unwrap_err();
             assert_eq!(error, "Node filter0 is in use");
             house.replace("filter0", "file0").unwrap();
+            let gone = Arc::downgrade(&house.registry.node("filter0").unwrap());
             house.delete_node("filter0").unwrap();
+            assert!(gone.upgrade().is_none(), "no iothread has it");
             assert_eq!(&**root().name(), "file0");
         }
         assert!(load.end() > 100);
@@ -217,6 +227,121 @@ mod tests {
         let root = house.registry.export("vda").unwrap().backend().node();
         assert_eq!(root.driver().length(), 4096);
         house.delete_node("file0").unwrap();
+        house.close();
+    }
+
+    /// As long as `file0`. Its flushes wait, and then it has lost something; it does not say what it has.
+    #[derive(Debug, Default)]
+    struct Loses {
+        goes_on: Arc<AtomicBool>,
+        begun: Arc<AtomicBool>,
+        lost: AtomicBool,
+    }
+
+    impl ContBlocker for Loses {
+        fn cont_blocker(&self) -> Option<String> {
+            let lost = self.lost.load(Ordering::SeqCst);
+            lost.then(|| "it has lost something".to_owned())
+        }
+    }
+
+    impl Driver for Loses {
+        fn name(&self) -> &'static str {
+            "loses"
+        }
+
+        fn info(&self) -> NodeInfo {
+            NodeInfo::default()
+        }
+
+        fn length(&self) -> u64 {
+            BLOCKS as u64 * 4096
+        }
+
+        fn capabilities(&self) -> Capabilities<'_> {
+            Capabilities {
+                cont_blocker: Some(self),
+                ..Capabilities::default()
+            }
+        }
+
+        fn block_status(&self, _: Range<u64>) -> BoxFuture<'_, block::Result<Vec<Extent>>> {
+            let mute = Err(BlockError::from_errno(libc::EIO));
+            Box::pin(std::future::ready(mute))
+        }
+
+        fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+            if io.op != Operation::Flush {
+                return IoFuture::ready(Ok(()));
+            }
+            self.begun.store(true, Ordering::SeqCst);
+            IoFuture::new(async {
+                poll_fn(|cx| match self.goes_on.load(Ordering::SeqCst) {
+                    true => Poll::Ready(()),
+                    false => {
+                        cx.waker().wake_by_ref();
+                        Poll::Pending
+                    }
+                })
+                .await;
+                self.lost.store(true, Ordering::SeqCst);
+                Err(BlockError::from_errno(libc::EIO))
+            })
+        }
+    }
+
+    fn loses(house: &House) -> (Arc<AtomicBool>, Arc<AtomicBool>) {
+        let driver = Loses::default();
+        let shared = (Arc::clone(&driver.begun), Arc::clone(&driver.goes_on));
+        let node = Node::new("loses", Box::new(driver));
+        house.wait(house.registry.add_node(&node)).unwrap();
+        shared
+    }
+
+    /// The flush that was in flight fails as all is drained. The new node would acknowledge it.
+    #[test]
+    fn what_is_lost_meanwhile_is_not_forgotten() {
+        let house = disk();
+        let (begun, goes_on) = loses(&house);
+        house.export("vda", "loses", true).unwrap();
+        let mut disk = house.connect("vda");
+        disk.submit(0, Request::Flush).unwrap();
+        disk.kick(0).unwrap();
+        testkit::wait_until("it is in flight", Duration::from_secs(20), || {
+            Ok(begun.load(Ordering::SeqCst))
+        })
+        .unwrap();
+        let ends = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(200));
+            goes_on.store(true, Ordering::SeqCst);
+        });
+        let error = house.replace("loses", "file0").unwrap_err();
+        ends.join().unwrap();
+        assert!(error.contains("it has lost something"), "{error}");
+        let root = house.registry.export("vda").unwrap().backend().node();
+        assert_eq!(&**root.name(), "loses");
+        drop(disk);
+        house.close();
+    }
+
+    /// What a quota has counted of the old node is what counts if the new one does not say.
+    #[test]
+    fn a_replacement_that_fails_changes_no_account() {
+        let house = House::new();
+        let image = house.image("disk0.img");
+        let image = fs::File::options().write(true).open(image).unwrap();
+        image.write_all_at(&[1; 8192], 0).unwrap();
+        house.file("file0", "disk0.img").unwrap();
+        quota(&house, "top", "file0");
+        loses(&house);
+        let top = house.registry.node("top").unwrap();
+        let limit = || top.allocation_limit().unwrap().quota();
+        assert_eq!(limit(), (1 << 30, 8192));
+        house.replace("file0", "loses").unwrap_err();
+        assert_eq!(limit(), (1 << 30, 8192));
+        let below = top.driver().children()[0].node();
+        assert_eq!(&**below.name(), "file0");
+        drop((top, below));
         house.close();
     }
 }

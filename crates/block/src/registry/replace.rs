@@ -39,7 +39,6 @@ impl Registry {
         if before != after {
             check_resize(&nodes, &from)?;
         }
-        check_lost(&from, &below)?;
         let mut exports = self.exports();
         exports.retain(|export| {
             let nodes = export.backend().node().subtree();
@@ -49,6 +48,8 @@ impl Registry {
         for export in &exports {
             drained.push(export.backend().drain().await);
         }
+        // What was in flight may have been a flush.
+        check_lost(&from, &below)?;
         for (export, drained) in exports.iter().zip(&drained) {
             check_fits(to.name(), after, before, &**export, drained).map_err(|why| {
                 RegistryError::DoesNotFit {
@@ -61,11 +62,18 @@ impl Registry {
         let grant = self.take(grant).await?;
         put(&nodes, &exports, &drained, &moved, &to).await;
         let above = above(&nodes, &to);
+        let again = above.clone();
         let activated = beside(move || above.iter().try_for_each(|node| node.activate())).await;
-        if let Ok(Err(error)) = activated {
+        if let Err(error) = activated.unwrap_or_else(|error| Err(error.into())) {
             put(&nodes, &exports, &drained, &moved, &from).await;
+            // Some have looked at the other one already.
+            let _ = beside(move || again.iter().for_each(look_again)).await;
             self.settle(&nodes).await;
             return Err(error.into());
+        }
+        // Whoever takes the former one out next is the last one who has it.
+        for export in &exports {
+            export.backend().graph_changed().await;
         }
         // If there is no thread for it, the end of the node does it.
         let _ = beside(move || grant.settle()).await;
@@ -75,6 +83,12 @@ impl Registry {
             export.resized();
         }
         Ok(())
+    }
+}
+
+fn look_again(node: &Arc<Node>) {
+    if let Err(error) = node.activate() {
+        tracing::warn!("node '{}': {error}", node.name());
     }
 }
 

@@ -310,9 +310,18 @@ impl Activate for Quota {
     fn activate(&self) -> Result<()> {
         let length = self.file.length();
         check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
-        let limit = self.account().limit();
-        *self.account() = Account::new(limit, length.div_ceil(GRANULARITY));
-        pollster::block_on(self.note_allocated(0))
+        let mut found = Account::new(0, length.div_ceil(GRANULARITY));
+        let note = |at, extent: &Extent| {
+            if extent.data {
+                found.note_allocated(touched(&(at..at + extent.bytes)));
+            }
+        };
+        pollster::block_on(self.file.extents(0..length, note))?;
+        // Until all is known it is the former one's: if this fails, so it stays.
+        let mut account = self.account();
+        found.set_limit(account.limit());
+        *account = found;
+        Ok(())
     }
 }
 
