@@ -9,14 +9,14 @@ mod tests {
     use std::future::poll_fn;
     use std::ops::Range;
     use std::os::unix::fs::FileExt;
-    use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::sync::{Arc, Mutex, mpsc};
     use std::task::Poll;
     use std::time::Duration;
 
     use block::{
         Access, BlockError, BoxFuture, Capabilities, ContBlocker, Driver, Extent, Io, IoFuture,
-        Node, NodeInfo, Operation, Permissions,
+        Node, NodeInfo, Operation, Permissions, Resize,
     };
     use frontend::Request;
     use serde_json::json;
@@ -343,5 +343,76 @@ mod tests {
         assert_eq!(&**below.name(), "file0");
         drop((top, below));
         house.close();
+    }
+
+    /// Storage that does not answer when it is resized.
+    #[derive(Debug)]
+    struct Stuck {
+        begun: Arc<AtomicBool>,
+        goes_on: Mutex<mpsc::Receiver<()>>,
+    }
+
+    impl Driver for Stuck {
+        fn name(&self) -> &'static str {
+            "stuck"
+        }
+
+        fn info(&self) -> NodeInfo {
+            NodeInfo::default()
+        }
+
+        fn length(&self) -> u64 {
+            4096
+        }
+
+        fn capabilities(&self) -> Capabilities<'_> {
+            Capabilities {
+                resize: Some(self),
+                ..Capabilities::default()
+            }
+        }
+
+        fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {
+            IoFuture::ready(Ok(()))
+        }
+    }
+
+    impl Resize for Stuck {
+        fn resized_length(&self, length: u64) -> block::Result<u64> {
+            Ok(length)
+        }
+
+        fn resize(&self, _: u64) -> block::Result<()> {
+            self.begun.store(true, Ordering::SeqCst);
+            let _ = self.goes_on.lock().unwrap().recv();
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn the_end_waits_for_no_change_that_hangs() {
+        let house = House::new();
+        let (go_on, goes_on) = mpsc::channel();
+        let begun = Arc::<AtomicBool>::default();
+        let stuck = Stuck {
+            begun: Arc::clone(&begun),
+            goes_on: Mutex::new(goes_on),
+        };
+        let node = Node::new("stuck", Box::new(stuck));
+        house.wait(house.registry.add_node(&node)).unwrap();
+        house.export("vda", "stuck", true).unwrap();
+        let registry = Arc::clone(&house.registry);
+        house.wait(async {
+            let resized = tokio::spawn(async move { registry.resize("stuck", 8192).await });
+            while !begun.load(Ordering::SeqCst) {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            let settled = house.assembly.settle("host-qmp-quit").await;
+            let closed = house.assembly.close_exports(settled);
+            let closed = tokio::time::timeout(Duration::from_secs(20), closed).await;
+            drop(go_on);
+            closed.expect("it hangs, too");
+            resized.await.unwrap().unwrap();
+        });
     }
 }

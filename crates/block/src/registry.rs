@@ -215,9 +215,10 @@ impl Registry {
                 let ending = lock(&self.ending);
                 ending.iter().any(|known| Arc::ptr_eq(known, &export))
             };
-            match is_ending {
-                true => export.close().await,
-                false => self.end_export(&export).await,
+            export.close().await;
+            // Its locks go with its node: whoever changes that may hang, and the end waits for nobody.
+            if !is_ending {
+                self.tell_deleted(&export).await;
             }
         }
     }

@@ -31,11 +31,16 @@ impl Registry {
         Ok(())
     }
 
-    pub(super) async fn end_export(&self, export: &Arc<dyn Export>) {
+    async fn end_export(&self, export: &Arc<dyn Export>) {
         export.close().await;
         // Not before: another one may have come in.
         let node = export.backend().node();
         self.end_use(&node).await;
+        self.tell_deleted(export).await;
+    }
+
+    /// An export has ended.
+    pub(super) async fn tell_deleted(&self, export: &Arc<dyn Export>) {
         let id = export.id().to_owned();
         let kind = EventKind::BlockExportDeleted { id };
         let at = std::time::SystemTime::now();
