@@ -27,7 +27,7 @@ pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled
         warn_of_held(&**export, drained);
     }
     for node in registry.nodes() {
-        if let Some(left) = node.not_on_disk() {
+        if let Some(left) = node.left_unwritten() {
             tracing::error!("{left}; the daemon ends without it");
         }
     }

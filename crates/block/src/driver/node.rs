@@ -354,6 +354,12 @@ impl Node {
         self.write_back.not_on_disk(&self.name, driver)
     }
 
+    /// What the driver has not written back, if nobody does so any more.
+    pub fn left_unwritten(&self) -> Option<NotOnDisk> {
+        let driver = self.driver.capabilities().own_io?;
+        self.write_back.left(&self.name, driver)
+    }
+
     /// Whether a request may be sent to this node.
     pub fn check(
         &self,

@@ -123,17 +123,29 @@ impl WriteBack {
 
     /// What could not be written, if there is something.
     pub fn not_on_disk(&self, node: &Arc<str>, driver: &dyn OwnIo) -> Option<NotOnDisk> {
-        let reason = {
-            let state = self.0.lock();
-            match state.stuck {
-                true => "the storage does not answer".to_owned(),
-                false => state.failure.clone()?,
-            }
-        };
+        let reason = self.reason()?;
         Some(NotOnDisk {
             node: Arc::clone(node),
             unwritten: driver.unwritten()?,
             reason,
         })
+    }
+
+    /// What is not written, whether it has been tried or not: nobody will any more.
+    pub fn left(&self, node: &Arc<str>, driver: &dyn OwnIo) -> Option<NotOnDisk> {
+        let reason = self.reason();
+        Some(NotOnDisk {
+            node: Arc::clone(node),
+            unwritten: driver.unwritten()?,
+            reason: reason.unwrap_or_else(|| "it has not been tried".to_owned()),
+        })
+    }
+
+    fn reason(&self) -> Option<String> {
+        let state = self.0.lock();
+        match state.stuck {
+            true => Some("the storage does not answer".to_owned()),
+            false => state.failure.clone(),
+        }
     }
 }

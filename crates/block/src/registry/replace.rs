@@ -118,14 +118,14 @@ fn check_resize(nodes: &[Arc<Node>], node: &Arc<Node>) -> Result<(), RegistryErr
     Ok(())
 }
 
-/// What was lost below `from` would be forgotten with it.
+/// What was lost below `from`, or is not on disk yet, would be forgotten with it.
 fn check_lost(from: &Arc<Node>, stay: &[Arc<Node>]) -> Result<(), RegistryError> {
     let goes = |node: &&Arc<Node>| !stay.iter().any(|other| Arc::ptr_eq(other, node));
     let nodes = from.subtree();
-    let blocker = nodes
-        .iter()
-        .filter(goes)
-        .find_map(|node| node.cont_blocker());
+    let blocker = nodes.iter().filter(goes).find_map(|node| {
+        let left = || node.left_unwritten().map(|left| left.to_string());
+        node.cont_blocker().or_else(left)
+    });
     blocker.map_or(Ok(()), |blocker| Err(RegistryError::Lost(blocker)))
 }
 
