@@ -8,6 +8,7 @@ use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 
 use crate::blocking::tidy_up;
+use crate::closing::{self, CLOSE_TIME_MAX};
 use crate::objects::Objects;
 use crate::opening::Names;
 use crate::setup_error::SetupError;
@@ -16,7 +17,7 @@ use crate::{exports, nodes};
 
 /// Objects, nodes and exports of a daemon. The command line and monitors share it.
 ///
-/// The way down is [`Self::settle`], [`Self::close_exports`], and then its drop.
+/// The way down is [`Self::settle`], [`Self::close_exports`], [`Self::close_nodes`], and then its drop.
 #[derive(Debug)]
 pub struct Assembly {
     registry: Arc<Registry>,
@@ -76,12 +77,15 @@ impl Assembly {
         nodes::add(&self.registry, &self.names, options, limit).await
     }
 
-    /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it.
+    /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it. If the storage
+    /// does not answer, that goes on when this has returned ([`CLOSE_TIME_MAX`]).
     ///
     /// # Errors
     /// In QEMU's words; nothing has changed then.
     pub async fn delete_node(&self, name: &str) -> Result<(), SetupError> {
-        Ok(self.registry.remove_node(name).await?)
+        let closing = self.registry.remove_node(name).await?;
+        closing::wait(closing, CLOSE_TIME_MAX).await;
+        Ok(())
     }
 
     /// All that uses node `from` uses `to` from now on.
@@ -127,6 +131,12 @@ impl Assembly {
             drop(iothreads);
         })
         .await;
+    }
+
+    /// The last: closes all nodes, beside. `limit`: how long that is waited for ([`CLOSE_TIME_MAX`]); the
+    /// log says what hangs on.
+    pub async fn close_nodes(&self, limit: Duration) {
+        closing::wait(self.registry.close_nodes(), limit).await;
     }
 }
 

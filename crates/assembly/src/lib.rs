@@ -4,6 +4,7 @@
 mod access;
 mod assembly;
 mod blocking;
+mod closing;
 mod exports;
 mod iothreads;
 mod links;
@@ -18,6 +19,7 @@ mod unmake;
 
 pub use assembly::Assembly;
 pub use blocking::{beside, tidy_up};
+pub use closing::CLOSE_TIME_MAX;
 pub use lock_wait::wait_for_lock;
 pub use opening::OPEN_TIME_MAX;
 pub use setup_error::SetupError;

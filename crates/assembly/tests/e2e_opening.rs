@@ -1,4 +1,5 @@
-//! Opening what does not answer: everything else goes on, it ends in time, and nothing of it is left.
+//! Opening and closing what does not answer: everything else goes on, it ends in time, and nothing of it
+//! is left.
 //!
 //! Needs root, FUSE and qemu-io.
 
@@ -11,7 +12,7 @@ mod tests {
 
     use block::Registry;
     use qapi::options::{BlockdevOptions, ExportOptions};
-    use standfast_assembly::{Assembly, OPEN_TIME_MAX};
+    use standfast_assembly::{Assembly, CLOSE_TIME_MAX, OPEN_TIME_MAX};
     use testkit::place::PATIENCE;
     use testkit::{FuseFile, FuseOp};
 
@@ -81,6 +82,11 @@ mod tests {
                 self.fuse.count(opened) == self.fuse.count(closed)
             })
             .await;
+            self.is_free().await;
+        }
+
+        /// No thread hangs, and nobody holds a lock.
+        async fn is_free(&self) {
             until("its thread ends", || threads() == 0).await;
             let path = self.fuse.path();
             let opened = tokio::task::spawn_blocking(move || qemu_io(&path)).await;
@@ -208,6 +214,94 @@ mod tests {
                     assert_eq!(place.names(), ["far", "top"]);
                 }
             }
+        });
+    }
+
+    /// A node that is removed and hangs is gone for everybody, and its name is free.
+    #[test]
+    fn a_removal_does_not_wait_for_what_hangs_at_its_close() {
+        run(async {
+            let place = Place::new();
+            for _ in 0..2 {
+                place
+                    .add(&place.file("far"), OPEN_TIME_MAX)
+                    .await
+                    .expect("it answers");
+                place.fuse.hang(FuseOp::Flush, true);
+                let assembly = Arc::clone(&place.assembly);
+                let begin = Instant::now();
+                let removed = tokio::spawn(async move { assembly.delete_node("far").await });
+                until("it hangs", || {
+                    place.fuse.count(FuseOp::Flush) == place.fuse.count(FuseOp::Open)
+                })
+                .await;
+                let near = "driver=null-co,node-name=far";
+                place.add(near, LIMIT).await.expect("the name is free");
+                assert!(!removed.is_finished());
+                removed.await.expect("no panic").expect("it is removed");
+                let took = begin.elapsed();
+                assert!(took >= CLOSE_TIME_MAX && took < PATIENCE, "{took:?}");
+                assert_eq!(threads(), 1);
+
+                place.assembly.delete_node("far").await.expect("it is idle");
+                place.fuse.hang(FuseOp::Flush, false);
+                place.is_as_before().await;
+            }
+        });
+    }
+
+    /// The end of the daemon: what hangs while it is closed keeps neither the end nor other images.
+    #[test]
+    fn the_end_does_not_wait_for_what_hangs_at_its_close() {
+        run(async {
+            let place = Place::new();
+            let quota = place.file("far").replace(',', ",file.");
+            place
+                .add(
+                    &format!("driver=quota,node-name=top,limit=1G,file.{quota}"),
+                    OPEN_TIME_MAX,
+                )
+                .await
+                .expect("it answers");
+            let near = tempfile::NamedTempFile::new().expect("a file");
+            near.as_file().set_len(MIB as u64).expect("a length");
+            let file = near.path().display();
+            place
+                .add(
+                    &format!("driver=file,node-name=near,filename={file}"),
+                    LIMIT,
+                )
+                .await
+                .expect("it answers");
+            // Whoever still has a node closes it when he lets go, beside as well.
+            let far = place.registry.node("far").expect("it is there");
+
+            let settled = place.assembly.settle("host-signal").await;
+            place.assembly.close_exports(settled).await;
+            place.fuse.hang(FuseOp::Flush, true);
+            let before = place.fuse.count(FuseOp::Flush);
+            let begin = Instant::now();
+            place.assembly.close_nodes(LIMIT).await;
+            let took = begin.elapsed();
+            assert!(took >= LIMIT && took < PATIENCE, "{took:?}");
+            assert!(place.names().is_empty());
+            // Not by another process: a fork closes what we have open on its way to its exec, and hangs.
+            place
+                .add(
+                    &format!("driver=file,node-name=near,filename={file}"),
+                    LIMIT,
+                )
+                .await
+                .expect("nobody has locked it");
+            assert_eq!(place.fuse.count(FuseOp::Flush), before, "somebody has it");
+            drop(far);
+            until("it hangs", || place.fuse.count(FuseOp::Flush) > before).await;
+            assert_eq!(threads(), 1);
+
+            place.fuse.hang(FuseOp::Flush, false);
+            // A quota asks by a descriptor of its own, so that there are more closes than opens.
+            place.is_free().await;
+            place.assembly.close_nodes(LIMIT).await;
         });
     }
 

@@ -39,6 +39,7 @@ pub use driver::capabilities::{
     Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
     FlushLatch, Grow, ImageLocks, LockError, OwnIo, PerThread, Resize, Unwritten,
 };
+pub use driver::closing::Closing;
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
 pub use driver::future::{BoxFuture, IoFuture};

@@ -18,6 +18,7 @@ use crate::backend::Backend;
 use crate::control::listeners::VmLink;
 use crate::control::run_control::RunControl;
 use crate::control::task::Control;
+use crate::driver::closing::Closing;
 use crate::driver::graph::Graph;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
@@ -221,6 +222,12 @@ impl Registry {
                 self.tell_deleted(&export).await;
             }
         }
+    }
+
+    /// Takes all nodes out because the daemon ends, and closes them. Called when no export is left.
+    pub fn close_nodes(&self) -> Closing {
+        let nodes = self.graph().clear();
+        Closing::of(nodes)
     }
 
     /// The link to the VMM.

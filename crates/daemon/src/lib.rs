@@ -21,7 +21,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use assembly::{Assembly, SetupError, beside, tidy_up};
+use assembly::{Assembly, CLOSE_TIME_MAX, SetupError, beside, tidy_up};
 use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
@@ -220,6 +220,7 @@ impl Daemon {
         shutdown::close_all(&self.assembly, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;
+        self.assembly.close_nodes(CLOSE_TIME_MAX).await;
         if let Some(pidfile) = self.pidfile {
             tidy_up("the pid file is left behind", move || drop(pidfile)).await;
         }

@@ -73,6 +73,12 @@ impl Graph {
         removed
     }
 
+    /// Takes all nodes out.
+    pub fn clear(&mut self) -> Vec<Arc<Node>> {
+        self.owned.clear();
+        std::mem::take(&mut self.nodes).into_values().collect()
+    }
+
     /// Whether the name is taken.
     pub fn contains(&self, name: &str) -> bool {
         self.nodes.contains_key(name)

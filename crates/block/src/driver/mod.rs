@@ -5,6 +5,7 @@
 pub mod beside;
 pub mod buffers;
 pub mod capabilities;
+pub mod closing;
 pub mod fault;
 pub mod future;
 pub mod graph;

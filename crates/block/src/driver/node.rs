@@ -3,12 +3,14 @@
 
 use std::fmt;
 use std::ops::Range;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use arc_swap::{ArcSwap, Guard};
+use iothread::mailbox::Sender;
 
 use crate::driver::capabilities::{AllocationLimit, Capabilities, DiscardStats, Resize};
+use crate::driver::closing;
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::io::Io;
@@ -157,6 +159,8 @@ pub struct Node {
     wr_highest_offset: AtomicU64,
     users: Users,
     write_back: WriteBack,
+    /// It is closed beside, and then this goes.
+    closed: OnceLock<Sender<()>>,
 }
 
 impl Node {
@@ -170,6 +174,7 @@ impl Node {
             wr_highest_offset: AtomicU64::new(0),
             users: Users::default(),
             write_back: WriteBack::default(),
+            closed: OnceLock::new(),
         })
     }
 
@@ -470,12 +475,26 @@ impl Node {
         found
     }
 
+    /// It leaves the graph: when the last one lets go, it is closed beside, and `told` dropped then.
+    pub(crate) fn tell_closed(&self, told: Sender<()>) {
+        // A node leaves once.
+        let _ = self.closed.set(told);
+    }
+
     fn fault_error(&self, fault: GuestFault, io: &Io<'_>) -> BlockError {
         let (errno, text) = match fault {
             GuestFault::OutOfRange => (libc::EINVAL, "the range does not lie inside the node"),
             GuestFault::ReadOnly => (libc::EACCES, "the node is read-only"),
         };
         BlockError::new(errno, text).at(&self.name, io.offset, io.bytes)
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        if let Some(told) = self.closed.take() {
+            closing::close_beside(&mut self.driver, told);
+        }
     }
 }
 

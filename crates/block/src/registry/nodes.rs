@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Registry;
 use super::grants::Plan;
 use crate::driver::beside::beside;
+use crate::driver::closing::Closing;
 use crate::driver::node::Node;
 use crate::driver::users::User;
 use crate::registry_error::RegistryError;
@@ -31,11 +32,12 @@ impl Registry {
         Ok(())
     }
 
-    /// Takes a node out, with what was opened with it and nobody else uses, and closes it.
+    /// Takes a node out, with what was opened with it and nobody else uses, and closes it: wait for it as
+    /// long as you like.
     ///
     /// # Errors
     /// If there is none of this name, or something uses it; if it was opened with another one.
-    pub async fn remove_node(&self, name: &str) -> Result<(), RegistryError> {
+    pub async fn remove_node(&self, name: &str) -> Result<Closing, RegistryError> {
         let none = |_| RegistryError::NoNode(name.to_owned());
         let node = self.graph().get(name).map_err(none)?;
         let (claim, mut nodes) = self.claim(&[&node]).await;
@@ -54,10 +56,7 @@ impl Registry {
         nodes.retain(|node| !removed.iter().any(|gone| Arc::ptr_eq(gone, node)));
         self.settle(&nodes).await;
         drop((nodes, node));
-        // It may have to wait for the storage, and then nobody waits for it.
         drop(claim);
-        // If there is no thread for it, the end of the node does it.
-        let _ = beside(move || drop(removed)).await;
-        Ok(())
+        Ok(Closing::of(removed))
     }
 }
