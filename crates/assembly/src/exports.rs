@@ -65,7 +65,7 @@ pub async fn add(
         let export: Arc<dyn Export> = match made {
             Ok(export) => export,
             Err(error) => {
-                backend.remove().await;
+                backend.unmake().await;
                 return Err(error.into());
             }
         };

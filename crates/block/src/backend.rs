@@ -123,7 +123,7 @@ impl Backend {
         let (id, name) = (self.id, Arc::clone(node.name()));
         let before = self.root.set_node(node);
         self.control
-            .call(move |state, _| state.set_node(id, name))
+            .call(move |state, wiring| state.set_node(id, name, wiring))
             .await;
         before
     }
@@ -294,11 +294,21 @@ impl Backend {
     /// Run control forgets the backend, whose parts have been told to end, and its root node is not used
     /// any more. Waits for what connections that have ended have left in flight.
     pub async fn remove(self: &Arc<Self>) {
+        self.end(RunControl::remove_backend).await;
+    }
+
+    /// As [`Self::remove`], of a backend that was just made and whose export was not: what it has found of
+    /// a former daemon waits for the next one of its name.
+    pub async fn unmake(self: &Arc<Self>) {
+        self.end(RunControl::unmake_backend).await;
+    }
+
+    async fn end(self: &Arc<Self>, remove: fn(&mut RunControl, BackendId, &mut Wiring)) {
         self.settle().await;
         let id = self.id;
         self.control
             .call(move |state, wiring| {
-                state.remove_backend(id, wiring);
+                remove(state, id, wiring);
                 wiring.remove_backend(id);
                 // It may have been the last one for which they counted.
                 wiring.clear_void_losses();

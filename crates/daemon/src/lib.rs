@@ -153,13 +153,11 @@ impl Daemon {
     /// The second pass.
     async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
         let registry = self.assembly.registry();
-        let state = match &line.state_dir {
-            None => None,
-            Some(dir) => {
-                let restored = state::restore(dir, registry).await;
-                restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?
-            }
-        };
+        if let Some(dir) = &line.state_dir {
+            let restored = state::restore(dir, registry).await;
+            self.saver =
+                restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?;
+        }
         // Without io_uring there is no point in anything else.
         if !line.steps.iter().any(|step| step.opt == Opt::Object) {
             let started = self.assembly.start_iothread().await;
@@ -174,8 +172,8 @@ impl Daemon {
                     format!("--{name} {arg}: {desc}{hint}")
                 })?;
         }
-        if let Some(file) = state {
-            self.saver = Some(state::keep(file, self.assembly.registry()).await?);
+        if self.saver.is_some() {
+            state::left_over(self.assembly.registry()).await;
         }
         if let Some(path) = line.pidfile {
             self.pidfile = Some(write_pidfile(path).await?);

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use assembly::wait_for_lock;
+use block::run_control::{LeftOver, UNCLAIMED_MAX};
 use block::state_file::{Found, boot_id};
-use block::{Registry, Saver, StateFile, StateFileError, beside};
+use block::{Registry, SavedBackend, Saver, StateFile, StateFileError, beside};
 
 /// What an attempt to open the file can end with.
 #[derive(Debug, thiserror::Error)]
@@ -16,12 +17,13 @@ enum OpenError {
     System(#[from] std::io::Error),
 }
 
-/// Opens the state in `dir` and lets the registry go on from there. None, with a warning: nothing can
-/// be saved there, the daemon does without.
+/// Opens the state in `dir`, lets the registry go on from there, and saves what changes from now on: what
+/// is not claimed yet is part of it. None, with a warning: nothing can be saved there, the daemon does
+/// without.
 ///
 /// # Errors
-/// If another daemon uses the directory.
-pub async fn restore(dir: &Path, registry: &Registry) -> Result<Option<StateFile>, String> {
+/// If another daemon uses the directory, or the system refuses a thread.
+pub async fn restore(dir: &Path, registry: &Arc<Registry>) -> Result<Option<Saver>, String> {
     let opened = match boot_id() {
         Ok(boot_id) => {
             let attempt = || {
@@ -57,22 +59,29 @@ pub async fn restore(dir: &Path, registry: &Registry) -> Result<Option<StateFile
             registry.restore(state).await;
         }
     }
-    Ok(Some(file))
+    let started = registry.save_to(file).await;
+    let saver = started.map_err(|error| format!("cannot start saving the state: {error}"))?;
+    Ok(Some(saver))
 }
 
-/// Saves what changes from now on. All exports exist.
-///
-/// # Errors
-/// If the system refuses a thread.
-pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, String> {
-    let unclaimed = registry
+/// All that the command line makes exists: says what is left of a former daemon.
+pub async fn left_over(registry: &Registry) {
+    let ended = registry
         .control()
-        .call(|run, wiring| run.forget_unclaimed(wiring));
-    let unclaimed = unclaimed.await;
-    for export in unclaimed.into_iter().flatten() {
+        .call(|run, wiring| run.start_ended(wiring));
+    let LeftOver { kept, dropped } = ended.await.unwrap_or_default();
+    if !kept.is_empty() {
         tracing::warn!(
-            "the saved state of export '{export}' is dropped: there is no such export on the same \
-             node any more"
+            "what a former daemon saved of exports that do not exist, or not on the same node, is kept \
+             until they are added: {}",
+            names(&kept)
+        );
+    }
+    if !dropped.is_empty() {
+        tracing::warn!(
+            "the state of more than {UNCLAIMED_MAX} exports that do not exist is not kept; the oldest is \
+             dropped: {}",
+            names(&dropped)
         );
     }
     for loss in registry.unclaimed_losses() {
@@ -83,8 +92,12 @@ pub async fn keep(file: StateFile, registry: &Arc<Registry>) -> Result<Saver, St
             block::Cause::of_errno(loss.errno).reason()
         );
     }
-    let started = registry.save_to(file).await;
-    started.map_err(|error| format!("cannot start saving the state: {error}"))
+}
+
+fn names(exports: &[SavedBackend]) -> String {
+    let name = |saved: &SavedBackend| format!("'{}' on '{}'", saved.device, saved.node);
+    let names: Vec<_> = exports.iter().map(name).collect();
+    names.join(", ")
 }
 
 fn is_in_use(error: &OpenError) -> bool {

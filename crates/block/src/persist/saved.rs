@@ -55,8 +55,11 @@ pub struct SavedLoss {
 pub struct SavedState {
     /// The run state; never `shutdown`.
     pub run_state: RunState,
-    /// Every backend.
+    /// Every backend. What is read from a file is all here.
     pub backends: Vec<SavedBackend>,
+    /// What former daemons have left of backends that do not exist, the latest first. It is saved behind
+    /// the others, and what finds no room is left out, the last first.
+    pub unclaimed: Vec<SavedBackend>,
     /// Nodes that have lost something.
     pub losses: Vec<SavedLoss>,
     /// Who has paused the VM.

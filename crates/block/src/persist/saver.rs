@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use crate::persist::changes::{Changes, Shared};
-use crate::persist::saved::SavedState;
+use crate::persist::saved::{SavedBackend, SavedState};
 use crate::persist::state_file::StateFile;
 
 /// The thread. Dropping this saves for the last time, counters included, which blocks for one write;
@@ -58,9 +58,12 @@ impl Drop for Saver {
 
 fn save(shared: &Shared, mut file: StateFile, state: impl Fn() -> SavedState) {
     let mut failing = false;
+    let mut told = Vec::new();
     loop {
         let (ended, waiting) = shared.wait(failing);
-        let written = file.write(&state());
+        let mut state = state();
+        tell_left_out(&file.fit(&mut state), &mut told);
+        let written = file.write(&state);
         shared.tried(waiting, written.is_ok(), ended);
         match written {
             Ok(()) if std::mem::take(&mut failing) => {
@@ -84,5 +87,19 @@ fn save(shared: &Shared, mut file: StateFile, state: impl Fn() -> SavedState) {
             return;
         }
         shared.collect();
+    }
+}
+
+/// Says what finds no room in the file, each export once; `told` are those of which it was said.
+fn tell_left_out(left_out: &[SavedBackend], told: &mut Vec<(String, String)>) {
+    for SavedBackend { device, node, .. } in left_out {
+        let name = (device.clone(), node.clone());
+        if !told.contains(&name) {
+            tracing::warn!(
+                "the state file is full: what a former daemon saved of export '{device}' on node '{node}', \
+                 which does not exist, is dropped"
+            );
+            told.push(name);
+        }
     }
 }

@@ -23,7 +23,7 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::persist::json::DecodeError;
-use crate::persist::saved::SavedState;
+use crate::persist::saved::{SavedBackend, SavedState};
 
 /// The name of the file in its directory.
 pub const FILE_NAME: &str = "standfastd.state";
@@ -251,6 +251,15 @@ impl StateFile {
         &self.path
     }
 
+    /// Leaves out of `state` as much of its `unclaimed` as has no room, the last first, and returns that.
+    pub fn fit(&self, state: &mut SavedState) -> Vec<SavedBackend> {
+        let mut left_out = Vec::new();
+        while !state.unclaimed.is_empty() && state.encode(&self.boot_id).len() > PAYLOAD_BYTES_MAX {
+            left_out.extend(state.unclaimed.pop());
+        }
+        left_out
+    }
+
     /// Writes the state in place of the older of the two that are there.
     ///
     /// # Errors
@@ -275,7 +284,6 @@ fn checksum(signed: &[u8], payload: &[u8]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::persist::saved::SavedBackend;
     use crate::words::run_state::RunState;
     use crate::words::vm::VmPause;
     use proptest::prelude::*;
@@ -288,6 +296,7 @@ mod tests {
                 device: "vda".to_owned(),
                 ..SavedBackend::default()
             }],
+            unclaimed: Vec::new(),
             losses: Vec::new(),
             vm_pause: VmPause::Nobody,
         }
@@ -425,6 +434,36 @@ mod tests {
         let refused = file.write(&many).expect_err("too large").to_string();
         assert!(refused.contains("fewer exports"), "{refused}");
         assert_eq!(content(dir.path()), before);
+    }
+
+    #[test]
+    fn what_is_unclaimed_makes_room() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let (mut file, _) = open(dir.path());
+        let named = |number: usize| SavedBackend {
+            device: format!("{number}{}", "x".repeat(10_000)),
+            ..SavedBackend::default()
+        };
+        let mut state = SavedState {
+            backends: (0..20).map(named).collect(),
+            unclaimed: (20..30).map(named).collect(),
+            ..SavedState::default()
+        };
+        let all = state.clone();
+        file.write(&all).expect_err("too large");
+        let left_out = file.fit(&mut state);
+        let kept = state.unclaimed.len();
+        assert!((1..10).contains(&kept), "{kept}");
+        assert!(left_out.iter().eq(all.unclaimed[kept..].iter().rev()));
+        assert!(file.fit(&mut state).is_empty(), "no more than needed");
+        file.write(&state).expect("it fits");
+        drop(file);
+        let (_, found) = open(dir.path());
+        let Found::State(found) = found else {
+            panic!("{found:?}");
+        };
+        let expected: Vec<_> = (0..20 + kept).map(named).collect();
+        assert_eq!(found.backends, expected);
     }
 
     proptest! {

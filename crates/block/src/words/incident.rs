@@ -71,7 +71,8 @@ pub enum HoldEnd {
     BackendRemoved,
     /// A former daemon held it, and `cont` waits no longer for its client.
     NotAwaited,
-    /// A former daemon held it, and its export is not there any more.
+    /// A former daemon held it, and its export has not come back for so long that it is not waited for any
+    /// more.
     Unclaimed,
 }
 

@@ -53,12 +53,16 @@ pub struct BackendState {
     reports: ReportLimit,
     accounting: Arc<Accounting>,
     losses_accepted: Arc<AtomicU32>,
+    claimed: bool,
 }
 
 impl BackendState {
     /// As a former daemon has left it, if it did.
-    pub(super) fn new(config: BackendConfig, saved: SavedBackend) -> Self {
+    pub(super) fn new(config: BackendConfig, saved: Option<SavedBackend>) -> Self {
+        let claimed = saved.is_some();
+        let saved = saved.unwrap_or_default();
         Self {
+            claimed,
             io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
@@ -79,6 +83,11 @@ impl BackendState {
 
     pub(super) fn set_node(&mut self, node: Arc<str>) {
         self.config.node = node;
+    }
+
+    /// Whether it began with what a former daemon had saved.
+    pub(super) fn is_claimed(&self) -> bool {
+        self.claimed
     }
 
     /// What it is.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::persist::saved::{SavedBackend, SavedState};
+use crate::persist::saved::SavedState;
 use crate::words::ids::{BackendId, LocalId};
 use crate::words::incident::HoldEnd;
 use crate::words::run_state::RunState;
@@ -12,6 +12,7 @@ use crate::words::vm::VmOrder;
 use super::backend::{BackendConfig, BackendState};
 use super::clock::Timer;
 use super::message::{Effects, GateMessage};
+use super::unclaimed::{LeftOver, Unclaimed};
 use super::{Refusal, RunControl};
 
 impl RunControl {
@@ -20,19 +21,27 @@ impl RunControl {
     pub fn restore(&mut self, saved: SavedState) {
         self.state = saved.run_state;
         self.inherited = saved.run_state != RunState::Running;
-        self.saved = saved.backends;
+        let unclaimed = saved.backends.into_iter().chain(saved.unclaimed);
+        self.unclaimed = Unclaimed::restored(unclaimed.collect());
         self.vm_pause = saved.vm_pause;
     }
 
-    /// All exports are there: what is saved of any other is forgotten. Returns their ids.
-    pub fn forget_unclaimed(&mut self, fx: &mut impl Effects) -> Vec<String> {
-        let unclaimed = std::mem::take(&mut self.saved);
-        self.revision += u64::from(!unclaimed.is_empty());
-        let ids = unclaimed.iter().map(|saved| saved.device.clone()).collect();
-        for saved in unclaimed {
-            self.unclaimed(saved, fx);
+    /// The exports that the daemon is started with are there. What is saved of others is kept until they
+    /// are added, up to a limit, but does not hold the VM: what a new client would have ended is ended
+    /// now ([`Self::attach`]).
+    pub fn start_ended(&mut self, fx: &mut impl Effects) -> LeftOver {
+        let (dropped, fresh_client) = self.unclaimed.start_ended();
+        self.revision += u64::from(!dropped.is_empty());
+        for saved in &dropped {
+            self.forgotten(saved, fx);
         }
-        ids
+        if fresh_client {
+            self.end_io_error(fx);
+        }
+        LeftOver {
+            kept: self.unclaimed.all().to_vec(),
+            dropped,
+        }
     }
 
     /// Takes a backend in, as a former daemon has left it if it did; else its I/O status is disabled
@@ -40,12 +49,7 @@ impl RunControl {
     pub fn add_backend(&mut self, config: BackendConfig) -> BackendId {
         self.last_id += 1;
         let id = BackendId(self.last_id);
-        let same =
-            |saved: &SavedBackend| *saved.device == *config.device && *saved.node == *config.node;
-        let saved = match self.saved.iter().position(same) {
-            Some(index) => self.saved.remove(index),
-            None => SavedBackend::default(),
-        };
+        let saved = self.unclaimed.claim(&config.device, &config.node);
         let backend = BackendState::new(config, saved);
         self.backends.insert(id, backend);
         self.revision += 1;
@@ -53,11 +57,15 @@ impl RunControl {
     }
 
     /// Another node is the root of a backend from now on: events name it, and the next daemon finds the
-    /// backend's state by it.
-    pub fn set_node(&mut self, backend: BackendId, node: Arc<str>) {
+    /// backend's state by it. What a former daemon may have saved of the two together is void.
+    pub fn set_node(&mut self, backend: BackendId, node: Arc<str>, fx: &mut impl Effects) {
         if let Some(state) = self.backends.get_mut(&backend) {
+            let void = self.unclaimed.claim(&state.config().device, &node);
             state.set_node(node);
             self.revision += 1;
+            if let Some(void) = void {
+                self.forgotten(&void, fx);
+            }
         }
     }
 
@@ -106,15 +114,24 @@ impl RunControl {
     /// reset, what was held is dropped. Returns the new generation.
     ///
     /// If that leaves the run state `io-error` with nothing held anywhere, it is `running` again:
-    /// there is nothing that a `cont` could be needed for, and the new client would wait for it.
+    /// there is nothing that a `cont` could be needed for, and the new client would wait for it. While the
+    /// daemon starts, what exports held that are still to be made counts; afterwards it does not.
     pub fn attach(&mut self, backend: BackendId, fx: &mut impl Effects) -> Option<u64> {
         let generation = self.begin_life(backend, HoldEnd::Attached, fx)?;
-        if self.state == RunState::IoError && !self.backends.values().any(BackendState::holds) {
+        self.end_io_error(fx);
+        Some(generation)
+    }
+
+    /// A client with a fresh life has come: `io-error` ends unless something is held.
+    fn end_io_error(&mut self, fx: &mut impl Effects) {
+        if self.state == RunState::IoError
+            && !self.backends.values().any(BackendState::holds)
+            && !self.unclaimed.may_hold()
+        {
             self.resume(fx);
             self.release_all(fx);
             fx.vm(VmOrder::Resume { force: false });
         }
-        Some(generation)
     }
 
     /// A client joins. If there has never been a device, it attaches one ([`Self::attach`]), and true is
@@ -192,7 +209,21 @@ impl RunControl {
         }
     }
 
-    /// Forgets a backend. Its parts must have ended, or are told to by [`Self::detach`] before.
+    /// The export of a backend that was just added was not made after all: what it has claimed of a former
+    /// daemon's waits for the next one.
+    pub fn unmake_backend(&mut self, backend: BackendId, fx: &mut impl Effects) {
+        match self.backends.get(&backend) {
+            Some(state) if state.is_claimed() => {
+                self.unclaimed.give_back(state.save());
+                self.backends.remove(&backend);
+                self.clock.forget(backend);
+                self.revision += 1;
+            }
+            _ => self.remove_backend(backend, fx),
+        }
+    }
+
+    /// Forgets a backend, and all that was known of it. Its parts must have ended, or are told to by [`Self::detach`] before.
     pub fn remove_backend(&mut self, backend: BackendId, fx: &mut impl Effects) {
         if let Some(state) = self.backends.get_mut(&backend) {
             state.held_mut().clear();

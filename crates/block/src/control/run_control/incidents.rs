@@ -3,12 +3,13 @@
 
 use std::sync::Arc;
 
+use crate::persist::saved::SavedBackend;
 use crate::words::ids::BackendId;
 use crate::words::incident::{EndedIncident, HoldEnd};
 
+use super::RunControl;
 use super::clock::Timer;
 use super::message::Effects;
-use super::{RunControl, SavedBackend};
 
 impl RunControl {
     /// Something of what `backend` held has gone, and `end` says how. Was it the last, the incident
@@ -37,14 +38,27 @@ impl RunControl {
         );
     }
 
-    /// Nobody comes for what a former daemon has saved of an export.
-    pub(super) fn unclaimed(&mut self, saved: SavedBackend, fx: &mut impl Effects) {
-        if let Some(incident) = saved.incident {
+    /// What a former daemon has saved of an export is not kept any longer.
+    pub(super) fn forgotten(&mut self, saved: &SavedBackend, fx: &mut impl Effects) {
+        if let Some(incident) = &saved.incident {
             let ended = EndedIncident {
                 backend: None,
-                device: saved.device.into(),
-                incident,
+                device: saved.device.as_str().into(),
+                incident: incident.clone(),
                 end: HoldEnd::Unclaimed,
+            };
+            self.ended(ended, fx);
+        }
+    }
+
+    /// `cont`, for what a former daemon has saved of exports that do not exist.
+    pub(super) fn release_unclaimed(&mut self, fx: &mut impl Effects) {
+        for (device, incident) in self.unclaimed.release() {
+            let ended = EndedIncident {
+                backend: None,
+                device: device.into(),
+                incident,
+                end: HoldEnd::NotAwaited,
             };
             self.ended(ended, fx);
         }

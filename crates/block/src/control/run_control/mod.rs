@@ -17,11 +17,12 @@ mod message;
 mod report_limit;
 #[cfg(test)]
 mod tests;
+mod unclaimed;
 
 use std::collections::BTreeMap;
 use std::time::{Instant, SystemTime};
 
-use crate::persist::saved::{SavedBackend, SavedState};
+use crate::persist::saved::SavedState;
 use crate::words::error_policy::Policy;
 use crate::words::event::{Event, EventKind};
 use crate::words::hold_scope::HoldScope;
@@ -33,12 +34,14 @@ use crate::words::write_cache::WriteCache;
 
 use self::clock::{Clock, Due, Timer};
 use self::report_limit::Offered;
+use self::unclaimed::Unclaimed;
 
 pub use self::backend::{BackendConfig, BackendState};
 pub use self::message::{
     BusyPart, BusyRequest, Effects, Failed, GateMessage, LocalMessage, Reported, Resolved, Restored,
 };
 pub use self::report_limit::REPORT_INTERVAL;
+pub use self::unclaimed::{LeftOver, UNCLAIMED_MAX};
 
 /// Why run control refuses.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,8 +71,7 @@ pub struct RunControl {
     backends: BTreeMap<BackendId, BackendState>,
     /// The state when the daemon began to end, and what has failed since then.
     ended_in: RunState,
-    /// Saved by a former daemon, for exports that do not exist yet.
-    saved: Vec<SavedBackend>,
+    unclaimed: Unclaimed,
     vm_pause: VmPause,
     /// The state has been other than running since a former daemon's time.
     inherited: bool,
@@ -124,13 +126,13 @@ impl RunControl {
 
     /// What the next daemon has to know, of what run control knows.
     pub fn save(&self) -> SavedState {
-        let backends = self.backends.values().map(BackendState::save);
         SavedState {
             run_state: match self.state {
                 RunState::Shutdown => self.ended_in,
                 other => other,
             },
-            backends: backends.chain(self.saved.iter().cloned()).collect(),
+            backends: self.backends.values().map(BackendState::save).collect(),
+            unclaimed: self.unclaimed.all().to_vec(),
             losses: Vec::new(),
             vm_pause: self.vm_pause,
         }
@@ -307,6 +309,7 @@ impl RunControl {
         for id in ids {
             self.release(id, fx);
         }
+        self.release_unclaimed(fx);
         if self.state != RunState::Running {
             self.resume(fx);
         }

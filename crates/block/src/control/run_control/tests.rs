@@ -373,18 +373,93 @@ fn what_a_former_daemon_held_goes_through_the_same_door() {
 }
 
 #[test]
-fn an_export_that_does_not_come_back_ends_its_incident() {
+fn the_incident_of_an_export_that_does_not_come_back_ends_with_cont() {
+    let saved = Daemon::holding(HoldScope::Device).control.save();
+    let (mut control, mut fx) = (RunControl::new(), Outbox::default());
+    control.restore(saved);
+    let vda = control.add_backend(config("vda", HoldScope::Device));
+    let left = control.start_ended(&mut fx);
+    assert_eq!((left.kept[0].device.as_str(), left.kept.len()), ("vdb", 1));
+    assert!(left.dropped.is_empty() && fx.take().is_empty());
+    let revision = control.revision();
+    control.cont(None, false, &mut fx).unwrap();
+    assert!(control.revision() > revision);
+    assert_eq!(fx.ended[1].device.as_ref(), "vdb");
+    let ended = |backend| (backend, 1, HoldEnd::NotAwaited);
+    assert_eq!(fx.take(), [ended(Some(vda)), ended(None)]);
+    // What it was released from does not freeze it when it comes; the rest is as it was.
+    let vdb = control.add_backend(config("vdb", HoldScope::Device));
+    let state = control.backend(vdb).unwrap();
+    assert!(!state.is_frozen() && !state.holds());
+    assert_eq!(state.raw_io_status(), crate::words::io_status::Status::Ok);
+    assert_eq!((state.incident(), state.incidents()), (None, 1));
+    assert!(state.first_error().is_none() && state.last_error().is_some());
+    control.cont(None, false, &mut fx).unwrap();
+    assert!(fx.take().is_empty(), "once");
+}
+
+/// Exports get new names at each restart: the latest are kept.
+#[test]
+fn what_is_unclaimed_is_bounded_and_the_oldest_goes_first() {
+    let mut saved = SavedState::default();
+    let mut dropped = Vec::new();
+    for round in 0..UNCLAIMED_MAX + 10 {
+        let (mut control, mut fx) = (RunControl::new(), Outbox::default());
+        control.restore(saved);
+        let id = control.add_backend(config(&format!("vd{round}"), HoldScope::Request));
+        control.add_local(id, A, &mut fx).unwrap();
+        let left = control.start_ended(&mut fx);
+        assert!(left.kept.len() <= UNCLAIMED_MAX);
+        let ended = fx.take();
+        assert_eq!(ended.len(), left.dropped.len());
+        assert!(
+            ended
+                .iter()
+                .all(|&end| end == (None, 1, HoldEnd::Unclaimed))
+        );
+        dropped.extend(left.dropped.into_iter().map(|saved| saved.device));
+        control.attach(id, &mut fx);
+        control.failed(
+            &Failed {
+                backend: id,
+                local: A,
+                generation: 1,
+                seq: 1,
+                order: 1,
+                request: request(1),
+                cause: Cause::of_errno(libc::EIO),
+                at: SystemTime::UNIX_EPOCH,
+            },
+            &mut fx,
+        );
+        let (read, _) = SavedState::decode(&control.save().encode("boot")).unwrap();
+        assert_eq!(read.backends[0].device, format!("vd{round}"), "the latest");
+        saved = read;
+    }
+    assert_eq!(saved.backends.len(), UNCLAIMED_MAX + 1);
+    let oldest: Vec<_> = (0..9).map(|round| format!("vd{round}")).collect();
+    assert_eq!(dropped, oldest);
+}
+
+#[test]
+fn a_backend_on_another_node_voids_what_was_saved_of_the_two() {
     let saved = Daemon::holding(HoldScope::Vm).control.save();
     let (mut control, mut fx) = (RunControl::new(), Outbox::default());
     control.restore(saved);
-    let vda = control.add_backend(config("vda", HoldScope::Vm));
-    let revision = control.revision();
-    assert_eq!(control.forget_unclaimed(&mut fx), ["vdb"]);
-    assert!(control.revision() > revision);
-    assert_eq!(fx.ended[0].device.as_ref(), "vdb");
+    let other = BackendConfig {
+        node: "other".into(),
+        ..config("vda", HoldScope::Vm)
+    };
+    let vda = control.add_backend(other);
+    assert!(!control.backend(vda).unwrap().holds());
+    assert_eq!(control.start_ended(&mut fx).kept.len(), 2);
+    control.set_node(vda, "disk".into(), &mut fx);
     assert_eq!(fx.take(), [(None, 1, HoldEnd::Unclaimed)]);
-    assert!(control.forget_unclaimed(&mut fx).is_empty() && fx.take().is_empty());
-    assert!(control.backend(vda).unwrap().incident().is_some());
+    let saved = control.save();
+    let names: Vec<_> = (saved.backends.iter().chain(&saved.unclaimed))
+        .map(|saved| (saved.device.as_str(), saved.node.as_str()))
+        .collect();
+    assert_eq!(names, [("vda", "disk"), ("vdb", "disk")]);
 }
 
 /// The report limit on one clock with all that is still to come.

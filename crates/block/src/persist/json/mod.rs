@@ -42,7 +42,9 @@ impl SavedState {
             version: VERSION,
             boot_id: boot_id.to_owned(),
             run_state: self.run_state.name().to_owned(),
-            backends: self.backends.iter().map(JsonBackend::from).collect(),
+            backends: (self.backends.iter().chain(&self.unclaimed))
+                .map(JsonBackend::from)
+                .collect(),
             losses: self.losses.clone(),
             vm_pause: self.vm_pause.name().to_owned(),
         };
@@ -81,6 +83,7 @@ impl SavedState {
         let state = Self {
             run_state: named(&states, RunState::name, &run_state, "run-state")?,
             backends: backends.collect::<Result<_, _>>()?,
+            unclaimed: Vec::new(),
             losses,
             vm_pause: named(&pauses, VmPause::name, &vm_pause, "vm-pause")?,
         };

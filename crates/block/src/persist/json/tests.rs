@@ -134,6 +134,7 @@ pub fn state() -> impl Strategy<Value = SavedState> {
         SavedState {
             run_state,
             backends,
+            unclaimed: Vec::new(),
             losses,
             vm_pause,
         }
