@@ -3,17 +3,12 @@
 
 use std::fmt;
 use std::future::poll_fn;
-use std::mem;
 use std::sync::Arc;
 use std::task::Poll;
 
-use iothread::mailbox::{self, Receiver, Sender};
+use iothread::mailbox::{self, Receiver};
 
-use crate::driver::beside::drop_beside;
-use crate::driver::future::IoFuture;
-use crate::driver::io::Io;
-use crate::driver::node::{Driver, Node, NodeInfo};
-use crate::words::error::BlockError;
+use crate::driver::node::Node;
 
 /// Nodes that have left the graph, until they are closed. Each is when the last one who has it lets go
 /// (a query that was under way, a parent that is being closed itself), on a thread of its own: what hangs
@@ -66,42 +61,5 @@ impl Closing {
     pub fn left(&self) -> impl Iterator<Item = (&str, &str)> {
         let left = self.0.iter();
         left.map(|closed| (&*closed.name, closed.filename.as_str()))
-    }
-}
-
-/// Drops the driver of a node, whose place is `driver`, beside; then `told`.
-pub fn close_beside(driver: &mut Box<dyn Driver>, told: Sender<()>) {
-    let driver = mem::replace(driver, Box::new(Gone));
-    drop_beside(InOrder { driver, told });
-}
-
-/// Dropped from above to below.
-struct InOrder {
-    #[expect(dead_code, reason = "held for its drop")]
-    driver: Box<dyn Driver>,
-    #[expect(dead_code, reason = "held for its drop")]
-    told: Sender<()>,
-}
-
-/// What is left of a driver while its node is dropped.
-#[derive(Debug)]
-struct Gone;
-
-impl Driver for Gone {
-    fn name(&self) -> &'static str {
-        "closed"
-    }
-
-    fn info(&self) -> NodeInfo {
-        NodeInfo::default()
-    }
-
-    fn length(&self) -> u64 {
-        0
-    }
-
-    fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {
-        let error = BlockError::new(libc::ENOMEDIUM, "the node is closed");
-        IoFuture::ready(Err(error))
     }
 }

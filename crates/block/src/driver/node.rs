@@ -2,6 +2,7 @@
 //! is used.
 
 use std::fmt;
+use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -9,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use arc_swap::{ArcSwap, Guard};
 use iothread::mailbox::Sender;
 
+use crate::driver::beside::drop_beside;
 use crate::driver::capabilities::{AllocationLimit, Capabilities, DiscardStats, Resize};
-use crate::driver::closing;
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::io::Io;
@@ -493,8 +494,40 @@ impl Node {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(told) = self.closed.take() {
-            closing::close_beside(&mut self.driver, told);
+            let driver = mem::replace(&mut self.driver, Box::new(Gone));
+            drop_beside(InOrder { driver, told });
         }
+    }
+}
+
+/// Dropped from above to below.
+struct InOrder {
+    #[expect(dead_code, reason = "held for its drop")]
+    driver: Box<dyn Driver>,
+    #[expect(dead_code, reason = "held for its drop")]
+    told: Sender<()>,
+}
+
+/// What is left of a driver while its node is dropped.
+#[derive(Debug)]
+struct Gone;
+
+impl Driver for Gone {
+    fn name(&self) -> &'static str {
+        "closed"
+    }
+
+    fn info(&self) -> NodeInfo {
+        NodeInfo::default()
+    }
+
+    fn length(&self) -> u64 {
+        0
+    }
+
+    fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {
+        let error = BlockError::new(libc::ENOMEDIUM, "the node is closed");
+        IoFuture::ready(Err(error))
     }
 }
 
@@ -727,7 +760,7 @@ mod tests {
             let mut polled = false;
             IoFuture::new(async move {
                 let _ends = ends;
-                std::future::poll_fn(|_| match std::mem::replace(&mut polled, true) {
+                std::future::poll_fn(|_| match mem::replace(&mut polled, true) {
                     true => Poll::Ready(()),
                     false => Poll::Pending,
                 })
