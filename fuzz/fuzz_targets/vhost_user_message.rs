@@ -16,7 +16,9 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use block::{Backend, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError, Policy};
+use block::{
+    Backend, Child, Driver, Export, HoldScope, Io, IoFuture, Node, NodeInfo, OnError, Policy,
+};
 use export_vhost_user_blk::{Options, VhostUserBlkExport};
 use iothread::IoThread;
 use libfuzzer_sys::fuzz_target;
@@ -144,9 +146,9 @@ impl Server {
             ..Options::new("disk0")
         };
         let export = pollster::block_on(async {
-            let node = Node::new("node0", Box::new(Null));
+            let root = Child::root(&options.id, Node::new("node0", Box::new(Null)));
             let policy = Policy::new(OnError::Stop, OnError::Stop);
-            let backend = Backend::new(&control, &options.id, node, policy, HoldScope::Vm).await;
+            let backend = Backend::new(&control, &options.id, root, policy, HoldScope::Vm).await;
             let backend = backend.expect("run control runs");
             let socket = Socket::inherited(listener.into()).expect("it listens");
             VhostUserBlkExport::new(options, backend, &[iothread.handle()], socket).await

@@ -11,7 +11,7 @@
 //! One whose wait was once anything else (an operation, a lock) is not taken back any more, so that much is
 //! seen to here. The driver sees to the rest:
 //!
-//! * one that does several operations of its own for one request wraps all but the first in [`never`]:
+//! * one that does several operations of its own for one request wraps all but the first in [`never()`]:
 //!   storage that answers at once is not seen to have been waited for;
 //! * one that has several under way at once wraps each of them;
 //! * one that stops waiting (a limit has passed) drops what it waited for before it does anything else;
