@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
+use crate::lock_wait::LOCK_WAIT;
 use crate::setup_error::SetupError;
 
 /// How long a node may take to be opened while the daemon serves: whoever asked waits for an answer.
@@ -15,8 +16,8 @@ use crate::setup_error::SetupError;
 /// unit), a signal ends it, and storage that comes late is worth waiting for, as a VM waits for us.
 pub const OPEN_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// After this long the log says what is waited for.
-const QUIET_TIME_MAX: Duration = Duration::from_secs(5);
+/// After this long the log says what is waited for. A lock is waited for meanwhile, which says so itself.
+const QUIET_TIME_MAX: Duration = Duration::from_secs(LOCK_WAIT.as_secs() + 3);
 
 /// How long one definition may take to be opened, with all that it defines.
 #[derive(Debug)]
