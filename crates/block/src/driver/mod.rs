@@ -10,6 +10,7 @@ pub mod fault;
 pub mod future;
 pub mod graph;
 pub mod io;
+pub mod limits;
 pub mod loss;
 pub mod node;
 pub mod own_io;

@@ -1,0 +1,57 @@
+//! What a node says of itself: what it asks of requests, and how it is opened. Plain data.
+
+/// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
+/// that is known, are powers of two; alignments are at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Offset and length of reads and writes must be multiples of it, or the driver bounces.
+    pub request_alignment: u32,
+    /// Buffers should be aligned to it, or the driver bounces.
+    pub memory_alignment: u32,
+    /// Granularity that discard works best with.
+    pub discard_alignment: u32,
+    /// What the storage writes without reading first; 0: not known. As the following: advice for
+    /// guests.
+    pub physical_block: u32,
+    /// The smallest request that the storage likes; 0: not known.
+    pub minimum_io: u32,
+    /// The size of request that the storage likes best; 0: not known.
+    pub optimal_io: u32,
+    /// Where the first physical block begins.
+    pub alignment_offset: u32,
+    /// Whether a discard can give space back (it is accepted and ignored otherwise).
+    pub discard: bool,
+    /// Whether write-zeroes with `unmap` gives space back too (it only zeroes otherwise).
+    pub unmap_zeroes: bool,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            request_alignment: 1,
+            memory_alignment: 1,
+            discard_alignment: 512,
+            physical_block: 0,
+            minimum_io: 0,
+            optimal_io: 0,
+            alignment_offset: 0,
+            discard: true,
+            unmap_zeroes: true,
+        }
+    }
+}
+
+/// How a node is opened, as `query-block` shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct NodeInfo {
+    /// The file name, or what QEMU shows in its place (`null-co://`, a JSON pseudo file name).
+    pub filename: String,
+    /// Whether writes are refused.
+    pub read_only: bool,
+    /// `cache.direct`.
+    pub cache_direct: bool,
+    /// `cache.no-flush`.
+    pub cache_no_flush: bool,
+    /// Something the user should know, e.g. that a stop policy cannot hold what this node loses.
+    pub warning: Option<String>,
+}
