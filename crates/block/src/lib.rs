@@ -37,7 +37,7 @@ pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
     Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
-    FlushLatch, Grow, ImageLocks, LockError, OwnIo, PerThread, Resize, Unwritten,
+    FlushLatch, Grow, ImageId, ImageLocks, LockError, OwnIo, PerThread, Resize, Unwritten,
 };
 pub use driver::closing::Closing;
 pub use driver::fault;

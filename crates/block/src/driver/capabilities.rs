@@ -141,6 +141,27 @@ pub trait ImageLocks: fmt::Debug {
 
     /// They have `access` now: gives back what that does not need. May block.
     fn settle(&self, access: Access);
+
+    /// As [`Self::lock`], where another opening of the same image ([`Self::image`]), by us, has all the
+    /// locks that `access` needs, and keeps them meanwhile: takes the same, and asks nobody. Called
+    /// drained. May block.
+    ///
+    /// # Errors
+    /// There cannot be locks; no more is locked than before then.
+    fn lock_beside(&self, access: Access) -> std::result::Result<(), LockError>;
+
+    /// What is open. Asks nobody.
+    fn image(&self) -> ImageId;
+}
+
+/// An image, whatever it is called: two openings of the same one have the same. Locks lie on it, and not on
+/// its name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct ImageId {
+    /// The number of the file system, or of the device that it lies on (`st_dev`).
+    pub device: u64,
+    /// The number of the file there (`st_ino`).
+    pub inode: u64,
 }
 
 /// Why there is no lock, in QEMU's words.
