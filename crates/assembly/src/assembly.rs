@@ -88,12 +88,32 @@ impl Assembly {
         Ok(())
     }
 
-    /// All that uses node `from` uses `to` from now on.
+    /// All that uses node `from` uses `to` from now on. Whoever drops the future may cancel it.
     ///
     /// # Errors
-    /// See [`Registry::replace_node`]; nothing has changed then.
+    /// See [`Registry::prepare_replace`] and [`Registry::commit`]; nothing has changed then.
     pub async fn replace_node(&self, from: &str, to: &str) -> Result<(), SetupError> {
-        Ok(self.registry.replace_node(from, to).await?)
+        let prepared = self.registry.prepare_replace(from, to).await?;
+        let closing = nodes::commit(&self.registry, prepared).await?;
+        closing::wait(closing, CLOSE_TIME_MAX).await;
+        Ok(())
+    }
+
+    /// Executes `blockdev-reopen` for one node: opens it anew, with all of `options` or their defaults; the
+    /// driver and the file name have to be the same. What finds something else under that name uses it
+    /// from then on. `limit`: how long the storage, and what is in flight, may take until then; none: for
+    /// ever. Whoever drops the future may cancel it.
+    ///
+    /// # Errors
+    /// In QEMU's words, and when the limit is over; nothing has changed then.
+    pub async fn reopen_node(
+        &self,
+        options: BlockdevOptions,
+        limit: Option<Duration>,
+    ) -> Result<(), SetupError> {
+        let closing = nodes::reopen(&self.registry, options, limit).await?;
+        closing::wait(closing, CLOSE_TIME_MAX).await;
+        Ok(())
     }
 
     /// Executes `block-export-del`: ends an export. With `force` ("hard") its client is disconnected.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{Driver, GraphError, Node, Registry, RegistryError, drop_beside};
+use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
 use drivers::file::{Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, OpenError, Quota,
@@ -56,6 +56,65 @@ pub async fn add(
     }
     made.0.clear();
     Ok(())
+}
+
+/// Opens a node anew, as `options` define it. It keeps its name, and all that uses it; what it does not say
+/// is as the default says. No lock is held while it is opened.
+///
+/// # Errors
+/// In QEMU's words; nothing has changed then.
+pub async fn reopen(
+    registry: &Arc<Registry>,
+    options: BlockdevOptions,
+    limit: Option<Duration>,
+) -> Result<Closing, SetupError> {
+    let Some(name) = options.base.node_name.clone() else {
+        return Err(SetupError::new("Node name not specified"));
+    };
+    let none = |_| RegistryError::NoNode(name.clone());
+    let known = registry.node(&name).map_err(none)?;
+    check_same(&known, &options)?;
+    drop(known);
+    let patience = Patience::new(limit);
+    let what = file_of(&options, None);
+    let opened = open(&name, options, None);
+    let driver = patience.wait(&name, &what, opened).await?;
+    let node = Node::new(&name, driver);
+    let _made = Made(vec![Arc::clone(&node)]);
+    let prepared = async { Ok(registry.prepare_reopen(node).await?) };
+    let prepared = patience.wait(&name, &what, prepared).await?;
+    commit(registry, prepared).await
+}
+
+/// What cannot be another than it was.
+fn check_same(node: &Node, options: &BlockdevOptions) -> Result<(), SetupError> {
+    let driver = node.driver();
+    let changed = |option: &str| SetupError::new(format!("Cannot change the option '{option}'"));
+    match &options.variant {
+        _ if options.kind().name() != driver.name() => Err(changed("driver")),
+        BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file)
+            if file.filename != driver.info().filename =>
+        {
+            Err(changed("filename"))
+        }
+        BlockdevDriverOptions::File(_) | BlockdevDriverOptions::HostDevice(_) => Ok(()),
+        _ => Err(RegistryError::NotReopened {
+            node: node.name().to_string(),
+            driver: driver.name(),
+        }
+        .into()),
+    }
+}
+
+/// From here on it goes on to its end, whoever waits for it.
+pub async fn commit(
+    registry: &Arc<Registry>,
+    prepared: Replacement,
+) -> Result<Closing, SetupError> {
+    let registry = Arc::clone(registry);
+    let committed = tokio::spawn(async move { registry.commit(prepared).await });
+    let committed = committed.await;
+    Ok(committed.map_err(|error| SetupError::new(error.to_string()))??)
 }
 
 /// Nodes that were made: those that are in no graph in the end are closed beside.

@@ -37,7 +37,7 @@ pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
     Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
-    FlushLatch, Grow, ImageId, ImageLocks, LockError, OwnIo, PerThread, Resize, Unwritten,
+    FlushLatch, Grow, ImageId, ImageLocks, LockError, OwnIo, PerThread, Reopen, Resize, Unwritten,
 };
 pub use driver::closing::Closing;
 pub use driver::fault;
@@ -64,7 +64,7 @@ pub use persist::saved::{SavedBackend, SavedLoss, SavedState};
 pub use persist::saver::Saver;
 pub use persist::state_file;
 pub use persist::state_file::{StateFile, StateFileError};
-pub use registry::{Lease, Registry};
+pub use registry::{Lease, Registry, Replacement};
 pub use registry_error::{RegistryError, ResizeError};
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};

@@ -4,7 +4,9 @@ mod claims;
 mod exports;
 mod grants;
 mod nodes;
+mod reopen;
 mod replace;
+mod taken;
 mod uses;
 
 use std::io;
@@ -32,6 +34,7 @@ use crate::words::vm::{LinkState, VmOrder, VmPause};
 
 use self::claims::Claims;
 
+pub use self::replace::Replacement;
 pub use self::uses::Lease;
 
 /// Nodes, exports and run control of one daemon.

@@ -56,6 +56,25 @@ pub enum RegistryError {
         /// Why its length is not enough.
         why: Box<ResizeError>,
     },
+    /// What is held does not fit into what was found where a node was opened anew.
+    #[error("Cannot reopen node '{node}': {why}")]
+    DoesNotFitAnew {
+        /// The node.
+        node: String,
+        /// Why its length is not enough.
+        why: Box<ResizeError>,
+    },
+    /// A driver that cannot open anything anew.
+    #[error("Block format '{driver}' used by node '{node}' does not support reopening files")]
+    NotReopened {
+        /// The node.
+        node: String,
+        /// Its driver.
+        driver: &'static str,
+    },
+    /// What is not on disk yet would be forgotten.
+    #[error("Cannot reopen a node before all of it is on disk. {0}")]
+    Unwritten(String),
     /// The storage does not say what has to be known.
     #[error(transparent)]
     Storage(#[from] BlockError),

@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use anyhow::Result;
 use block::{Registry, control};
@@ -95,6 +96,25 @@ impl House {
 
     pub fn replace(&self, from: &str, to: &str) -> Result<(), String> {
         said(self.wait(self.assembly.replace_node(from, to)))
+    }
+
+    pub fn reopen(&self, options: &Value, limit: Option<Duration>) -> Result<(), String> {
+        let options = BlockdevOptions::parse(&options.to_string()).unwrap();
+        said(self.wait(self.assembly.reopen_node(options, limit)))
+    }
+
+    /// The requests of an export that are held.
+    pub fn held(&self, id: &str) -> usize {
+        let backend = self.registry.export(id).unwrap().backend().id();
+        let control = self.registry.control();
+        control.read(|run| run.backend(backend).map_or(0, |b| b.held().len()))
+    }
+
+    /// `cont`.
+    pub fn go_on(&self) -> Result<(), block::Refusal> {
+        let control = self.registry.control();
+        let went_on = control.call(|run, wiring| run.cont(None, false, wiring));
+        self.wait(went_on).unwrap()
     }
 
     pub fn connect(&self, id: &str) -> Disk {

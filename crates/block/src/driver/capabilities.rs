@@ -23,6 +23,8 @@ pub struct Capabilities<'a> {
     pub cont_blocker: Option<&'a dyn ContBlocker>,
     /// Its length can be changed.
     pub resize: Option<&'a dyn Resize>,
+    /// It can be opened anew while it is in use.
+    pub reopen: Option<&'a dyn Reopen>,
     /// It becomes longer by what is written beyond its end.
     pub grow: Option<&'a dyn Grow>,
     /// It limits how many bytes are allocated.
@@ -107,6 +109,19 @@ pub trait Resize: fmt::Debug {
     /// # Errors
     /// If the storage refuses, or cannot be that long; the length is what it was then.
     fn resize(&self, length: u64) -> Result<()>;
+}
+
+/// Storage that can be opened anew while it is in use, with other options, or because something else is to
+/// be found under its name by now.
+pub trait Reopen: fmt::Debug {
+    /// Another opening takes this one's place, of the same image or of another one (`is_same`): nothing is
+    /// written by this one any more. Makes durable what it has acknowledged, unless flushes of the other
+    /// one do; what is lost is latched, and the other one is told. Called drained. May block.
+    ///
+    /// # Errors
+    /// What may not be durable, to be told: the other one takes its place all the same, as nothing here
+    /// could do better.
+    fn hand_over(&self, is_same: bool) -> Result<()>;
 }
 
 /// A length that follows what is written. Called on iothreads, several at once.
@@ -196,6 +211,9 @@ pub trait Activate: fmt::Debug {
 pub trait DiscardCounters: fmt::Debug {
     /// The counters now.
     fn discard_stats(&self) -> DiscardStats;
+
+    /// They go on from these. Called before the first request.
+    fn go_on_from(&self, before: DiscardStats);
 }
 
 /// Discard counters of a driver.

@@ -44,6 +44,16 @@ impl Closing {
         Self(nodes.iter().map(close).collect())
     }
 
+    /// Something else that `node` has to do, which is done when `done` ends.
+    pub(crate) fn and(mut self, node: &Node, done: Receiver<()>) -> Self {
+        self.0.push(Closed {
+            name: Arc::clone(node.name()),
+            filename: node.driver().info().filename,
+            closed: done,
+        });
+        self
+    }
+
     /// Waits until all are closed. May be given up, and called again.
     pub async fn closed(&mut self) {
         poll_fn(|cx| {

@@ -73,6 +73,17 @@ impl Graph {
         removed
     }
 
+    /// `to` has the place of `from`, and its name. False: that is not here any more.
+    pub fn replace(&mut self, from: &Arc<Node>, to: &Arc<Node>) -> bool {
+        match self.nodes.get_mut(from.name()) {
+            Some(known) if Arc::ptr_eq(known, from) && from.name() == to.name() => {
+                *known = Arc::clone(to);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// Takes all nodes out.
     pub fn clear(&mut self) -> Vec<Arc<Node>> {
         self.owned.clear();

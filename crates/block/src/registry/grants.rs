@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::driver::capabilities::LockError;
+use crate::driver::capabilities::{ImageLocks, LockError};
 use crate::driver::node::Node;
 use crate::driver::sharing::{Shared, SharingError, share};
 use crate::driver::users::{EdgeId, Use};
@@ -72,6 +72,7 @@ impl Plan {
         let granted = share(&self.shared, rule)?;
         let step = |&at: &usize| Step {
             node: Arc::clone(&self.nodes[at]),
+            former: None,
             before: self.nodes[at].access(),
             after: granted.nodes[at],
             users: (self.shared[at].users.iter())
@@ -90,12 +91,24 @@ pub struct Grant(Vec<Step>);
 #[derive(Debug)]
 struct Step {
     node: Arc<Node>,
+    /// Another opening of it, which is in use.
+    former: Option<Arc<Node>>,
     before: Access,
     after: Access,
     users: Vec<(EdgeId, Access)>,
 }
 
 impl Grant {
+    /// `node` takes the place of `former`, another opening of it, which is in use until then: one is not in
+    /// the way of the other.
+    pub fn go_on_from(&mut self, node: &Arc<Node>, former: &Arc<Node>) {
+        for step in &mut self.0 {
+            if Arc::ptr_eq(&step.node, node) {
+                step.former = Some(Arc::clone(former));
+            }
+        }
+    }
+
     /// Takes the locks that are needed in addition. May block.
     ///
     /// # Errors
@@ -104,7 +117,7 @@ impl Grant {
         for (number, step) in self.0.iter().enumerate() {
             if let Err(error) = step.take() {
                 for step in &self.0[..number] {
-                    step.settle(step.before);
+                    step.undo();
                 }
                 return Err(error);
             }
@@ -115,7 +128,7 @@ impl Grant {
     /// Gives back what [`Self::take`] has taken. May block.
     pub fn undo(&self) {
         for step in &self.0 {
-            step.settle(step.before);
+            step.undo();
         }
     }
 
@@ -141,9 +154,29 @@ impl Step {
         if self.before == self.after {
             return Ok(());
         }
-        match self.node.driver().capabilities().image_locks {
-            Some(locks) => locks.lock(self.after),
-            None => Ok(()),
+        let Some(locks) = self.node.driver().capabilities().image_locks else {
+            return Ok(());
+        };
+        match &self.former {
+            Some(former) if former.has_image_of(&self.node) => self.take_beside(former, locks),
+            _ => locks.lock(self.after),
+        }
+    }
+
+    /// Whoever asks meets the locks of the former one: that one takes what is missing, and asks.
+    fn take_beside(&self, former: &Node, locks: &dyn ImageLocks) -> Result<(), LockError> {
+        if let Some(has) = former.driver().capabilities().image_locks {
+            has.lock(self.after)?;
+        }
+        locks
+            .lock_beside(self.after)
+            .inspect_err(|_| give_back(former))
+    }
+
+    fn undo(&self) {
+        self.settle(self.before);
+        if let Some(former) = &self.former {
+            give_back(former);
         }
     }
 
@@ -153,5 +186,12 @@ impl Step {
         {
             locks.settle(access);
         }
+    }
+}
+
+/// What the users of a node do not need.
+fn give_back(node: &Node) {
+    if let Some(locks) = node.driver().capabilities().image_locks {
+        locks.settle(node.access());
     }
 }

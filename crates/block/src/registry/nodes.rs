@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::Registry;
 use super::grants::Plan;
-use crate::driver::beside::beside;
+use super::taken::Taken;
+use super::uses::settle;
 use crate::driver::closing::Closing;
 use crate::driver::node::Node;
 use crate::driver::users::User;
@@ -18,14 +19,10 @@ impl Registry {
     /// If a name is taken, or they would be in the way of others or others in theirs; nothing is added
     /// then.
     pub async fn add_node(&self, root: &Arc<Node>) -> Result<(), RegistryError> {
-        let (_claim, nodes) = self.claim(&[root]).await;
-        let grant = self.take(Plan::of(&nodes).grant()?).await?;
-        let added = self.graph().add(root);
-        if let Err(error) = added {
-            // If there is no thread for it, the end of the node does it.
-            let _ = beside(move || grant.undo()).await;
-            return Err(error.into());
-        }
+        let (claim, nodes) = self.claim(&[root]).await;
+        let taken = Taken::take(Plan::of(&nodes).grant()?, claim).await?;
+        self.graph().add(root)?;
+        let _applied = taken.apply();
         for node in root.subtree() {
             self.recall_loss(&node);
         }
@@ -54,9 +51,9 @@ impl Registry {
         }
         let removed = self.graph().remove(&node);
         nodes.retain(|node| !removed.iter().any(|gone| Arc::ptr_eq(gone, node)));
-        self.settle(&nodes).await;
-        drop((nodes, node));
-        drop(claim);
-        Ok(Closing::of(removed))
+        drop(node);
+        let closing = Closing::of(removed);
+        settle(&nodes, claim).await;
+        Ok(closing)
     }
 }

@@ -4,14 +4,35 @@ use std::sync::Arc;
 
 use super::Registry;
 use super::grants::Plan;
+use super::taken::Taken;
 use crate::backend::Drained;
 use crate::driver::beside::beside;
+use crate::driver::closing::Closing;
 use crate::driver::node::Node;
 use crate::driver::users::{EdgeId, Use, User};
 use crate::export::Export;
 use crate::registry_error::RegistryError;
 use crate::resize::check_fits;
 use crate::words::permissions::{Access, Permissions};
+
+/// A node that is about to take the place of another one, under all that uses that. It could, and the
+/// exports above are drained; but nothing has changed until [`Registry::commit`], and nothing does if this is
+/// dropped.
+#[derive(Debug)]
+#[must_use]
+pub struct Replacement {
+    pub(super) from: Arc<Node>,
+    pub(super) to: Arc<Node>,
+    /// All that hangs together with the two.
+    pub(super) nodes: Vec<Arc<Node>>,
+    /// The users of `from` that move.
+    pub(super) moved: Vec<Use>,
+    pub(super) exports: Vec<Arc<dyn Export>>,
+    pub(super) drained: Vec<Drained>,
+    pub(super) taken: Taken,
+    /// `to` is another opening of `from`, which it replaces in the graph as well.
+    pub(super) is_reopened: bool,
+}
 
 impl Registry {
     /// All that uses `from` uses `to` from now on, but for what is below `to` itself: so a filter comes
@@ -21,66 +42,142 @@ impl Registry {
     /// # Errors
     /// If there is no such node; if others are in the way; if what is held would not fit into `to`, or
     /// `from` has lost something that nobody has accepted. Nothing has changed then.
-    pub async fn replace_node(&self, from: &str, to: &str) -> Result<(), RegistryError> {
+    pub async fn prepare_replace(
+        &self,
+        from: &str,
+        to: &str,
+    ) -> Result<Replacement, RegistryError> {
         let (claim, nodes) = self.claim(&[&self.node(from)?, &self.node(to)?]).await;
         let (from, to) = (self.node(from)?, self.node(to)?);
         let below = to.subtree();
         let mut moved = from.users();
-        moved.retain(|known| !is_one_of(&below, known));
-        if moved.is_empty() || Arc::ptr_eq(&from, &to) {
-            return Ok(());
-        }
+        moved.retain(|known| !Arc::ptr_eq(&from, &to) && !is_one_of(&below, known));
         let mut plan = Plan::of(&nodes);
         for known in &moved {
             plan.replace(known.edge, &from, &to);
         }
-        let grant = plan.grant()?;
-        let (before, after) = (from.driver().length(), to.driver().length());
-        if before != after {
-            check_resize(&nodes, &from)?;
+        let taken = Taken::take(plan.grant()?, claim).await?;
+        let (exports, drained) = match moved.is_empty() {
+            true => Default::default(),
+            false => self.drain_above(&from).await,
+        };
+        let replacement = Replacement {
+            from,
+            to,
+            nodes,
+            moved,
+            exports,
+            drained,
+            taken,
+            is_reopened: false,
+        };
+        // What was in flight may have been a flush.
+        if !replacement.moved.is_empty() {
+            check_lost(&replacement.from, &below)?;
         }
+        replacement.check_length()?;
+        Ok(replacement)
+    }
+
+    /// The exports whose requests reach `node`: nothing of them starts any more, or is in flight.
+    pub(super) async fn drain_above(
+        &self,
+        node: &Arc<Node>,
+    ) -> (Vec<Arc<dyn Export>>, Vec<Drained>) {
         let mut exports = self.exports();
         exports.retain(|export| {
             let nodes = export.backend().node().subtree();
-            nodes.iter().any(|node| Arc::ptr_eq(node, &from))
+            nodes.iter().any(|below| Arc::ptr_eq(below, node))
         });
         let mut drained = Vec::with_capacity(exports.len());
         for export in &exports {
             drained.push(export.backend().drain().await);
         }
-        // What was in flight may have been a flush.
-        check_lost(&from, &below)?;
-        for (export, drained) in exports.iter().zip(&drained) {
-            check_fits(to.name(), after, before, &**export, drained).map_err(|why| {
-                RegistryError::DoesNotFit {
-                    from: from.name().to_string(),
-                    to: to.name().to_string(),
-                    why: Box::new(why),
-                }
-            })?;
+        (exports, drained)
+    }
+
+    /// Does it. What is left to be done after that, such as giving locks back, may take as long as the
+    /// storage likes; wait for it as long as you like. **This future must not be dropped** before it has
+    /// ended: a half of what used the former node would use the other one.
+    ///
+    /// # Errors
+    /// If a node above cannot find out what it has to know of the new one; if the daemon ends. Nothing has
+    /// changed then.
+    pub async fn commit(&self, replacement: Replacement) -> Result<Closing, RegistryError> {
+        let Replacement {
+            from,
+            to,
+            nodes,
+            moved,
+            exports,
+            drained,
+            taken,
+            is_reopened,
+        } = replacement;
+        let applied = taken.apply();
+        if is_reopened {
+            to.go_on_from(&from);
         }
-        let grant = self.take(grant).await?;
         put(&nodes, &exports, &drained, &moved, &to).await;
         let above = above(&nodes, &to);
         let again = above.clone();
         let activated = beside(move || above.iter().try_for_each(|node| node.activate())).await;
-        if let Err(error) = activated.unwrap_or_else(|error| Err(error.into())) {
+        let activated = activated.unwrap_or_else(|error| Err(error.into()));
+        let mut done = activated.map_err(RegistryError::from);
+        if done.is_ok() && is_reopened && !self.graph().replace(&from, &to) {
+            done = Err(RegistryError::ShuttingDown);
+        }
+        if let Err(error) = done {
             put(&nodes, &exports, &drained, &moved, &from).await;
             // Some have looked at the other one already.
             let _ = beside(move || again.iter().for_each(look_again)).await;
-            self.settle(&nodes).await;
-            return Err(error.into());
+            if let Ok(grant) = Plan::of(&nodes).grant() {
+                grant.apply();
+            }
+            drop(drained);
+            applied.undo().await;
+            return Err(error);
         }
         // Whoever takes the former one out next is the last one who has it.
         for export in &exports {
             export.backend().graph_changed().await;
         }
-        // If there is no thread for it, the end of the node does it.
-        let _ = beside(move || grant.settle()).await;
-        drop(drained);
-        drop(claim);
+        drop((drained, nodes));
         for export in exports {
             export.resized();
+        }
+        let settled = applied.settled();
+        let left = match is_reopened {
+            true => vec![from],
+            false => Vec::new(),
+        };
+        Ok(Closing::of(left).and(&to, settled))
+    }
+}
+
+impl Replacement {
+    /// Whether all that is above can have the length of the new node. Called drained, with its locks.
+    pub(super) fn check_length(&self) -> Result<(), RegistryError> {
+        let (before, after) = (self.from.driver().length(), self.to.driver().length());
+        if before == after || self.moved.is_empty() {
+            return Ok(());
+        }
+        check_resize(&self.nodes, &self.from)?;
+        for (export, drained) in self.exports.iter().zip(&self.drained) {
+            check_fits(self.to.name(), after, before, &**export, drained).map_err(|why| {
+                let why = Box::new(why);
+                match self.is_reopened {
+                    true => RegistryError::DoesNotFitAnew {
+                        node: self.to.name().to_string(),
+                        why,
+                    },
+                    false => RegistryError::DoesNotFit {
+                        from: self.from.name().to_string(),
+                        to: self.to.name().to_string(),
+                        why,
+                    },
+                }
+            })?;
         }
         Ok(())
     }

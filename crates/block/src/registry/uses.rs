@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::Registry;
 use super::claims::Claim;
-use super::grants::{Grant, Plan};
+use super::grants::Plan;
+use super::taken::Taken;
 use crate::driver::beside::beside;
 use crate::driver::node::{Child, Node};
 use crate::driver::users::{Use, User};
@@ -47,14 +48,14 @@ impl Registry {
                 access,
             },
         );
-        self.take(plan.grant()?).await?;
+        let claim = Taken::take(plan.grant()?, claim).await?.apply().claim;
         Ok(Lease { root, claim })
     }
 
     /// A user of `node` has gone: what nobody needs any more is given back.
     pub async fn end_use(&self, node: &Arc<Node>) {
-        let (_claim, nodes) = self.claim(&[node]).await;
-        self.settle(&nodes).await;
+        let (claim, nodes) = self.claim(&[node]).await;
+        settle(&nodes, claim).await;
     }
 
     /// Claims all that hangs together with `nodes`, and says what that is.
@@ -86,27 +87,22 @@ impl Registry {
         }
         part
     }
+}
 
-    /// Takes what was granted.
-    pub(super) async fn take(&self, grant: Grant) -> Result<Arc<Grant>, RegistryError> {
-        let grant = Arc::new(grant);
-        let granted = Arc::clone(&grant);
-        let taken = beside(move || granted.take()).await;
-        taken.map_err(|_| RegistryError::ShuttingDown)??;
-        grant.apply();
-        Ok(grant)
-    }
-
-    /// Gives back what nobody needs.
-    pub(super) async fn settle(&self, nodes: &[Arc<Node>]) {
-        match Plan::of(nodes).grant() {
-            Ok(grant) => {
-                grant.apply();
-                // If there is no thread for it, the end of the node does it.
-                let _ = beside(move || grant.settle()).await;
-            }
-            // Who leaves is in nobody's way.
-            Err(error) => tracing::error!("uses of nodes do not fit any more: {error}"),
+/// Gives back what nobody needs.
+pub(super) async fn settle(nodes: &[Arc<Node>], claim: Claim) {
+    match Plan::of(nodes).grant() {
+        Ok(grant) => {
+            grant.apply();
+            // Whoever waits may give up: nobody else takes any of these locks before. If there is no thread
+            // for it, the end of the node does it.
+            let _ = beside(move || {
+                grant.settle();
+                drop(claim);
+            })
+            .await;
         }
+        // Who leaves is in nobody's way.
+        Err(error) => tracing::error!("uses of nodes do not fit any more: {error}"),
     }
 }

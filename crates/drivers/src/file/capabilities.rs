@@ -1,8 +1,11 @@
 //! What a file can do beside its storage ([`Capabilities`](block::Capabilities)).
 
-use block::{ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Loss, Resize, Result};
+use block::{
+    ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Loss, Operation, Reopen, Resize, Result,
+};
 
 use super::driver::FileDriver;
+use super::probe::Kind;
 
 impl FlushLatch for FileDriver {
     fn latched(&self) -> Option<Loss> {
@@ -41,8 +44,29 @@ impl Resize for FileDriver {
     }
 }
 
+impl Reopen for FileDriver {
+    fn hand_over(&self, is_same: bool) -> Result<()> {
+        // Flushes of another opening write back what the page cache has of the same file, and hear of what
+        // fails. What a device has lost by being shrunk only this one knows.
+        let by_flushes = is_same && self.kind == Kind::Regular;
+        if self.read_only || self.cache_no_flush || by_flushes || self.flusher.latched().is_some() {
+            return Ok(());
+        }
+        let flushed = (self.flusher).flush_last(self.fd(), &self.device_size, !self.cache_direct);
+        flushed.map_err(|error| {
+            error
+                .doing(Operation::Flush.name())
+                .at(&self.node_name, 0, self.length_now())
+        })
+    }
+}
+
 impl DiscardCounters for FileDriver {
     fn discard_stats(&self) -> DiscardStats {
         self.deallocation.stats()
+    }
+
+    fn go_on_from(&self, before: DiscardStats) {
+        self.deallocation.go_on_from(before);
     }
 }

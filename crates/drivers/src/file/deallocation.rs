@@ -56,6 +56,14 @@ impl Deallocation {
         }
     }
 
+    /// The counters go on from these.
+    pub fn go_on_from(&self, before: DiscardStats) {
+        self.nb_ok.fetch_add(before.nb_ok, Ordering::Relaxed);
+        self.nb_failed
+            .fetch_add(before.nb_failed, Ordering::Relaxed);
+        self.bytes_ok.fetch_add(before.bytes_ok, Ordering::Relaxed);
+    }
+
     /// A discard has ended.
     pub fn count(&self, bytes: u64, ok: bool) {
         if ok {

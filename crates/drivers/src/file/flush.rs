@@ -137,8 +137,25 @@ impl Flusher {
         })
     }
 
-    /// Makes all writes that have completed durable; they went past the page cache.
-    pub async fn flush_direct(&self, fd: BorrowedFd<'_>) -> Result<()> {
+    /// Makes all writes that have completed durable, now, on this thread; nothing is written after it. A
+    /// failure is latched if `latch`, and of what is latched nobody asks again.
+    pub fn flush_last(&self, fd: BorrowedFd<'_>, device: &DeviceSize, latch: bool) -> Result<()> {
+        let end = device.flush_begins();
+        self.flush_at_once(fd, latch, 0)?;
+        match device.lost(fd, end) {
+            Some(size) => {
+                self.latch(Loss::new(libc::EIO));
+                Err(dropped(size, end))
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Makes all writes that have completed durable; they went past the page cache. A failure is not latched,
+    /// but a former opening of the image may have left one. `accepted`: as in
+    /// [`block::Io::losses_accepted`].
+    pub async fn flush_direct(&self, fd: BorrowedFd<'_>, accepted: u32) -> Result<()> {
+        self.check(accepted)?;
         let mut retry = Retry::new();
         loop {
             match ring::fsync(fd, true).await {

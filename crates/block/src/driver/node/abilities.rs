@@ -17,6 +17,12 @@ impl Node {
         activate.map_or(Ok(()), |activate| activate.activate())
     }
 
+    /// Whether both are openings of one image.
+    pub(crate) fn has_image_of(&self, other: &Self) -> bool {
+        let image = |node: &Self| Some(node.driver.capabilities().image_locks?.image());
+        image(self).is_some_and(|own| image(other) == Some(own))
+    }
+
     /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
     pub fn cont_blocker(&self) -> Option<String> {
         let blocker = self.driver.capabilities().cont_blocker?;
@@ -40,6 +46,20 @@ impl Node {
     pub fn accept_loss(&self, upto: u32) -> bool {
         let latch = self.driver.capabilities().flush_latch;
         latch.is_some_and(|latch| latch.accept_loss(upto))
+    }
+
+    /// It takes the place of `former`, another opening of the same: what was lost there is lost, and what
+    /// was counted goes on. Called before the first request.
+    pub(crate) fn go_on_from(&self, former: &Self) {
+        if let Some(loss) = former.latched() {
+            self.latch(loss);
+        }
+        if let Some(counters) = self.driver.capabilities().discard_counters
+            && let Some(before) = former.discard_stats()
+        {
+            counters.go_on_from(before);
+        }
+        self.wrote(former.wr_highest_offset());
     }
 
     /// The length in bytes that [`Self::resize`] to `length` would give the node. May ask the storage.
