@@ -10,7 +10,7 @@ pub mod connection;
 mod parts;
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use iothread::mailbox::{self, Receiver, Sender};
@@ -49,6 +49,8 @@ pub struct Backend {
     losses_accepted: Arc<AtomicU32>,
     /// The client remembers in an inflight region what has not been completed.
     remembered: AtomicBool,
+    /// The length of the root node that clients were told of, in bytes.
+    told_length: AtomicU64,
     blockers: SharedBlockers,
     parts: Parts,
 }
@@ -72,6 +74,7 @@ impl Backend {
             scope,
         };
         let used = Arc::clone(&root);
+        let told_length = AtomicU64::new(root.length());
         let (id, accounting, losses_accepted) = control
             .call(move |state, wiring| {
                 let id = state.add_backend(config);
@@ -92,6 +95,7 @@ impl Backend {
             accounting,
             losses_accepted,
             remembered: AtomicBool::new(false),
+            told_length,
             blockers: SharedBlockers::default(),
             parts: Parts::default(),
         }))
@@ -126,6 +130,12 @@ impl Backend {
             .call(move |state, wiring| state.set_node(id, name, wiring))
             .await;
         before
+    }
+
+    /// Whether the root node has another length than clients were told of. From now on this one is.
+    pub(crate) fn take_new_length(&self) -> bool {
+        let length = self.root.length();
+        self.told_length.swap(length, Ordering::AcqRel) != length
     }
 
     /// The error policy it was made with.

@@ -34,10 +34,25 @@ pub trait Export: Send + Sync + fmt::Debug {
         None
     }
 
-    /// The node has a new length: tell the client.
+    /// The node has a new length: tell the client. Waits for nobody.
     fn resized(&self) {}
 
     /// Ends it: the listening socket is gone, the client disconnected, nothing is in flight and the
     /// backend removed. What is held is neither completed nor failed.
     fn close(&self) -> BoxFuture<'_, ()>;
+}
+
+impl dyn Export {
+    /// The node has another length, or another one is there: tells the client.
+    pub fn tell_resized(&self) {
+        self.backend().take_new_length();
+        self.resized();
+    }
+
+    /// Tells the client of the length of the node, unless it was told of it before.
+    pub fn tell_new_length(&self) {
+        if self.backend().take_new_length() {
+            self.resized();
+        }
+    }
 }

@@ -3,6 +3,7 @@
 mod claims;
 mod exports;
 mod grants;
+mod lengths;
 mod nodes;
 mod reopen;
 mod replace;
@@ -22,6 +23,7 @@ use crate::control::run_control::RunControl;
 use crate::control::task::Control;
 use crate::driver::closing::Closing;
 use crate::driver::graph::Graph;
+use crate::driver::growth::Growth;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::export::Export;
@@ -41,6 +43,7 @@ pub use self::uses::Lease;
 #[derive(Debug)]
 pub struct Registry {
     control: Control,
+    growth: Arc<Growth>,
     graph: Mutex<Graph>,
     claims: Arc<Claims>,
     exports: Mutex<Vec<Arc<dyn Export>>>,
@@ -62,18 +65,22 @@ impl Registry {
     /// An empty registry, and where [`Self::quit`] is heard.
     pub fn new(control: Control) -> (Arc<Self>, Receiver<&'static str>) {
         let (quit, heard) = mailbox::channel();
-        let registry = Self {
-            control,
-            graph: Mutex::default(),
-            claims: Arc::default(),
-            exports: Mutex::default(),
-            ending: Mutex::default(),
-            closed: AtomicBool::new(false),
-            losses: Mutex::default(),
-            link: Mutex::default(),
-            quit,
-        };
-        (Arc::new(registry), heard)
+        let registry = Arc::new_cyclic(|registry| {
+            let growth = Arc::new(Self::growth(registry, &control));
+            Self {
+                control,
+                graph: Mutex::new(Graph::telling(&growth)),
+                growth,
+                claims: Arc::default(),
+                exports: Mutex::default(),
+                ending: Mutex::default(),
+                closed: AtomicBool::new(false),
+                losses: Mutex::default(),
+                link: Mutex::default(),
+                quit,
+            }
+        });
+        (registry, heard)
     }
 
     /// Run control.
@@ -188,7 +195,10 @@ impl Registry {
         if exports.iter().any(|known| known.id() == export.id()) {
             return Err(RegistryError::DuplicateExport(export.id().to_owned()));
         }
-        exports.push(export);
+        exports.push(Arc::clone(&export));
+        drop(exports);
+        // It was not there to hear of it if its node has become longer since it was made.
+        export.tell_new_length();
         Ok(())
     }
 

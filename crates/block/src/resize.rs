@@ -45,7 +45,7 @@ impl Registry {
             .map_err(ResizeError::from)?;
         drop(drained);
         for export in exports {
-            export.resized();
+            export.tell_resized();
         }
         Ok(())
     }

@@ -5,6 +5,8 @@
     reason = "the whole file is a test"
 )]
 
+mod common;
+
 use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -14,13 +16,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use common::{Guest, start_control};
 use iothread::{Config, IoThread};
 use pollster::block_on;
 use standfast_block::run_control::{BusyPart, RunControl};
 use standfast_block::{
-    Backend, BlockError, Child, Client, ClientError, Connection, Control, Driver, HoldScope, Io,
-    IoFuture, LocalBackend, Node, NodeInfo, OnError, Operation, Policy, Request, Tag, Unmapped,
-    Wiring, control,
+    Backend, BlockError, Child, Connection, Control, Driver, HoldScope, Io, IoFuture, LocalBackend,
+    Node, NodeInfo, OnError, Operation, Policy, Request, Tag, Wiring,
 };
 
 /// How requests end, by offset (0: well, else the errno), and who waits for that.
@@ -71,21 +73,6 @@ impl Driver for Hanging {
     }
 }
 
-struct Guest;
-
-impl Client for Guest {
-    fn map(&self, _: &Request, _: &mut Vec<libc::iovec>) -> Result<(), Unmapped> {
-        Ok(())
-    }
-    fn unmap(&self, _: &Request) {}
-    fn has_lost(&self, _: &Request, _: &[libc::iovec]) -> bool {
-        false
-    }
-    fn complete(&self, _: &Request, _: Result<(), ClientError>) {}
-    fn dropped(&self, _: &Request) {}
-    fn resume(&self) {}
-}
-
 thread_local! {
     /// The part of this iothread.
     static PART: RefCell<Option<LocalBackend>> = const { RefCell::new(None) };
@@ -105,8 +92,7 @@ struct Daemon {
 
 impl Daemon {
     fn start(threads: usize) -> Self {
-        let (control, task) = control();
-        std::thread::spawn(|| block_on(task.run()));
+        let (control, _) = start_control();
         let storage = Hanging::default();
         let node = Node::new("disk", Box::new(storage.clone()));
         let policy = Policy::new(OnError::Stop, OnError::Report);
@@ -124,7 +110,9 @@ impl Daemon {
         for thread in &threads {
             let here = Arc::clone(&connection);
             let opened = thread.handle().run_blocking(move || async move {
-                let local = LocalBackend::open(&here, Rc::new(Guest), 1).await.unwrap();
+                let local = LocalBackend::open(&here, Rc::<Guest>::default(), 1)
+                    .await
+                    .unwrap();
                 PART.set(Some(local));
             });
             opened.unwrap();

@@ -6,18 +6,20 @@
     reason = "the whole file is a test"
 )]
 
+mod common;
+
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use common::{Guest, start_control};
 use iothread::{Config, IoThread};
 use pollster::block_on;
 use standfast_block::{
-    Backend, Capabilities, Child, Client, ClientError, Connection, Control, Driver, HoldScope, Io,
-    IoFuture, LocalBackend, Node, NodeInfo, OnError, Operation, PerThread, Policy, Request, Tag,
-    ThreadState, Unmapped, control,
+    Backend, Capabilities, Child, Client, Connection, Control, Driver, HoldScope, Io, IoFuture,
+    LocalBackend, Node, NodeInfo, OnError, Operation, PerThread, Policy, Request, Tag, ThreadState,
 };
 
 /// What was called, where, on which node.
@@ -92,27 +94,6 @@ impl Driver for Counter {
     }
 }
 
-#[derive(Default)]
-struct Guest {
-    completed: Cell<u64>,
-}
-
-impl Client for Guest {
-    fn map(&self, _: &Request, _: &mut Vec<libc::iovec>) -> Result<(), Unmapped> {
-        Ok(())
-    }
-    fn unmap(&self, _: &Request) {}
-    fn has_lost(&self, _: &Request, _: &[libc::iovec]) -> bool {
-        false
-    }
-    fn complete(&self, _: &Request, result: Result<(), ClientError>) {
-        assert_eq!(result, Ok(()));
-        self.completed.set(self.completed.get() + 1);
-    }
-    fn dropped(&self, _: &Request) {}
-    fn resume(&self) {}
-}
-
 thread_local! {
     /// The parts on an iothread, in the order in which they were opened.
     static PARTS: RefCell<Vec<(LocalBackend, Rc<Guest>)>> = const { RefCell::new(Vec::new()) };
@@ -126,8 +107,7 @@ struct World {
 
 impl World {
     fn new() -> Self {
-        let (control, task) = control();
-        std::thread::spawn(|| block_on(task.run()));
+        let (control, _) = start_control();
         let spawn = |name: &str| {
             let config = Config {
                 name: name.to_owned(),

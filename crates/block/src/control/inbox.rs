@@ -9,6 +9,9 @@ use crate::control::wiring::Wiring;
 /// A command: it runs as one message of run control.
 pub type Command = Box<dyn FnOnce(&mut RunControl, &mut Wiring) + Send>;
 
+/// What is done on run control's thread, and not by it: nothing of it is locked meanwhile. It must not wait.
+pub type Errand = Box<dyn FnOnce() + Send>;
+
 /// What run control receives: failures from iothreads, commands from everywhere else.
 pub enum Message {
     /// A request is held.
@@ -21,6 +24,8 @@ pub enum Message {
     Resolved(Resolved),
     /// A command.
     Command(Command),
+    /// Something else that is to be done.
+    Errand(Errand),
 }
 
 impl fmt::Debug for Message {
@@ -31,6 +36,7 @@ impl fmt::Debug for Message {
             Self::Restored(restored) => restored.fmt(f),
             Self::Resolved(resolved) => resolved.fmt(f),
             Self::Command(_) => f.write_str("Command"),
+            Self::Errand(_) => f.write_str("Errand"),
         }
     }
 }

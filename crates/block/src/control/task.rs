@@ -89,6 +89,7 @@ impl ControlTask {
     fn apply(&mut self, message: Option<Message>) {
         let mut state = self.state.lock();
         let before = state.revision();
+        let mut errand = None;
         match message {
             None => state.wake(Instant::now(), &mut self.wiring),
             Some(Message::Failed(failed)) => state.failed(&failed, &mut self.wiring),
@@ -96,6 +97,7 @@ impl ControlTask {
             Some(Message::Restored(restored)) => state.restored(&restored),
             Some(Message::Resolved(resolved)) => state.resolved(resolved, &mut self.wiring),
             Some(Message::Command(command)) => command(&mut state, &mut self.wiring),
+            Some(Message::Errand(todo)) => errand = Some(todo),
         }
         let (after, wake_at) = (state.revision(), state.wake_at());
         drop(state);
@@ -106,6 +108,9 @@ impl ControlTask {
         }
         // Each time: one that has rung rings no more, and its time may be due again.
         self.alarm.set(wake_at);
+        if let Some(errand) = errand {
+            errand();
+        }
     }
 }
 
@@ -225,6 +230,13 @@ impl Control {
         let command: Command = Box::new(f);
         // Nobody receives any more: the daemon ends.
         let _ = self.sender.send(Message::Command(command));
+    }
+
+    /// Runs `f` on the thread of run control between two of its messages, and waits for nothing. `f` must
+    /// not wait either, but may ask run control.
+    pub(crate) fn later(&self, f: impl FnOnce() + Send + 'static) {
+        // Nobody receives any more: the daemon ends.
+        let _ = self.sender.send(Message::Errand(Box::new(f)));
     }
 
     /// Where iothreads post failures.

@@ -129,6 +129,7 @@ pub trait Grow: fmt::Debug {
     /// Starts a write or write-zeroes that ends beyond [`crate::Driver::length`], for a parent with the
     /// permission to resize. When it has succeeded, the node reaches to its end at least, and what nobody
     /// has written before it reads as zeroes. If it fails, the length is what others have made of it.
+    /// Exports that see another length then hear of it from [`crate::Node`].
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
 }
 

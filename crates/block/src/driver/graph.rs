@@ -1,8 +1,9 @@
 //! The block graph: nodes by name.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
+use crate::driver::growth::Growth;
 use crate::driver::node::{Child, Node};
 
 /// Why a node cannot be added.
@@ -23,9 +24,18 @@ pub struct Graph {
     /// Those that were asked for by themselves, and not as a part of another one.
     owned: BTreeSet<Arc<str>>,
     last_generated: u64,
+    growth: Weak<Growth>,
 }
 
 impl Graph {
+    /// An empty one, whose nodes say to `growth` when what is written to them makes them longer.
+    pub fn telling(growth: &Arc<Growth>) -> Self {
+        Self {
+            growth: Arc::downgrade(growth),
+            ..Self::default()
+        }
+    }
+
     /// Takes a node in, and those below it that are not in yet.
     ///
     /// # Errors
@@ -41,6 +51,7 @@ impl Graph {
             }
         }
         for node in subtree {
+            node.tell_growth(&self.growth);
             self.nodes.insert(Arc::clone(node.name()), node);
         }
         self.owned.insert(Arc::clone(node.name()));
@@ -77,6 +88,7 @@ impl Graph {
     pub fn replace(&mut self, from: &Arc<Node>, to: &Arc<Node>) -> bool {
         match self.nodes.get_mut(from.name()) {
             Some(known) if Arc::ptr_eq(known, from) && from.name() == to.name() => {
+                to.tell_growth(&self.growth);
                 *known = Arc::clone(to);
                 true
             }

@@ -9,6 +9,7 @@ pub mod closing;
 pub mod fault;
 pub mod future;
 pub mod graph;
+pub mod growth;
 pub mod io;
 pub mod limits;
 pub mod loss;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::mem;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 
 use arc_swap::{ArcSwap, Guard};
 use iothread::mailbox::Sender;
@@ -13,13 +13,14 @@ use iothread::mailbox::Sender;
 use crate::driver::beside::drop_beside;
 use crate::driver::capabilities::Capabilities;
 use crate::driver::future::{BoxFuture, IoFuture};
+use crate::driver::growth::Growth;
 use crate::driver::io::Io;
 use crate::driver::limits::{Limits, NodeInfo};
 use crate::driver::own_io::WriteBack;
 use crate::driver::status::{self, Extent, Stored};
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
-use crate::words::permissions::{Access, Permissions};
+use crate::words::permissions::Access;
 use crate::words::request::Operation;
 
 /// A block driver: what makes a node what it is.
@@ -105,6 +106,8 @@ pub struct Node {
     write_back: WriteBack,
     /// It is closed beside, and then this goes.
     closed: OnceLock<Sender<()>>,
+    /// Hears that it has become longer.
+    growth: OnceLock<Weak<Growth>>,
 }
 
 impl Node {
@@ -119,6 +122,7 @@ impl Node {
             users: Users::default(),
             write_back: WriteBack::default(),
             closed: OnceLock::new(),
+            growth: OnceLock::new(),
         })
     }
 
@@ -235,42 +239,6 @@ impl Node {
         }
     }
 
-    #[cold]
-    fn submit_beyond<'a>(&'a self, io: Io<'a>, fault: GuestFault, edge: &Child) -> IoFuture<'a> {
-        let end = io.offset.checked_add(io.bytes);
-        let is_range = end.is_some_and(|end| i64::try_from(end).is_ok());
-        if fault == GuestFault::OutOfRange && is_range {
-            match io.op {
-                Operation::Read | Operation::Discard => return self.submit_clipped(io),
-                Operation::Write | Operation::WriteZeroes { .. } => {
-                    let grow = self.driver.capabilities().grow;
-                    if let Some(grow) = grow
-                        && edge.access().held.contains(Permissions::RESIZE)
-                    {
-                        return grow.submit_beyond(io);
-                    }
-                }
-                Operation::Flush => {}
-            }
-        }
-        IoFuture::ready(Err(self.fault_error(fault, &io)))
-    }
-
-    /// What of a read or discard lies inside; behind that there are zeroes.
-    fn submit_clipped<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        let inside = self.driver.length().saturating_sub(io.offset).min(io.bytes);
-        let behind = io.slice(inside..io.bytes);
-        if inside == 0 {
-            behind.buffers.fill_zero();
-            return IoFuture::ready(Ok(()));
-        }
-        IoFuture::new(async move {
-            self.driver.submit(io.slice(0..inside)).await?;
-            behind.buffers.fill_zero();
-            Ok(())
-        })
-    }
-
     /// Notes a successful write that ends at `end`.
     pub fn wrote(&self, end: u64) {
         // A plain load first: the common case writes nothing to the shared cache line.
@@ -316,6 +284,12 @@ impl Node {
     pub(crate) fn tell_closed(&self, told: Sender<()>) {
         // A node leaves once.
         let _ = self.closed.set(told);
+    }
+
+    /// It is in the graph, where `growth` hears when what is written to it has made it longer.
+    pub(crate) fn tell_growth(&self, growth: &Weak<Growth>) {
+        // It stays where it is.
+        let _ = self.growth.set(Weak::clone(growth));
     }
 
     fn fault_error(&self, fault: GuestFault, io: &Io<'_>) -> BlockError {
@@ -532,5 +506,6 @@ impl fmt::Debug for Child {
 }
 
 mod abilities;
+mod beyond;
 #[cfg(test)]
 mod tests;

@@ -144,7 +144,7 @@ impl Registry {
         }
         drop((drained, nodes));
         for export in exports {
-            export.resized();
+            export.tell_resized();
         }
         let settled = applied.settled();
         let left = match is_reopened {
