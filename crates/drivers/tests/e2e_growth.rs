@@ -9,79 +9,15 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
     use std::process::Command;
-    use std::sync::Arc;
 
-    use block::{
-        Access, Child, Driver, ErrorKind, Io, IoFuture, Limits, Node, NodeInfo, Operation,
-        Permissions,
-    };
-    use standfast_drivers::{FileDriver, FileOptions};
+    use block::{ErrorKind, Operation};
+    use standfast_drivers::FileDriver;
     use testkit::{LoopDevice, Tmpfs};
 
-    use super::common::{Bench, Op, node, pattern};
+    use super::common::format::{above, data, file, options};
+    use super::common::{Bench, Op, node};
 
     const MIB: u64 = 1 << 20;
-
-    /// What a format does: its length is its own, and its file becomes as long as it takes.
-    #[derive(Debug)]
-    struct Format(Child);
-
-    impl Driver for Format {
-        fn name(&self) -> &'static str {
-            "format"
-        }
-
-        fn info(&self) -> NodeInfo {
-            self.0.info()
-        }
-
-        fn length(&self) -> u64 {
-            1 << 40
-        }
-
-        fn limits(&self) -> Limits {
-            self.0.limits()
-        }
-
-        fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-            self.0.submit(io)
-        }
-
-        fn children(&self) -> Vec<&Child> {
-            vec![&self.0]
-        }
-    }
-
-    /// A parent that may resize, or not.
-    fn above(file: &Arc<Node>, resize: bool) -> Arc<Node> {
-        let child = Child::of(&"disk0".into(), "file", Arc::clone(file));
-        let held = Permissions::CONSISTENT_READ.and(Permissions::WRITE);
-        child.set_access(Access {
-            held: match resize {
-                true => held.and(Permissions::RESIZE),
-                false => held,
-            },
-            shared: Permissions::ALL,
-        });
-        node(Format(child))
-    }
-
-    fn options(path: &Path, direct: bool) -> FileOptions {
-        FileOptions {
-            node_name: "file0".into(),
-            filename: path.to_str().expect("ASCII").to_owned(),
-            cache_direct: direct,
-            ..FileOptions::default()
-        }
-    }
-
-    fn file(path: &Path, direct: bool) -> Arc<Node> {
-        node(FileDriver::open_file(options(path, direct)).expect("opens"))
-    }
-
-    fn data(seed: u64, bytes: u64) -> Vec<u8> {
-        pattern(seed, usize::try_from(bytes).expect("small"))
-    }
 
     /// Two iothreads write pieces of odd sizes that share blocks, each beyond what was the end: all of
     /// them are there, and node and file are equally long at any time.
@@ -135,7 +71,7 @@ mod tests {
                 let zeroes = bench.run(&format, read).expect("read");
                 assert!(zeroes.iter().all(|&byte| byte == 0));
                 drop((format, file));
-                let again = super::tests::file(image.path(), direct);
+                let again = super::common::format::file(image.path(), direct);
                 assert_eq!(again.driver().length(), grown);
             }
         }

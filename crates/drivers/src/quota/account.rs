@@ -309,8 +309,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn accounts_as_the_model(limit in 0..=GRANULES, steps in prop::collection::vec(step(), 0..60)) {
-            let mut account = Account::new(bytes(limit), GRANULES);
+        fn accounts_as_the_model(limit in 0..=GRANULES, granules in 0..=GRANULES, steps in prop::collection::vec(step(), 0..60)) {
+            // What is written beyond the end makes the node longer.
+            let mut account = Account::new(bytes(limit), granules);
             let mut limit = limit;
             let mut model = Model::default();
             for step in steps {

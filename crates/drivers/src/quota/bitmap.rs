@@ -16,7 +16,7 @@ enum Chunk {
     Mixed(Box<[u64; WORDS]>, u64),
 }
 
-/// A set of numbers below a length: 16 bytes per 4096 of them, and 512 more where some but not all
+/// A set of numbers that are none too large: 16 bytes per 4096 of them, and 512 more where some but not all
 /// of these are in the set.
 #[derive(Clone, Debug, Default)]
 pub struct Bitmap {
@@ -48,14 +48,18 @@ fn masks(part: Range<u64>) -> impl Iterator<Item = (usize, u64)> {
     })
 }
 
+/// How many chunks it takes for numbers below `length`.
+fn chunks(length: u64) -> usize {
+    usize::try_from(length.div_ceil(CHUNK)).unwrap_or(usize::MAX)
+}
+
 impl Bitmap {
     /// Makes room for numbers below `length`; yields how many from there on were in the set, which
     /// they no longer are.
     pub fn resize(&mut self, length: u64) -> u64 {
         let room = self.chunks.len() as u64 * CHUNK;
         let dropped = self.clear(length..room.max(length));
-        let chunks = usize::try_from(length.div_ceil(CHUNK)).unwrap_or(usize::MAX);
-        self.chunks.resize_with(chunks, Chunk::default);
+        self.chunks.resize_with(chunks(length), Chunk::default);
         dropped
     }
 
@@ -72,8 +76,12 @@ impl Bitmap {
             .sum()
     }
 
-    /// Puts the range into the set; yields how many were not.
+    /// Puts the range into the set, and makes room for it if there is none; yields how many were not.
     pub fn set(&mut self, range: Range<u64>) -> u64 {
+        let chunks = chunks(range.end);
+        if chunks > self.chunks.len() {
+            self.chunks.resize_with(chunks, Chunk::default);
+        }
         self.change(range, true)
     }
 
@@ -203,9 +211,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
         #[test]
-        fn is_a_set(changes in prop::collection::vec((range(), any::<bool>()), 0..12), look in range()) {
+        fn is_a_set(changes in prop::collection::vec((range(), any::<bool>()), 0..12), look in range(), length in 0..=LENGTH) {
             let mut bitmap = Bitmap::default();
-            bitmap.resize(LENGTH);
+            bitmap.resize(length);
             let mut model = vec![false; indices(0..LENGTH).end];
             for (range, value) in changes {
                 let before = ones(&model);

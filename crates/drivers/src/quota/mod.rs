@@ -10,7 +10,8 @@
 //! node is opened comes from the child's block status; where a child does not know it, everything
 //! counts. A granule that a discard or an unmapping write-zeroes has covered is given back once that
 //! has succeeded, if the child really deallocates (`discard=unmap`). Write-zeroes without unmap
-//! allocates, as it does on a filesystem.
+//! allocates, as it does on a filesystem. What a parent writes beyond the end makes the child longer, and
+//! counts like all else; what it leaves out before that is a hole.
 //!
 //! The account is one for all iothreads and taken under a short lock, before the request goes to
 //! the child; reads and flushes do not touch it. When in doubt (a write that overlaps a discard, a
@@ -19,6 +20,7 @@
 
 mod account;
 mod bitmap;
+mod grow;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -298,6 +300,7 @@ impl Driver for Quota {
     fn capabilities(&self) -> Capabilities<'_> {
         Capabilities {
             resize: Some(self),
+            grow: Some(self),
             quota: Some(self),
             activate: Some(self),
             ..Capabilities::default()

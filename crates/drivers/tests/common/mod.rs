@@ -2,6 +2,8 @@
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
+pub mod format;
+
 use std::sync::Arc;
 
 use block::{Driver, Io, Joined, Node, Operation, Result};
