@@ -161,7 +161,7 @@ mod tests {
             assert!((FIT * PIECE..=PIECES * PIECE).contains(&end), "{end}");
             let all = Bench::new().run(&format, Op::read(0, PIECES * PIECE));
             let all = all.expect("read");
-            let pieces = (0..PIECES).zip(all.chunks(PIECE as usize));
+            let pieces = (0..PIECES).zip(all.chunks(8 << 10));
             let there = pieces.filter(|(piece, got)| **got == data(*piece, PIECE));
             assert_eq!(there.count() as u64, FIT);
             drop((format, quota, file));

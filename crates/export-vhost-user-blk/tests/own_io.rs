@@ -141,21 +141,17 @@ impl Setup {
             attempts: AtomicUsize::default(),
             busy: AtomicUsize::default(),
         });
-        let faults = Faults::new();
-        let disk = RamDisk {
-            faults: Arc::clone(&faults),
-        };
-        let format = Format {
-            file: Child::of(&"node0".into(), "file", Node::new("file0", Box::new(disk))),
-            metadata: Arc::clone(&metadata),
-        };
         let options = Options {
             num_queues: 2,
             ..writable()
         };
-        let daemon = Daemon::serving(2, HoldScope::Vm, options, faults, Box::new(format));
+        let above = Arc::clone(&metadata);
+        let daemon = Daemon::below(2, HoldScope::Vm, options, |file| Format {
+            file,
+            metadata: above,
+        });
         Self {
-            daemon: daemon.unwrap(),
+            daemon,
             metadata,
             tmpfs,
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use block::driver::park;
-use block::{Child, Driver, HoldScope, Io, IoFuture, Limits, Node, NodeInfo, Operation};
+use block::{Child, Driver, HoldScope, Io, IoFuture, Limits, NodeInfo, Operation};
 use common::*;
 use frontend::protocol::STATUS_OK;
 use frontend::{Disk, Request};
@@ -114,20 +114,13 @@ impl Setup {
         scope: HoldScope,
         options: standfast_export_vhost_user_blk::Options,
     ) -> Self {
-        let faults = Faults::new();
-        let file = RamDisk {
-            faults: Arc::clone(&faults),
-        };
         let valve = Arc::new(Valve::default());
-        let throttle = Throttle {
-            file: Child::of(&"node0".into(), "file", Node::new("file0", Box::new(file))),
-            valve: Arc::clone(&valve),
-        };
-        let daemon = Daemon::serving(iothreads, scope, options, faults, Box::new(throttle));
-        Self {
-            daemon: daemon.unwrap(),
-            valve,
-        }
+        let above = Arc::clone(&valve);
+        let daemon = Daemon::below(iothreads, scope, options, |file| Throttle {
+            file,
+            valve: above,
+        });
+        Self { daemon, valve }
     }
 
     fn shut(&self, shut: bool) {

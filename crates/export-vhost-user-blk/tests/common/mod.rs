@@ -205,8 +205,24 @@ impl Daemon {
         Self::serving(iothreads, scope, options, faults, Box::new(disk))
     }
 
+    /// A daemon whose disk is below another node, which `driver` makes of its edge to it.
+    pub fn below<D: Driver + 'static>(
+        iothreads: usize,
+        scope: HoldScope,
+        options: Options,
+        driver: impl FnOnce(Child) -> D,
+    ) -> Self {
+        let faults = Faults::new();
+        let disk = RamDisk {
+            faults: Arc::clone(&faults),
+        };
+        let file = Node::new("file0", Box::new(disk));
+        let driver = driver(Child::of(&"node0".into(), "file", file));
+        Self::serving(iothreads, scope, options, faults, Box::new(driver)).unwrap()
+    }
+
     /// A daemon that serves what `driver` makes of a disk with these `faults`.
-    pub fn serving(
+    fn serving(
         iothreads: usize,
         scope: HoldScope,
         options: Options,
