@@ -191,7 +191,7 @@ mod tests {
         let thread = assembly.objects.iothreads().await.own().expect("io_uring");
         fuse.hang(FuseOp::Fsync, true);
         let begun = thread.spawn(move || async move {
-            let _ = iothread::ring::fsync(file.as_fd(), true).await;
+            let _ = iothread::ops::fsync(file.as_fd(), true).await;
         });
         assert!(begun.is_ok());
         while fuse.count(FuseOp::Fsync) == 0 {

@@ -15,7 +15,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll};
 
 use block::Buffers;
-use iothread::ring;
+use iothread::ops;
 use libc::iovec;
 
 /// Most pieces that the kernel takes in one call.
@@ -25,12 +25,12 @@ const IOV_MAX: usize = 1024;
 const BYTES_MAX: u32 = 0x7fff_f000;
 
 /// A transfer under way, through the ring of this iothread; yields the bytes moved. As every operation
-/// of [`iothread::ring`] it waits for the kernel when it is dropped, and must not be leaked.
+/// of [`iothread::ops`] it waits for the kernel when it is dropped, and must not be leaked.
 #[must_use = "futures do nothing unless polled"]
 #[derive(Debug)]
 pub struct Transfer<'a> {
     /// First, so that it ends before the list goes.
-    op: ring::Op<'a>,
+    op: ops::Op<'a>,
     _list: Option<Vec<iovec>>,
 }
 
@@ -43,8 +43,19 @@ impl Future for Transfer<'_> {
     }
 }
 
-impl<'a> From<ring::Op<'a>> for Transfer<'a> {
-    fn from(op: ring::Op<'a>) -> Self {
+impl<'a> Transfer<'a> {
+    /// Puts it on the lane of its node.
+    #[inline]
+    pub fn on(self, lane: &'a ops::Lane) -> Self {
+        Self {
+            op: self.op.on(lane),
+            ..self
+        }
+    }
+}
+
+impl<'a> From<ops::Op<'a>> for Transfer<'a> {
+    fn from(op: ops::Op<'a>) -> Self {
         Self { op, _list: None }
     }
 }
@@ -55,15 +66,15 @@ pub fn read_at<'a>(fd: BorrowedFd<'a>, buffers: Buffers<'a>, offset: u64) -> Tra
     if let Some(segments) = buffers.uncut(IOV_MAX) {
         // SAFETY: the memory is there for `'a`, as is the list. What must not be leaked is said there
         // (`block::driver::buffers`).
-        return unsafe { ring::readv(fd, segments, offset) }.into();
+        return unsafe { ops::readv(fd, segments, offset) }.into();
     }
     match Listed::of(&buffers) {
         // SAFETY: as above.
-        Listed::One { base, len } => unsafe { ring::read(fd, base, len, offset) }.into(),
+        Listed::One { base, len } => unsafe { ops::read(fd, base, len, offset) }.into(),
         Listed::Many(list) => {
             let listed: *const [iovec] = list.as_slice();
             // SAFETY: as above, and the list stays where it is until the operation is dropped.
-            let op = unsafe { ring::readv(fd, &*listed, offset) };
+            let op = unsafe { ops::readv(fd, &*listed, offset) };
             Transfer {
                 op,
                 _list: Some(list),
@@ -82,15 +93,15 @@ pub fn write_at<'a>(
 ) -> Transfer<'a> {
     if let Some(segments) = buffers.uncut(IOV_MAX) {
         // SAFETY: as in `read_at`.
-        return unsafe { ring::writev(fd, segments, offset, rw_flags) }.into();
+        return unsafe { ops::writev(fd, segments, offset, rw_flags) }.into();
     }
     match Listed::of(&buffers) {
         // SAFETY: as in `read_at`.
-        Listed::One { base, len } => unsafe { ring::write(fd, base, len, offset, rw_flags) }.into(),
+        Listed::One { base, len } => unsafe { ops::write(fd, base, len, offset, rw_flags) }.into(),
         Listed::Many(list) => {
             let listed: *const [iovec] = list.as_slice();
             // SAFETY: as in `read_at`.
-            let op = unsafe { ring::writev(fd, &*listed, offset, rw_flags) };
+            let op = unsafe { ops::writev(fd, &*listed, offset, rw_flags) };
             Transfer {
                 op,
                 _list: Some(list),

@@ -15,7 +15,8 @@ use slab::Slab;
 use crate::{
     deferred::Deferred,
     poll::{Poller, Window},
-    ring::uring::Uring,
+    pool::Pool,
+    reactor::Reactor,
     shared::Shared,
     task::Runnable,
     timers::Timers,
@@ -25,7 +26,8 @@ use crate::{
 /// future, a waker, a hook, a poller) runs or is dropped.
 pub(crate) struct Context {
     pub(crate) shared: Arc<Shared>,
-    pub(crate) uring: Uring,
+    pub(crate) reactor: Reactor,
+    pub(crate) pool: Pool,
     pub(crate) runnable: RefCell<VecDeque<Runnable>>,
     /// All tasks whose future is alive.
     pub(crate) tasks: RefCell<Slab<Waker>>,
@@ -47,10 +49,11 @@ pub(crate) struct Context {
 }
 
 impl Context {
-    pub(crate) fn new(shared: Arc<Shared>, uring: Uring) -> Context {
+    pub(crate) fn new(shared: Arc<Shared>, reactor: Reactor, pool: Pool) -> Context {
         Context {
             shared,
-            uring,
+            reactor,
+            pool,
             runnable: RefCell::new(VecDeque::with_capacity(1024)),
             tasks: RefCell::default(),
             timers: RefCell::default(),

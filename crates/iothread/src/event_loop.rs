@@ -10,7 +10,7 @@ use crate::{
     task::Runnable,
 };
 
-/// Tasks run per round, so that neither the ring nor the timers starve.
+/// Tasks run per round, so that neither I/O nor the timers starve.
 const ROUND_TASKS: usize = 256;
 
 impl Context {
@@ -20,7 +20,7 @@ impl Context {
             self.round();
             self.take_remote();
             if self.has_work() {
-                self.uring.turn();
+                self.reactor.turn();
                 self.poll_if_suppressed();
                 self.fire_timers();
             } else {
@@ -128,7 +128,7 @@ impl Context {
     /// What this wait is for, and what it may cost; none if it is not to poll at all.
     fn window(&self) -> Option<(&Window, PollParams)> {
         let params = self.shared.poll_params();
-        match self.uring.waiting() {
+        match self.reactor.waiting() + self.pool.waiting() {
             0 => Some((&self.idle_window, params)),
             1..=IO_POLLED_MAX => {
                 let max_ns = params.max_ns.saturating_mul(IO_FACTOR);
@@ -148,7 +148,7 @@ impl Context {
             end = end.min(deadline);
         }
         loop {
-            self.uring.turn();
+            self.reactor.turn();
             let found = self.poll_pollers() | self.take_remote();
             if found || self.has_work() || self.shared.stopping() {
                 return true;
@@ -162,7 +162,7 @@ impl Context {
         }
     }
 
-    /// Blocks in one enter, unless there turns out to be something to do; true if it blocked.
+    /// Blocks in one system call, unless there turns out to be something to do; true if it blocked.
     fn block(&self) -> bool {
         self.notify_suppressed.set(false);
         let mut pending = false;
@@ -171,7 +171,7 @@ impl Context {
             self.poll_pollers();
         }
         if pending || self.has_work() {
-            self.uring.turn();
+            self.reactor.turn();
             self.fire_timers();
             return false;
         }
@@ -182,10 +182,10 @@ impl Context {
             return false;
         }
         count(&self.shared.counters.blocks);
-        self.uring.wait(timeout);
+        self.reactor.wait(timeout);
         self.now.set(None);
         self.shared.awake();
-        self.uring.reap();
+        self.reactor.reap();
         self.fire_timers();
         true
     }
@@ -219,7 +219,8 @@ impl Context {
     /// Drops all tasks and ends all operations, on this thread.
     pub(crate) fn tear_down(&self) {
         // At one blow, so that the drops of the operations need not wait one after the other.
-        self.uring.cancel_all();
+        self.reactor.cancel_all();
+        self.pool.cancel_waiting();
         loop {
             // Waking makes every task runnable that is not already; runnables are then dropped
             // instead of run, and their futures with them. A task that another thread is waking at
@@ -249,7 +250,8 @@ impl Context {
         let pollers = self.pollers.take();
         drop(pollers);
         // Operations that somebody stashed away outside of any task.
-        self.uring.cancel_all();
-        self.uring.reap_all();
+        self.reactor.cancel_all();
+        self.reactor.reap_all();
+        self.pool.close();
     }
 }

@@ -19,3 +19,20 @@ pub(crate) fn abort(text: &str) -> ! {
     }
     std::process::abort()
 }
+
+/// Aborts the process when a thread of this name unwinds.
+pub(crate) struct AbortOnPanic<'a>(&'a str);
+
+impl<'a> AbortOnPanic<'a> {
+    pub(crate) fn new(name: &'a str) -> AbortOnPanic<'a> {
+        AbortOnPanic(name)
+    }
+}
+
+impl Drop for AbortOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            abort(&format!("iothread {}: panicked; aborting", self.0));
+        }
+    }
+}

@@ -21,12 +21,14 @@ pub(crate) struct Shared {
     pub(crate) remote: Stack<()>,
     sleep: AtomicU8,
     stop: AtomicBool,
-    /// Watched by the ring. Never read: every write is an event of its own.
+    /// Watched by the iothread. Never read: every write is an event of its own.
     pub(crate) wake_fd: OwnedFd,
     poll_max_ns: AtomicU64,
     poll_grow: AtomicU32,
     poll_shrink: AtomicU32,
     pub(crate) counters: Counters,
+    /// How many threads its pool has; written by them.
+    pub(crate) workers: AtomicU32,
 }
 
 /// Written by the iothread only, read by anybody.
@@ -54,12 +56,14 @@ pub struct Stats {
     pub poll_window_ns: u64,
     /// Rounds of the event loop.
     pub rounds: u64,
-    /// `io_uring_enter` calls.
+    /// `io_uring_enter` calls, or those of epoll.
     pub enters: u64,
     /// Waits that ended while polling.
     pub polls_successful: u64,
     /// Waits that blocked.
     pub blocks: u64,
+    /// Threads that its pool of workers has.
+    pub workers: u32,
 }
 
 impl Shared {
@@ -76,6 +80,7 @@ impl Shared {
             poll_grow: AtomicU32::new(params.grow),
             poll_shrink: AtomicU32::new(params.shrink),
             counters: Counters::default(),
+            workers: AtomicU32::new(0),
         }
     }
 
@@ -135,6 +140,7 @@ impl Shared {
             enters: counters.enters.load(Ordering::Relaxed),
             polls_successful: counters.polls_successful.load(Ordering::Relaxed),
             blocks: counters.blocks.load(Ordering::Relaxed),
+            workers: self.workers.load(Ordering::Relaxed),
         }
     }
 }

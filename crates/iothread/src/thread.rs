@@ -14,18 +14,24 @@ use std::{
 use crate::{
     StartError,
     context::{self, Context},
+    engine::{Engine, Unavailable},
     executor::{spawn_local, yield_now},
-    last_words, mailbox,
+    last_words::AbortOnPanic,
+    mailbox,
     poll::PollParams,
-    ring::uring::Uring,
+    pool::{Pool, Size},
+    reactor::{RING_ENTRIES, Reactor},
     shared::{Shared, Stats},
 };
 
-/// What an iothread is made of. The default is QEMU's polling and 256 entries.
+/// What an iothread is made of. The default is QEMU's polling and pool, 256 entries, and io_uring where that
+/// is to be had.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Names the thread (the kernel shows the first 15 bytes).
     pub name: String,
+    /// How it does I/O; none: by io_uring, or without it if it is not to be had ([`Handle::fallback`]).
+    pub engine: Option<Engine>,
     /// The longest time to poll before blocking, in ns; 0: never poll.
     pub poll_max_ns: u64,
     /// Factor by which the polling window grows; 0: 2.
@@ -35,17 +41,34 @@ pub struct Config {
     /// Size of the submission queue; the kernel rounds it up to a power of two and clamps it to
     /// 1..=32768. Bounds the batch handed over at once, not the number of operations.
     pub ring_entries: u32,
+    /// Workers that stay, once there are some: from the start with engine *threads*, else from the first
+    /// operation that needs one.
+    pub thread_pool_min: u32,
+    /// Most workers at any time; at least one, and no less than stay.
+    pub thread_pool_max: u32,
 }
 
 impl Default for Config {
     fn default() -> Config {
         Config {
             name: "iothread".to_owned(),
+            engine: None,
             poll_max_ns: 32768,
             poll_grow: 0,
             poll_shrink: 0,
-            ring_entries: 256,
+            ring_entries: RING_ENTRIES,
+            thread_pool_min: 0,
+            thread_pool_max: 64,
         }
+    }
+}
+
+impl Config {
+    fn pool_size(&self) -> Size {
+        let number = |count| usize::try_from(count).unwrap_or(usize::MAX);
+        let min = number(self.thread_pool_min);
+        let max = number(self.thread_pool_max).max(min).max(1);
+        Size { min, max }
     }
 }
 
@@ -62,7 +85,7 @@ type Job = Box<dyn FnOnce() + Send>;
 /// Owns an iothread; dropping it shuts the thread down and waits for its end.
 ///
 /// Shutting down is the last step, not a drain: operations in flight are cancelled and waited for
-/// (storage that does not answer delays it), the tasks that are left are dropped on that thread, and
+/// (storage that does not answer delays it, in a ring and in a worker), the tasks that are left are dropped on that thread, and
 /// who waits for one of them gets [`Closed`]. Shut down by one of its own tasks, the thread ends
 /// right after, and nobody waits.
 pub struct IoThread {
@@ -71,7 +94,7 @@ pub struct IoThread {
 }
 
 impl IoThread {
-    /// Starts a thread and its ring.
+    /// Starts a thread, with its ring if it has one.
     ///
     /// # Errors
     ///
@@ -81,12 +104,11 @@ impl IoThread {
         if config.name.contains('\0') {
             return Err(StartError::Name(config.name));
         }
-        let entries = config.ring_entries.max(1);
         let wake_fd = rustix::event::eventfd(
             0,
             rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK,
         )
-        .map_err(|errno| StartError::from_setup(errno.into(), entries))?;
+        .map_err(|errno| StartError::from_setup(errno.into()))?;
         let shared = Arc::new(Shared::new(
             NEXT_ID.fetch_add(1, Ordering::Relaxed),
             config.name.clone(),
@@ -99,23 +121,25 @@ impl IoThread {
         ));
         let (inbox, jobs) = mailbox::channel();
         let (started, start) = mpsc::channel();
-        let handle = Handle {
-            shared: shared.clone(),
-            inbox,
-        };
+        let for_thread = shared.clone();
         let thread = thread::Builder::new()
-            .name(config.name)
-            .spawn(move || main(shared, entries, jobs, &started))
+            .name(config.name.clone())
+            .spawn(move || main(for_thread, &config, jobs, &started))
             .map_err(StartError::Thread)?;
         // The sender is gone only if the thread panicked, and then the process is gone as well.
         match start.recv() {
-            Ok(Ok(())) => Ok(IoThread {
-                handle,
+            Ok(Ok((engine, fallback))) => Ok(IoThread {
+                handle: Handle {
+                    shared,
+                    inbox,
+                    engine,
+                    fallback,
+                },
                 thread: Some(thread),
             }),
             Ok(Err(error)) => {
                 let _ = thread.join();
-                Err(StartError::from_setup(error, entries))
+                Err(error)
             }
             Err(error) => Err(StartError::Other(std::io::Error::other(error))),
         }
@@ -151,27 +175,16 @@ impl fmt::Debug for IoThread {
     }
 }
 
-/// Aborts the process when the thread unwinds.
-struct AbortOnPanic<'a>(&'a str);
-
-impl Drop for AbortOnPanic<'_> {
-    fn drop(&mut self) {
-        if thread::panicking() {
-            last_words::abort(&format!("iothread {}: panicked; aborting", self.0));
-        }
-    }
-}
-
 fn main(
     shared: Arc<Shared>,
-    entries: u32,
+    config: &Config,
     mut jobs: mailbox::Receiver<Job>,
-    started: &mpsc::Sender<std::io::Result<()>>,
+    started: &mpsc::Sender<Result<(Engine, Option<Unavailable>), StartError>>,
 ) {
-    let name = shared.name.clone();
-    let _abort = AbortOnPanic(&name);
-    let uring = match Uring::new(entries, shared.clone()) {
-        Ok(uring) => uring,
+    let _abort = AbortOnPanic::new(&config.name);
+    let entries = config.ring_entries.max(1);
+    let (reactor, fallback) = match Reactor::new(config.engine, entries, shared.clone()) {
+        Ok(made) => made,
         Err(error) => {
             let _ = started.send(Err(error));
             return;
@@ -179,7 +192,12 @@ fn main(
     };
     let tid = rustix::thread::gettid().as_raw_nonzero().get();
     shared.tid.store(tid, Ordering::Relaxed);
-    let context = Context::new(shared, uring);
+    let engine = reactor.engine();
+    let pool = Pool::new(config.pool_size(), shared.clone());
+    if engine == Engine::Threads {
+        pool.start();
+    }
+    let context = Context::new(shared, reactor, pool);
     let _entered = context.enter();
     spawn_local(async move {
         let mut batch: u32 = 0;
@@ -194,7 +212,7 @@ fn main(
         }
     })
     .detach();
-    let _ = started.send(Ok(()));
+    let _ = started.send(Ok((engine, fallback)));
     context.run();
     context.tear_down();
 }
@@ -204,6 +222,8 @@ fn main(
 pub struct Handle {
     shared: Arc<Shared>,
     inbox: mailbox::Sender<Job>,
+    engine: Engine,
+    fallback: Option<Unavailable>,
 }
 
 impl Handle {
@@ -217,6 +237,18 @@ impl Handle {
     #[must_use]
     pub fn id(&self) -> u64 {
         self.shared.id
+    }
+
+    /// How it does I/O.
+    #[must_use]
+    pub fn engine(&self) -> Engine {
+        self.engine
+    }
+
+    /// Why it does without io_uring although nobody has asked for that.
+    #[must_use]
+    pub fn fallback(&self) -> Option<Unavailable> {
+        self.fallback
     }
 
     /// Whether the calling thread is this iothread.
@@ -324,6 +356,7 @@ impl fmt::Debug for Handle {
         f.debug_struct("Handle")
             .field("name", &self.shared.name)
             .field("id", &self.shared.id)
+            .field("engine", &self.engine)
             .finish_non_exhaustive()
     }
 }

@@ -1,4 +1,4 @@
-//! In the steady state the data plane allocates nothing.
+//! In the steady state the data plane of an io_uring allocates nothing.
 //!
 //! One test only: the counter counts the whole process.
 #![cfg(not(loom))]
@@ -37,14 +37,14 @@ static ALLOCATOR: Counting = Counting;
 mod tests {
     use std::{cell::Cell, io::Write, os::fd::AsFd, rc::Rc, time::Duration};
 
-    use standfast_iothread::{Deferred, defer, mailbox, ring, spawn_local, time};
+    use standfast_iothread::{Deferred, Engine, defer, mailbox, ops, spawn_local, time};
 
     use super::*;
     use crate::common::*;
 
     struct Hook {
         queued: Cell<bool>,
-        call: ring::Notifier,
+        call: ops::Notifier,
     }
 
     impl Deferred for Hook {
@@ -60,12 +60,12 @@ mod tests {
     fn none_per_request() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&[5; 4096]).unwrap();
-        let iothread = start(32_768, 4);
+        let iothread = start(Engine::IoUring, 32_768, 4);
         let (warm, measured) = run(&iothread, || async move {
             let file = Rc::new(file);
             let hook = Rc::new(Hook {
                 queued: Cell::new(false),
-                call: ring::Notifier::new(eventfd(true)),
+                call: ops::Notifier::new(eventfd(true)),
             });
             let warm = requests(&file, &hook, 200).await;
             (warm, requests(&file, &hook, 1000).await)
@@ -94,7 +94,7 @@ mod tests {
                     for request in 0..count {
                         let iov = [iovec(&mut buffer)];
                         // SAFETY: the buffer outlives the await.
-                        let read = unsafe { ring::readv(file.as_fd(), &iov, 64) }.await;
+                        let read = unsafe { ops::readv(file.as_fd(), &iov, 64) }.await;
                         assert_eq!(read.unwrap(), 64);
                         if !hook.queued.replace(true) {
                             defer(hook.clone());

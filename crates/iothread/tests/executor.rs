@@ -19,22 +19,41 @@ mod tests {
     };
 
     use standfast_iothread::{
-        Closed, Config, Deferred, IoThread, StartError, defer, mailbox, ring, spawn_local, time,
-        yield_now,
+        Closed, Config, Deferred, Engine, IoThread, StartError, defer, mailbox, ops, spawn_local,
+        time, yield_now,
     };
 
     use crate::common::*;
 
-    #[test]
-    fn runs_on_a_thread_of_its_own_with_its_name() {
+    on_both_engines! {
+        runs_on_a_thread_of_its_own_with_its_name,
+        tasks_take_turns_and_give_results,
+        dropping_the_handle_cancels_and_detaching_does_not,
+        timers_fire_in_order_and_never_early,
+        the_round_has_one_time,
+        busy_tasks_starve_nothing,
+        hooks_run_once_per_batch,
+        hooks_may_queue_hooks,
+        no_wake_from_another_thread_is_lost,
+        a_storm_of_wakes,
+        shutdown_ends_what_is_pending,
+        shutdown_races_with_callers,
+        shutdown_ends_operations_outside_of_tasks,
+        a_task_may_shut_its_own_thread_down,
+        an_idle_thread_sleeps,
+    }
+
+    fn runs_on_a_thread_of_its_own_with_its_name(engine: Engine) {
         let iothread = IoThread::spawn(Config {
             name: "iothread-7".to_owned(),
+            engine: Some(engine),
             ..Config::default()
         })
         .unwrap();
         let handle = iothread.handle();
         assert_eq!(handle.name(), "iothread-7");
-        assert_ne!(handle.id(), default_iothread().handle().id());
+        assert_eq!((handle.engine(), handle.fallback()), (engine, None));
+        assert_ne!(handle.id(), default_iothread(engine).handle().id());
         assert!(!handle.is_current());
         let inside = handle.clone();
         let (name, current, tid) = run(&iothread, move || async move {
@@ -60,9 +79,8 @@ mod tests {
         assert!(matches!(error, StartError::Name(_)), "{error}");
     }
 
-    #[test]
-    fn tasks_take_turns_and_give_results() {
-        let log = run(&default_iothread(), || async {
+    fn tasks_take_turns_and_give_results(engine: Engine) {
+        let log = run(&default_iothread(engine), || async {
             let log = Rc::new(RefCell::new(Vec::new()));
             let tasks: Vec<_> = (0..3)
                 .map(|task| {
@@ -84,9 +102,8 @@ mod tests {
         assert_eq!(log, [(0, 0), (0, 1), (0, 2), (1, 0), (1, 1), (1, 2)]);
     }
 
-    #[test]
-    fn dropping_the_handle_cancels_and_detaching_does_not() {
-        run(&default_iothread(), || async {
+    fn dropping_the_handle_cancels_and_detaching_does_not(engine: Engine) {
+        run(&default_iothread(engine), || async {
             let alive = Rc::new(());
             let in_task = alive.clone();
             let task = spawn_local(async move {
@@ -120,9 +137,8 @@ mod tests {
         });
     }
 
-    #[test]
-    fn timers_fire_in_order_and_never_early() {
-        run(&default_iothread(), || async {
+    fn timers_fire_in_order_and_never_early(engine: Engine) {
+        run(&default_iothread(engine), || async {
             let began = Instant::now();
             let order = Rc::new(RefCell::new(Vec::new()));
             let tasks: Vec<_> = [12u64, 4, 8, 4, 0]
@@ -154,9 +170,8 @@ mod tests {
         });
     }
 
-    #[test]
-    fn the_round_has_one_time() {
-        run(&default_iothread(), || async {
+    fn the_round_has_one_time(engine: Engine) {
+        run(&default_iothread(engine), || async {
             let first = time::now();
             std::thread::sleep(Duration::from_millis(2));
             assert_eq!(time::now(), first);
@@ -166,10 +181,9 @@ mod tests {
     }
 
     /// Neither timers nor the ring starve under tasks that are always runnable.
-    #[test]
-    fn busy_tasks_starve_nothing() {
+    fn busy_tasks_starve_nothing(engine: Engine) {
         let event = eventfd(true);
-        run(&default_iothread(), || async move {
+        run(&default_iothread(engine), || async move {
             for _ in 0..1000 {
                 spawn_local(async {
                     loop {
@@ -181,11 +195,10 @@ mod tests {
             time::sleep(Duration::from_millis(5)).await;
             let event = Rc::new(event);
             let for_task = event.clone();
-            let poll = spawn_local(async move {
-                ring::poll_add(for_task.as_fd(), libc::POLLIN)
-                    .await
-                    .unwrap()
-            });
+            let poll =
+                spawn_local(
+                    async move { ops::poll_add(for_task.as_fd(), libc::POLLIN).await.unwrap() },
+                );
             // A wake from outside gets through as well.
             let (sender, mut receiver) = mailbox::channel();
             std::thread::spawn(move || sender.send(()));
@@ -208,9 +221,8 @@ mod tests {
         }
     }
 
-    #[test]
-    fn hooks_run_once_per_batch() {
-        run(&default_iothread(), || async {
+    fn hooks_run_once_per_batch(engine: Engine) {
+        run(&default_iothread(engine), || async {
             let hook = Rc::new(Hook {
                 runs: Cell::new(0),
                 queued: Cell::new(false),
@@ -236,8 +248,7 @@ mod tests {
     }
 
     /// A hook that is queued by a hook runs although nothing else happens.
-    #[test]
-    fn hooks_may_queue_hooks() {
+    fn hooks_may_queue_hooks(engine: Engine) {
         struct Again(Cell<u32>, RefCell<Option<Waker>>);
         struct Shared(Rc<Again>);
         impl Deferred for Shared {
@@ -250,7 +261,7 @@ mod tests {
                 }
             }
         }
-        run(&default_iothread(), || async {
+        run(&default_iothread(engine), || async {
             let again = Rc::new(Again(Cell::new(5), RefCell::new(None)));
             defer(Rc::new(Shared(again.clone())));
             std::future::poll_fn(|cx| {
@@ -266,13 +277,12 @@ mod tests {
 
     /// A message to and fro, over and over, between a plain thread and iothreads that poll, do not,
     /// and poll for long: each is asleep, falling asleep or awake when the wake comes.
-    #[test]
-    fn no_wake_from_another_thread_is_lost() {
+    fn no_wake_from_another_thread_is_lost(engine: Engine) {
         let workers: Vec<_> = [0, 32_768, 5_000_000]
             .into_iter()
             .map(|poll_max_ns| {
                 std::thread::spawn(move || {
-                    let iothread = start(poll_max_ns, 8);
+                    let iothread = start(engine, poll_max_ns, 8);
                     let (to, mut inbox) = mailbox::channel::<u32>();
                     let (back, replies) = mpsc::channel();
                     iothread
@@ -297,11 +307,10 @@ mod tests {
     }
 
     /// Many threads wake many tasks at once.
-    #[test]
-    fn a_storm_of_wakes() {
+    fn a_storm_of_wakes(engine: Engine) {
         const THREADS: usize = 4;
         const MESSAGES: usize = 5000;
-        let iothread = default_iothread();
+        let iothread = default_iothread(engine);
         let (sender, mut receiver) = mailbox::channel::<usize>();
         let threads: Vec<_> = (0..THREADS)
             .map(|_| {
@@ -334,8 +343,7 @@ mod tests {
         assert_eq!(sum, THREADS * MESSAGES * (MESSAGES - 1) / 2);
     }
 
-    #[test]
-    fn shutdown_ends_what_is_pending() {
+    fn shutdown_ends_what_is_pending(engine: Engine) {
         struct OnDrop(Arc<AtomicUsize>, std::thread::ThreadId);
         impl Drop for OnDrop {
             fn drop(&mut self) {
@@ -343,7 +351,7 @@ mod tests {
                 self.0.fetch_add(1, Ordering::Relaxed);
             }
         }
-        let iothread = default_iothread();
+        let iothread = default_iothread(engine);
         let handle = iothread.handle();
         let dropped = Arc::new(AtomicUsize::new(0));
         let (started, wait_started) = mpsc::channel();
@@ -356,8 +364,13 @@ mod tests {
                     let mut buffer = [0u8; 16];
                     let iov = [iovec(&mut buffer)];
                     started.send(()).unwrap();
+                    // A worker cannot be taken out of a read.
+                    if engine == Engine::Threads {
+                        let events = ops::poll_add(reader.as_fd(), libc::POLLIN).await;
+                        unreachable!("nobody writes: {events:?}");
+                    }
                     // SAFETY: the buffer outlives the await.
-                    let read = unsafe { ring::readv(reader.as_fd(), &iov, u64::MAX) }.await;
+                    let read = unsafe { ops::readv(reader.as_fd(), &iov, u64::MAX) }.await;
                     unreachable!("nobody writes: {read:?}");
                 })
                 .unwrap();
@@ -371,7 +384,7 @@ mod tests {
             let waiting = std::thread::spawn(move || {
                 handle.run_blocking(move || async move {
                     started.send(()).unwrap();
-                    let mut kick = ring::EventFd::new(eventfd(true));
+                    let mut kick = ops::EventFd::new(eventfd(true));
                     kick.wait().await.unwrap();
                 })
             });
@@ -386,11 +399,10 @@ mod tests {
     }
 
     /// Whoever is being told something, spawned or answered while the thread ends gets an answer.
-    #[test]
-    fn shutdown_races_with_callers() {
-        within_time(|| {
+    fn shutdown_races_with_callers(engine: Engine) {
+        within_time(move || {
             for _ in 0..100 {
-                let iothread = start(0, 8);
+                let iothread = start(engine, 0, 8);
                 let callers: Vec<_> = (0..3)
                     .map(|_| {
                         let handle = iothread.handle();
@@ -407,23 +419,21 @@ mod tests {
     }
 
     /// An operation that outlives its task, in a thread-local, is ended by the thread's end.
-    #[test]
-    fn shutdown_ends_operations_outside_of_tasks() {
+    fn shutdown_ends_operations_outside_of_tasks(engine: Engine) {
         thread_local! {
-            static STASH: RefCell<Vec<ring::EventFd>> = const { RefCell::new(Vec::new()) };
+            static STASH: RefCell<Vec<ops::EventFd>> = const { RefCell::new(Vec::new()) };
         }
-        let iothread = default_iothread();
+        let iothread = default_iothread(engine);
         run(&iothread, || async {
-            let mut kick = ring::EventFd::new(eventfd(true));
+            let mut kick = ops::EventFd::new(eventfd(true));
             assert!(poll_once(std::pin::pin!(kick.wait())).await.is_none());
             STASH.with_borrow_mut(|stash| stash.push(kick));
         });
         within_time(move || iothread.shutdown());
     }
 
-    #[test]
-    fn a_task_may_shut_its_own_thread_down() {
-        let iothread = default_iothread();
+    fn a_task_may_shut_its_own_thread_down(engine: Engine) {
+        let iothread = default_iothread(engine);
         let handle = iothread.handle();
         let result = within_time(move || {
             let inside = handle.clone();
@@ -437,9 +447,8 @@ mod tests {
     }
 
     /// An idle thread is blocked: it neither polls nor wakes up by itself.
-    #[test]
-    fn an_idle_thread_sleeps() {
-        let iothread = start(1_000_000, 64);
+    fn an_idle_thread_sleeps(engine: Engine) {
+        let iothread = start(engine, 1_000_000, 64);
         let handle = iothread.handle();
         handle.run_blocking(|| async {}).unwrap();
         // It has yet to come to rest, which takes longer on a busy machine.

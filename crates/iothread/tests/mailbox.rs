@@ -10,14 +10,21 @@ mod tests {
         atomic::{AtomicUsize, Ordering},
     };
 
-    use standfast_iothread::mailbox::{self, Entry};
+    use standfast_iothread::{
+        Engine,
+        mailbox::{self, Entry},
+    };
 
     use crate::common::*;
 
+    on_both_engines! {
+        keeps_one_global_order,
+        ends_after_the_last_value_of_the_last_sender,
+    }
+
     /// Per producer, and across producers that order their posts by a lock, messages arrive in the
     /// order of the posts, none lost and none twice.
-    #[test]
-    fn keeps_one_global_order() {
+    fn keeps_one_global_order(engine: Engine) {
         const PRODUCERS: usize = 4;
         const POSTS: usize = 5000;
         let (sender, mut receiver) = mailbox::channel();
@@ -49,7 +56,7 @@ mod tests {
             })
             .collect();
         drop(sender);
-        let received = run(&default_iothread(), move || async move {
+        let received = run(&default_iothread(engine), move || async move {
             let mut next_post = [0; PRODUCERS];
             let mut received = 0;
             while let Some((producer, post, tick)) = receiver.recv().await {
@@ -122,14 +129,13 @@ mod tests {
         assert_eq!(dropped.load(Ordering::Relaxed), 10);
     }
 
-    #[test]
-    fn ends_after_the_last_value_of_the_last_sender() {
+    fn ends_after_the_last_value_of_the_last_sender(engine: Engine) {
         let (sender, mut receiver) = mailbox::channel();
         let other = sender.clone();
         sender.send(1).unwrap();
         drop(sender);
         other.send(2).unwrap();
-        let received = run(&default_iothread(), move || async move {
+        let received = run(&default_iothread(engine), move || async move {
             let first = receiver.recv().await;
             drop(other);
             (first, receiver.recv().await, receiver.recv().await)

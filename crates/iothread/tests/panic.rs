@@ -7,7 +7,7 @@ mod common;
 mod tests {
     use std::{io::Write, os::unix::process::ExitStatusExt, process::Command};
 
-    use standfast_iothread::{ring, set_last_words};
+    use standfast_iothread::{Engine, ops, set_last_words};
 
     use crate::common::*;
 
@@ -16,13 +16,20 @@ mod tests {
     /// The child is this very test, told by the environment to be it.
     #[test]
     fn aborts_the_process_loudly() {
-        if let Ok(kind) = std::env::var(CHILD) {
-            child(&kind);
+        if let Ok(child_is) = std::env::var(CHILD) {
+            let (engine, kind) = child_is.split_once('/').unwrap();
+            let engine = [Engine::IoUring, Engine::Threads]
+                .into_iter()
+                .find(|e| e.as_str() == engine);
+            child(engine.unwrap(), kind);
         }
-        for kind in ["plain", "in-flight", "spawn", "told"] {
+        for (engine, kind) in [Engine::IoUring, Engine::Threads]
+            .into_iter()
+            .flat_map(|engine| ["plain", "in-flight", "spawn", "told"].map(|kind| (engine, kind)))
+        {
             let output = Command::new(std::env::current_exe().unwrap())
                 .args(["tests::aborts_the_process_loudly", "--exact", "--nocapture"])
-                .env(CHILD, kind)
+                .env(CHILD, format!("{engine}/{kind}"))
                 .output()
                 .unwrap();
             let stderr = String::from_utf8_lossy(&output.stderr);
@@ -40,7 +47,7 @@ mod tests {
         }
     }
 
-    fn child(kind: &str) {
+    fn child(engine: Engine, kind: &str) {
         // A core file of every run would be a nuisance.
         let no_core = rustix::process::Rlimit {
             current: Some(0),
@@ -55,12 +62,12 @@ mod tests {
                 std::io::stderr().write_all(text.as_bytes()).unwrap();
             });
         }
-        let iothread = default_iothread();
+        let iothread = default_iothread(engine);
         let kind = kind.to_owned();
         let result = iothread.handle().run_blocking(move || {
             assert_ne!(kind, "spawn", "half of it");
             async move {
-                let mut kick = ring::EventFd::new(eventfd(true));
+                let mut kick = ops::EventFd::new(eventfd(true));
                 if kind == "in-flight" {
                     assert!(poll_once(std::pin::pin!(kick.wait())).await.is_none());
                 }

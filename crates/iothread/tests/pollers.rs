@@ -17,9 +17,16 @@ mod tests {
         time::{Duration, Instant},
     };
 
-    use standfast_iothread::{PollParams, Poller, add_poller, ring, spawn_local, time};
+    use standfast_iothread::{Engine, PollParams, Poller, add_poller, ops, spawn_local, time};
 
     use crate::common::*;
+
+    on_both_engines! {
+        no_kick_is_lost,
+        work_found_while_enabling_notifications_is_done,
+        pollers_come_and_go,
+        polling_can_be_changed_while_running,
+    }
 
     /// What a virtqueue is to the iothread: an index that another thread moves, and a notification
     /// that it sends only when asked to.
@@ -75,10 +82,9 @@ mod tests {
 
     /// Kicks are suppressed and asked for again at every wait; a single one lost hangs the queue.
     /// With and without polling, and with pauses of all lengths around the polling window.
-    #[test]
-    fn no_kick_is_lost() {
+    fn no_kick_is_lost(engine: Engine) {
         for poll_max_ns in [0, 32_768, 2_000_000] {
-            let iothread = start(poll_max_ns, 64);
+            let iothread = start(engine, poll_max_ns, 64);
             let queue = Arc::new(Queue {
                 avail: AtomicU64::new(0),
                 notify: AtomicBool::new(true),
@@ -98,7 +104,7 @@ mod tests {
                     let _guard = add_poller(poller.clone());
                     let for_kicks = poller.clone();
                     spawn_local(async move {
-                        let mut kick = ring::EventFd::new(kick);
+                        let mut kick = ops::EventFd::new(kick);
                         loop {
                             kick.wait().await.unwrap();
                             for_kicks.poll();
@@ -166,10 +172,9 @@ mod tests {
         }
     }
 
-    #[test]
-    fn work_found_while_enabling_notifications_is_done() {
+    fn work_found_while_enabling_notifications_is_done(engine: Engine) {
         for poll_max_ns in [0, 32_768] {
-            run(&start(poll_max_ns, 8), || async {
+            run(&start(engine, poll_max_ns, 8), || async {
                 let late = Rc::new(LateWork {
                     work: Cell::new(false),
                     task: RefCell::new(None),
@@ -191,8 +196,7 @@ mod tests {
     }
 
     /// A poller is asked as long as its guard lives, also if guards come and go meanwhile.
-    #[test]
-    fn pollers_come_and_go() {
+    fn pollers_come_and_go(engine: Engine) {
         struct Count(Cell<u32>);
         impl Poller for Count {
             fn poll(&self) -> bool {
@@ -204,7 +208,7 @@ mod tests {
                 false
             }
         }
-        run(&start(0, 8), || async {
+        run(&start(engine, 0, 8), || async {
             let pollers: Vec<_> = (0..3).map(|_| Rc::new(Count(Cell::new(0)))).collect();
             let mut guards: Vec<_> = pollers.iter().map(|p| add_poller(p.clone())).collect();
             // A thread that was not run for so long does not block for the rest of it.
@@ -221,9 +225,8 @@ mod tests {
         });
     }
 
-    #[test]
-    fn polling_can_be_changed_while_running() {
-        let iothread = start(0, 64);
+    fn polling_can_be_changed_while_running(engine: Engine) {
+        let iothread = start(engine, 0, 64);
         let handle = iothread.handle();
         handle.set_poll_max_ns(50_000_000);
         handle.set_poll_params(PollParams {

@@ -9,7 +9,7 @@
 //!
 //! A [`Buffers<'a>`](Buffers) lies in memory that stays mapped for `'a`. A driver gets one with each
 //! [`Io`](crate::Io) and may use it until the future of the submission has ended or is dropped. The
-//! kernel may be at work in that memory meanwhile: dropping an operation of [`iothread::ring`] waits
+//! kernel may be at work in that memory meanwhile: dropping an operation of [`iothread::ops`] waits
 //! for it, but an operation that is *leaked* (`mem::forget`, a circle of `Rc`) waits for nobody. As
 //! there, futures that have been given buffers must not be leaked.
 

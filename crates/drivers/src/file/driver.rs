@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::{RangeLock, Serialiser};
 use block::{BlockError, ErrorKind, Io, OneBeside, Operation};
+use iothread::ops::Lane;
 
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
@@ -54,6 +55,8 @@ pub struct FileDriver {
     pub(super) tail: Tail,
     /// Keeps what makes the image longer, and does not fit its blocks, apart from what else is at its end.
     pub(super) growth: RangeLock,
+    /// Its operations, on all iothreads.
+    pub(super) lane: Lane,
     /// Where the storage is asked what may take long.
     pub(super) beside: OneBeside,
     /// Dropped after `deallocation`, which waits for what it has begun: with it go the locks.
@@ -218,6 +221,7 @@ impl FileDriver {
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device),
             growth: RangeLock::default(),
+            lane: Lane::new(),
             beside: OneBeside::default(),
             fd: opened.fd,
         })

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use block::range_lock::{Mode, RangeLock};
 use block::{BlockError, Loss, Result};
-use iothread::ring;
+use iothread::ops;
 
 use super::device_size::DeviceSize;
 use super::retry::Retry;
@@ -91,6 +91,7 @@ impl Flusher {
     pub async fn flush_buffered(
         &self,
         fd: BorrowedFd<'_>,
+        lane: &ops::Lane,
         device: &DeviceSize,
         accepted: u32,
     ) -> Result<()> {
@@ -106,7 +107,7 @@ impl Flusher {
         let end = device.flush_begins();
         let mut retry = Retry::new();
         loop {
-            let Err(error) = ring::fsync(fd, true).await else {
+            let Err(error) = ops::fsync(fd, true).on(lane).await else {
                 if let Some(size) = device.lost(fd, end) {
                     self.latch(Loss::new(libc::EIO));
                     return Err(dropped(size, end));
@@ -154,11 +155,16 @@ impl Flusher {
     /// Makes all writes that have completed durable; they went past the page cache. A failure is not latched,
     /// but a former opening of the image may have left one. `accepted`: as in
     /// [`block::Io::losses_accepted`].
-    pub async fn flush_direct(&self, fd: BorrowedFd<'_>, accepted: u32) -> Result<()> {
+    pub async fn flush_direct(
+        &self,
+        fd: BorrowedFd<'_>,
+        lane: &ops::Lane,
+        accepted: u32,
+    ) -> Result<()> {
         self.check(accepted)?;
         let mut retry = Retry::new();
         loop {
-            match ring::fsync(fd, true).await {
+            match ops::fsync(fd, true).on(lane).await {
                 Ok(_) => return Ok(()),
                 Err(error) if retry.again(&error).await => {}
                 Err(error) => return Err(error.into()),

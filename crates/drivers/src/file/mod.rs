@@ -60,10 +60,12 @@ impl FileDriver {
         if self.cache_no_flush {
             Ok(())
         } else if self.cache_direct {
-            self.flusher.flush_direct(self.fd(), losses_accepted).await
+            (self.flusher)
+                .flush_direct(self.fd(), &self.lane, losses_accepted)
+                .await
         } else {
             self.flusher
-                .flush_buffered(self.fd(), &self.device_size, losses_accepted)
+                .flush_buffered(self.fd(), &self.lane, &self.device_size, losses_accepted)
                 .await
         }
     }

@@ -66,7 +66,8 @@ impl FileDriver {
         let mut done = 0;
         while done < from.len() {
             let at = offset + done as u64;
-            match leaf::write_at(fd, from.after(done), at, libc::RWF_DSYNC).await {
+            let write = leaf::write_at(fd, from.after(done), at, libc::RWF_DSYNC);
+            match write.on(&self.lane).await {
                 Ok(0) => return Err(self.stuck(Transfer::Write(0), at)),
                 Ok(bytes) => done += bytes as usize,
                 Err(error) if retry.again(&error).await => {}

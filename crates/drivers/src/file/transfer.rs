@@ -48,7 +48,9 @@ impl FileDriver {
         wanted: usize,
     ) -> impl Future<Output = Result<()>> + 'a {
         async move {
-            let first = leaf::read_at(self.fd(), *buffers, offset).await;
+            let first = leaf::read_at(self.fd(), *buffers, offset)
+                .on(&self.lane)
+                .await;
             if matches!(first, Ok(read) if read as usize >= wanted) {
                 return Ok(());
             }
@@ -66,7 +68,9 @@ impl FileDriver {
         rw_flags: i32,
     ) -> impl Future<Output = Result<()>> + 'a {
         async move {
-            let first = leaf::write_at(self.fd(), *buffers, offset, rw_flags).await;
+            let first = leaf::write_at(self.fd(), *buffers, offset, rw_flags)
+                .on(&self.lane)
+                .await;
             let wanted = buffers.len();
             if !matches!(first, Ok(written) if written as usize >= wanted) {
                 let transfer = Transfer::Write(rw_flags);
@@ -127,8 +131,12 @@ impl FileDriver {
             let rest = buffers.after(done);
             let at = offset + done as u64;
             let result = match transfer {
-                Transfer::Read => leaf::read_at(self.fd(), rest, at).await,
-                Transfer::Write(flags) => leaf::write_at(self.fd(), rest, at, flags).await,
+                Transfer::Read => leaf::read_at(self.fd(), rest, at).on(&self.lane).await,
+                Transfer::Write(flags) => {
+                    leaf::write_at(self.fd(), rest, at, flags)
+                        .on(&self.lane)
+                        .await
+                }
             };
             outcome = Some(result);
         }

@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use block::driver::owned::PIECE_MAX;
 use block::range_lock::{Entered, Mode};
 use block::{BlockError, Joined, OwnedBuffer, Result};
-use iothread::ring;
+use iothread::ops;
 
 use super::driver::FileDriver;
 use super::probe::Kind;
@@ -148,7 +148,8 @@ impl FileDriver {
         let mut retry = Retry::new();
         loop {
             let bytes = range.end - range.start;
-            match ring::fallocate(self.fd(), mode, range.start, bytes).await {
+            let fallocate = ops::fallocate(self.fd(), mode, range.start, bytes);
+            match fallocate.on(&self.lane).await {
                 Ok(_) => return Ok(()),
                 Err(error) if retry.again(&error).await => {}
                 Err(error) => return Err(BlockError::from(error)),

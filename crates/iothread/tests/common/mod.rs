@@ -1,26 +1,62 @@
 //! What several integration tests need.
-#![allow(dead_code, reason = "each test binary uses a part")]
+#![allow(
+    dead_code,
+    unused_imports,
+    unused_macros,
+    reason = "each test binary uses a part"
+)]
 #![allow(missing_docs, reason = "not an interface")]
 
 use std::{os::fd::OwnedFd, sync::mpsc, time::Duration};
 
-use standfast_iothread::{Config, IoThread};
+use standfast_iothread::{Config, Engine, IoThread};
 
 /// A hang is a failure, not a test that runs for ever.
 pub const HANG: Duration = Duration::from_secs(60);
 
-pub fn start(poll_max_ns: u64, ring_entries: u32) -> IoThread {
-    IoThread::spawn(Config {
+/// Makes a module of each of these functions, which has the function as a test on each engine.
+macro_rules! on_both_engines {
+    ($($test:ident),+ $(,)?) => {
+        $(mod $test {
+            use standfast_iothread::Engine;
+
+            #[test]
+            fn io_uring() {
+                super::$test(Engine::IoUring);
+            }
+
+            #[test]
+            fn threads() {
+                super::$test(Engine::Threads);
+            }
+        })+
+    };
+}
+pub(crate) use on_both_engines;
+
+pub fn config(engine: Engine) -> Config {
+    Config {
         name: "test".to_owned(),
-        poll_max_ns,
-        ring_entries,
+        engine: Some(engine),
+        ring_entries: 64,
         ..Config::default()
-    })
-    .expect("io_uring is available on the test machine")
+    }
 }
 
-pub fn default_iothread() -> IoThread {
-    start(Config::default().poll_max_ns, 64)
+pub fn start_with(config: Config) -> IoThread {
+    IoThread::spawn(config).expect("io_uring is available on the test machine")
+}
+
+pub fn start(engine: Engine, poll_max_ns: u64, ring_entries: u32) -> IoThread {
+    start_with(Config {
+        poll_max_ns,
+        ring_entries,
+        ..config(engine)
+    })
+}
+
+pub fn default_iothread(engine: Engine) -> IoThread {
+    start_with(config(engine))
 }
 
 /// Runs `f` on a thread of its own and fails if it takes too long.
@@ -45,7 +81,7 @@ where
     within_time(move || handle.run_blocking(f)).expect("the iothread runs")
 }
 
-pub async fn poll_once<F: Future>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
+pub async fn poll_once<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) -> Option<F::Output> {
     std::future::poll_fn(|cx| {
         std::task::Poll::Ready(match future.as_mut().poll(cx) {
             std::task::Poll::Ready(result) => Some(result),

@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use iothread::ring::{Notifier, Readiness};
+use iothread::ops::{Notifier, Readiness};
 
 use super::state::Broken;
 use super::{Queue, Setup};

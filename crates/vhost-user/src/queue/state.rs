@@ -9,7 +9,7 @@ use crate::inflight::{PartError, QueueRegion, Region};
 use crate::ring::{Layout, Ring, RingError};
 use crate::trailer;
 use crate::view::View;
-use iothread::ring::Notifier;
+use iothread::ops::Notifier;
 
 /// What tells two starts of a ring without inflight region apart.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,10 @@
-//! The ring of one iothread, and the operations in it.
+//! Engine *io_uring*: the ring of one iothread, and the operations in it.
 
 use std::{
     cell::{Cell, RefCell},
     collections::VecDeque,
     io,
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, BorrowedFd},
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -15,13 +15,16 @@ use io_uring::{
     EnterFlags, IoUring, cqueue, opcode,
     register::Restriction,
     squeue,
-    types::{CancelBuilder, Fd, SubmitArgs, Timespec},
+    types::{CancelBuilder, Fd, FsyncFlags, SubmitArgs, Timespec},
 };
 use slab::Slab;
 
 use super::bell::Bell;
-use crate::last_words;
-use crate::shared::{Shared, count};
+use crate::{
+    call::{Call, poll_bits},
+    last_words,
+    shared::{Shared, count},
+};
 
 /// User data of the poll on the wake eventfd.
 const WAKE: u64 = u64::MAX;
@@ -72,34 +75,43 @@ pub(crate) struct Uring {
     shared: Arc<Shared>,
 }
 
+/// Makes a ring, of which the calling thread is the only user, and has it work once: a seccomp filter may
+/// let one system call pass and not the other.
+pub(super) fn make_ring(entries: u32) -> io::Result<IoUring> {
+    let ring = IoUring::builder()
+        .dontfork()
+        .setup_clamp()
+        .setup_submit_all()
+        .setup_single_issuer()
+        .setup_defer_taskrun()
+        .setup_taskrun_flag()
+        .setup_r_disabled()
+        .setup_cqsize(entries.saturating_mul(4))
+        .build(entries)?;
+    // Seccomp cannot see operations that go through a ring, so the ring itself is limited to
+    // what the data plane needs.
+    let mut allowed = [
+        opcode::Read::CODE,
+        opcode::Readv::CODE,
+        opcode::Write::CODE,
+        opcode::Writev::CODE,
+        opcode::Fsync::CODE,
+        opcode::Fallocate::CODE,
+        opcode::PollAdd::CODE,
+        opcode::AsyncCancel::CODE,
+    ]
+    .map(Restriction::sqe_op);
+    let submitter = ring.submitter();
+    submitter.register_restrictions(&mut allowed)?;
+    submitter.register_enable_rings()?;
+    // SAFETY: nothing is submitted, and no argument announced.
+    unsafe { submitter.enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None)? };
+    Ok(ring)
+}
+
 impl Uring {
-    /// Makes the ring; the calling thread becomes its only user.
-    pub(crate) fn new(entries: u32, shared: Arc<Shared>) -> io::Result<Uring> {
-        let ring = IoUring::builder()
-            .dontfork()
-            .setup_clamp()
-            .setup_submit_all()
-            .setup_single_issuer()
-            .setup_defer_taskrun()
-            .setup_taskrun_flag()
-            .setup_r_disabled()
-            .setup_cqsize(entries.saturating_mul(4))
-            .build(entries)?;
-        // Seccomp cannot see operations that go through a ring, so the ring itself is limited to
-        // what the data plane needs.
-        let mut allowed = [
-            opcode::Read::CODE,
-            opcode::Readv::CODE,
-            opcode::Write::CODE,
-            opcode::Writev::CODE,
-            opcode::Fsync::CODE,
-            opcode::Fallocate::CODE,
-            opcode::PollAdd::CODE,
-            opcode::AsyncCancel::CODE,
-        ]
-        .map(Restriction::sqe_op);
-        ring.submitter().register_restrictions(&mut allowed)?;
-        ring.submitter().register_enable_rings()?;
+    /// Takes a ring of the calling thread's.
+    pub(super) fn new(ring: IoUring, shared: Arc<Shared>) -> Uring {
         let uring = Uring {
             ring: RefCell::new(ring),
             slots: RefCell::new(Slab::with_capacity(1024)),
@@ -110,7 +122,7 @@ impl Uring {
             shared,
         };
         uring.watch_wake_fd();
-        Ok(uring)
+        uring
     }
 
     fn watch_wake_fd(&self) {
@@ -127,12 +139,12 @@ impl Uring {
     ///
     /// # Safety
     ///
-    /// What the entry points to stays valid until [`Uring::poll`] or [`Uring::cancel`] has
-    /// returned its result.
-    pub(crate) unsafe fn start(&self, entry: squeue::Entry, waker: Waker) -> usize {
+    /// What `call` names stays valid until [`Uring::poll`] or [`Uring::cancel`] has returned its
+    /// result.
+    pub(super) unsafe fn start(&self, call: &Call, waker: Waker) -> usize {
         self.waiting.set(self.waiting.get() + 1);
         // SAFETY: passed on to the caller.
-        let key = unsafe { self.start_slot(entry, Submitted::Waiting(waker)) };
+        let key = unsafe { self.start_slot(entry(call), Submitted::Waiting(waker)) };
         self.feed();
         key
     }
@@ -152,12 +164,12 @@ impl Uring {
     }
 
     /// Number of operations that somebody waits for: I/O, not notifications and kicks.
-    pub(crate) fn waiting(&self) -> usize {
+    pub(super) fn waiting(&self) -> usize {
         self.waiting.get()
     }
 
     /// The result of an operation, if it has one; else `cx` is woken when it has.
-    pub(crate) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<i32> {
+    pub(super) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<i32> {
         let mut slots = self.slots.borrow_mut();
         let old = match &mut slots[key] {
             Submitted::Done(result) => {
@@ -176,7 +188,7 @@ impl Uring {
     }
 
     /// Ends an operation: cancels it and waits until the kernel has let go of its buffers.
-    pub(crate) fn cancel(&self, key: usize) {
+    pub(super) fn cancel(&self, key: usize) {
         if self.cancelled_before_submission(key) {
             return;
         }
@@ -227,15 +239,17 @@ impl Uring {
     }
 
     /// Starts a poll on `fd` that reports until it is cancelled. The owner keeps `fd` open.
-    pub(crate) fn start_multishot(&self, fd: Fd, events: u32) -> usize {
-        let entry = opcode::PollAdd::new(fd, events).multi(true).build();
+    pub(super) fn start_multishot(&self, fd: BorrowedFd<'_>, events: u32) -> usize {
+        let entry = opcode::PollAdd::new(Fd(fd.as_raw_fd()), events)
+            .multi(true)
+            .build();
         // SAFETY: the entry has no buffers.
         unsafe { self.start_slot(entry, Submitted::Multishot(Multishot::default())) }
     }
 
     /// The events since the last call. An end of the poll is reported as `None`, after the events
     /// that came before it; the slot is gone then.
-    pub(crate) fn poll_multishot(
+    pub(super) fn poll_multishot(
         &self,
         key: usize,
         cx: &Context<'_>,
@@ -341,7 +355,7 @@ impl Uring {
 
     /// Hands what is queued to the kernel and takes completions, without waiting. Costs no system
     /// call if there is neither.
-    pub(crate) fn turn(&self) {
+    pub(super) fn turn(&self) {
         let needed = {
             let mut ring = self.ring.borrow_mut();
             let submission = ring.submission();
@@ -356,7 +370,7 @@ impl Uring {
     }
 
     /// Hands what is queued to the kernel and waits for a completion, at most for `timeout`.
-    pub(crate) fn wait(&self, timeout: Option<Duration>) {
+    pub(super) fn wait(&self, timeout: Option<Duration>) {
         self.enter(1, timeout);
     }
 
@@ -404,7 +418,7 @@ impl Uring {
     }
 
     /// Takes completions and wakes who waits for them; returns how many.
-    pub(crate) fn reap(&self) -> usize {
+    pub(super) fn reap(&self) -> usize {
         let mut total = 0;
         loop {
             // The borrow ends before anybody is woken.
@@ -487,7 +501,7 @@ impl Uring {
     }
 
     /// Asks the kernel to cancel everything; does not wait.
-    pub(crate) fn cancel_all(&self) {
+    pub(super) fn cancel_all(&self) {
         if self.in_flight.get() == 0 {
             return;
         }
@@ -500,7 +514,7 @@ impl Uring {
     }
 
     /// Waits until nothing is in flight.
-    pub(crate) fn reap_all(&self) {
+    pub(super) fn reap_all(&self) {
         while self.in_flight.get() > 0 {
             self.enter(1, None);
             self.reap();
@@ -512,7 +526,59 @@ fn user_data(key: usize) -> u64 {
     key as u64
 }
 
-/// `poll(2)` events as the ring wants them.
-pub(crate) fn poll_bits(events: libc::c_short) -> u32 {
-    u32::from(events.cast_unsigned())
+/// A call as the ring wants it.
+fn entry(call: &Call) -> squeue::Entry {
+    match *call {
+        Call::Read {
+            fd,
+            base,
+            len,
+            offset,
+        } => opcode::Read::new(Fd(fd), base, len).offset(offset).build(),
+        Call::Write {
+            fd,
+            base,
+            len,
+            offset,
+            rw_flags,
+        } => opcode::Write::new(Fd(fd), base, len)
+            .offset(offset)
+            .rw_flags(rw_flags)
+            .build(),
+        Call::Readv {
+            fd,
+            iov,
+            count,
+            offset,
+        } => opcode::Readv::new(Fd(fd), iov, count)
+            .offset(offset)
+            .build(),
+        Call::Writev {
+            fd,
+            iov,
+            count,
+            offset,
+            rw_flags,
+        } => opcode::Writev::new(Fd(fd), iov, count)
+            .offset(offset)
+            .rw_flags(rw_flags)
+            .build(),
+        Call::Fsync { fd, datasync } => {
+            let flags = match datasync {
+                true => FsyncFlags::DATASYNC,
+                false => FsyncFlags::empty(),
+            };
+            opcode::Fsync::new(Fd(fd)).flags(flags).build()
+        }
+        Call::Fallocate {
+            fd,
+            mode,
+            offset,
+            len,
+        } => opcode::Fallocate::new(Fd(fd), len)
+            .offset(offset)
+            .mode(mode)
+            .build(),
+        Call::Poll { fd, events } => opcode::PollAdd::new(Fd(fd), events).build(),
+    }
 }

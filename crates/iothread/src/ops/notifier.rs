@@ -2,8 +2,7 @@
 
 use std::{fmt, os::fd::OwnedFd, rc::Rc, time::Duration};
 
-use super::bell::Bell;
-use crate::{context, time, yield_now};
+use crate::{context, reactor::Bell, time, yield_now};
 
 /// How long a notification may be under way before its counter is taken for full.
 const FULL_AFTER: Duration = Duration::from_millis(100);
@@ -25,8 +24,8 @@ impl Notifier {
         Notifier { bell }
     }
 
-    /// Adds one to the counter: fire and forget. Goes to the kernel with the other operations of this
-    /// round. If a notification is under way already, there is one more after it, however often this
+    /// Adds one to the counter: fire and forget. A ring takes it to the kernel with the other operations of
+    /// this round; without one it is done at once. If a notification is under way already, there is one more after it, however often this
     /// is called.
     ///
     /// # Panics
@@ -36,7 +35,7 @@ impl Notifier {
         if self.bell.under_way.get().is_some() {
             self.bell.again.set(true);
         } else {
-            context::with(|thread| thread.uring.notify(&self.bell));
+            context::with(|thread| thread.reactor.notify(&self.bell));
         }
     }
 
@@ -64,7 +63,7 @@ impl Notifier {
     fn end(&self) {
         self.bell.again.set(false);
         // Without a context the thread's end has ended it already.
-        context::try_with(|thread| thread.uring.end_notification(&self.bell));
+        context::try_with(|thread| thread.reactor.end_notification(&self.bell));
     }
 }
 

@@ -1,4 +1,4 @@
-//! What the ring knows of a notifier.
+//! What is known of a notifier.
 
 use std::{
     cell::Cell,
@@ -9,13 +9,13 @@ use std::{
 pub(crate) struct Bell {
     fd: OwnedFd,
     /// The operation that is under way.
-    pub(super) under_way: Cell<Option<usize>>,
+    pub(crate) under_way: Cell<Option<usize>>,
     /// Asked for again since that was started.
-    pub(super) again: Cell<bool>,
+    pub(crate) again: Cell<bool>,
 }
 
 impl Bell {
-    pub(super) fn new(fd: OwnedFd) -> Bell {
+    pub(crate) fn new(fd: OwnedFd) -> Bell {
         Bell {
             fd,
             under_way: Cell::new(None),
@@ -23,7 +23,7 @@ impl Bell {
         }
     }
 
-    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
 }

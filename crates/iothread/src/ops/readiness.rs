@@ -5,16 +5,14 @@ use std::{
     future::poll_fn,
     io,
     marker::PhantomData,
-    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     task::{Context, Poll, ready},
 };
 
-use io_uring::types::Fd;
+use super::end_in_flight;
+use crate::{call::poll_bits, context};
 
-use super::{end_in_flight, uring::poll_bits};
-use crate::context;
-
-/// Reports when a descriptor becomes ready, through one multishot poll that stays in the ring.
+/// Reports when a descriptor becomes ready, through one poll that stays in the ring, or in the epoll.
 ///
 /// It reports *changes*, like an edge-triggered epoll, and readiness at its start: take everything
 /// there is before waiting again.
@@ -22,7 +20,7 @@ pub struct Readiness<T: AsFd> {
     fd: T,
     events: u32,
     key: Option<usize>,
-    /// The poll belongs to this thread's ring.
+    /// The poll belongs to this thread.
     local: PhantomData<*const ()>,
 }
 
@@ -64,10 +62,9 @@ impl<T: AsFd> Readiness<T> {
         context::with(|thread| {
             loop {
                 let key = *self.key.get_or_insert_with(|| {
-                    let fd = Fd(self.fd.as_fd().as_raw_fd());
-                    thread.uring.start_multishot(fd, self.events)
+                    thread.reactor.start_multishot(self.fd.as_fd(), self.events)
                 });
-                match ready!(thread.uring.poll_multishot(key, cx)) {
+                match ready!(thread.reactor.poll_multishot(key, cx)) {
                     Some(result) => return Poll::Ready(result),
                     // The kernel ends such polls now and then, for example when completions
                     // overflow; a new one reports what is ready.
@@ -81,7 +78,7 @@ impl<T: AsFd> Readiness<T> {
 impl<T: AsFd> Drop for Readiness<T> {
     fn drop(&mut self) {
         if let Some(key) = self.key {
-            end_in_flight(key);
+            end_in_flight(|thread| thread.reactor.cancel(key));
         }
     }
 }

@@ -1,0 +1,149 @@
+//! Storage that hangs, on an iothread without io_uring. Needs root and FUSE.
+
+mod common;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    use block::Node;
+    use iothread::{Config, Engine, IoThread, time};
+    use standfast_drivers::{FileDriver, FileOptions};
+    use testkit::place::PATIENCE;
+    use testkit::{FuseFile, FuseOp};
+
+    use super::common::{Op, node, pattern};
+
+    const BYTES: usize = 1 << 20;
+
+    fn file_node(path: &std::path::Path, direct: bool) -> Arc<Node> {
+        let options = FileOptions {
+            filename: path.to_str().expect("ASCII").to_owned(),
+            cache_direct: direct,
+            ..FileOptions::default()
+        };
+        node(FileDriver::open_file(options).expect("it opens"))
+    }
+
+    fn start() -> IoThread {
+        let config = Config {
+            engine: Some(Engine::Threads),
+            ..Config::default()
+        };
+        IoThread::spawn(config).expect("an iothread")
+    }
+
+    fn until(what: &str, mut condition: impl FnMut() -> bool) {
+        let begin = Instant::now();
+        while !condition() {
+            assert!(begin.elapsed() < PATIENCE, "never: {what}");
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Three nodes whose 200 requests each hang leave one that is served; what they have in workers is
+    /// bounded, and all of it ends when the storage answers.
+    #[test]
+    fn nodes_that_hang_keep_no_other_from_being_served() {
+        let fuses: Vec<_> = (0..3)
+            .map(|_| FuseFile::new(BYTES).expect("root, and /dev/fuse"))
+            .collect();
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("image");
+        let file = std::fs::File::create(&path).expect("a file");
+        file.set_len(BYTES as u64).expect("sparse");
+        let healthy = file_node(&path, false);
+        let hanging: Vec<_> = (fuses.iter())
+            .map(|fuse| file_node(&fuse.path(), true))
+            .collect();
+        for fuse in &fuses {
+            fuse.hang(FuseOp::Write, true);
+        }
+
+        let iothread = start();
+        let handle = iothread.handle();
+        let (ended, all) = std::sync::mpsc::channel();
+        for (number, node) in hanging.iter().enumerate() {
+            for request in 0..200_u64 {
+                let (node, ended) = (Arc::clone(node), ended.clone());
+                let spawned = handle.spawn(move || async move {
+                    let data = pattern(request, 4096);
+                    let result = Op::write(request * 4096, data).run(&node).await;
+                    ended.send((number, result)).expect("it is waited for");
+                });
+                spawned.expect("it runs");
+            }
+        }
+        for fuse in &fuses {
+            until("they hang", || fuse.count(FuseOp::Write) > 0);
+        }
+        thread::sleep(Duration::from_millis(100));
+        let begun: u64 = fuses.iter().map(|fuse| fuse.count(FuseOp::Write)).sum();
+        assert!(begun < 64, "{begun} of them are in calls");
+        assert!(handle.stats().workers <= 64, "{:?}", handle.stats());
+
+        let served = Arc::clone(&healthy);
+        let slowest = handle.run_blocking(move || async move {
+            let mut slowest = Duration::ZERO;
+            for request in 0..200_u64 {
+                let begin = Instant::now();
+                let mut op = Op::write(request * 4096, pattern(request, 4096));
+                op.run(&served).await.expect("it is served");
+                slowest = slowest.max(begin.elapsed());
+                time::sleep(Duration::from_micros(100)).await;
+            }
+            slowest
+        });
+        assert!(slowest.expect("it runs") < Duration::from_secs(5));
+        assert!(all.try_recv().is_err(), "the others hang");
+
+        for fuse in &fuses {
+            fuse.hang(FuseOp::Write, false);
+        }
+        for _ in 0..600 {
+            let (_, result) = all.recv_timeout(PATIENCE).expect("they end");
+            result.expect("it is written");
+        }
+        for fuse in &fuses {
+            let content = fuse.content();
+            for request in 0..200 {
+                let at = request * 4096;
+                assert_eq!(
+                    content[at..at + 4096],
+                    pattern(request as u64, 4096)[..],
+                    "{request}"
+                );
+            }
+        }
+    }
+
+    /// The end of an iothread waits for the calls of its own workers only: another one ends at once.
+    #[test]
+    fn the_end_of_another_iothread_does_not_wait() {
+        let fuse = FuseFile::new(BYTES).expect("root, and /dev/fuse");
+        let hanging = file_node(&fuse.path(), true);
+        fuse.hang(FuseOp::Read, true);
+        let (first, second) = (start(), start());
+        let on_first = Arc::clone(&hanging);
+        let spawned = first.handle().spawn(move || async move {
+            let _ = Op::read(0, 4096).run(&on_first).await;
+        });
+        spawned.expect("it runs");
+        until("it hangs", || fuse.count(FuseOp::Read) > 0);
+        let begin = Instant::now();
+        second.shutdown();
+        assert!(begin.elapsed() < Duration::from_secs(5));
+        let (ended, wait) = std::sync::mpsc::channel();
+        let end = thread::spawn(move || {
+            first.shutdown();
+            ended.send(()).expect("it is waited for");
+        });
+        let early = wait.recv_timeout(Duration::from_millis(200));
+        assert!(early.is_err(), "a worker still uses the buffer");
+        fuse.hang(FuseOp::Read, false);
+        wait.recv_timeout(PATIENCE).expect("it ends");
+        end.join().expect("it has ended");
+    }
+}

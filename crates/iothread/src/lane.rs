@@ -1,0 +1,77 @@
+//! Whose operations are whose.
+
+use std::{
+    num::NonZeroUsize,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+/// Names a lane in the pools.
+pub(crate) type LaneId = u64;
+
+/// The lane of operations that name none.
+pub(crate) const NO_LANE: LaneId = 0;
+
+/// The operations of one node, on all iothreads: [`Op::on`](crate::ops::Op::on) puts one on its lane.
+///
+/// Workers of a pool are shared out by lane, so that storage which hangs keeps no other from being served:
+/// at most half of a pool's workers are in the calls of one lane, and never more than are left for all
+/// others. What exceeds that waits in the lane, first in, first out. A ring does not look at lanes.
+#[derive(Debug)]
+pub struct Lane {
+    id: LaneId,
+    by_workers: bool,
+    workers_max: Option<NonZeroUsize>,
+}
+
+impl Lane {
+    /// A lane whose operations go by the iothread's engine.
+    #[must_use]
+    pub fn new() -> Lane {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(NO_LANE + 1);
+        Lane {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+            by_workers: false,
+            workers_max: None,
+        }
+    }
+
+    /// A lane whose operations go by workers, whatever the iothread's engine: for files that block the
+    /// thread which hands an operation to a ring.
+    #[must_use]
+    pub fn by_workers() -> Lane {
+        Lane {
+            by_workers: true,
+            ..Lane::new()
+        }
+    }
+
+    /// At most `workers` of each iothread are in calls of this lane; more than its pool allows for one
+    /// lane counts as that.
+    #[must_use]
+    pub fn with_workers_max(self, workers: NonZeroUsize) -> Lane {
+        Lane {
+            workers_max: Some(workers),
+            ..self
+        }
+    }
+
+    /// Whether its operations go by workers on every iothread.
+    #[must_use]
+    pub fn is_by_workers(&self) -> bool {
+        self.by_workers
+    }
+
+    pub(crate) fn id(&self) -> LaneId {
+        self.id
+    }
+
+    pub(crate) fn workers_max(&self) -> Option<NonZeroUsize> {
+        self.workers_max
+    }
+}
+
+impl Default for Lane {
+    fn default() -> Lane {
+        Lane::new()
+    }
+}

@@ -1,0 +1,246 @@
+//! The workers of a pool: called when there is something to do, more of them as long as all are busy, and
+//! gone when they were idle for long.
+
+use std::{
+    sync::{Arc, atomic::Ordering},
+    thread::{self, Thread, ThreadId},
+    time::{Duration, Instant},
+};
+
+use parking_lot::{Condvar, Mutex, MutexGuard};
+
+use super::{job::Job, lines::Lines};
+use crate::{last_words::AbortOnPanic, shared::Shared};
+
+/// How many threads a pool has.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Size {
+    /// So many stay, idle or not.
+    pub(crate) min: usize,
+    /// At least one, and `min`.
+    pub(crate) max: usize,
+}
+
+/// How long a worker waits for work before it ends. QEMU's, too.
+const IDLE: Duration = Duration::from_secs(10);
+
+/// Workers make nothing but system calls.
+const STACK_BYTES: usize = 256 << 10;
+
+/// So many workers are on their way at a time, called by one that has come: all that are needed come soon,
+/// and their iothread calls only the first. If calls return fast, few are called.
+const COMING: usize = 2;
+
+/// Workers to be woken, once the lock is released.
+type Called = [Option<Thread>; COMING];
+
+/// What the workers and their iothread share.
+pub(super) struct Crew {
+    shared: Arc<Shared>,
+    size: Size,
+    state: Mutex<State>,
+    /// For who waits for a job to end, or for all.
+    ended: Condvar,
+}
+
+struct State {
+    lines: Lines<Arc<Job>>,
+    /// Those that sleep; the last to fall asleep is the first to be called, so that those that are not
+    /// needed sleep for long.
+    idle: Vec<Thread>,
+    /// Workers that were called, or started, and have not looked for work yet.
+    coming: usize,
+    /// All there are.
+    threads: usize,
+    closing: bool,
+}
+
+impl State {
+    fn remove_idle(&mut self, worker: ThreadId) -> bool {
+        let at = self.idle.iter().position(|idle| idle.id() == worker);
+        at.map(|at| self.idle.remove(at)).is_some()
+    }
+
+    /// Whether a worker more would find something to do.
+    fn needs_one(&self) -> bool {
+        self.lines.waiting() > self.coming && self.lines.may_start()
+    }
+}
+
+impl Crew {
+    pub(super) fn new(size: Size, shared: Arc<Shared>) -> Arc<Crew> {
+        Arc::new(Crew {
+            shared,
+            size,
+            state: Mutex::new(State {
+                lines: Lines::new(size.max),
+                idle: Vec::new(),
+                coming: 0,
+                threads: 0,
+                closing: false,
+            }),
+            ended: Condvar::new(),
+        })
+    }
+
+    /// Puts a job in its line, of which at most `cap` run at once.
+    pub(super) fn push(self: &Arc<Self>, job: &Arc<Job>, cap: Option<usize>) {
+        let mut state = self.state.lock();
+        state.lines.push(job.lane, cap, Arc::clone(job));
+        let called = self.call(&mut state, 1);
+        let nobody = state.threads == 0;
+        if nobody {
+            // No thread can be had, and so nobody ever would look for it.
+            state
+                .lines
+                .take_back(job.lane, |other| Arc::ptr_eq(other, job));
+        }
+        drop(state);
+        wake(&called);
+        if nobody {
+            job.end(-libc::EAGAIN);
+        }
+    }
+
+    /// Starts the threads that stay.
+    pub(super) fn start_min(self: &Arc<Self>) {
+        let mut state = self.state.lock();
+        while state.threads < self.size.min && self.start(&mut state) {}
+    }
+
+    /// Sees to it that up to `coming` workers are on their way if there is something to do. Whoever comes
+    /// calls the next ones.
+    fn call(self: &Arc<Self>, state: &mut State, coming: usize) -> Called {
+        let mut called = Called::default();
+        for place in called.iter_mut().take(coming) {
+            if state.coming >= coming || !state.needs_one() {
+                break;
+            }
+            *place = state.idle.pop();
+            if place.is_some() {
+                state.coming += 1;
+            } else {
+                if state.coming == 0 && state.threads < self.size.max {
+                    self.start(state);
+                }
+                break;
+            }
+        }
+        called
+    }
+
+    /// Starts one more thread. If it cannot be had, those that are there do the work.
+    fn start(self: &Arc<Self>, state: &mut State) -> bool {
+        let crew = Arc::clone(self);
+        let thread = thread::Builder::new()
+            .name("worker".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn(move || crew.work());
+        if let Err(error) = thread {
+            tracing::debug!(iothread = self.shared.name, %error, "no further worker");
+            return false;
+        }
+        state.threads += 1;
+        state.coming += 1;
+        self.count(state);
+        true
+    }
+
+    fn count(&self, state: &State) {
+        let workers = u32::try_from(state.threads).unwrap_or(u32::MAX);
+        self.shared.workers.store(workers, Ordering::Relaxed);
+    }
+
+    /// The life of a worker.
+    fn work(self: Arc<Self>) {
+        let _abort = AbortOnPanic::new(&self.shared.name);
+        let mut state = self.state.lock();
+        state.coming -= 1;
+        let mut coming = COMING;
+        loop {
+            if let Some((lane, job)) = state.lines.take() {
+                let called = self.call(&mut state, coming);
+                coming = 1;
+                let result = MutexGuard::unlocked(&mut state, || {
+                    wake(&called);
+                    job.run()
+                });
+                // First, so that the next job of this lane finds its place free.
+                state.lines.ended(lane);
+                MutexGuard::unlocked(&mut state, move || job.end(result));
+                self.ended.notify_all();
+            } else if state.closing || !self.sleep(&mut state) {
+                break;
+            } else {
+                coming = COMING;
+            }
+        }
+        state.threads -= 1;
+        self.count(&state);
+        self.ended.notify_all();
+    }
+
+    /// Waits until it is called; false if nobody has called for long, and the worker is not needed.
+    fn sleep(&self, state: &mut MutexGuard<'_, State>) -> bool {
+        let this = thread::current();
+        let end = Instant::now() + IDLE;
+        state.idle.push(this.clone());
+        loop {
+            let left = end.saturating_duration_since(Instant::now());
+            MutexGuard::unlocked(state, || thread::park_timeout(left));
+            let called = !state.idle.iter().any(|idle| idle.id() == this.id());
+            if called {
+                state.coming -= 1;
+                return true;
+            }
+            if state.closing || (Instant::now() >= end && state.threads > self.size.min) {
+                state.remove_idle(this.id());
+                return false;
+            }
+            if left.is_zero() {
+                // One of those that stay.
+                MutexGuard::unlocked(state, thread::park);
+            }
+        }
+    }
+
+    /// Ends a job: takes it back if no worker has it, else waits until the worker's call has returned.
+    pub(super) fn cancel(&self, job: &Arc<Job>) {
+        let mut state = self.state.lock();
+        let is_it = |other: &Arc<Job>| Arc::ptr_eq(other, job);
+        // The caller has it too: it is not dropped under the lock.
+        if state.lines.take_back(job.lane, is_it).is_some() {
+            return;
+        }
+        while job.result().is_none() {
+            self.ended.wait(&mut state);
+        }
+    }
+
+    /// Ends all jobs that no worker has.
+    pub(super) fn cancel_waiting(&self) {
+        let jobs = self.state.lock().lines.take_all_back();
+        for job in jobs {
+            job.end(-libc::ECANCELED);
+        }
+    }
+
+    /// Waits until all jobs have ended, and all workers.
+    pub(super) fn close(&self) {
+        self.cancel_waiting();
+        let mut state = self.state.lock();
+        state.closing = true;
+        for worker in &state.idle {
+            worker.unpark();
+        }
+        while state.threads > 0 {
+            self.ended.wait(&mut state);
+        }
+    }
+}
+
+fn wake(called: &Called) {
+    for worker in called.iter().flatten() {
+        worker.unpark();
+    }
+}
