@@ -24,6 +24,8 @@ struct Named {
 pub struct Iothreads {
     own: Option<IoThread>,
     named: Vec<Named>,
+    /// The log has been told that there is no io_uring.
+    told: bool,
 }
 
 impl Iothreads {
@@ -35,9 +37,9 @@ impl Iothreads {
     /// Starts one, whose name is not taken.
     ///
     /// # Errors
-    /// If the kernel has no io_uring for us.
+    /// If the system has no thread for us.
     pub fn add(&mut self, id: &str, options: &IothreadOptions) -> Result<(), SetupError> {
-        let thread = spawn(config(id, options))?;
+        let thread = self.spawn(config(id, options))?;
         self.named.push(Named {
             id: id.to_owned(),
             thread,
@@ -96,30 +98,43 @@ impl Iothreads {
     /// The daemon's own iothread, which is started if it is not running.
     ///
     /// # Errors
-    /// If the kernel has no io_uring for us.
+    /// If the system has no thread for us.
     pub fn own(&mut self) -> Result<Handle, SetupError> {
         if let Some(own) = &self.own {
             return Ok(own.handle());
         }
-        let own = spawn(config(OWN, &IothreadOptions::default()))?;
+        let own = self.spawn(config(OWN, &IothreadOptions::default()))?;
         Ok(self.own.insert(own).handle())
     }
-}
 
-fn spawn(config: Config) -> Result<IoThread, SetupError> {
-    IoThread::spawn(config).map_err(|error| SetupError::new(error.to_string()))
+    /// Starts one, with io_uring if that is to be had.
+    fn spawn(&mut self, config: Config) -> Result<IoThread, SetupError> {
+        let thread = IoThread::spawn(config).map_err(|error| SetupError::new(error.to_string()))?;
+        if let Some(why) = thread.handle().fallback()
+            && !std::mem::replace(&mut self.told, true)
+        {
+            tracing::warn!("{why}: threads do the I/O instead");
+        }
+        Ok(thread)
+    }
 }
 
 fn config(name: &str, options: &IothreadOptions) -> Config {
     let default = Config::default();
     // Options are checked: never negative. More than fits means as much as there is.
     let number = |value: i64| u64::try_from(value).unwrap_or(0);
-    let factor = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
+    let small = |value: i64| u32::try_from(value).unwrap_or(u32::MAX);
     Config {
         name: name.to_owned(),
         poll_max_ns: options.poll_max_ns.map_or(default.poll_max_ns, number),
-        poll_grow: options.poll_grow.map_or(default.poll_grow, factor),
-        poll_shrink: options.poll_shrink.map_or(default.poll_shrink, factor),
+        poll_grow: options.poll_grow.map_or(default.poll_grow, small),
+        poll_shrink: options.poll_shrink.map_or(default.poll_shrink, small),
+        thread_pool_min: options
+            .thread_pool_min
+            .map_or(default.thread_pool_min, small),
+        thread_pool_max: options
+            .thread_pool_max
+            .map_or(default.thread_pool_max, small),
         ..default
     }
 }

@@ -171,7 +171,7 @@ fn command() -> Command {
         .arg(ordered(
             Opt::Object,
             "TYPE,id=ID[,...]",
-            "Add an object: 'iothread[,poll-max-ns=NS]' for exports to be put on; a link to the VMM, \
+            "Add an object: 'iothread[,poll-max-ns=NS][,thread-pool-max=N]' for exports to be put on; a link to the VMM, \
              which pauses the VM while requests are held: 'vmm-qemu,path=QMP.sock', \
              'vmm-cloud-hypervisor,path=API.sock', 'vmm-firecracker,path=API.sock', or \
              'vmm-command,pause=ARGV,resume=ARGV[,state=ARGV]', where ARGV is a JSON list",

@@ -13,6 +13,8 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
+use crate::seccomp;
+
 /// How often a condition is looked at while waiting for it.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -24,6 +26,7 @@ pub struct Builder {
     env: Vec<(OsString, OsString)>,
     sockets: Vec<PathBuf>,
     timeout: Duration,
+    no_io_uring: Option<i32>,
 }
 
 /// A running daemon; killed on drop.
@@ -100,6 +103,13 @@ impl Builder {
         self
     }
 
+    /// It gets this errno for io_uring: see [`seccomp`].
+    #[must_use]
+    pub fn without_io_uring(mut self, errno: i32) -> Self {
+        self.no_io_uring = Some(errno);
+        self
+    }
+
     /// Starts the daemon and waits until something listens on all of its sockets. Nobody connects
     /// to them for that, so that the first connection is the test's.
     ///
@@ -107,12 +117,17 @@ impl Builder {
     /// If it cannot be started, ends early or takes too long; with what it has written to stderr.
     pub fn start(self) -> Result<Daemon> {
         let name = self.program.display().to_string();
-        let mut child = Command::new(&self.program)
+        let mut command = Command::new(&self.program);
+        command
             .args(&self.args)
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(Stdio::piped());
+        if let Some(errno) = self.no_io_uring {
+            seccomp::forbid_io_uring(&mut command, errno);
+        }
+        let mut child = command
             .spawn()
             .with_context(|| format!("{name} cannot be started; is it built or installed?"))?;
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
@@ -138,6 +153,7 @@ impl Daemon {
             program: program.as_ref().to_owned(),
             args: Vec::new(),
             env: Vec::new(),
+            no_io_uring: None,
             sockets: Vec::new(),
             timeout: Duration::from_secs(60),
         }

@@ -18,6 +18,7 @@ pub mod pattern;
 pub mod place;
 pub mod qmp;
 pub mod rng;
+pub mod seccomp;
 pub mod workload;
 
 pub use checker::{Checker, CheckerFault, Operation, Summary};

@@ -50,17 +50,29 @@ pub struct IothreadOptions {
     /// Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_shrink: Option<i64>,
+    /// Threads that stay of those which make the system calls of its nodes, where io_uring does not. Default:
+    /// 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_pool_min: Option<i64>,
+    /// The most such threads at any time. Default: 64.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub thread_pool_max: Option<i64>,
 }
 
 impl IothreadOptions {
     /// The default of `poll-max-ns`.
     pub const POLL_MAX_NS_DEFAULT: i64 = 32768;
 
+    /// The default of `thread-pool-max`.
+    pub const THREAD_POOL_MAX_DEFAULT: i64 = 64;
+
     fn check(&self) -> Result<(), QmpError> {
         for (name, value) in [
             ("poll-max-ns", self.poll_max_ns),
             ("poll-grow", self.poll_grow),
             ("poll-shrink", self.poll_shrink),
+            ("thread-pool-min", self.thread_pool_min),
+            ("thread-pool-max", self.thread_pool_max),
         ] {
             if value.is_some_and(|v| v < 0) {
                 return Err(QmpError::generic(format!(
@@ -68,6 +80,13 @@ impl IothreadOptions {
                     i64::MAX
                 )));
             }
+        }
+        let min = self.thread_pool_min.unwrap_or(0);
+        let max = (self.thread_pool_max).unwrap_or(Self::THREAD_POOL_MAX_DEFAULT);
+        if max == 0 || min > max {
+            return Err(QmpError::generic(
+                "thread-pool-max must be at least 1, and at least thread-pool-min",
+            ));
         }
         Ok(())
     }

@@ -39,6 +39,28 @@ fn object_and_monitor() {
         ObjectVariant::Iothread(io)
     );
 
+    for pool in ["min=65", "max=0", "min=3,thread-pool-max=2"] {
+        assert_eq!(
+            object(&format!("iothread,id=a,thread-pool-{pool}")).unwrap_err(),
+            "thread-pool-max must be at least 1, and at least thread-pool-min"
+        );
+    }
+    assert_eq!(
+        object("iothread,id=a,thread-pool-max=-1").unwrap_err(),
+        "thread-pool-max value must be in range [0, 9223372036854775807]"
+    );
+    let io = IothreadOptions {
+        thread_pool_min: Some(2),
+        thread_pool_max: Some(2),
+        ..IothreadOptions::default()
+    };
+    assert_eq!(
+        object("iothread,id=a,thread-pool-min=2,thread-pool-max=2")
+            .unwrap()
+            .variant,
+        ObjectVariant::Iothread(io)
+    );
+
     let monitor = |text: &str| MonitorOptions::parse(text).map_err(|e| e.desc);
     assert_eq!(
         monitor("mode=control").unwrap_err(),
