@@ -88,40 +88,43 @@ impl Flusher {
 
     /// Makes all writes that have completed durable, through the page cache. `accepted`: as in
     /// [`block::Io::losses_accepted`].
-    pub async fn flush_buffered(
-        &self,
-        fd: BorrowedFd<'_>,
-        lane: &ops::Lane,
-        device: &DeviceSize,
+    #[expect(clippy::manual_async_fn, reason = "that keeps its arguments twice")]
+    pub fn flush_buffered<'a>(
+        &'a self,
+        fd: BorrowedFd<'a>,
+        lane: &'a ops::Lane,
+        device: &'a DeviceSize,
         accepted: u32,
-    ) -> Result<()> {
-        let begun_before = self.begun.load(Ordering::SeqCst);
-        self.check(accepted)?;
-        let _turn = self.gate.lock(0..1, Mode::Exclusive).await;
-        self.check(accepted)?;
-        if self.succeeded.load(Ordering::SeqCst) > begun_before {
-            // While this one waited, an fdatasync began after it had come and has succeeded.
-            return Ok(());
-        }
-        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
-        let end = device.flush_begins();
-        let mut retry = Retry::new();
-        loop {
-            let Err(error) = ops::fsync(fd, true).on(lane).await else {
-                if let Some(size) = device.lost(fd, end) {
-                    self.latch(Loss::new(libc::EIO));
-                    return Err(dropped(size, end));
-                }
-                self.succeeded.store(number, Ordering::SeqCst);
+    ) -> impl Future<Output = Result<()>> + 'a {
+        async move {
+            let begun_before = self.begun.load(Ordering::SeqCst);
+            self.check(accepted)?;
+            let _turn = self.gate.lock(0..1, Mode::Exclusive).await;
+            self.check(accepted)?;
+            if self.succeeded.load(Ordering::SeqCst) > begun_before {
+                // While this one waited, an fdatasync began after it had come and has succeeded.
                 return Ok(());
-            };
-            // ENOMEM may be the storage's answer as well as the ring's: latch rather than lie.
-            if error.raw_os_error() != Some(libc::ENOMEM) && retry.again(&error).await {
-                continue;
             }
-            let error = BlockError::from(error);
-            self.latch(Loss::new(error.errno()));
-            return Err(error);
+            let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+            let end = device.flush_begins();
+            let mut retry = Retry::new();
+            loop {
+                let Err(error) = ops::fsync(fd, true).on(lane).await else {
+                    if let Some(size) = device.lost(fd, end) {
+                        self.latch(Loss::new(libc::EIO));
+                        return Err(dropped(size, end));
+                    }
+                    self.succeeded.store(number, Ordering::SeqCst);
+                    return Ok(());
+                };
+                // ENOMEM may be the storage's answer as well as the ring's: latch rather than lie.
+                if error.raw_os_error() != Some(libc::ENOMEM) && retry.again(&error).await {
+                    continue;
+                }
+                let error = BlockError::from(error);
+                self.latch(Loss::new(error.errno()));
+                return Err(error);
+            }
         }
     }
 
@@ -155,19 +158,22 @@ impl Flusher {
     /// Makes all writes that have completed durable; they went past the page cache. A failure is not latched,
     /// but a former opening of the image may have left one. `accepted`: as in
     /// [`block::Io::losses_accepted`].
-    pub async fn flush_direct(
-        &self,
-        fd: BorrowedFd<'_>,
-        lane: &ops::Lane,
+    #[expect(clippy::manual_async_fn, reason = "as above")]
+    pub fn flush_direct<'a>(
+        &'a self,
+        fd: BorrowedFd<'a>,
+        lane: &'a ops::Lane,
         accepted: u32,
-    ) -> Result<()> {
-        self.check(accepted)?;
-        let mut retry = Retry::new();
-        loop {
-            match ops::fsync(fd, true).on(lane).await {
-                Ok(_) => return Ok(()),
-                Err(error) if retry.again(&error).await => {}
-                Err(error) => return Err(error.into()),
+    ) -> impl Future<Output = Result<()>> + 'a {
+        async move {
+            self.check(accepted)?;
+            let mut retry = Retry::new();
+            loop {
+                match ops::fsync(fd, true).on(lane).await {
+                    Ok(_) => return Ok(()),
+                    Err(error) if retry.again(&error).await => {}
+                    Err(error) => return Err(error.into()),
+                }
             }
         }
     }
