@@ -18,9 +18,9 @@ impl Registry {
     /// may hand something back that is not known here.
     ///
     /// # Errors
-    /// If there is no such node, or one of [`ResizeError`].
+    /// If there is no such node, if others are in the way, or one of [`ResizeError`].
     pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
-        let (_claim, _) = self.claim(&[&self.node(name)?]).await;
+        let (claim, nodes) = self.claim(&[&self.node(name)?]).await;
         let node = self.node(name)?;
         let affected = self.affected(&node)?;
         let mut exports = self.exports();
@@ -32,17 +32,12 @@ impl Registry {
         for export in &exports {
             drained.push(export.backend().drain().await);
         }
-        let asked = Arc::clone(&node);
-        let length = (beside(move || asked.resized_length(size)).await)
-            .unwrap_or_else(|error| Err(error.into()))
-            .map_err(ResizeError::from)?;
-        for (export, drained) in exports.iter().zip(&drained) {
-            let before = node.driver().length();
-            check_fits(name, length, before, &**export, drained)?;
-        }
-        (beside(move || node.resize(size)).await)
-            .unwrap_or_else(|error| Err(error.into()))
-            .map_err(ResizeError::from)?;
+        // As long as it takes this is one more user: others may have the image, if nobody has used it so far.
+        let taken = self.begin_resize(&node, &nodes, claim).await?;
+        drop(nodes);
+        let resized = resize(&node, size, &exports, &drained).await;
+        taken.undo().await;
+        resized?;
         drop(drained);
         for export in exports {
             export.tell_resized();
@@ -81,6 +76,24 @@ impl Registry {
             affected.push(Arc::clone(parent));
         }
     }
+}
+
+async fn resize(
+    node: &Arc<Node>,
+    size: u64,
+    exports: &[Arc<dyn Export>],
+    drained: &[Drained],
+) -> Result<(), ResizeError> {
+    let asked = Arc::clone(node);
+    let length = beside(move || asked.resized_length(size)).await;
+    let length = length.unwrap_or_else(|error| Err(error.into()))?;
+    for (export, drained) in exports.iter().zip(drained) {
+        let before = node.driver().length();
+        check_fits(node.name(), length, before, &**export, drained)?;
+    }
+    let node = Arc::clone(node);
+    let resized = beside(move || node.resize(size)).await;
+    Ok(resized.unwrap_or_else(|error| Err(error.into()))?)
 }
 
 /// Whether what is held or waits, or may yet come, fits into a node of `length` bytes, which has had

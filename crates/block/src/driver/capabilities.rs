@@ -201,7 +201,8 @@ impl LockError {
 
 /// What is remembered of what is stored, and may have changed.
 pub trait Activate: fmt::Debug {
-    /// Another node is below: looks again. Called drained. May block.
+    /// Another node is below, or others may have changed what is there until now that it comes into use: looks
+    /// again. Called drained. May block.
     ///
     /// # Errors
     /// If the storage does not say.

@@ -1,5 +1,6 @@
 //! From what users of nodes want to what they have: checked for all nodes that it concerns, then for the
-//! locks that other processes see, and only then granted.
+//! locks that other processes see, and only then granted. Until somebody uses a node others may change what
+//! is stored: when that begins, what is remembered of it is looked at again.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use crate::driver::capabilities::{ImageLocks, LockError};
 use crate::driver::node::Node;
 use crate::driver::sharing::{Shared, SharingError, share};
 use crate::driver::users::{EdgeId, Use};
+use crate::registry_error::RegistryError;
 use crate::words::permissions::Access;
 
 /// Nodes as they are to be used.
@@ -109,14 +111,15 @@ impl Grant {
         }
     }
 
-    /// Takes the locks that are needed in addition. May block.
+    /// Takes the locks that are needed in addition. Nodes that come into use look at what they remember of
+    /// those below them. May block.
     ///
     /// # Errors
     /// Somebody outside is in the way, or what is stored cannot be looked at; all is as before then.
-    pub fn take(&self) -> Result<(), LockError> {
+    pub fn take(&self) -> Result<(), RegistryError> {
         for (number, step) in self.0.iter().enumerate() {
             if let Err(error) = step.take() {
-                for step in &self.0[..number] {
+                for step in &self.0[..=number] {
                     step.undo();
                 }
                 return Err(error);
@@ -127,9 +130,7 @@ impl Grant {
 
     /// Gives back what [`Self::take`] has taken. May block.
     pub fn undo(&self) {
-        for step in &self.0 {
-            step.undo();
-        }
+        self.at_rest().for_each(Step::undo);
     }
 
     /// Everybody has it.
@@ -143,17 +144,33 @@ impl Grant {
 
     /// Gives back the locks that nobody needs any more. May block.
     pub fn settle(&self) {
-        for step in &self.0 {
-            step.settle(step.after);
-        }
+        self.at_rest().for_each(|step| step.settle(step.after));
+    }
+
+    /// Without what is still written: a write-back that nobody waits for any more is above it.
+    fn at_rest(&self) -> impl Iterator<Item = &Step> {
+        let stuck = |step: &&Step| step.node.is_write_back_stuck();
+        let stuck = self.0.iter().filter(stuck);
+        let written: Vec<_> = stuck.flat_map(|step| step.node.subtree()).collect();
+        let is_written =
+            move |step: &Step| written.iter().any(|node| Arc::ptr_eq(node, &step.node));
+        self.0.iter().filter(move |step| !is_written(step))
     }
 }
 
 impl Step {
-    fn take(&self) -> Result<(), LockError> {
+    fn take(&self) -> Result<(), RegistryError> {
         if self.before == self.after {
             return Ok(());
         }
+        self.lock()?;
+        if self.before.held.is_empty() && !self.after.held.is_empty() {
+            self.node.activate()?;
+        }
+        Ok(())
+    }
+
+    fn lock(&self) -> Result<(), LockError> {
         let Some(locks) = self.node.driver().capabilities().image_locks else {
             return Ok(());
         };
@@ -180,10 +197,9 @@ impl Step {
         }
     }
 
+    /// Even if its users have no less than before: one that has left does not count among those.
     fn settle(&self, access: Access) {
-        if self.before != self.after
-            && let Some(locks) = self.node.driver().capabilities().image_locks
-        {
+        if let Some(locks) = self.node.driver().capabilities().image_locks {
             locks.settle(access);
         }
     }
@@ -195,3 +211,6 @@ fn give_back(node: &Node) {
         locks.settle(node.access());
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,8 +31,14 @@ impl Taken {
             Ok(()) => Ok(Self(Some(Applied { grant, claim }))),
             Err(error) => Err(error),
         });
-        let taken = taken.await.map_err(|_| RegistryError::ShuttingDown)?;
-        Ok(taken?)
+        taken.await.map_err(|_| RegistryError::ShuttingDown)?
+    }
+
+    /// Nobody is to have it: returns when the locks have been given back.
+    pub async fn undo(mut self) {
+        if let Some(applied) = self.0.take() {
+            applied.undo().await;
+        }
     }
 
     /// Everybody has what was granted.

@@ -8,9 +8,9 @@ use super::grants::Plan;
 use super::taken::Taken;
 use crate::driver::beside::beside;
 use crate::driver::node::{Child, Node};
-use crate::driver::users::{Use, User};
+use crate::driver::users::{EdgeId, Use, User};
 use crate::registry_error::RegistryError;
-use crate::words::permissions::Access;
+use crate::words::permissions::{Access, Permissions};
 
 /// A use that was granted. Nobody else changes anything there as long as this exists, so whoever got it
 /// can become known first.
@@ -56,6 +56,30 @@ impl Registry {
     pub async fn end_use(&self, node: &Arc<Node>) {
         let (claim, nodes) = self.claim(&[node]).await;
         settle(&nodes, claim).await;
+    }
+
+    /// Somebody is about to resize `node`, of the `nodes` that were claimed: one more user, until what is
+    /// returned goes.
+    pub(crate) async fn begin_resize(
+        &self,
+        node: &Arc<Node>,
+        nodes: &[Arc<Node>],
+        claim: Claim,
+    ) -> Result<Taken, RegistryError> {
+        let mut plan = Plan::of(nodes);
+        plan.set(
+            node,
+            Use {
+                edge: EdgeId::fresh(),
+                user: User::Unnamed,
+                role: "root",
+                access: Access {
+                    held: Permissions::RESIZE,
+                    shared: Permissions::ALL,
+                },
+            },
+        );
+        Taken::take(plan.grant()?, claim).await
     }
 
     /// Claims all that hangs together with `nodes`, and says what that is.
