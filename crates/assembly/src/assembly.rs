@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{BoxFuture, Registry};
+use block::{BoxFuture, Registry, RegistryError};
 use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 
@@ -23,6 +23,7 @@ pub struct Assembly {
     registry: Arc<Registry>,
     objects: Objects,
     names: Names,
+    exports: Names,
 }
 
 impl Assembly {
@@ -32,6 +33,7 @@ impl Assembly {
             objects: Objects::new(Arc::clone(&registry)),
             registry,
             names: Names::default(),
+            exports: Names::default(),
         }
     }
 
@@ -124,13 +126,17 @@ impl Assembly {
         Ok(self.registry.remove_export(id, force).await?)
     }
 
-    /// Executes `--export`: makes the export and its backend.
+    /// Executes `--export`: makes the export and its backend. Others come and go meanwhile: it may have to
+    /// wait for the lock of an image.
     ///
     /// # Errors
     /// In QEMU's words; nothing is added then.
     pub async fn add_export(&self, options: ExportOptions) -> Result<(), SetupError> {
-        let mut iothreads = self.objects.iothreads().await;
-        exports::add(&self.registry, &mut iothreads, options).await
+        let mut reserved = self.exports.reserve();
+        if !reserved.add(&options.base.id) {
+            return Err(RegistryError::DuplicateExport(options.base.id).into());
+        }
+        exports::add(&self.registry, &self.objects, options).await
     }
 
     /// The first half of an orderly end: run control and the link to the VMM end, what is in flight

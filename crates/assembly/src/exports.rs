@@ -15,21 +15,21 @@ use qapi::options::{
 };
 use qapi::os_text;
 
-use crate::iothreads::Iothreads;
 use crate::lock_wait::wait_for_lock;
+use crate::objects::Objects;
 use crate::setup_error::SetupError;
 use crate::socket::bind;
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
 
-/// Executes `--export`: makes the export and its backend.
+/// Executes `--export`: makes the export and its backend. Nobody else makes one of its name meanwhile.
 ///
 /// # Errors
 /// In QEMU's words; nothing is added then.
 pub async fn add(
     registry: &Registry,
-    iothreads: &mut Iothreads,
+    objects: &Objects,
     options: ExportOptions,
 ) -> Result<(), SetupError> {
     let ExportOptions { base, variant } = options;
@@ -40,28 +40,23 @@ pub async fn add(
     if node.read_only() && base.writable == Some(true) {
         return Err(SetupError::new("Cannot export read-only node as writable"));
     }
-    let threads = iothreads.get(base.iothread.as_ref())?;
-    let ExportVariant::VhostUserBlk(options) = variant;
-    let socket = match &options.addr.variant {
-        SocketAddressVariant::Unix(address) => {
-            bind(Path::new(&os_text::to_os(&address.path)), address.access()).await?
-        }
-        SocketAddressVariant::Fd(address) => {
-            Socket::inherited(inherited_socket(&address.str, true)?)?
-        }
-    };
-    let options = vhost_user_blk_options(&base, &options)?;
-
-    warn_of_odd_end(&base.id, &node, options.logical_block_size);
+    let lent = objects.iothreads().await.lend(base.iothread.as_ref())?;
+    let ExportVariant::VhostUserBlk(wire) = variant;
+    let options = vhost_user_blk_options(&base, &wire)?;
     let policy = policy(&base);
     warn_if_unsafe(&base.id, &node, policy);
     let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
     let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked).await?;
+    // Only now nobody else makes it longer or shorter.
+    warn_of_odd_end(&base.id, &node, options.logical_block_size);
     let made = async {
+        // Nobody connects to what waits for a lock.
+        let socket = socket(&wire.addr.variant).await?;
         let scope = hold_scope(&base);
         let backend = Backend::new(registry.control(), &base.id, root, policy, scope).await;
         let backend = backend.ok_or_else(SetupError::shutting_down)?;
-        let made = VhostUserBlkExport::new(options, Arc::clone(&backend), &threads, socket).await;
+        let made =
+            VhostUserBlkExport::new(options, Arc::clone(&backend), &lent.handles, socket).await;
         let export: Arc<dyn Export> = match made {
             Ok(export) => export,
             Err(error) => {
@@ -79,12 +74,24 @@ pub async fn add(
     drop(claim);
     match made {
         Ok(export) => {
+            let mut iothreads = objects.iothreads().await;
             iothreads.use_by(base.iothread.as_ref(), &export);
             Ok(())
         }
         Err(error) => {
             registry.end_use(&node).await;
             Err(error)
+        }
+    }
+}
+
+async fn socket(address: &SocketAddressVariant) -> Result<Socket, SetupError> {
+    match address {
+        SocketAddressVariant::Unix(address) => {
+            bind(Path::new(&os_text::to_os(&address.path)), address.access()).await
+        }
+        SocketAddressVariant::Fd(address) => {
+            Ok(Socket::inherited(inherited_socket(&address.str, true)?)?)
         }
     }
 }

@@ -17,6 +17,17 @@ struct Named {
     thread: IoThread,
     /// The exports that were put on it; those that are gone do not count.
     users: Vec<Weak<dyn Export>>,
+    /// Shared with those who are making an export on it.
+    lent: Arc<()>,
+}
+
+/// Iothreads for an export that is being made: they stay as long as this exists.
+#[derive(Debug)]
+pub struct Lent {
+    /// At least one.
+    pub handles: Vec<Handle>,
+    #[expect(dead_code, reason = "held for its drop")]
+    kept: Vec<Arc<()>>,
 }
 
 /// All iothreads of the daemon; they end when this is dropped.
@@ -44,6 +55,7 @@ impl Iothreads {
             id: id.to_owned(),
             thread,
             users: Vec::new(),
+            lent: Arc::default(),
         });
         Ok(())
     }
@@ -55,8 +67,9 @@ impl Iothreads {
     pub fn remove(&mut self, id: &str) -> Result<IoThread, SetupError> {
         let at = self.named.iter().position(|named| named.id == id);
         let at = at.ok_or_else(|| SetupError::no_object(id))?;
-        let mut users = self.named[at].users.iter();
-        if users.any(|user| user.strong_count() > 0) {
+        let named = &self.named[at];
+        let mut users = named.users.iter();
+        if users.any(|user| user.strong_count() > 0) || Arc::strong_count(&named.lent) > 1 {
             return Err(SetupError::object_in_use(id));
         }
         Ok(self.named.swap_remove(at).thread)
@@ -73,26 +86,31 @@ impl Iothreads {
         }
     }
 
-    /// The iothreads of an export, at least one.
+    /// The iothreads of an export that is about to be made.
     ///
     /// # Errors
     /// If there is none of such a name, or the daemon's own cannot be started.
-    pub fn get(
-        &mut self,
-        wanted: Option<&BlockExportIothreads>,
-    ) -> Result<Vec<Handle>, SetupError> {
+    pub fn lend(&mut self, wanted: Option<&BlockExportIothreads>) -> Result<Lent, SetupError> {
         let Some(wanted) = wanted else {
-            return Ok(vec![self.own()?]);
+            let handles = vec![self.own()?];
+            return Ok(Lent {
+                handles,
+                kept: Vec::new(),
+            });
         };
         let names = wanted.names().iter();
-        names.map(|name| self.named(name)).collect()
+        let named: Vec<_> = names
+            .map(|name| self.named(name))
+            .collect::<Result<_, _>>()?;
+        Ok(Lent {
+            handles: named.iter().map(|named| named.thread.handle()).collect(),
+            kept: named.iter().map(|named| Arc::clone(&named.lent)).collect(),
+        })
     }
 
-    fn named(&self, name: &str) -> Result<Handle, SetupError> {
-        match self.named.iter().find(|named| named.id == name) {
-            Some(named) => Ok(named.thread.handle()),
-            None => Err(SetupError::new(format!("iothread \"{name}\" not found"))),
-        }
+    fn named(&self, name: &str) -> Result<&Named, SetupError> {
+        let found = self.named.iter().find(|named| named.id == name);
+        found.ok_or_else(|| SetupError::new(format!("iothread \"{name}\" not found")))
     }
 
     /// The daemon's own iothread, which is started if it is not running.

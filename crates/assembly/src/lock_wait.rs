@@ -1,5 +1,5 @@
-//! Waiting for a lock that a daemon which has just died may still hold: the kernel lets go of it
-//! with the last request of the old process.
+//! Waiting for a lock that a daemon which has just died may still hold: it is on the descriptors that do the
+//! I/O, and the kernel lets go of it with the last request of the old process.
 
 use std::fmt::Display;
 use std::time::Duration;

@@ -11,8 +11,7 @@ use block::fault::{FaultEvent, InjectError, IoType, SetState};
 use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
 use drivers::file::{Discard, Locking, Medium};
 use drivers::{
-    Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, OpenError, Quota,
-    QuotaOptions,
+    Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota, QuotaOptions,
 };
 use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
@@ -20,8 +19,8 @@ use qapi::options::{
 };
 use qapi::os_text;
 
-use crate::lock_wait::wait_for_lock;
-use crate::opening::{Names, Patience, Reserved};
+use crate::lock_wait::{LOCK_WAIT, wait_for_lock};
+use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved};
 use crate::setup_error::SetupError;
 
 /// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
@@ -46,13 +45,20 @@ pub async fn add(
     for Link { name, options } in links.into_iter().rev() {
         let what = file_of(&options, below.as_deref());
         let opened = open(&name, options, below.take());
-        let driver = patience.wait(&name, &what, opened).await?;
+        let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
         let node = Node::new(&name, driver);
         made.0.push(Arc::clone(&node));
         below = Some(node);
     }
     if let Some(root) = below {
-        wait_for_lock(|| registry.add_node(&root), RegistryError::is_locked).await?;
+        // A driver may use what is below it of its own accord, and then there are locks.
+        let added = async {
+            let add = || registry.add_node(&root);
+            Ok(wait_for_lock(add, RegistryError::is_locked).await?)
+        };
+        let file = root.driver().info().filename;
+        let quiet = LOCK_WAIT + QUIET_TIME_MAX;
+        patience.wait(quiet, root.name(), &file, added).await?;
     }
     made.0.clear();
     Ok(())
@@ -78,11 +84,13 @@ pub async fn reopen(
     let patience = Patience::new(limit);
     let what = file_of(&options, None);
     let opened = open(&name, options, None);
-    let driver = patience.wait(&name, &what, opened).await?;
+    let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
     let node = Node::new(&name, driver);
     let _made = Made(vec![Arc::clone(&node)]);
     let prepared = async { Ok(registry.prepare_reopen(node).await?) };
-    let prepared = patience.wait(&name, &what, prepared).await?;
+    let prepared = patience
+        .wait(QUIET_TIME_MAX, &name, &what, prepared)
+        .await?;
     commit(registry, prepared).await
 }
 
@@ -291,10 +299,7 @@ async fn open_image(
         },
         force_share: base.force_share.unwrap_or(false),
     };
-    // The lock is on the descriptor that does the I/O, so it says when a former daemon's has ended.
-    let attempt = || FileDriver::open(medium, options.clone());
-    let driver = wait_for_lock(attempt, OpenError::is_locked).await?;
-    Ok(Box::new(driver))
+    Ok(Box::new(FileDriver::open(medium, options).await?))
 }
 
 fn null_options(base: &BlockdevBase, null: wire::NullOptions) -> Result<NullOptions, SetupError> {

@@ -16,7 +16,7 @@ use crate::setup_error::SetupError;
 #[derive(Debug)]
 pub struct Objects {
     registry: Arc<Registry>,
-    /// Locked while any object is added or deleted, and while an export that uses one is added.
+    /// Locked while any object is added or deleted.
     iothreads: Mutex<Iothreads>,
 }
 

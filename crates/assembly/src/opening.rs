@@ -1,4 +1,4 @@
-//! How long opening a node may take, and what is kept meanwhile: its name.
+//! How long opening a node may take, and what is kept meanwhile: names.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -7,7 +7,6 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
-use crate::lock_wait::LOCK_WAIT;
 use crate::setup_error::SetupError;
 
 /// How long a node may take to be opened while the daemon serves: whoever asked waits for an answer.
@@ -16,8 +15,8 @@ use crate::setup_error::SetupError;
 /// unit), a signal ends it, and storage that comes late is worth waiting for, as a VM waits for us.
 pub const OPEN_TIME_MAX: Duration = Duration::from_secs(30);
 
-/// After this long the log says what is waited for. A lock is waited for meanwhile, which says so itself.
-const QUIET_TIME_MAX: Duration = Duration::from_secs(LOCK_WAIT.as_secs() + 3);
+/// After this long the log says what is waited for.
+pub const QUIET_TIME_MAX: Duration = Duration::from_secs(3);
 
 /// How long one definition may take to be opened, with all that it defines.
 #[derive(Debug)]
@@ -35,12 +34,13 @@ impl Patience {
         }
     }
 
-    /// Waits for `opened`: node `name`, which is to be made of `file`.
+    /// Waits for `opened`: node `name`, which is to be made of `file`. After `quiet` the log says so.
     ///
     /// # Errors
     /// Its own; that the time is over, when it is dropped.
     pub async fn wait<T>(
         &self,
+        quiet: Duration,
         name: &str,
         file: &str,
         opened: impl Future<Output = Result<T, SetupError>>,
@@ -49,7 +49,7 @@ impl Patience {
             .limit
             .map(|limit| limit.saturating_sub(self.begin.elapsed()));
         let mut opened = Box::pin(opened);
-        let quiet = left.map_or(QUIET_TIME_MAX, |left| left.min(QUIET_TIME_MAX));
+        let quiet = left.map_or(quiet, |left| left.min(quiet));
         if let Ok(result) = timeout(quiet, &mut opened).await {
             return result;
         }
@@ -74,7 +74,7 @@ impl Patience {
     }
 }
 
-/// The names of nodes that are being opened: nobody else can have one of them.
+/// The names of what is being made: nobody else can have one of them.
 #[derive(Debug, Default)]
 pub struct Names(Arc<Mutex<BTreeSet<String>>>);
 

@@ -10,7 +10,7 @@ mod tests {
     use std::sync::Arc;
     use std::time::{Duration, Instant};
 
-    use block::Registry;
+    use block::{Access, Permissions, Registry};
     use qapi::options::{BlockdevOptions, ExportOptions};
     use standfast_assembly::{Assembly, CLOSE_TIME_MAX, OPEN_TIME_MAX};
     use testkit::place::PATIENCE;
@@ -273,6 +273,15 @@ mod tests {
                 )
                 .await
                 .expect("it answers");
+            let use_near = async || {
+                let access = Access {
+                    held: Permissions::WRITE,
+                    shared: Permissions::ALL,
+                };
+                let used = place.registry.begin_use("vda", "near", access).await;
+                drop(used.expect("nobody has locked it"));
+            };
+            use_near().await;
             // Whoever still has a node closes it when he lets go, beside as well.
             let far = place.registry.node("far").expect("it is there");
 
@@ -292,7 +301,8 @@ mod tests {
                     LIMIT,
                 )
                 .await
-                .expect("nobody has locked it");
+                .expect("its name is free");
+            use_near().await;
             assert_eq!(place.fuse.count(FuseOp::Flush), before, "somebody has it");
             drop(far);
             until("it hangs", || place.fuse.count(FuseOp::Flush) > before).await;

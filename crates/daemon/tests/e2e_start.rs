@@ -11,7 +11,7 @@ use anyhow::{Result, ensure};
 use block::state_file::{self, FILE_NAME};
 use block::{RunState, StateFile};
 use harness::state::{io_error, plain, save};
-use harness::{MIB, PATIENCE, Server, sparse};
+use harness::{MIB, PATIENCE, Server, Setup, sparse};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::Tmpfs;
@@ -109,14 +109,28 @@ fn a_second_daemon_is_refused() -> Result<()> {
     let (dir, image) = (place.path().join("state"), place.path().join("disk1.img"));
     sparse(&image, MIB)?;
     let file = json!({ "driver": "file", "node-name": "disk1", "filename": &image });
-    let server = plain(&dir)?.blockdev(&file).start()?;
+    let server = plain(&dir)?.blockdev(&file);
+    let server = server.export("vdb", "disk1", json!({})).start()?;
+    // Whoever has the image and does not use it is no second one.
+    Setup::new()?.blockdev(&file).start()?.finish()?;
     let (dir, image) = (dir.display().to_string(), image.display().to_string());
     let blockdev = format!("driver=file,node-name=n,filename={image}");
+    let socket = place.path().join("e.sock");
+    let export = format!(
+        "vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path={}",
+        socket.display()
+    );
     let (directory, image) = std::thread::scope(|scope| {
-        let image = scope.spawn(|| second(&["--blockdev", &blockdev]));
+        let image = scope.spawn(|| second(&["--blockdev", &blockdev, "--export", &export]));
         (second(&["--state-dir", &dir]), image.join())
     });
     let image = image.map_err(|_| anyhow::anyhow!("panicked"))?;
+    let hint = String::from_utf8_lossy(image.as_ref().map_or(&[][..], |out| &out.stderr[..]));
+    let hint = hint.lines().last().unwrap_or_default().to_owned();
+    ensure!(
+        hint.starts_with("Is another process using the image ["),
+        "{hint}"
+    );
     for (refused, text) in [
         (directory?, "is in use by another daemon"),
         (image?, "Failed to get \"write\" lock"),

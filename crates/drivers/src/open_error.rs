@@ -1,11 +1,11 @@
 //! Why a node could not be opened.
 
-use std::fmt;
+use std::{fmt, io};
 
 /// Why a node could not be opened, in QEMU's words, which management software knows.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub struct OpenError {
-    /// The (positive) errno; EAGAIN: somebody else holds a lock on the image, and may yet let go.
+    /// The (positive) errno.
     pub errno: i32,
     /// What a monitor shows (`desc`).
     pub desc: String,
@@ -30,9 +30,11 @@ impl OpenError {
         self
     }
 
-    /// Whether another process (or another node of this one) has locked the image.
-    pub fn is_locked(&self) -> bool {
-        self.errno == libc::EAGAIN
+    /// A failure of the system with `filename`, in words.
+    pub(crate) fn system(text: &str, filename: &str, error: &io::Error) -> Self {
+        let errno = error.raw_os_error().unwrap_or(libc::EIO);
+        let reason = block::Cause::of_errno(errno).reason();
+        Self::new(errno, format!("{text} '{filename}': {reason}"))
     }
 }
 

@@ -7,9 +7,10 @@ mod tests {
     use std::io::{BufRead, BufReader, Write};
     use std::process::{Child, Command, Output, Stdio};
 
+    use block::{Access, Driver, ImageLocks, LockError, Permissions};
     use parking_lot::Mutex;
     use standfast_drivers::file::Locking;
-    use standfast_drivers::{FileDriver, FileOptions, OpenError};
+    use standfast_drivers::{FileDriver, FileOptions};
 
     struct Image {
         file: tempfile::NamedTempFile,
@@ -34,18 +35,63 @@ mod tests {
             self.file.path().to_str().expect("ASCII")
         }
 
-        fn open(&self, change: impl FnOnce(&mut FileOptions)) -> Result<FileDriver, OpenError> {
+        /// Nobody uses it yet.
+        fn open(&self, change: impl FnOnce(&mut FileOptions)) -> FileDriver {
             let mut options = FileOptions {
                 filename: self.name().to_owned(),
                 ..FileOptions::default()
             };
             change(&mut options);
-            FileDriver::open_file(options)
+            FileDriver::open_file(options).expect("opens")
         }
 
-        fn open_writable(&self) -> Result<FileDriver, OpenError> {
-            self.open(|_| {})
+        fn open_used(
+            &self,
+            held: Permissions,
+            change: impl FnOnce(&mut FileOptions),
+        ) -> Result<FileDriver, LockError> {
+            let driver = self.open(change);
+            locks(&driver).lock(access(held)).map(|()| driver)
         }
+
+        fn writer(&self) -> Result<FileDriver, LockError> {
+            self.open_used(WRITES, |_| {})
+        }
+
+        fn reader(&self) -> Result<FileDriver, LockError> {
+            self.open_used(READS, |options| options.read_only = true)
+        }
+
+        fn can_be_written(&self) {
+            children_have_let_go();
+            let write = ["-f", "raw", "-c", "write 0 4k", self.name()];
+            let output = tool("qemu-io", &write);
+            assert!(output.status.success(), "{output:?}");
+        }
+
+        fn cannot_be_written(&self) {
+            let write = ["-f", "raw", "-c", "write 0 4k", self.name()];
+            refused(&tool("qemu-io", &write), "Failed to get \"write\" lock");
+        }
+
+        fn can_be_read(&self) {
+            let read = ["-r", "-f", "raw", "-c", "read 0 4k", self.name()];
+            let output = tool("qemu-io", &read);
+            assert!(output.status.success(), "{output:?}");
+        }
+    }
+
+    const READS: Permissions = Permissions::CONSISTENT_READ;
+    const WRITES: Permissions = READS.and(Permissions::WRITE);
+
+    /// What an export asks for.
+    fn access(held: Permissions) -> Access {
+        let shared = Permissions::ALL;
+        Access { held, shared }
+    }
+
+    fn locks(driver: &FileDriver) -> &dyn ImageLocks {
+        driver.capabilities().image_locks.expect("it has some")
     }
 
     /// Held while a child is made. Until its exec it has a copy of every descriptor, and of every lock
@@ -86,9 +132,8 @@ mod tests {
     #[test]
     fn our_writer_keeps_qemus_tools_out() {
         let image = Image::new();
-        let ours = image.open_writable().expect("nobody else is there");
-        let write = ["-f", "raw", "-c", "write 0 4k", image.name()];
-        refused(&tool("qemu-io", &write), "Failed to get \"write\" lock");
+        let ours = image.writer().expect("nobody else is there");
+        image.cannot_be_written();
         // The storage daemon prints no hints.
         let output = tool(
             "qemu-storage-daemon",
@@ -102,14 +147,99 @@ mod tests {
         let text = String::from_utf8_lossy(&output.stderr);
         assert!(text.contains("Failed to get \"write\" lock"), "{text}");
         drop(ours);
-        let output = tool("qemu-io", &write);
-        assert!(output.status.success(), "{output:?}");
+        image.can_be_written();
+    }
+
+    /// Whoever has an image open and does not use it is in nobody's way, before and after.
+    #[test]
+    fn we_keep_out_as_many_as_our_users_need() {
+        let image = Image::new();
+        let ours = image.open(|_| {});
+        for _ in 0..2 {
+            image.can_be_written();
+            locks(&ours).lock(access(READS)).expect("nobody is there");
+            image.can_be_read();
+            image.cannot_be_written();
+            locks(&ours).lock(access(WRITES)).expect("nobody is there");
+            image.cannot_be_written();
+            locks(&ours).settle(access(READS));
+            image.can_be_read();
+            let others = image.reader().expect("it reads");
+            let error = locks(&ours).lock(access(WRITES)).expect_err("two readers");
+            assert_eq!(error.desc, "Failed to get \"write\" lock");
+            drop(others);
+            locks(&ours).settle(Access::NONE);
+        }
+        image.can_be_written();
+        // Filters above that do not share something are not in use either.
+        let shared = Permissions::NONE;
+        let held = Permissions::NONE;
+        let unused = locks(&ours).lock(Access { held, shared });
+        unused.expect("nothing to lock");
+        image.can_be_written();
+    }
+
+    /// Not even when it is opened by the kernel's rules of old: what is on the storage counts when the use
+    /// begins.
+    #[test]
+    fn the_length_is_that_of_the_first_use() {
+        let image = Image::new();
+        for locking in [Locking::On, Locking::Off] {
+            let ours = image.open(|options| options.locking = locking);
+            let locks = locks(&ours);
+            assert_eq!(ours.length(), 1 << 20);
+            let resize = |length: &str| {
+                children_have_let_go();
+                let resize = ["resize", "-f", "raw", "--shrink", image.name(), length];
+                let output = tool("qemu-img", &resize);
+                assert!(output.status.success(), "{output:?}");
+            };
+            resize("3M");
+            assert_eq!(ours.length(), 1 << 20, "nobody uses it");
+            locks.lock(access(READS)).expect("nobody is there");
+            assert_eq!(ours.length(), 3 << 20);
+            // A reader of ours does not mind: it is what has been seen.
+            image.file.as_file().set_len(2 << 20).expect("truncated");
+            locks.lock(access(WRITES)).expect("nobody is there");
+            assert_eq!(ours.length(), 3 << 20, "it is in use");
+            locks.settle(Access::NONE);
+            resize("1M");
+            locks.lock(access(WRITES)).expect("nobody is there");
+            assert_eq!(ours.length(), 1 << 20);
+        }
+    }
+
+    /// Two openings of one image are known by what they are, and the second one takes over.
+    #[test]
+    fn another_opening_of_ours_takes_over() {
+        let image = Image::new();
+        let link = image.file.path().with_extension("link");
+        std::fs::hard_link(image.file.path(), &link).expect("another name");
+        let one = image.writer().expect("nobody else is there");
+        let other_name = link.to_str().expect("ASCII").to_owned();
+        let two = image.open(|options| options.filename = other_name);
+        std::fs::remove_file(&link).expect("it is there");
+        assert_eq!(locks(&one).image(), locks(&two).image());
+        let stranger = Image::new().open(|_| {});
+        assert_ne!(locks(&one).image(), locks(&stranger).image());
+        let error = locks(&two).lock(access(WRITES)).expect_err("in use");
+        assert!(error.is_locked());
+        image.file.as_file().set_len(2 << 20).expect("longer");
+        let beside = locks(&two).lock_beside(access(WRITES));
+        beside.expect("it is ours");
+        assert_eq!(two.length(), 2 << 20);
+        image.cannot_be_written();
+        drop(one);
+        children_have_let_go();
+        image.cannot_be_written();
+        locks(&two).settle(Access::NONE);
+        image.can_be_written();
     }
 
     #[test]
     fn our_writer_keeps_qcow2_readers_out() {
         let image = Image::qcow2();
-        let ours = image.open_writable().expect("nobody else is there");
+        let ours = image.writer().expect("nobody else is there");
         refused(
             &tool("qemu-img", &["info", image.name()]),
             "Failed to get shared \"write\" lock",
@@ -124,17 +254,17 @@ mod tests {
     #[test]
     fn our_reader_keeps_only_writers_out() {
         let image = Image::new();
-        let ours = image
-            .open(|options| options.read_only = true)
+        // An export that does not write, of a node that could, is a reader.
+        let writable = image
+            .open_used(READS, |_| {})
             .expect("nobody else is there");
-        let read = ["-r", "-f", "raw", "-c", "read 0 4k", image.name()];
-        let output = tool("qemu-io", &read);
-        assert!(output.status.success(), "{output:?}");
-        refused(
-            &tool("qemu-io", &["-f", "raw", "-c", "write 0 4k", image.name()]),
-            "Failed to get \"write\" lock",
-        );
+        let ours = image.reader().expect("readers get along");
+        image.can_be_read();
+        image.cannot_be_written();
+        drop(writable);
+        image.cannot_be_written();
         drop(ours);
+        image.can_be_written();
     }
 
     /// A qemu-io that holds the image until it is dropped.
@@ -176,7 +306,8 @@ mod tests {
             (Image::qcow2(), "qcow2", "Failed to get \"write\" lock"),
         ] {
             let theirs = QemuIo::hold(&image, format, &[]);
-            let error = image.open_writable().expect_err("locked");
+            let unused = image.open(|_| {});
+            let error = image.writer().expect_err("locked");
             assert_eq!(error.desc, reason);
             assert_eq!(
                 error.hint,
@@ -186,22 +317,19 @@ mod tests {
                 ))
             );
             assert!(error.is_locked());
-            let error = image
-                .open(|options| options.read_only = true)
-                .expect_err("locked");
+            let error = image.reader().expect_err("locked");
             assert_eq!(error.desc, "Failed to get shared \"write\" lock");
-            image
-                .open(|options| {
-                    options.read_only = true;
-                    options.force_share = true;
-                })
-                .expect("does not mind");
-            image
-                .open(|options| options.locking = Locking::Off)
-                .expect("does not look");
+            let shares = image.open_used(READS, |options| {
+                options.read_only = true;
+                options.force_share = true;
+            });
+            drop(shares.expect("does not mind"));
+            let careless = image.open_used(WRITES, |options| options.locking = Locking::Off);
+            drop(careless.expect("does not look"));
             drop(theirs);
             children_have_let_go();
-            image.open_writable().expect("it has let go");
+            let late = locks(&unused).lock(access(WRITES));
+            late.expect("it has let go");
         }
     }
 
@@ -209,10 +337,8 @@ mod tests {
     fn qemus_reader_keeps_our_writer_out() {
         let image = Image::qcow2();
         let theirs = QemuIo::hold(&image, "qcow2", &["-r"]);
-        image
-            .open(|options| options.read_only = true)
-            .expect("readers get along");
-        let error = image.open_writable().expect_err("locked");
+        drop(image.reader().expect("readers get along"));
+        let error = image.writer().expect_err("locked");
         assert_eq!(error.desc, "Failed to get \"write\" lock");
         drop(theirs);
     }

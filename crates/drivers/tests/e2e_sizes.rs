@@ -11,7 +11,7 @@ mod tests {
     use std::process::Command;
     use std::sync::Arc;
 
-    use block::{Limits, Node};
+    use block::{Access, ImageLocks, Limits, Node, Permissions};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{
         Blkdebug, BlkdebugOptions, FileDriver, FileOptions, OpenError, Quota, QuotaOptions,
@@ -287,6 +287,64 @@ mod tests {
                 let error = disk.resize(u64::MAX).expect_err("too long");
                 assert_eq!(error.errno(), libc::EFBIG);
             }
+        });
+    }
+
+    fn locks(node: &Node) -> &dyn ImageLocks {
+        let locks = node.driver().capabilities().image_locks;
+        locks.expect("it has some")
+    }
+
+    /// The last block is written by a second descriptor, which to the kernel is a stranger to the first: a
+    /// reader that was to become a writer met its own locks.
+    #[test]
+    fn an_odd_image_has_readers_and_writers() {
+        let reads = Access {
+            held: Permissions::CONSISTENT_READ,
+            shared: Permissions::ALL,
+        };
+        let writes = Access {
+            held: Permissions::CONSISTENT_READ.and(Permissions::WRITE),
+            shared: Permissions::ALL,
+        };
+        on_all_sectors(|dir| {
+            let bench = Bench::new();
+            let file = image_in(dir, MIB + 1024);
+            let (disk, other) = (open(file.path(), true), open(file.path(), true));
+            for round in 0..2 {
+                locks(&disk).lock(reads).expect("nobody is there");
+                locks(&other).lock(reads).expect("readers get along");
+                let error = locks(&disk).lock(writes).expect_err("somebody reads");
+                assert_eq!(error.desc, "Failed to get \"write\" lock");
+                locks(&other).settle(Access::NONE);
+                locks(&disk).lock(writes).expect("nobody is in the way");
+                let data = pattern(round, 512);
+                let write = Op::write(MIB + 512, data.clone());
+                bench.run(&disk, write).expect("written");
+                let got = bench.run(&disk, Op::read(MIB + 512, 512));
+                assert_eq!(got.expect("read"), data);
+                let error = locks(&other).lock(reads).expect_err("somebody writes");
+                assert_eq!(error.desc, "Failed to get shared \"write\" lock");
+                locks(&disk).settle(reads);
+                locks(&other).lock(reads).expect("readers get along");
+                locks(&other).settle(Access::NONE);
+                locks(&disk).settle(Access::NONE);
+            }
+            // Its end is an odd one only when its use begins.
+            drop((disk, other));
+            file.as_file().set_len(MIB).expect("shorter");
+            let (disk, other) = (open(file.path(), true), open(file.path(), true));
+            file.as_file().set_len(MIB + 700).expect("longer");
+            locks(&disk).lock(writes).expect("nobody is there");
+            assert_eq!(disk.driver().length(), MIB + 1024);
+            let write = Op::write(MIB + 512, pattern(7, 512));
+            bench.run(&disk, write).expect("written");
+            let now = file.as_file().metadata().expect("there").len();
+            assert_eq!(now, MIB + 1024);
+            let error = locks(&other).lock(writes).expect_err("somebody writes");
+            assert!(error.is_locked());
+            locks(&disk).settle(Access::NONE);
+            locks(&other).lock(writes).expect("nobody is in the way");
         });
     }
 

@@ -8,7 +8,7 @@ mod tests {
     use std::os::unix::fs::FileExt;
     use std::sync::Arc;
 
-    use block::{ErrorKind, Node};
+    use block::{Access, Driver, ErrorKind, Node, Permissions};
     use proptest::prelude::*;
     use standfast_drivers::file::Discard;
     use standfast_drivers::{FileDriver, FileOptions};
@@ -381,8 +381,17 @@ mod tests {
     #[test]
     fn locks_and_warnings() {
         let image = Image::new(4096);
-        let first = FileDriver::open_file(image.options()).expect("opens");
-        let error = FileDriver::open_file(image.options()).expect_err("locked");
+        let access = Access {
+            held: Permissions::WRITE,
+            shared: Permissions::ALL,
+        };
+        let open = |options| {
+            let driver = FileDriver::open_file(options).expect("opens");
+            let locked = driver.capabilities().image_locks.expect("it has some");
+            locked.lock(access).map(|()| driver)
+        };
+        let first = open(image.options()).expect("nobody else is there");
+        let error = open(image.options()).expect_err("locked");
         assert_eq!(error.desc, "Failed to get \"write\" lock");
         assert_eq!(
             error.hint,
@@ -391,7 +400,7 @@ mod tests {
                 image.options().filename
             ))
         );
-        FileDriver::open_file(FileOptions {
+        open(FileOptions {
             read_only: true,
             force_share: true,
             ..image.options()

@@ -18,15 +18,19 @@ pub struct Deallocation {
     pub zero_range: AtomicBool,
     /// How a block device discards; files punch holes.
     pub device: Option<DeviceDiscard>,
+    /// Whether the storage is still to be asked, and what is known is only what is wanted.
+    ask: AtomicBool,
     nb_ok: AtomicU64,
     nb_failed: AtomicU64,
     bytes_ok: AtomicU64,
 }
 
 impl Deallocation {
-    /// `deallocates`: what is wanted, and what the storage seems to be able to do.
-    pub fn new(deallocates: Deallocates, device: Option<DeviceDiscard>) -> Self {
+    /// `deallocates`: what is wanted, and what the storage seems to be able to do. `ask`: if the latter is
+    /// not known yet.
+    pub fn new(deallocates: Deallocates, device: Option<DeviceDiscard>, ask: bool) -> Self {
         Self {
+            ask: AtomicBool::new(ask),
             discard: AtomicBool::new(deallocates.discard),
             punch: AtomicBool::new(deallocates.zeroes),
             zero_range: AtomicBool::new(true),
@@ -35,6 +39,20 @@ impl Deallocation {
             nb_failed: AtomicU64::new(0),
             bytes_ok: AtomicU64::new(0),
         }
+    }
+
+    /// Whether the storage has not been asked yet what it can do.
+    pub fn is_to_be_asked(&self) -> bool {
+        self.ask.load(Ordering::Relaxed)
+    }
+
+    /// It has been asked.
+    pub fn found(&self, deallocates: Deallocates) {
+        self.ask.store(false, Ordering::Relaxed);
+        // What was refused meanwhile stays so.
+        self.discard
+            .fetch_and(deallocates.discard, Ordering::Relaxed);
+        self.punch.fetch_and(deallocates.zeroes, Ordering::Relaxed);
     }
 
     /// Whether discards give space back.

@@ -2,11 +2,11 @@
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::{RangeLock, Serialiser};
-use block::{BlockError, ErrorKind, Io, OneBeside, Operation};
+use block::{BlockError, ErrorKind, ImageId, Io, OneBeside, Operation};
 use iothread::ops::Lane;
 
 use super::deallocation::Deallocation;
@@ -15,10 +15,11 @@ use super::device_size::DeviceSize;
 use super::flush::Flusher;
 use super::geometry::{self, Geometry};
 use super::lock::Locked;
+use super::measure::Length;
 use super::open;
-use super::options::{Discard, FileOptions};
+use super::options::{Discard, FileOptions, Locking};
 use super::probe::{self, Deallocates, DirectAlignment, Kind};
-use super::tail::{Tail, node_length};
+use super::tail::Tail;
 use super::turns;
 use crate::OpenError;
 
@@ -28,8 +29,13 @@ pub struct FileDriver {
     pub(super) name: &'static str,
     pub(super) node_name: Arc<str>,
     pub(super) filename: String,
+    pub(super) image: ImageId,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
+    pub(super) locking: Locking,
+    pub(super) force_share: bool,
+    /// Whether the node is in use: what is known of the length of the image is as of then.
+    pub(super) is_used: AtomicBool,
     pub(super) cache_direct: bool,
     pub(super) cache_no_flush: bool,
     /// On tmpfs or ramfs.
@@ -89,8 +95,11 @@ impl Medium {
 }
 
 impl FileDriver {
-    /// Opens an image beside, however long the storage takes, when others that open it have ended. If the future is dropped, a step that
-    /// hangs is the last one: what it brings in the end is given back, and the image is not locked.
+    /// Opens an image beside, however long the storage takes, when others that open it have ended. If the
+    /// future is dropped, what it brings in the end is given back.
+    ///
+    /// Until somebody uses the node ([`block::ImageLocks`]) the image is in nobody's way: it is not locked,
+    /// nothing is written, and others may change it.
     ///
     /// # Errors
     ///
@@ -102,10 +111,7 @@ impl FileDriver {
             OpenError::new(errno, format!("No thread to open an image with: {reason}"))
         };
         let path = options.path().to_owned();
-        let first = options.clone();
-        let unlocked = turns::run(&path, move || open::open(&first, medium.kind())).await;
-        let unlocked = unlocked.map_err(no_thread)??;
-        let made = turns::run(&path, move || Self::lock(medium, options, unlocked)).await;
+        let made = turns::run(&path, move || Self::open_here(medium, options)).await;
         made.map_err(no_thread)?
     }
 
@@ -113,10 +119,9 @@ impl FileDriver {
     ///
     /// # Errors
     ///
-    /// In QEMU's words: what is not there, not allowed, not a regular file, or locked by another.
+    /// In QEMU's words: what is not there, not allowed, or not a regular file.
     pub fn open_file(options: FileOptions) -> Result<Self, OpenError> {
-        let unlocked = open::open(&options, Kind::Regular)?;
-        Self::lock(Medium::File, options, unlocked)
+        Self::open_here(Medium::File, options)
     }
 
     /// Opens a block device, on this thread.
@@ -125,17 +130,12 @@ impl FileDriver {
     ///
     /// As [`FileDriver::open_file`].
     pub fn open_host_device(options: FileOptions) -> Result<Self, OpenError> {
-        let unlocked = open::open(&options, Kind::Block)?;
-        Self::lock(Medium::HostDevice, options, unlocked)
+        Self::open_here(Medium::HostDevice, options)
     }
 
-    fn lock(
-        medium: Medium,
-        options: FileOptions,
-        unlocked: open::Unlocked,
-    ) -> Result<Self, OpenError> {
+    fn open_here(medium: Medium, options: FileOptions) -> Result<Self, OpenError> {
         let (name, kind) = (medium.driver_name(), medium.kind());
-        let opened = open::lock(&options, unlocked)?;
+        let opened = open::open(&options, kind)?;
         let DirectAlignment { request, memory } = opened.alignment;
         if memory as usize > ALIGNMENT || request as usize > PIECE_MAX {
             return Err(OpenError::new(
@@ -148,11 +148,17 @@ impl FileDriver {
             ));
         }
         let fd = opened.fd.as_fd();
-        let deallocates = if options.discard == Discard::Unmap && !opened.read_only {
-            probe::deallocates(fd, &opened.stat)
-        } else {
-            Deallocates::default()
+        let deallocates = match options.discard {
+            Discard::Unmap if opened.read_only => Deallocates::default(),
+            Discard::Unmap if kind == Kind::Block => probe::deallocates(fd, &opened.stat),
+            // To ask is to change it: that is for whoever writes.
+            Discard::Unmap => Deallocates {
+                discard: true,
+                zeroes: true,
+            },
+            Discard::Ignore => Deallocates::default(),
         };
+        let ask = kind != Kind::Block && deallocates.discard;
         let device = match kind {
             Kind::Block if deallocates.discard => {
                 let duplicate = fd.try_clone_to_owned().map_err(|error| {
@@ -178,37 +184,30 @@ impl FileDriver {
             Kind::Block => geometry::of_device(fd, &opened.stat),
             _ => Geometry::default(),
         };
-        let failed = |errno: i32, text: &str| {
-            let reason = block::Cause::of_errno(errno).reason();
-            OpenError::new(errno, format!("{text} '{}': {reason}", options.filename))
-        };
-        let length = node_length(kind, opened.length, opened.logical_block)
-            .ok_or_else(|| failed(libc::EFBIG, "Could not round up the length of"))?;
-        let tail = Tail::new(opened.length.min(length), length, request);
-        if !opened.read_only {
-            tail.prepare(length, &opened.fd).map_err(|error| {
-                failed(
-                    error.raw_os_error().unwrap_or(libc::EIO),
-                    "Could not open the end of the image, through /proc/self/fd, a second time for",
-                )
-            })?;
-        }
+        let length = Length::of(fd, kind, opened.logical_block, &options.filename)?;
+        let tail = Tail::new(length.end(), length.node, request);
         let buffered =
             !options.cache_direct && !opened.read_only && !options.cache_no_flush && !in_memory;
-        Ok(Self {
+        let locks = options.locking != Locking::Off;
+        let driver = Self {
             name,
             warning: buffered.then(|| buffered_warning(&options.filename)),
             node_name: options.node_name,
+            fd: Locked::new(opened.fd, &options.filename, locks),
             filename: options.filename,
+            image: opened.stat.image,
             kind,
             read_only: opened.read_only,
+            locking: options.locking,
+            force_share: options.force_share,
+            is_used: AtomicBool::new(false),
             cache_direct: options.cache_direct,
             cache_no_flush: options.cache_no_flush,
             in_memory,
             has_server,
-            length: AtomicU64::new(length),
+            length: AtomicU64::new(length.node),
             tail,
-            device_size: DeviceSize::new(opened.length, kind == Kind::Block && buffered),
+            device_size: DeviceSize::new(length.image, kind == Kind::Block && buffered),
             alignment: opened.alignment,
             zero_align: match kind {
                 Kind::Block => opened.logical_block,
@@ -219,12 +218,28 @@ impl FileDriver {
             geometry,
             serialiser: Serialiser::default(),
             flusher: Flusher::default(),
-            deallocation: Deallocation::new(deallocates, device),
+            deallocation: Deallocation::new(deallocates, device, ask),
             growth: RangeLock::default(),
             lane: Lane::new(),
             beside: OneBeside::default(),
-            fd: opened.fd,
-        })
+        };
+        driver.prepare_tail(length.node)?;
+        Ok(driver)
+    }
+
+    /// The node is to be `length` bytes long, and may be written.
+    pub(super) fn prepare_tail(&self, length: u64) -> Result<(), OpenError> {
+        if self.read_only {
+            return Ok(());
+        }
+        let failed = |error| {
+            OpenError::system(
+                "Could not open the end of the image, through /proc/self/fd, a second time for",
+                &self.filename,
+                &error,
+            )
+        };
+        self.tail.prepare(length, &self.fd).map_err(failed)
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {

@@ -2,7 +2,8 @@
 //! memory, without.
 //!
 //! One descriptor does everything: it holds the image locks ([`lock`]) and does the I/O, so a
-//! process that dies keeps others out until its last request has ended.
+//! process that dies keeps others out until its last request has ended. There are locks as long as
+//! somebody uses the node, and as many as that takes ([`image_locks`]).
 //!
 //! # What a request can rely on
 //!
@@ -33,7 +34,10 @@ mod driver;
 mod flush;
 mod geometry;
 mod grow;
+mod image_locks;
 mod lock;
+mod measure;
+mod ofd;
 mod open;
 mod options;
 mod probe;
@@ -195,6 +199,7 @@ impl Driver for FileDriver {
             cont_blocker: Some(self),
             resize: Some(self),
             grow: Some(self),
+            image_locks: Some(self),
             discard_counters: Some(self),
             ..Capabilities::default()
         }

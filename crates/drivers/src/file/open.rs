@@ -7,16 +7,15 @@ use std::os::unix::fs::OpenOptionsExt;
 
 use rustix::fs::OFlags;
 
-use super::lock::{Locked, Permissions};
-use super::options::{FileOptions, Locking};
+use super::options::FileOptions;
 use super::probe::{self, DirectAlignment, Kind, Stat};
 use crate::OpenError;
 
-/// An image that is open and locked.
+/// An image that is open. Nothing is locked, and nothing is written yet.
 #[derive(Debug)]
 pub struct Opened {
-    /// The descriptor that holds the locks and does the I/O.
-    pub fd: Locked,
+    /// The descriptor that does the I/O.
+    pub fd: OwnedFd,
     /// What it is.
     pub stat: Stat,
     /// Whether it could only be opened for reading.
@@ -25,27 +24,10 @@ pub struct Opened {
     pub alignment: DirectAlignment,
     /// Granularity of fallocate on a block device; 1 for a file.
     pub logical_block: u32,
-    /// Length in bytes.
-    pub length: u64,
 }
 
-/// An image that is open and not locked yet.
-#[derive(Debug)]
-pub struct Unlocked {
-    fd: OwnedFd,
-    stat: Stat,
-    read_only: bool,
-}
-
-/// A failure of the system, in words.
-fn failed(what: &str, name: &str, error: io::Error) -> OpenError {
-    let errno = error.raw_os_error().unwrap_or(libc::EIO);
-    let reason = block::Cause::of_errno(errno).reason();
-    OpenError::new(errno, format!("Could not {what} '{name}': {reason}"))
-}
-
-/// Opens and checks.
-pub fn open(options: &FileOptions, wanted: Kind) -> Result<Unlocked, OpenError> {
+/// Opens, checks, and finds out what requests have to fit.
+pub fn open(options: &FileOptions, wanted: Kind) -> Result<Opened, OpenError> {
     let name = &options.filename;
     if options.force_share && !options.read_only {
         return Err(OpenError::new(
@@ -54,7 +36,9 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Unlocked, OpenError> 
         ));
     }
     let (fd, read_only) = open_descriptor(options)?;
-    let failed = |what: &str, error: io::Error| failed(what, name, error);
+    let failed = |what: &str, error: io::Error| {
+        OpenError::system(&format!("Could not {what}"), name, &error)
+    };
     let stat = probe::stat(fd.as_fd()).map_err(|error| failed("stat", error))?;
     if stat.kind != wanted {
         return Err(OpenError::new(
@@ -71,26 +55,6 @@ pub fn open(options: &FileOptions, wanted: Kind) -> Result<Unlocked, OpenError> 
     // O_NONBLOCK was only to keep open() from waiting for the other end of a FIFO; with it io_uring
     // would fail requests with EAGAIN instead of waiting for the storage.
     clear_nonblock(&fd).map_err(|error| failed("set the flags of", error))?;
-    Ok(Unlocked {
-        fd,
-        stat,
-        read_only,
-    })
-}
-
-/// Locks and measures.
-pub fn lock(options: &FileOptions, unlocked: Unlocked) -> Result<Opened, OpenError> {
-    let Unlocked {
-        fd,
-        stat,
-        read_only,
-    } = unlocked;
-    let name = &options.filename;
-    let failed = |what: &str, error: io::Error| failed(what, name, error);
-    let locks =
-        (options.locking != Locking::Off).then(|| permissions(read_only, options.force_share));
-    let fd = Locked::new(fd, name, locks)?;
-    let length = probe::length(fd.as_fd()).map_err(|error| failed("get size of", error))?;
     let alignment = if options.cache_direct {
         probe::direct_alignment(fd.as_fd(), &stat)
             .map_err(|error| failed("find the O_DIRECT alignment of", error))?
@@ -111,26 +75,7 @@ pub fn lock(options: &FileOptions, unlocked: Unlocked) -> Result<Opened, OpenErr
         read_only,
         alignment,
         logical_block,
-        length,
     })
-}
-
-/// What we hold, and what we let others hold.
-///
-/// A writer also holds *resize* and shares neither *write* nor *resize*, as QEMU's format drivers
-/// do: two daemons with one image are a mistake. A reader refuses writers, because what it reads
-/// would change under it, unless it is told not to care.
-fn permissions(read_only: bool, force_share: bool) -> (Permissions, Permissions) {
-    let read = Permissions::CONSISTENT_READ;
-    let unchanged = read.and(Permissions::WRITE_UNCHANGED);
-    match (read_only, force_share) {
-        (_, true) => (read, Permissions::ALL),
-        (true, false) => (read, unchanged.and(Permissions::RESIZE)),
-        (false, false) => (
-            read.and(Permissions::WRITE).and(Permissions::RESIZE),
-            unchanged,
-        ),
-    }
 }
 
 fn open_descriptor(options: &FileOptions) -> Result<(OwnedFd, bool), OpenError> {

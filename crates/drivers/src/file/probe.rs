@@ -7,8 +7,8 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use block::OwnedBuffer;
 use block::driver::owned::ALIGNMENT;
+use block::{ImageId, OwnedBuffer};
 use rustix::fs::{AtFlags, StatxFlags};
 
 const BLKROGET: libc::Ioctl = 0x125e;
@@ -35,6 +35,8 @@ pub struct Stat {
     pub size: u64,
     /// Block size of the filesystem, a power of two from 512 to 64 KiB.
     pub block_size: u32,
+    /// Which file it is.
+    pub image: ImageId,
     /// The device itself, for a block device.
     device: libc::dev_t,
 }
@@ -69,6 +71,10 @@ pub fn stat(fd: BorrowedFd<'_>) -> io::Result<Stat> {
         kind,
         size: u64::try_from(stat.st_size).unwrap_or(0),
         block_size: power_of_two(u32::try_from(stat.st_blksize).unwrap_or(4096)),
+        image: ImageId {
+            device: stat.st_dev,
+            inode: stat.st_ino,
+        },
         device: stat.st_rdev,
     })
 }
@@ -270,8 +276,8 @@ pub struct Deallocates {
 
 /// How the storage gives space back.
 ///
-/// A hole far beyond the end of a file changes nothing, but tells whether the filesystem knows how;
-/// for a block device the limits of its queue tell.
+/// A hole far beyond the end of a file changes nothing, but tells whether the filesystem knows how: only
+/// for whoever keeps others from making it longer. For a block device the limits of its queue tell.
 pub fn deallocates(fd: BorrowedFd<'_>, stat: &Stat) -> Deallocates {
     match stat.kind {
         Kind::Regular => {

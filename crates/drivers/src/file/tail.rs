@@ -7,20 +7,17 @@
 //!
 //! O_DIRECT cannot do that where blocks are larger than a sector: a whole block would have to be
 //! written, and the image be as long as that from then on. So the last block, if it is not a whole one,
-//! is written through the page cache, by a second descriptor, which carries the same image locks. Each
-//! such write is durable when it ends (RWF_DSYNC), so that a failure is the failure of this write and of
-//! no later flush.
+//! is written through the page cache, by a second descriptor, which carries the same image locks
+//! ([`super::lock`]). Each such write is durable when it ends (RWF_DSYNC), so that a failure is the failure
+//! of this write and of no later flush.
 //!
 //! Only requests that end there are dealt with like this ([`super::tail_io`]); all others cost one
 //! comparison.
 
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
 
 use super::lock::Locked;
 use super::probe::Kind;
@@ -46,8 +43,6 @@ pub struct Tail {
     plain: AtomicU64,
     /// What the image is written in, by O_DIRECT.
     block: u64,
-    /// Goes through the page cache; there once it is needed.
-    buffered: OnceLock<Locked>,
     /// Several writes at once reach the end, and it never goes back for one of them.
     changing: Mutex<()>,
 }
@@ -59,7 +54,6 @@ impl Tail {
             end: AtomicU64::new(0),
             plain: AtomicU64::new(0),
             block: u64::from(block),
-            buffered: OnceLock::new(),
             changing: Mutex::new(()),
         };
         tail.set(end, length);
@@ -105,21 +99,10 @@ impl Tail {
     /// Opens what is needed for an image under a node of `length` bytes, unless that was done before.
     /// `image` is open with O_DIRECT.
     pub fn prepare(&self, length: u64, image: &Locked) -> io::Result<()> {
-        if self.has_whole_blocks(length) || self.buffered.get().is_some() {
+        if self.has_whole_blocks(length) {
             return Ok(());
         }
-        // Not by its name, which may be another file's by now.
-        let path = format!("/proc/self/fd/{}", image.as_fd().as_raw_fd());
-        let buffered = rustix::fs::open(path, OFlags::RDWR | OFlags::CLOEXEC, Mode::empty())?;
-        let buffered = image.another(buffered)?;
-        // Nobody else opens one at the same time: a node is opened once and resized drained.
-        let _: Result<(), Locked> = self.buffered.set(buffered);
-        Ok(())
-    }
-
-    /// What goes through the page cache, if it is needed.
-    pub fn buffered(&self) -> Option<BorrowedFd<'_>> {
-        self.buffered.get().map(Locked::as_fd)
+        image.open_second()
     }
 
     /// A write that ends at `end` has succeeded, and left the node as long as it is.

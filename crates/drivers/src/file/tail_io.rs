@@ -43,7 +43,7 @@ impl FileDriver {
         let _apart = self.growth.lock(0..1, Mode::Shared).await;
         let (end, length) = (offset + buffers.len() as u64, self.length_now());
         let blocks_end = self.tail.blocks_end(length);
-        match self.tail.buffered() {
+        match self.fd.second() {
             Some(buffered) if end > blocks_end => {
                 let from = offset.max(blocks_end);
                 let (body, last) = buffers.split_at(index(from - offset));
