@@ -15,6 +15,10 @@
 //! no lock that is held over I/O, no system call that asks storage. All metrics and all clients wait for
 //! it.
 //!
+//! # Health
+//!
+//! [`Metrics::health`] adds `/healthz`, for whoever decides by that whether a process has to be started again.
+//!
 //! # Limits
 //!
 //! An answer has 4 MiB at most, beyond which it is an error. 16 connections are served, and the oldest one
@@ -43,7 +47,7 @@ pub use prometheus_client::metrics::gauge::Gauge;
 pub use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 
 pub use address::{Address, AddressError};
-pub use family::{Family, Series};
+pub use family::{Family, Labels, Metric, Series};
 pub use names::{NameError, Unit};
 pub use registry::{ANSWER_BYTES_MAX, Metrics, TooLong};
 pub use server::{Server, ServerError};

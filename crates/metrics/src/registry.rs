@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fmt::{self, Write};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::Mutex;
 use prometheus_client::collector::Collector;
@@ -30,10 +30,22 @@ struct Inner {
     names: BTreeSet<String>,
 }
 
+/// Says whether a process is well, or why it is not.
+type Health = Box<dyn Fn() -> Result<(), String> + Send + Sync>;
+
 /// All metrics of a process. Cheap to clone.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Metrics {
     inner: Arc<Mutex<Inner>>,
+    health: Arc<OnceLock<Health>>,
+}
+
+impl fmt::Debug for Metrics {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metrics")
+            .field("inner", &self.inner)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Default for Metrics {
@@ -44,11 +56,23 @@ impl Default for Metrics {
         };
         Self {
             inner: Arc::new(Mutex::new(inner)),
+            health: Arc::default(),
         }
     }
 }
 
 impl Metrics {
+    /// From now on `/healthz` is served, too: 200 as long as `check` finds nothing, else 503 with what it
+    /// has found. It must ask nobody who may hang. The first one counts.
+    pub fn health(&self, check: impl Fn() -> Result<(), String> + Send + Sync + 'static) {
+        let _ = self.health.set(Box::new(check));
+    }
+
+    /// What is wrong with the process. None: nobody knows.
+    pub(crate) fn check_health(&self) -> Option<Result<(), String>> {
+        self.health.get().map(|check| check())
+    }
+
     /// Adds a metric without labels, and returns it. `name` is without prefix, unit and `_total`.
     ///
     /// # Errors
