@@ -4,7 +4,7 @@ mod chardevs;
 mod cli;
 mod descriptors;
 mod incidents;
-mod logging;
+pub mod logging;
 mod pidfile;
 mod service;
 mod shutdown;

@@ -20,6 +20,18 @@ pub enum Failure {
     /// The arguments of a command are wrong.
     #[error("{0}")]
     Arguments(QmpError),
+    /// The watcher cannot begin.
+    #[error(transparent)]
+    Watch(::watch::WatchError),
+    /// There is no log.
+    #[error("{0}")]
+    Log(String),
+    /// No watcher says how it is.
+    #[error(transparent)]
+    Watcher(::watch::StatusError),
+    /// There is no journal.
+    #[error(transparent)]
+    Journal(journal::JournalError),
     /// What came of it cannot be printed.
     #[error("cannot write to stdout: {0}")]
     Output(io::Error),
@@ -30,8 +42,11 @@ impl Failure {
     pub fn exit_status(&self) -> u8 {
         match self {
             Self::Client(ClientError::Refused(_)) | Self::Output(_) => EXIT_REFUSED,
-            Self::Arguments(_) => EXIT_USAGE,
-            Self::Client(_) => EXIT_UNREACHABLE,
+            Self::Watch(::watch::WatchError::Config(_)) | Self::Log(_) | Self::Arguments(_) => {
+                EXIT_USAGE
+            }
+            Self::Watch(_) => EXIT_REFUSED,
+            Self::Client(_) | Self::Watcher(_) | Self::Journal(_) => EXIT_UNREACHABLE,
         }
     }
 }

@@ -6,7 +6,9 @@ pub mod events;
 mod failure;
 pub mod size;
 mod status;
+mod table;
 pub mod time;
+mod watch;
 
 use std::ffi::OsString;
 use std::io::{self, Write};
@@ -26,11 +28,14 @@ Examples:
   standfast cont /run/vm/qmp.sock            retry what is held
   standfast events /run/vm/qmp.sock          follow what happens
   standfast qmp /run/vm/qmp.sock x-quota-set node-name=disk0 limit=20G
+  standfast watch --config watch.toml        make room when it is needed, and continue machines
+  standfast history                          what it has done
 
 SOCKET is that of the daemon's monitor: --chardev socket,id=qmp,path=SOCKET,server=on,wait=off \
 --monitor chardev=qmp
 
-Exit status: 0 success; 1 the daemon refused, or the demo failed; 2 usage; 3 no daemon there.";
+Exit status: 0 success; 1 the daemon refused, the demo failed, or a machine is left as it is; 2 usage; \
+3 no daemon, watcher or journal there.";
 
 /// Shows and steers a Standfast daemon.
 #[derive(Debug, Parser)]
@@ -84,6 +89,10 @@ enum Command {
         #[arg(value_name = "ARGS")]
         arguments: Vec<OsString>,
     },
+    /// Make room when storage is full, and continue machines: those of Standfast and of QEMU
+    Watch(watch::Watch),
+    /// Print what the watcher has done
+    History(watch::ShowHistory),
     /// The daemon of the demo: the same program, which ends with its parent
     #[command(name = crate::demo::DAEMON_COMMAND, hide = true, disable_help_flag = true)]
     DemoDaemon {
@@ -107,6 +116,12 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let result = match cli.command {
         Command::Demo(options) => return crate::demo::main(options),
+        Command::Watch(options) => match watch::main(options) {
+            Ok(true) => Ok(()),
+            Ok(false) => return ExitCode::FAILURE,
+            Err(failure) => Err(failure),
+        },
+        Command::History(show) => watch::history(&show),
         Command::DemoDaemon { arguments } => return crate::demo::daemon_main(arguments),
         Command::Status { socket, json } => status::show(&socket, json),
         Command::Cont { socket, force } => {

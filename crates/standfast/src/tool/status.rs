@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::client::Client;
 use super::failure::Failure;
+use super::table::table;
 use super::{size, time};
 
 /// Prints the run state and every disk.
@@ -160,22 +161,6 @@ fn cause(error: &BlockErrorInfo) -> String {
         "{cause}: {reason}: {operation}{range}, first at {}",
         time::utc(timestamp)
     )
-}
-
-/// Columns aligned to the left, two spaces between, no spaces at the end.
-fn table<const COLUMNS: usize>(rows: &[[String; COLUMNS]]) -> String {
-    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max();
-    let widths: Vec<_> = (0..COLUMNS).filter_map(width).collect();
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(&widths) {
-            line.push_str(&format!("{cell:width$}  "));
-        }
-        text.push_str(line.trim_end());
-        text.push('\n');
-    }
-    text
 }
 
 #[cfg(test)]

@@ -1,0 +1,108 @@
+//! The file as it is written.
+
+use serde::Deserialize;
+
+use super::units::{Bytes, Span};
+use super::wishes::{OnFailedName, StrategyName, Wishes};
+
+/// The whole file.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct Raw {
+    pub runtime_directory: Option<String>,
+    pub journal: Option<String>,
+    pub listen: Option<String>,
+    pub alert_command: Option<Vec<String>>,
+    pub alert_time_limit: Option<Span>,
+    pub limits: RawLimits,
+    pub defaults: RawDefaults,
+    pub machines: Vec<RawMachine>,
+}
+
+/// What all machines together may have.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+pub struct RawLimits {
+    pub parallel_extensions: Option<u32>,
+    pub extensions_per_hour: Option<u32>,
+    pub bytes_per_day: Option<Bytes>,
+}
+
+/// A section with wishes for disks, and with names of its own: serde refuses unknown names only where it
+/// sees all of them in one structure.
+macro_rules! section {
+    ($(#[$doc:meta])* $name:ident { $($field:ident: $type:ty,)* }) => {
+        $(#[$doc])*
+        #[derive(Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, rename_all = "kebab-case", default)]
+        pub struct $name {
+            $(pub $field: $type,)*
+            strategy: Option<StrategyName>,
+            command: Option<Vec<String>>,
+            command_time_limit: Option<Span>,
+            quota_node: Option<String>,
+            step: Option<Bytes>,
+            cap: Option<Bytes>,
+            enough: Option<Bytes>,
+            reserve: Option<Bytes>,
+            on_failed: Option<OnFailedName>,
+            failed_delay: Option<Span>,
+            health_command: Option<Vec<String>>,
+            health_time_limit: Option<Span>,
+            backoff_first: Option<Span>,
+            backoff_max: Option<Span>,
+            give_up_after: Option<u32>,
+            settle: Option<Span>,
+            poll: Option<Span>,
+        }
+
+        impl $name {
+            /// What is wished for disks.
+            pub fn wishes(&self) -> Wishes {
+                Wishes {
+                    strategy: self.strategy,
+                    command: self.command.clone(),
+                    command_time_limit: self.command_time_limit,
+                    quota_node: self.quota_node.clone(),
+                    step: self.step,
+                    cap: self.cap,
+                    enough: self.enough,
+                    reserve: self.reserve,
+                    on_failed: self.on_failed,
+                    failed_delay: self.failed_delay,
+                    health_command: self.health_command.clone(),
+                    health_time_limit: self.health_time_limit,
+                    backoff_first: self.backoff_first,
+                    backoff_max: self.backoff_max,
+                    give_up_after: self.give_up_after,
+                    settle: self.settle,
+                    poll: self.poll,
+                }
+            }
+        }
+    };
+}
+
+section! {
+    /// For all disks of all machines.
+    RawDefaults {}
+}
+
+section! {
+    /// Machines.
+    RawMachine {
+        name: Option<String>,
+        sockets: Vec<String>,
+        disks: Vec<RawDisk>,
+    }
+}
+
+section! {
+    /// Some disks of these machines.
+    RawDisk {
+        node: Option<String>,
+        qdev: Option<String>,
+        file: Option<String>,
+        path: Option<String>,
+    }
+}

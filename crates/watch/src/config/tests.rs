@@ -1,0 +1,228 @@
+//! Files, good and bad.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+use crate::core::machine::Rules;
+use crate::core::view::Disk;
+use crate::settings::{OnFailed, Strategy};
+
+const WHOLE: &str = r#"
+runtime-directory = "/run/w"
+journal = "/var/w/journal"
+listen = "127.0.0.1:9108"
+alert-command = ["/bin/page", "storage"]
+
+[limits]
+parallel-extensions = 2
+extensions-per-hour = 10
+bytes-per-day = "1T"
+
+[defaults]
+strategy = "command"
+command = ["/sbin/grow", "-v"]
+command-time-limit = "90s"
+step = "4G"
+cap = "100G"
+
+[[machines]]
+name = "db"
+sockets = ["/run/db.qmp"]
+step = "8G"
+
+[[machines.disks]]
+qdev = "log*"
+strategy = "leave"
+
+[[machines.disks]]
+node = "disk[0-9]"
+file = "/srv/*.qcow2"
+path = "/srv/pool"
+enough = "1G"
+
+[[machines]]
+sockets = ["/run/vm/*.qmp", "/run/other.qmp"]
+strategy = "quota"
+reserve = "10G"
+on-failed = "resume-after"
+failed-delay = "1min"
+"#;
+
+#[test]
+fn sections_are_put_one_on_the_other() {
+    let config = Config::parse(WHOLE).unwrap();
+    assert_eq!((config.parallel, config.limits.per_hour), (2, 10));
+    assert_eq!(config.limits.bytes_per_day, 1 << 40);
+    let db = config.section("/run/db.qmp").unwrap();
+    assert_eq!(db.name_of(Path::new("/run/db.qmp")), "db");
+    let disk = |name: &str, node: &str, file: &str| Disk {
+        name: name.to_owned(),
+        node: Some(node.to_owned()),
+        file: Some(file.to_owned()),
+        ..Disk::default()
+    };
+    let log = db.of(&disk("log1", "disk7", "/srv/a.qcow2"));
+    assert_eq!(log.strategy, Strategy::Leave);
+    let some = db.of(&disk("x", "disk7", "/srv/a.qcow2"));
+    assert_eq!(
+        (some.step, some.enough, some.cap),
+        (8 << 30, 1 << 30, Some(100 << 30))
+    );
+    assert_eq!(some.path.as_deref(), Some(Path::new("/srv/pool")));
+    let Strategy::Command(program) = &some.strategy else {
+        panic!("{some:?}");
+    };
+    assert_eq!(program.argv, ["/sbin/grow", "-v"]);
+    assert_eq!(program.time_limit, Duration::from_secs(90));
+    let rest = db.of(&disk("x", "disk7", "/srv/a.raw"));
+    assert_eq!(
+        (rest.step, rest.enough, &rest.path),
+        (8 << 30, 4 << 30, &None)
+    );
+
+    let other = config.section("/run/vm/a.qmp").unwrap();
+    assert_eq!(other.name_of(Path::new("/run/vm/a.qmp")), "/run/vm/a.qmp");
+    let settings = other.of(&Disk::default());
+    assert_eq!(settings.strategy, Strategy::Quota(None));
+    assert_eq!(settings.on_failed, OnFailed::After(Duration::from_secs(60)));
+    assert!(config.section("/run/vm/a/b.qmp").is_none());
+}
+
+#[test]
+fn in_words_says_what_would_happen() {
+    let config = Config::parse(WHOLE).unwrap();
+    let sockets = ["/run/db.qmp", "/run/other.qmp"].map(PathBuf::from);
+    let words = in_words(&config, &sockets);
+    for part in [
+        "Machines 'db': /run/db.qmp:\n  /run/db.qmp\n",
+        "Disks with node disk[0-9] and file /srv/*.qcow2:\n",
+        "runs /sbin/grow -v (killed after 90 s) for 8 GiB more, up to 100 GiB;",
+        "All other disks:\n",
+        "raises the quota of its node by 4 GiB, up to 100 GiB, as long as 10 GiB stay free",
+        "continued after 1 min, if its storage can be looked at",
+        "2 extensions at a time, 10 within an hour, 1 TiB within a day",
+        "Who has to be woken: /bin/page storage",
+    ] {
+        assert!(words.contains(part), "{part}\n{words}");
+    }
+    let none = in_words(
+        &Config::parse("[[machines]]\nsockets = [\"/a\"]").unwrap(),
+        &[],
+    );
+    assert!(none.contains("no such socket is there now"), "{none}");
+    assert!(
+        none.contains("no space: you are told, nothing is done"),
+        "{none}"
+    );
+}
+
+/// What is wrong is said with the place, and with what is right.
+#[test]
+fn mistakes() {
+    let machine = |more: &str| format!("[[machines]]\nsockets = [\"/run/a\"]\n{more}\n");
+    for (text, says) in [
+        ("", "there are no machines"),
+        ("[[machines]]", "sockets: name one"),
+        (
+            "[[machines]]\nsockets = [\"a\"]",
+            "'a' is not an absolute path",
+        ),
+        (
+            "[[machines]]\nsockets = [\"/a*\"]\nname = \"x\"",
+            "several machines cannot have one name",
+        ),
+        ("jornal = \"/x\"", "did you mean 'journal'?"),
+        (
+            "[limits]\nparalel-extensions = 1",
+            "did you mean 'parallel-extensions'?",
+        ),
+        ("[defaults]\nstategy = \"wait\"", "did you mean 'strategy'?"),
+        (&machine("stepp = \"1G\""), "did you mean 'step'?"),
+        (
+            &machine("[[machines.disks]]\nnod = \"x\""),
+            "did you mean 'node'?",
+        ),
+        (
+            &machine("strategy = \"lvm\""),
+            "unknown variant `lvm`, expected one of `leave`, `wait`, `command`, `quota`",
+        ),
+        (&machine("strategy = \"comand\""), "did you mean 'command'?"),
+        (
+            &machine("strategy = \"command\""),
+            "machines[0] (/run/a): strategy = \"command\" needs command",
+        ),
+        (
+            &machine("strategy = \"command\"\ncommand = []"),
+            "not the absolute path of a program",
+        ),
+        (
+            &machine("strategy = \"command\"\ncommand = [\"grow\"]"),
+            "'grow' is not the absolute path",
+        ),
+        (
+            &machine("command = [\"/bin/grow\"]"),
+            "command is of use only with strategy",
+        ),
+        (
+            &machine("reserve = \"1G\""),
+            "reserve is of use only with strategy = \"quota\"",
+        ),
+        (
+            &machine("on-failed = \"resume-when-healthy\""),
+            "needs health-command",
+        ),
+        (&machine("step = \"1K\""), "use 64 KiB or more"),
+        (&machine("step = \"1X\""), "expected a size in bytes"),
+        (&machine("step = -1"), "expected a size in bytes"),
+        (
+            &machine("enough = \"3G\""),
+            "enough: 3 GiB is not between 1 byte and a step of 2 GiB",
+        ),
+        (&machine("poll = 5"), "a time with its unit"),
+        (&machine("poll = \"1ms\""), "poll: use 50ms or more"),
+        (
+            &machine("backoff-first = \"1h\""),
+            "backoff-first is longer than backoff-max",
+        ),
+        (&machine("give-up-after = 0"), "give-up-after"),
+        (
+            &machine("[[machines.disks]]\nstep = \"1G\""),
+            "disks[0]: say which: by node, qdev or file",
+        ),
+        (
+            &machine("[[machines.disks]]\nnode = \"x\"\npath = \"y\""),
+            "'y' is not an absolute path",
+        ),
+        (
+            &format!("listen = \"0.0.0.0:1\"\n{}", machine("")),
+            "listen: metrics address '0.0.0.0:1'",
+        ),
+        (
+            &format!("journal = \"x\"\n{}", machine("")),
+            "journal: 'x' is not an absolute path",
+        ),
+        (
+            &format!("[limits]\nparallel-extensions = 0\n{}", machine("")),
+            "0 would extend nothing",
+        ),
+        (
+            &format!("alert-command = [\"page\"]\n{}", machine("")),
+            "alert-command: 'page'",
+        ),
+        ("[[machines", "line 1"),
+    ] {
+        let error = Config::parse(text).unwrap_err().to_string();
+        assert!(error.contains(says), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_not_there_is_named() {
+    let error = Config::read(Path::new("/nonexistent/watch.toml")).unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .starts_with("/nonexistent/watch.toml: cannot be read")
+    );
+}

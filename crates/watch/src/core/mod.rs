@@ -1,0 +1,13 @@
+//! What is decided: without I/O, locks or clocks. Time is told, chance is told.
+
+pub mod backoff;
+pub mod incident;
+pub mod ledger;
+pub mod machine;
+pub mod notice;
+pub mod record;
+pub mod room;
+pub mod view;
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,255 @@
+//! A machine as its monitor shows it: what matters here of `query-status`, `query-block` and
+//! `query-named-block-nodes`, from QEMU and from `standfastd`.
+//!
+//! Servers lie and change: what is missing, or of another type, is as if it were not there.
+
+use qapi::Value;
+
+/// Disks of one machine that are looked at.
+pub const DISKS_MAX: usize = 1024;
+
+/// The run state, as far as it matters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RunState {
+    /// The machine runs.
+    Running,
+    /// It was stopped by an I/O error.
+    IoError,
+    /// It does not run, for another reason: by QEMU's name of that.
+    Other(String),
+}
+
+impl RunState {
+    /// From the answer to `query-status`. None: it says nothing.
+    #[must_use]
+    pub fn parse(answer: &Value) -> Option<Self> {
+        Some(match answer.get("status")?.as_str()? {
+            "running" => Self::Running,
+            "io-error" => Self::IoError,
+            other => Self::Other(other.chars().take(40).collect()),
+        })
+    }
+
+    /// QEMU's name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        match self {
+            Self::Running => "running",
+            Self::IoError => "io-error",
+            Self::Other(name) => name,
+        }
+    }
+}
+
+/// What a backend remembers of errors.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum IoStatus {
+    /// Nothing.
+    Ok,
+    /// There was no space.
+    Nospace,
+    /// Something else.
+    Failed,
+}
+
+/// What a held request keeps waiting, and so what goes on again how.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum HoldScope {
+    /// The whole machine: `cont`.
+    #[default]
+    Vm,
+    /// That export, or that request: `x-block-export-cont`.
+    Export,
+}
+
+/// Space that a node of `standfastd` may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quota {
+    /// Bytes that may be allocated.
+    pub limit: u64,
+    /// Bytes that are.
+    pub used: u64,
+}
+
+/// A disk: an element of `query-block`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// What it is called here: its device, else its qdev, else its node.
+    pub name: String,
+    /// The backend's name; empty: it is anonymous, as with `-blockdev`.
+    pub device: String,
+    /// The device in the guest, by id or path.
+    pub qdev: Option<String>,
+    /// Its top node.
+    pub node: Option<String>,
+    /// Where its data lies, as the server says.
+    pub file: Option<String>,
+    /// The driver of its top node.
+    pub driver: Option<String>,
+    /// The size that the guest sees. Servers lie.
+    pub virtual_size: Option<i64>,
+    /// What it remembers; none: no policy of it can stop.
+    pub io_status: Option<IoStatus>,
+    /// What its held requests keep waiting.
+    pub scope: HoldScope,
+    /// How many requests are held; none: the server does not say it, as QEMU.
+    pub held: Option<u64>,
+    /// Whether what is held is for want of space, where `held` says that something is.
+    pub held_nospace: bool,
+    /// The account of its top node, if that has one.
+    pub quota: Option<Quota>,
+}
+
+impl Disk {
+    /// From an element of the answer to `query-block`. None: no medium, or nothing to call it by.
+    #[must_use]
+    pub fn parse(value: &Value) -> Option<Self> {
+        let text = |name: &str| {
+            let text = value.get(name).and_then(Value::as_str);
+            text.filter(|text| !text.is_empty()).map(str::to_owned)
+        };
+        let inserted = value.get("inserted")?;
+        let (device, qdev) = (text("device").unwrap_or_default(), text("qdev"));
+        let node = inserted.get("node-name").and_then(Value::as_str);
+        let node = node.filter(|node| !node.is_empty()).map(str::to_owned);
+        let name = if device.is_empty() {
+            let short = qdev.as_deref().map(short);
+            short.map(str::to_owned).or_else(|| node.clone())?
+        } else {
+            device.clone()
+        };
+        let file = inserted.get("file").and_then(Value::as_str);
+        let image = inserted.get("image");
+        let io_status = match value.get("io-status").and_then(Value::as_str) {
+            Some("ok") => Some(IoStatus::Ok),
+            Some("nospace") => Some(IoStatus::Nospace),
+            Some("failed") => Some(IoStatus::Failed),
+            _ => None,
+        };
+        let scope = match value.get("x-hold-scope").and_then(Value::as_str) {
+            Some("device" | "request") => HoldScope::Export,
+            _ => HoldScope::Vm,
+        };
+        Some(Self {
+            name,
+            device,
+            qdev,
+            node,
+            file: file.filter(|file| !file.is_empty()).map(str::to_owned),
+            driver: inserted
+                .get("drv")
+                .and_then(Value::as_str)
+                .map(str::to_owned),
+            virtual_size: image.and_then(|image| image.get("virtual-size")?.as_i64()),
+            io_status,
+            scope,
+            held: value.get("x-held").and_then(Value::as_u64),
+            held_nospace: value
+                .get("x-incident-cause")
+                .is_some_and(|cause| cause == "nospace"),
+            quota: quota(inserted),
+        })
+    }
+
+    /// All disks in the answer to `query-block`; of two with one name the first.
+    #[must_use]
+    pub fn parse_all(answer: &Value) -> Vec<Self> {
+        let mut disks: Vec<Self> = Vec::new();
+        for value in answer.as_array().into_iter().flatten() {
+            if let Some(disk) = Self::parse(value)
+                && disks.len() < DISKS_MAX
+                && disks.iter().all(|other| other.name != disk.name)
+            {
+                disks.push(disk);
+            }
+        }
+        disks
+    }
+
+    /// Whether its I/O status is reset by each `cont`. That of QEMU's anonymous backends keeps the first
+    /// error ever.
+    #[must_use]
+    pub fn status_is_fresh(&self) -> bool {
+        !self.device.is_empty()
+    }
+}
+
+/// The id in the path of a device of QEMU: `/machine/peripheral/disk0/virtio-backend` is `disk0`.
+fn short(qdev: &str) -> &str {
+    let of_user = qdev.strip_prefix("/machine/peripheral/");
+    of_user.map_or(qdev, |rest| rest.split('/').next().unwrap_or(rest))
+}
+
+fn quota(node: &Value) -> Option<Quota> {
+    Some(Quota {
+        limit: node.get("x-quota-limit")?.as_u64()?,
+        used: node.get("x-quota-used")?.as_u64()?,
+    })
+}
+
+/// The account of the node `name` in the answer to `query-named-block-nodes`.
+#[must_use]
+pub fn quota_of(answer: &Value, name: &str) -> Option<Quota> {
+    let mut nodes = answer.as_array()?.iter();
+    quota(nodes.find(|node| node.get("node-name").is_some_and(|found| found == name))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    /// As QEMU 7.2 answers for `-blockdev` and `-device virtio-blk-pci,id=disk0,werror=enospc`.
+    fn qemu() -> Value {
+        json!({"io-status": "nospace", "device": "", "locked": false, "removable": false,
+            "qdev": "/machine/peripheral/disk0/virtio-backend", "type": "unknown",
+            "inserted": {"node-name": "node0", "drv": "file", "file": "/vm/disk0.img", "ro": false,
+                "image": {"virtual-size": 67_108_864, "filename": "/vm/disk0.img", "format": "file",
+                    "actual-size": 4096}}})
+    }
+
+    #[test]
+    fn a_disk_of_qemu() {
+        let disk = Disk::parse(&qemu()).unwrap();
+        assert_eq!((disk.name.as_str(), disk.device.as_str()), ("disk0", ""));
+        assert_eq!(disk.file.as_deref(), Some("/vm/disk0.img"));
+        assert_eq!(disk.virtual_size, Some(64 << 20));
+        assert_eq!((disk.io_status, disk.held), (Some(IoStatus::Nospace), None));
+        assert!(!disk.status_is_fresh() && disk.scope == HoldScope::Vm);
+    }
+
+    #[test]
+    fn a_disk_of_standfastd() {
+        let disk = json!({"device": "vda", "qdev": "vda", "io-status": "nospace", "x-held": 3,
+            "x-hold-scope": "device", "x-incident-cause": "nospace",
+            "inserted": {"node-name": "disk0", "drv": "quota", "file": "/vm/disk0.img",
+                "x-quota-limit": 10, "x-quota-used": 9, "image": {"virtual-size": 512}}});
+        let disk = Disk::parse(&disk).unwrap();
+        assert_eq!(disk.quota, Some(Quota { limit: 10, used: 9 }));
+        assert_eq!((disk.held, disk.held_nospace), (Some(3), true));
+        assert!(disk.scope == HoldScope::Export && disk.status_is_fresh());
+    }
+
+    #[test]
+    fn nonsense_is_nothing() {
+        for answer in [
+            json!(null),
+            json!({}),
+            json!([1, {}, {"inserted": 3}, {"inserted": {}}]),
+        ] {
+            assert_eq!(Disk::parse_all(&answer), []);
+        }
+        let twice = json!([qemu(), qemu()]);
+        assert_eq!(Disk::parse_all(&twice).len(), 1);
+        let mut odd = qemu();
+        odd["inserted"]["image"]["virtual-size"] = json!(-5);
+        odd["x-held"] = json!(-1);
+        odd["inserted"]["x-quota-limit"] = json!("much");
+        let disk = Disk::parse(&odd).unwrap();
+        assert_eq!(
+            (disk.virtual_size, disk.held, disk.quota),
+            (Some(-5), None, None)
+        );
+        assert_eq!(RunState::parse(&json!({"status": 1})), None);
+    }
+}

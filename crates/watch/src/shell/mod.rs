@@ -1,0 +1,18 @@
+//! Does what was decided: the only part that knows files, sockets, programs and clocks.
+
+mod control;
+mod desk;
+mod figures;
+mod fleet;
+mod link;
+mod lock;
+mod measure;
+mod program;
+mod service;
+mod session;
+mod sockets;
+mod teller;
+mod watcher;
+
+pub use control::{StatusError, ask_status};
+pub use watcher::{Options, WatchError, run, sockets_of};
