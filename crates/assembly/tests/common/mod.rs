@@ -112,9 +112,7 @@ impl House {
 
     /// `cont`.
     pub fn go_on(&self) -> Result<(), block::Refusal> {
-        let control = self.registry.control();
-        let went_on = control.call(|run, wiring| run.cont(None, false, wiring));
-        self.wait(went_on).unwrap()
+        self.wait(self.registry.control().cont(false))
     }
 
     pub fn connect(&self, id: &str) -> Disk {

@@ -198,6 +198,7 @@ impl Driver for FileDriver {
             flush_latch: Some(self),
             cont_blocker: Some(self),
             resize: Some(self),
+            reopen: Some(self),
             grow: Some(self),
             image_locks: Some(self),
             discard_counters: Some(self),
