@@ -146,4 +146,22 @@ mod tests {
         wait.recv_timeout(PATIENCE).expect("it ends");
         end.join().expect("it has ended");
     }
+
+    /// A worker that tried again when its call was interrupted did so for ever: storage may say that.
+    #[test]
+    fn a_storage_that_says_it_was_interrupted_is_an_error() {
+        let fuse = FuseFile::new(BYTES).expect("root, and /dev/fuse");
+        let disk = file_node(&fuse.path(), true);
+        fuse.fail(FuseOp::Read, libc::EINTR);
+        let (iothread, (ended, wait)) = (start(), std::sync::mpsc::channel());
+        let spawned = iothread.handle().spawn(move || async move {
+            let result = Op::read(0, 4096).run(&disk).await;
+            ended.send(result).expect("it is waited for");
+        });
+        spawned.expect("it runs");
+        let result = wait.recv_timeout(PATIENCE);
+        fuse.fail(FuseOp::Read, 0);
+        let error = result.expect("it ends").expect_err("it fails");
+        assert_eq!(error.errno(), libc::EINTR);
+    }
 }

@@ -45,16 +45,10 @@ impl Job {
         job
     }
 
-    /// Makes the call. Nobody touches what it names any more when [`Job::result`] says something.
+    /// Makes the call, once: EINTR may be the storage's answer, and is the caller's to try again.
     pub(super) fn run(&self) -> i32 {
-        loop {
-            // SAFETY: `new` has the promise.
-            let result = unsafe { make(&self.call) };
-            // Nobody asks a worker to stop: a signal that was meant for the process.
-            if result != -libc::EINTR {
-                return result;
-            }
-        }
+        // SAFETY: `new` has the promise.
+        unsafe { make(&self.call) }
     }
 
     /// The job has come to `result`, and who waits for it is told.
