@@ -125,13 +125,15 @@ mod tests {
         let fuse = FuseFile::new(BYTES).expect("root, and /dev/fuse");
         let hanging = file_node(&fuse.path(), true);
         fuse.hang(FuseOp::Read, true);
+        // Opening it has read there.
+        let before = fuse.count(FuseOp::Read);
         let (first, second) = (start(), start());
         let on_first = Arc::clone(&hanging);
         let spawned = first.handle().spawn(move || async move {
             let _ = Op::read(0, 4096).run(&on_first).await;
         });
         spawned.expect("it runs");
-        until("it hangs", || fuse.count(FuseOp::Read) > 0);
+        until("it hangs", || fuse.count(FuseOp::Read) > before);
         let begin = Instant::now();
         second.shutdown();
         assert!(begin.elapsed() < Duration::from_secs(5));
