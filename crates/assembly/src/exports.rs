@@ -44,9 +44,9 @@ pub async fn add(
     let ExportVariant::VhostUserBlk(wire) = variant;
     let options = vhost_user_blk_options(&base, &wire)?;
     let policy = policy(&base);
-    warn_if_unsafe(&base.id, &node, policy);
     let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
     let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked).await?;
+    warn_if_unsafe(&base.id, &node, policy);
     // Only now nobody else makes it longer or shorter.
     warn_of_odd_end(&base.id, &node, options.logical_block_size);
     let made = async {

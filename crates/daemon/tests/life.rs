@@ -180,10 +180,14 @@ fn nobody_takes_over_what_is_in_use() {
     );
 
     let image = place.name("disk.img");
-    let output = refused(&["--blockdev", &format!("file,node-name=n,filename={image}")]);
+    let blockdev = format!("file,node-name=n,filename={image}");
+    let other = place.name("other.sock");
+    let export =
+        format!("vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path={other}");
+    let output = refused(&["--blockdev", &blockdev, "--export", &export]);
     let said = stderr(&output);
     let expected = format!(
-        "standfastd: --blockdev file,node-name=n,filename={image}: Failed to get \"write\" lock\n\
+        "standfastd: --export {export}: Failed to get \"write\" lock\n\
          Is another process using the image [{image}]?\n"
     );
     assert!(said.contains(&expected), "{said}");
