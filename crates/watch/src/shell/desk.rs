@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::Mutex;
-use qapi::{Object, Value};
+use qapi::Object;
 use serde_json::json;
 use tokio::sync::{Mutex as Turn, Semaphore};
 
@@ -207,16 +207,8 @@ impl Desk {
         match place {
             Place::Path(path) => self.measurer.measure(&path).await,
             Place::Quota(node) => {
-                let flat = Object::from_iter([("flat".to_owned(), Value::Bool(true))]);
-                // Servers of ours take no argument.
-                let answer = match who
-                    .link
-                    .execute("query-named-block-nodes", Object::new())
-                    .await
-                {
-                    Ok(answer) => answer,
-                    Err(_) => who.link.execute("query-named-block-nodes", flat).await?,
-                };
+                let nodes = who.link.execute("query-named-block-nodes", Object::new());
+                let answer = nodes.await?;
                 let quota = quota_of(&answer, &node).ok_or_else(|| {
                     format!("node '{node}' has no quota: name the node that has (quota-node)")
                 })?;

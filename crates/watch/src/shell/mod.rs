@@ -1,5 +1,7 @@
 //! Does what was decided: the only part that knows files, sockets, programs and clocks.
 
+mod beside;
+mod context;
 mod control;
 mod desk;
 mod figures;

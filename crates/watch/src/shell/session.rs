@@ -5,28 +5,27 @@ use std::future::Future;
 use std::path::PathBuf;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use qapi::{Object, Value};
 use qmp_client::{Answer, ClientError, Connection, GREETING_TIMEOUT, Incoming, Wire, connect_unix};
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::Section;
 use crate::core::incident::Stage;
-use crate::core::machine::{Machine, Order, RoomAnswer};
+use crate::core::machine::{Machine, Order};
 use crate::core::notice::Notice;
 use crate::core::record::{Record, What};
 use crate::core::view::{Disk, RunState};
 
-use super::desk::{Desk, Who};
-use super::fleet::{Fleet, IncidentStatus, MachineStatus};
+use super::beside::{Beside, Done, Work};
+use super::context::Context;
+use super::desk::Who;
+use super::fleet::{IncidentStatus, MachineStatus};
 use super::link::{Call, Link};
 use super::lock::{Lock, LockError};
-use super::teller::Teller;
 
 /// An answer that takes longer does not come.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -38,27 +37,6 @@ const RETRY_MAX: Duration = Duration::from_secs(30);
 
 /// So many messages of a machine, then the others have their turn.
 const MESSAGES_IN_TURN: u32 = 16;
-
-/// What the tasks of all machines share.
-#[derive(Debug)]
-pub struct Context {
-    /// Where room is made.
-    pub desk: Desk,
-    /// Who tells.
-    pub teller: Teller,
-    /// How all are.
-    pub fleet: Arc<Fleet>,
-    /// Numbers of incidents.
-    pub numbers: Arc<AtomicU64>,
-    /// Where locks are.
-    pub runtime_directory: PathBuf,
-    /// Nothing is done.
-    pub dry_run: bool,
-    /// Each machine is looked at once.
-    pub once: bool,
-    /// When the watcher began.
-    pub began: Instant,
-}
 
 /// How a task has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -94,12 +72,6 @@ enum Of {
     Call(oneshot::Sender<Result<Value, String>>),
 }
 
-/// What has been done beside.
-enum Done {
-    Room(String, u64, RoomAnswer),
-    Health(String, u64, Result<(), String>),
-}
-
 /// The task of one machine.
 #[derive(Debug)]
 pub struct Session {
@@ -110,16 +82,10 @@ pub struct Session {
     section: watch::Receiver<Option<Arc<Section>>>,
     link: Link,
     calls: mpsc::Receiver<Call>,
-    beside: JoinSet<Done>,
+    beside: Beside,
     /// The disks of an [`Order::Look`] whose second answer is to come.
     look_disks: Vec<Disk>,
     told: Option<String>,
-}
-
-impl std::fmt::Debug for Done {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Done")
-    }
 }
 
 impl Session {
@@ -145,7 +111,7 @@ impl Session {
             section,
             link,
             calls,
-            beside: JoinSet::new(),
+            beside: Beside::default(),
             look_disks: Vec::new(),
             told: None,
         })
@@ -170,6 +136,7 @@ impl Session {
                 End::Taken(why) => (why, "taken"),
             };
             self.machine.disconnected(self.now());
+            self.beside.forget_next();
             self.tell_orders();
             self.tell_lost(&why, state);
             if self.context.once {
@@ -187,7 +154,8 @@ impl Session {
         // What it has begun is not cut off; who asks for the connection is told that there is none.
         self.calls.close();
         while self.calls.recv().await.is_some() {}
-        while self.beside.join_next().await.is_some() {}
+        self.beside.forget_next();
+        while self.beside.next().await.is_some() {}
         self.context.fleet.remove(&self.socket);
         self.context.teller.refresh();
         outcome
@@ -207,14 +175,17 @@ impl Session {
                 done = &mut wait => return Some(done),
                 // Dropped: there is no connection.
                 Some(_) = self.calls.recv() => {}
-                Some(_) = self.beside.join_next(), if !self.beside.is_empty() => {}
+                Some(_) = self.beside.next(), if !self.beside.is_empty() => {}
                 changed = self.section.changed() => changed.ok()?,
             }
         }
     }
 
     async fn attempt(&mut self, retry: &mut Duration) -> End {
-        let _lock = match Lock::take(&self.context.runtime_directory, &self.socket) {
+        // Who only looks is in nobody's way.
+        let locked = (!self.context.dry_run)
+            .then(|| Lock::take(&self.context.runtime_directory, &self.socket));
+        let _lock = match locked.transpose() {
             Ok(lock) => lock,
             Err(error @ LockError::Taken(_)) => return End::Taken(error.to_string()),
             Err(error) => return End::Lost(error.to_string()),
@@ -299,14 +270,16 @@ impl Session {
                         }
                     }
                 },
-                Some(done) = self.beside.join_next(), if !self.beside.is_empty() => {
+                Some((done, next)) = self.beside.next(), if !self.beside.is_empty() => {
                     let now = self.now();
                     match done {
-                        Ok(Done::Room(disk, number, answer)) => self.machine.room(now, &disk, number, answer),
-                        Ok(Done::Health(disk, number, result)) => {
+                        Done::Room(disk, number, answer) => self.machine.room(now, &disk, number, answer),
+                        Done::Health(disk, number, result) => {
                             self.machine.health(now, &disk, number, result);
                         }
-                        Err(error) => tracing::error!("a task has failed: {error}"),
+                    }
+                    if let Some(work) = next {
+                        self.beside.begin(&self.context, self.who(), work);
                     }
                 }
                 Some(call) = self.calls.recv() => {
@@ -393,18 +366,12 @@ impl Session {
                     send("x-block-export-cont", id, Of::ContExport(disk, incident))?;
                 }
                 Order::Room(order) => {
-                    let (context, who) = (Arc::clone(&self.context), self.who());
-                    self.beside.spawn(async move {
-                        let answer = context.desk.make_room(&who, &order).await;
-                        Done::Room(order.disk.name.clone(), order.incident, answer)
-                    });
+                    let who = self.who();
+                    self.beside.begin(&self.context, who, Work::Room(order));
                 }
                 Order::Health(order) => {
-                    let (context, who) = (Arc::clone(&self.context), self.who());
-                    self.beside.spawn(async move {
-                        let result = context.desk.health(&who, &order).await;
-                        Done::Health(order.disk.name.clone(), order.incident, result)
-                    });
+                    let who = self.who();
+                    self.beside.begin(&self.context, who, Work::Health(order));
                 }
                 Order::Tell(record) => self.context.teller.tell(&record),
             }

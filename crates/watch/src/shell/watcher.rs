@@ -20,12 +20,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use crate::config::{Config, ConfigError, Section};
 use crate::core::record::{Record, What};
 
+use super::context::Context;
 use super::control;
 use super::desk::Desk;
 use super::figures::Figures;
 use super::fleet::Fleet;
 use super::service;
-use super::session::{Context, Outcome, Session};
+use super::session::{Outcome, Session};
 use super::sockets;
 use super::teller::Teller;
 
