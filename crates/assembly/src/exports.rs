@@ -8,6 +8,7 @@ use block::{
     RegistryError,
 };
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
+use iothread::Handle;
 use listener::{Socket, inherited_socket};
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
@@ -41,6 +42,7 @@ pub async fn add(
         return Err(SetupError::new("Cannot export read-only node as writable"));
     }
     let lent = objects.iothreads().await.lend(base.iothread.as_ref())?;
+    check_engines(&node, &lent.handles)?;
     let ExportVariant::VhostUserBlk(wire) = variant;
     let options = vhost_user_blk_options(&base, &wire)?;
     let policy = policy(&base);
@@ -94,6 +96,28 @@ async fn socket(address: &SocketAddressVariant) -> Result<Socket, SetupError> {
             Ok(Socket::inherited(inherited_socket(&address.str, true)?)?)
         }
     }
+}
+
+/// An engine that was asked for by name was there when the node was opened; an iothread may have come to be
+/// without one.
+fn check_engines(node: &Arc<Node>, threads: &[Handle]) -> Result<(), SetupError> {
+    for node in node.subtree() {
+        let engine = node.driver().info().engine;
+        let Some(engine) = engine.filter(|engine| engine.required) else {
+            continue;
+        };
+        let mut others = threads.iter();
+        if let Some(thread) = others.find(|thread| thread.engine() != engine.engine) {
+            let why = thread.fallback().map(|why| format!(": {why}"));
+            return Err(SetupError::new(format!(
+                "Unable to use io_uring for node '{}' on iothread '{}'{}",
+                node.name(),
+                thread.name(),
+                why.unwrap_or_default()
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// What an export does with its node. It minds nobody else.

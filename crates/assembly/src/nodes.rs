@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
 use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
-use drivers::file::{Discard, Locking, Medium};
+use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota, QuotaOptions,
 };
@@ -298,8 +298,17 @@ async fn open_image(
             wire::Locking::Off => Locking::Off,
         },
         force_share: base.force_share.unwrap_or(false),
+        aio: file.aio.map(|aio| match aio {
+            wire::AioMode::Threads => Aio::Threads,
+            wire::AioMode::Native => Aio::Native,
+            wire::AioMode::IoUring => Aio::IoUring,
+        }),
     };
-    Ok(Box::new(FileDriver::open(medium, options).await?))
+    let driver = FileDriver::open(medium, options).await?;
+    if let Some(note) = driver.info().engine.and_then(|engine| engine.note) {
+        tracing::info!("node '{name}': {note}");
+    }
+    Ok(Box::new(driver))
 }
 
 fn null_options(base: &BlockdevBase, null: wire::NullOptions) -> Result<NullOptions, SetupError> {

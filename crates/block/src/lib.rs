@@ -45,7 +45,7 @@ pub use driver::fault::FaultPlan;
 pub use driver::future::{BoxFuture, IoFuture};
 pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;
-pub use driver::limits::{Limits, NodeInfo};
+pub use driver::limits::{Limits, NodeEngine, NodeInfo};
 pub use driver::loss::Loss;
 pub use driver::node::{Child, Driver, GuestFault, Node};
 pub use driver::own_io::{NotOnDisk, WRITE_BACK_MAX};

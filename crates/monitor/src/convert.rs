@@ -173,6 +173,7 @@ pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo 
         },
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),
+        x_engine: info.engine.map(|engine| engine.engine.as_str().to_owned()),
         x_unwritten: node.not_on_disk().map(|left| UnwrittenInfo {
             bytes: left.unwritten.bytes,
             what: left.unwritten.what,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail};
 use parking_lot::Mutex;
 use rustix::process::{Pid, Signal};
 
-use crate::seccomp;
+use crate::{engine, seccomp};
 
 /// How often a condition is looked at while waiting for it.
 const PAUSE: Duration = Duration::from_millis(5);
@@ -127,8 +127,7 @@ impl Builder {
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let by_threads = self.program.ends_with("standfastd")
-            && std::env::var_os("STANDFAST_TEST_ENGINE").is_some_and(|engine| engine == "threads");
+        let by_threads = self.program.ends_with("standfastd") && engine::is_threads();
         if let Some(errno) = self.no_io_uring.or(by_threads.then_some(libc::EPERM)) {
             seccomp::forbid_io_uring(&mut command, errno);
         }

@@ -172,7 +172,8 @@ impl FuseFile {
     ///
     /// If it does not (FOPEN_DIRECT_IO), Linux (6.18 at least) does the rest of a short transfer through
     /// io_uring at the offset of its beginning: short reads bring wrong data, and with O_DIRECT
-    /// short writes go to a wrong place.
+    /// short writes go to a wrong place. System calls do not, and FUSE goes by them unless a test asks for
+    /// a ring.
     pub fn cache(&self, cached: bool) {
         self.shared.lock().cached = cached;
     }

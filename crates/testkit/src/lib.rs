@@ -7,6 +7,7 @@
 pub mod checker;
 mod command;
 pub mod daemon;
+pub mod engine;
 pub mod errors;
 pub mod events;
 pub mod fuse;

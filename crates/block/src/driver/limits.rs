@@ -1,5 +1,7 @@
 //! What a node says of itself: what it asks of requests, and how it is opened. Plain data.
 
+use iothread::Engine;
+
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
 /// that is known, are powers of two; alignments are at least 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,4 +56,17 @@ pub struct NodeInfo {
     pub cache_no_flush: bool,
     /// Something the user should know, e.g. that a stop policy cannot hold what this node loses.
     pub warning: Option<String>,
+    /// What does the I/O of a node that has storage of its own, below the kernel.
+    pub engine: Option<NodeEngine>,
+}
+
+/// What makes the system calls of a node.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeEngine {
+    /// Which engine.
+    pub engine: Engine,
+    /// It was asked for by name: an iothread without it may not serve the node.
+    pub required: bool,
+    /// Why it is not the default, for the log.
+    pub note: Option<String>,
 }

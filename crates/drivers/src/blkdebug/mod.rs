@@ -77,8 +77,9 @@ impl Driver for Blkdebug {
         let child = self.image.info();
         NodeInfo {
             filename: format!("blkdebug::{}", child.filename),
-            // It is the child's to give.
+            // These are the child's to give.
             warning: None,
+            engine: None,
             ..child
         }
     }

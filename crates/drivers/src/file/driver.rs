@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::{RangeLock, Serialiser};
-use block::{BlockError, ErrorKind, ImageId, Io, OneBeside, Operation};
+use block::{BlockError, ErrorKind, ImageId, Io, NodeEngine, OneBeside, Operation};
 use iothread::ops::Lane;
 
 use super::deallocation::Deallocation;
 use super::device_discard::DeviceDiscard;
 use super::device_size::DeviceSize;
+use super::engine::Chosen;
 use super::flush::Flusher;
 use super::geometry::{self, Geometry};
 use super::lock::Locked;
@@ -63,6 +64,8 @@ pub struct FileDriver {
     pub(super) growth: RangeLock,
     /// Its operations, on all iothreads.
     pub(super) lane: Lane,
+    /// What makes them.
+    pub(super) engine: NodeEngine,
     /// Where the storage is asked what may take long.
     pub(super) beside: OneBeside,
     /// Dropped after `deallocation`, which waits for what it has begun: with it go the locks.
@@ -148,6 +151,7 @@ impl FileDriver {
             ));
         }
         let fd = opened.fd.as_fd();
+        let chosen = Chosen::of(&options, fd, kind)?;
         let deallocates = match options.discard {
             Discard::Unmap if opened.read_only => Deallocates::default(),
             Discard::Unmap if kind == Kind::Block => probe::deallocates(fd, &opened.stat),
@@ -220,7 +224,8 @@ impl FileDriver {
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device, ask),
             growth: RangeLock::default(),
-            lane: Lane::new(),
+            lane: chosen.lane,
+            engine: chosen.shown,
             beside: OneBeside::default(),
         };
         driver.prepare_tail(length.node)?;

@@ -1,5 +1,5 @@
-//! `file` and `host_device`: regular files and block devices, through io_uring; files that lie in
-//! memory, without.
+//! `file` and `host_device`: regular files and block devices, by the engine of the iothread or by its workers
+//! ([`engine`]); files that lie in memory, by neither.
 //!
 //! One descriptor does everything: it holds the image locks ([`lock`]) and does the I/O, so a
 //! process that dies keeps others out until its last request has ended. There are locks as long as
@@ -31,6 +31,8 @@ mod deallocation;
 mod device_discard;
 mod device_size;
 mod driver;
+mod engine;
+mod file_systems;
 mod flush;
 mod geometry;
 mod grow;
@@ -57,7 +59,7 @@ use block::{
 };
 
 pub use self::driver::{FileDriver, Medium};
-pub use self::options::{Discard, FileOptions, Locking};
+pub use self::options::{Aio, Discard, FileOptions, Locking};
 
 impl FileDriver {
     async fn flush(&self, losses_accepted: u32) -> Result<()> {
@@ -118,6 +120,7 @@ impl Driver for FileDriver {
             cache_direct: self.cache_direct,
             cache_no_flush: self.cache_no_flush,
             warning: self.warning.clone(),
+            engine: Some(self.engine.clone()),
         }
     }
 

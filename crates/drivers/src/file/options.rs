@@ -25,6 +25,20 @@ pub enum Locking {
     Off,
 }
 
+/// Who makes the system calls (`aio`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aio {
+    /// Workers, on every iothread.
+    Threads,
+    /// io_uring where it is to be had, else workers; only with `cache_direct`.
+    Native,
+    /// io_uring, or the image is not opened; on file systems that would block the iothread, workers.
+    IoUring,
+    /// io_uring, or the image is not opened, whatever the file system is: one that does not answer then stops
+    /// all that the iothread serves. For tests of what it says through a ring.
+    IoUringAnywhere,
+}
+
 /// Options of [`FileDriver`](super::FileDriver). The defaults are QEMU's.
 #[derive(Clone, Debug, Default)]
 pub struct FileOptions {
@@ -48,6 +62,8 @@ pub struct FileOptions {
     pub locking: Locking,
     /// Do not mind writers; only with `read_only`.
     pub force_share: bool,
+    /// Who makes the system calls; none: io_uring where it is to be had and blocks nobody, else workers.
+    pub aio: Option<Aio>,
 }
 
 impl FileOptions {

@@ -253,8 +253,9 @@ impl Driver for Quota {
 
     fn info(&self) -> NodeInfo {
         NodeInfo {
-            // It is the child's to give.
+            // These are the child's to give.
             warning: None,
+            engine: None,
             ..self.file.info()
         }
     }

@@ -7,7 +7,7 @@ pub mod format;
 use std::sync::Arc;
 
 use block::{Driver, Io, Joined, Node, Operation, Result};
-use iothread::{Config, Handle, IoThread};
+use iothread::{Config, Engine, Handle, IoThread};
 
 /// One operation that owns its data.
 #[derive(Clone, Debug)]
@@ -112,6 +112,33 @@ impl Op {
     }
 }
 
+#[allow(unused_macros, reason = "each test target uses a part of it")]
+/// Makes a module of each of these functions, which has the function as a test on each engine.
+macro_rules! on_both_engines {
+    ($($test:ident),+ $(,)?) => {
+        $(mod $test {
+            use iothread::Engine;
+
+            #[test]
+            fn io_uring() {
+                super::$test(Engine::IoUring);
+            }
+
+            #[test]
+            fn threads() {
+                super::$test(Engine::Threads);
+            }
+        })+
+    };
+}
+#[allow(unused_imports, reason = "each test target uses a part of it")]
+pub(crate) use on_both_engines;
+
+/// Where a test does not say.
+pub fn engine_of_the_run() -> Option<Engine> {
+    testkit::engine::is_threads().then_some(Engine::Threads)
+}
+
 /// An iothread to run operations on.
 pub struct Bench {
     thread: IoThread,
@@ -120,7 +147,22 @@ pub struct Bench {
 impl Bench {
     pub fn new() -> Self {
         Self {
-            thread: IoThread::spawn(Config::default()).expect("an iothread"),
+            thread: IoThread::spawn(Config {
+                engine: engine_of_the_run(),
+                ..Config::default()
+            })
+            .expect("an iothread"),
+        }
+    }
+
+    /// On one of this engine, whatever the run is for.
+    pub fn on(engine: Engine) -> Self {
+        let config = Config {
+            engine: Some(engine),
+            ..Config::default()
+        };
+        Self {
+            thread: IoThread::spawn(config).expect("an iothread"),
         }
     }
 

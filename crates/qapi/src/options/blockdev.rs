@@ -110,8 +110,8 @@ pub struct FileOptions {
     /// Whether to lock it against other processes. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locking: Option<Locking>,
-    /// The I/O engine. All three names are accepted for the sake of existing command lines and
-    /// mean the same: io_uring.
+    /// The I/O engine. Default: io_uring where it is to be had and the file system does not block by it, else
+    /// threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aio: Option<AioMode>,
 }
@@ -132,13 +132,13 @@ pub enum Locking {
 /// I/O engines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AioMode {
-    /// A thread pool in QEMU; io_uring here.
+    /// Workers, on every iothread.
     #[serde(rename = "threads")]
     Threads,
-    /// Linux AIO in QEMU; io_uring here.
+    /// Linux AIO in QEMU; io_uring here, or threads where there is none.
     #[serde(rename = "native")]
     Native,
-    /// io_uring.
+    /// io_uring, or an error.
     #[serde(rename = "io_uring")]
     IoUring,
 }

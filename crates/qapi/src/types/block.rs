@@ -152,6 +152,9 @@ pub struct BlockDeviceInfo {
     /// Bytes that are allocated, where the node limits that.
     #[serde(rename = "x-quota-used", skip_serializing_if = "Option::is_none")]
     pub x_quota_used: Option<u64>,
+    /// What does its I/O, of a node that has storage of its own: `io_uring`, `threads`.
+    #[serde(rename = "x-engine", skip_serializing_if = "Option::is_none")]
+    pub x_engine: Option<String>,
     /// What the driver could not write back on its own, if there is something.
     #[serde(rename = "x-unwritten", skip_serializing_if = "Option::is_none")]
     pub x_unwritten: Option<UnwrittenInfo>,

@@ -39,6 +39,7 @@ fn node(name: &str) -> BlockDeviceInfo {
         image: image(&format!("/{name}.img")),
         x_quota_limit: None,
         x_quota_used: None,
+        x_engine: None,
         x_unwritten: None,
     }
 }
