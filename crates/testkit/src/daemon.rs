@@ -128,7 +128,10 @@ impl Builder {
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
         let by_threads = self.program.ends_with("standfastd") && engine::is_threads();
-        if let Some(errno) = self.no_io_uring.or(by_threads.then_some(libc::EPERM)) {
+        if let Some(errno) = self
+            .no_io_uring
+            .or_else(|| by_threads.then_some(libc::EPERM))
+        {
             seccomp::forbid_io_uring(&mut command, errno);
         }
         let mut child = command
