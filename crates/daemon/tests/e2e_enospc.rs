@@ -352,3 +352,9 @@ fn thin_block_device_buffered_latches() -> Result<()> {
     drop((disk, control));
     server.finish()
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

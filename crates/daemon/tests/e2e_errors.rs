@@ -373,3 +373,9 @@ fn said_by_linux_of_a_device_that_has_vanished() -> Result<()> {
     }
     Ok(())
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -401,3 +401,9 @@ fn resize_spares_held_requests() -> Result<()> {
     drop(disk);
     server.finish()
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -233,3 +233,9 @@ fn a_device_has_its_own_length() -> Result<()> {
     drop(disk);
     server.finish()
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

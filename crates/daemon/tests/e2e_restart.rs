@@ -682,3 +682,9 @@ fn a_start_that_does_not_end_leaves_the_state_whole() -> Result<()> {
     before("an export that fails")?;
     finds_vdb(&state, &image)
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

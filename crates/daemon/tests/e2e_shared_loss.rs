@@ -71,3 +71,9 @@ fn a_reset_clears_nothing_of_the_other_export() -> Result<()> {
     drop((first, second));
     server.finish()
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

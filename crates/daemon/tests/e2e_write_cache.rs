@@ -180,3 +180,9 @@ fn limit_files(daemon: &Daemon, bytes: u64) -> Result<()> {
     ensure!(status.success(), "prlimit: {status}");
     Ok(())
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -88,3 +88,9 @@ fn what_is_held_for_a_client_without_memory_is_not_held_again() {
     }
     drop(daemon);
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

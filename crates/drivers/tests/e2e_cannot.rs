@@ -152,4 +152,10 @@ mod tests {
         assert!(!node.driver().limits().discard);
         bench.run(&node, Op::discard(0, 4 * KIB)).expect("nothing");
     }
+
+    /// All of it once more, without io_uring.
+    #[test]
+    fn again_on_threads() {
+        testkit::engine::again_on_threads();
+    }
 }

@@ -193,4 +193,10 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::BackingGone);
         }
     }
+
+    /// All of it once more, without io_uring.
+    #[test]
+    fn again_on_threads() {
+        testkit::engine::again_on_threads();
+    }
 }

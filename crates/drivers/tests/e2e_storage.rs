@@ -346,4 +346,10 @@ mod tests {
             format!("'file' driver requires '{name}' to be a regular file")
         );
     }
+
+    /// All of it once more, without io_uring.
+    #[test]
+    fn again_on_threads() {
+        testkit::engine::again_on_threads();
+    }
 }

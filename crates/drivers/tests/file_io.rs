@@ -414,4 +414,10 @@ mod tests {
         let fresh = File::open(image.file.path()).expect("exists");
         assert_eq!(fresh.metadata().expect("works").len(), 4096);
     }
+
+    /// All of it once more, without io_uring.
+    #[test]
+    fn again_on_threads() {
+        testkit::engine::again_on_threads();
+    }
 }

@@ -469,4 +469,10 @@ mod tests {
             }
         });
     }
+
+    /// All of it once more, without io_uring.
+    #[test]
+    fn again_on_threads() {
+        testkit::engine::again_on_threads();
+    }
 }

@@ -563,3 +563,9 @@ fn stopping_twice() {
     assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
     expect_clean(&disk);
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

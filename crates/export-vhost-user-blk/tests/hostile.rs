@@ -502,3 +502,9 @@ fn marks_out_of_nowhere() {
     disk.reset().unwrap();
     assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

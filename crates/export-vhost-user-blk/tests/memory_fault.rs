@@ -122,3 +122,9 @@ fn of_a_client_without_memory_it_is_not_held() {
         daemon.close();
     }
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -321,3 +321,9 @@ fn storage_that_does_not_answer_is_waited_for_once() {
     wait_until("the end", || node.not_on_disk().is_none());
     setup.daemon.close();
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -272,3 +272,9 @@ fn as_many_queues_as_the_protocol_can_number() {
         expect_on(&mut disk, last, token);
     }
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

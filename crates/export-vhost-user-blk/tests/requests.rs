@@ -220,3 +220,9 @@ fn options_are_checked() {
     let error = Daemon::try_with(options).err().unwrap();
     assert!(error.to_string().contains("at most 20"), "{error}");
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

@@ -497,3 +497,9 @@ fn a_ring_is_looked_at_when_it_starts() {
         assert_eq!(write(&mut disk, 0, 1, 512), STATUS_OK);
     }
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

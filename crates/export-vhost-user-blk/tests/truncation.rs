@@ -198,3 +198,9 @@ fn the_inflight_region_is_sealed() {
     assert!(rustix::fs::ftruncate(disk.inflight().unwrap().fd(), 0).is_err());
     assert_eq!(daemon.export.trouble(), None);
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

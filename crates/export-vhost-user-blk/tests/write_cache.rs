@@ -323,3 +323,9 @@ fn the_option_is_what_a_guest_is_told_first() {
     assert!(!is_durable(&daemon, &mut disk));
     expect_clean(&disk);
 }
+
+/// All of it once more, without io_uring.
+#[test]
+fn again_on_threads() {
+    testkit::engine::again_on_threads();
+}

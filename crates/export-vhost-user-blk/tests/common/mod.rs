@@ -20,7 +20,7 @@ use block::{
 };
 use frontend::protocol::message;
 use frontend::{Connection, Disk, Request};
-use iothread::{Config, IoThread};
+use iothread::{Config, Engine, IoThread};
 use listener::{Access, bind_socket};
 use standfast_export_vhost_user_blk::{ExportError, Options, VhostUserBlkExport};
 
@@ -233,7 +233,14 @@ impl Daemon {
         let socket = dir.path().join("disk.sock");
         let (control, task) = block::control();
         let task = std::thread::spawn(move || pollster::block_on(task.run()));
-        let spawn = || IoThread::spawn(Config::default()).unwrap();
+        let engine = testkit::engine::is_threads().then_some(Engine::Threads);
+        let spawn = || {
+            IoThread::spawn(Config {
+                engine,
+                ..Config::default()
+            })
+            .unwrap()
+        };
         let iothread = spawn();
         let others: Vec<_> = (1..iothreads).map(|_| spawn()).collect();
         let handles: Vec<_> = (std::iter::once(&iothread).chain(&others))
