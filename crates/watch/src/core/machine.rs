@@ -139,6 +139,8 @@ pub struct Machine {
     asked: u64,
     /// It has stopped, and no error says why. Then its disks are asked.
     unexplained: Option<Duration>,
+    /// Until then nothing is told that concerns no disk that is known.
+    quiet_until: Duration,
     /// Somebody else's pause was told of.
     told_of_pause: bool,
     /// Numbers of incidents, which the machines of a watcher share.
@@ -169,6 +171,7 @@ impl Machine {
             cont: Cont::Idle,
             asked: 0,
             unexplained: None,
+            quiet_until: Duration::ZERO,
             told_of_pause: false,
             numbers,
             chance: Chance::new(seed),

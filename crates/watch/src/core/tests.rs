@@ -642,7 +642,16 @@ fn disks_come_and_go() {
     rig.machine
         .looked(rig.now, Some(RunState::Running), vec![disk("a")]);
     rig.orders();
-    assert!(rig.told.len() < 100);
+    // Told with the one of before, or some time later.
+    assert_eq!(rig.alerts(), 1);
+    rig.now += Duration::from_secs(20);
+    for n in 0..10 {
+        rig.notice(error(&n.to_string(), true));
+        rig.machine
+            .looked(rig.now, Some(RunState::Running), vec![disk("a")]);
+        rig.orders();
+    }
+    assert_eq!(rig.alerts(), 2);
 }
 
 #[test]

@@ -9,6 +9,7 @@ use super::super::incident::{DiskState, Stage};
 use super::super::record::{Cause, Ending, Extended, Record, What};
 use super::super::room::Ask;
 use super::super::view::{HoldScope, RunState};
+use super::sees::REPORT_EVERY;
 use super::{Cont, Machine, Order, RoomAnswer, RoomOrder};
 
 impl Machine {
@@ -200,7 +201,8 @@ impl Machine {
     pub(super) fn leave_the_pause(&mut self, state: &str) {
         if !std::mem::replace(&mut self.told_of_pause, true) {
             let reason = format!("it is '{state}': somebody else's pause is theirs to end");
-            self.decide_nothing("leave", &reason);
+            let decision = "leave";
+            self.tell(None, What::Decision { decision, reason }, true);
         }
     }
 
@@ -295,7 +297,12 @@ impl Machine {
         self.tell(Some(at), What::Decision { decision, reason }, true);
     }
 
-    pub(super) fn decide_nothing(&mut self, decision: &'static str, reason: &str) {
+    /// What concerns no disk that is known: now and then, however often it happens.
+    pub(super) fn decide_nothing(&mut self, now: Duration, decision: &'static str, reason: &str) {
+        if now < self.quiet_until {
+            return;
+        }
+        self.quiet_until = now + REPORT_EVERY;
         let reason = reason.to_owned();
         self.tell(None, What::Decision { decision, reason }, true);
     }

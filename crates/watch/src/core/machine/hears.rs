@@ -43,6 +43,7 @@ impl Machine {
             match self.disks.iter().position(|known| error.is_of(&known.disk)) {
                 Some(at) => self.failed(now, at, &error),
                 None => self.decide_nothing(
+                    now,
                     "an error of a disk that 'query-block' does not show",
                     &error.reason,
                 ),
@@ -56,7 +57,8 @@ impl Machine {
         let explained = self.disks.iter().any(|disk| disk.incident.is_some());
         if stopped && !explained {
             self.decide_nothing(
-                "left",
+                now,
+                "leave",
                 "it is stopped by an I/O error, and no disk says that it was its own",
             );
         }

@@ -15,8 +15,8 @@ const STOP_LIMIT: Duration = Duration::from_secs(5);
 pub(super) const STOP_ASK: Duration = Duration::from_millis(500);
 /// QEMU 9.2 and newer send an error up to a second late; then STOP comes first.
 const LATE_EVENT: Duration = Duration::from_millis(1500);
-/// Errors that guests were told of are told at most so often, per disk.
-const REPORT_EVERY: Duration = Duration::from_secs(10);
+/// Errors that guests were told of are told at most so often, per disk; so is what concerns no known disk.
+pub(super) const REPORT_EVERY: Duration = Duration::from_secs(10);
 
 impl Machine {
     pub(super) fn look(&mut self) {
