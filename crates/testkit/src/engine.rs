@@ -9,6 +9,10 @@ pub const VARIABLE: &str = "STANDFAST_TEST_ENGINE";
 /// # Panics
 /// If the variable says something else than `threads` or `io_uring`: the run would not be what it is called.
 #[must_use]
+#[expect(
+    clippy::panic,
+    reason = "a run that is not what it is called must not pass"
+)]
 pub fn is_threads() -> bool {
     match std::env::var(VARIABLE).as_deref() {
         Err(_) | Ok("" | "io_uring") => false,
