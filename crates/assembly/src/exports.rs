@@ -47,7 +47,10 @@ pub async fn add(
     let options = vhost_user_blk_options(&base, &wire)?;
     let policy = policy(&base);
     let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
+    // Whoever has a node keeps its image open, and the wait may be long.
+    drop(node);
     let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked).await?;
+    let node = root.node();
     warn_if_unsafe(&base.id, &node, policy);
     // Only now nobody else makes it longer or shorter.
     warn_of_odd_end(&base.id, &node, options.logical_block_size);

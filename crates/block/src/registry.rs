@@ -8,7 +8,7 @@ mod nodes;
 mod reopen;
 mod replace;
 mod taken;
-mod uses;
+pub(crate) mod uses;
 
 use std::io;
 use std::sync::Arc;
@@ -35,6 +35,7 @@ use crate::words::run_state::RunState;
 use crate::words::vm::{LinkState, VmOrder, VmPause};
 
 use self::claims::Claims;
+use self::uses::Claimed;
 
 pub use self::replace::Replacement;
 pub use self::uses::Lease;
@@ -336,7 +337,13 @@ impl Registry {
     /// # Errors
     /// If there is no such node, or no latched failure.
     pub async fn accept_loss(&self, name: &str) -> Result<(), RegistryError> {
-        let node = self.node(name)?;
+        // Not while another node takes its place: half of it would be accepted.
+        let find = || Ok([self.node(name)?]);
+        let Claimed {
+            claim: _claim,
+            found: [node],
+            ..
+        } = self.claim_found(find, None).await?;
         let ids: Vec<_> = self
             .backends_above(&node)
             .iter()

@@ -7,6 +7,7 @@ use crate::driver::beside::beside;
 use crate::driver::node::Node;
 use crate::export::Export;
 use crate::registry::Registry;
+use crate::registry::uses::Claimed;
 use crate::registry_error::{RegistryError, ResizeError};
 use crate::words::permissions::{Access, Permissions};
 
@@ -20,8 +21,12 @@ impl Registry {
     /// # Errors
     /// If there is no such node, if others are in the way, or one of [`ResizeError`].
     pub async fn resize(&self, name: &str, size: u64) -> Result<(), RegistryError> {
-        let (claim, nodes) = self.claim(&[&self.node(name)?]).await;
-        let node = self.node(name)?;
+        let find = || Ok([self.node(name)?]);
+        let Claimed {
+            claim,
+            found: [node],
+            nodes,
+        } = self.claim_found(find, None).await?;
         let affected = self.affected(&node)?;
         let mut exports = self.exports();
         exports.retain(|export| {

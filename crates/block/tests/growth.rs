@@ -99,7 +99,7 @@ impl Resize for Leaf {
 }
 
 impl Reopen for Leaf {
-    fn hand_over(&self, _: bool) -> standfast_block::Result<()> {
+    fn hand_over(&self) -> standfast_block::Result<()> {
         Ok(())
     }
 }

@@ -114,14 +114,15 @@ pub trait Resize: fmt::Debug {
 /// Storage that can be opened anew while it is in use, with other options, or because something else is to
 /// be found under its name by now.
 pub trait Reopen: fmt::Debug {
-    /// Another opening takes this one's place, of the same image or of another one (`is_same`): nothing is
-    /// written by this one any more. Makes durable what it has acknowledged, unless flushes of the other
-    /// one do; what is lost is latched, and the other one is told. Called drained. May block.
+    /// Another opening takes this one's place, of the same image or of another one: nothing is written by
+    /// this one any more. Makes durable what it has acknowledged; what may be lost is latched, and the other
+    /// one is told. Called drained. If whoever has called it gives up, this one goes on being used beside.
+    /// May block.
     ///
     /// # Errors
     /// What may not be durable, to be told: the other one takes its place all the same, as nothing here
     /// could do better.
-    fn hand_over(&self, is_same: bool) -> Result<()>;
+    fn hand_over(&self) -> Result<()>;
 }
 
 /// A length that follows what is written. Called on iothreads, several at once.
@@ -168,6 +169,9 @@ pub trait ImageLocks: fmt::Debug {
 
     /// What is open. Asks nobody.
     fn image(&self) -> ImageId;
+
+    /// What is locked while the users of the node have `access`: more or less than that, by the options.
+    fn needs(&self, access: Access) -> Access;
 }
 
 /// An image, whatever it is called: two openings of the same one have the same. Locks lie on it, and not on

@@ -4,7 +4,7 @@
 
 use std::sync::Arc;
 
-use crate::driver::capabilities::{ImageLocks, LockError};
+use crate::driver::capabilities::LockError;
 use crate::driver::node::Node;
 use crate::driver::sharing::{Shared, SharingError, share};
 use crate::driver::users::{EdgeId, Use};
@@ -119,9 +119,10 @@ impl Grant {
     pub fn take(&self) -> Result<(), RegistryError> {
         for (number, step) in self.0.iter().enumerate() {
             if let Err(error) = step.take() {
-                for step in &self.0[..=number] {
-                    step.undo();
-                }
+                let tried = &self.0[..=number];
+                let at_rest = self.at_rest();
+                let is_tried = |step: &&Step| tried.iter().any(|one| std::ptr::eq(one, *step));
+                at_rest.filter(is_tried).for_each(Step::undo);
                 return Err(error);
             }
         }
@@ -174,20 +175,20 @@ impl Step {
         let Some(locks) = self.node.driver().capabilities().image_locks else {
             return Ok(());
         };
-        match &self.former {
-            Some(former) if former.has_image_of(&self.node) => self.take_beside(former, locks),
+        let former = self.former.as_deref();
+        let has = former.and_then(|former| former.driver().capabilities().image_locks);
+        match has {
+            // Whoever asks meets the locks of the former one: that one takes what is missing, and asks. Not if
+            // it locks by other rules: it may have asked for less.
+            Some(has)
+                if has.image() == locks.image()
+                    && has.needs(self.after) == locks.needs(self.after) =>
+            {
+                has.lock(self.after)?;
+                locks.lock_beside(self.after)
+            }
             _ => locks.lock(self.after),
         }
-    }
-
-    /// Whoever asks meets the locks of the former one: that one takes what is missing, and asks.
-    fn take_beside(&self, former: &Node, locks: &dyn ImageLocks) -> Result<(), LockError> {
-        if let Some(has) = former.driver().capabilities().image_locks {
-            has.lock(self.after)?;
-        }
-        locks
-            .lock_beside(self.after)
-            .inspect_err(|_| give_back(former))
     }
 
     fn undo(&self) {

@@ -6,6 +6,7 @@ use super::Registry;
 use super::grants::Plan;
 use super::replace::Replacement;
 use super::taken::Taken;
+use super::uses::Claimed;
 use crate::driver::beside::beside;
 use crate::driver::node::Node;
 use crate::registry_error::RegistryError;
@@ -22,10 +23,13 @@ impl Registry {
         let find = || {
             let name = to.name();
             let none = |_| RegistryError::NoNode(name.to_string());
-            self.graph().get(name).map_err(none)
+            Ok([self.graph().get(name).map_err(none)?])
         };
-        let (claim, mut nodes) = self.claim(&[&find()?, &to]).await;
-        let from = find()?;
+        let Claimed {
+            claim,
+            found: [from],
+            mut nodes,
+        } = self.claim_found(find, Some(&to)).await?;
         if !can_reopen(&from) || !can_reopen(&to) {
             return Err(RegistryError::NotReopened {
                 node: from.name().to_string(),
@@ -44,11 +48,10 @@ impl Registry {
         let (exports, drained) = self.drain_above(&from).await;
         // Now: until nothing is in flight it may become longer.
         let taken = Taken::take(grant, claim).await?;
-        let is_same = from.has_image_of(&to);
         let former = Arc::clone(&from);
         let handed_over = beside(move || {
             if let Some(reopen) = former.driver().capabilities().reopen
-                && let Err(error) = reopen.hand_over(is_same)
+                && let Err(error) = reopen.hand_over()
             {
                 let file = former.driver().info().filename;
                 tracing::warn!(

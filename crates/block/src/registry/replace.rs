@@ -5,6 +5,7 @@ use std::sync::Arc;
 use super::Registry;
 use super::grants::Plan;
 use super::taken::Taken;
+use super::uses::Claimed;
 use crate::backend::Drained;
 use crate::driver::beside::beside;
 use crate::driver::closing::Closing;
@@ -47,8 +48,12 @@ impl Registry {
         from: &str,
         to: &str,
     ) -> Result<Replacement, RegistryError> {
-        let (claim, nodes) = self.claim(&[&self.node(from)?, &self.node(to)?]).await;
-        let (from, to) = (self.node(from)?, self.node(to)?);
+        let find = || Ok([self.node(from)?, self.node(to)?]);
+        let Claimed {
+            claim,
+            found: [from, to],
+            nodes,
+        } = self.claim_found(find, None).await?;
         let below = to.subtree();
         let mut moved = from.users();
         moved.retain(|known| !Arc::ptr_eq(&from, &to) && !is_one_of(&below, known));
@@ -56,11 +61,13 @@ impl Registry {
         for known in &moved {
             plan.replace(known.edge, &from, &to);
         }
-        let taken = Taken::take(plan.grant()?, claim).await?;
+        let grant = plan.grant()?;
         let (exports, drained) = match moved.is_empty() {
             true => Default::default(),
             false => self.drain_above(&from).await,
         };
+        // Now: what comes into use counts what is there, and nobody writes meanwhile.
+        let taken = Taken::take(grant, claim).await?;
         let replacement = Replacement {
             from,
             to,

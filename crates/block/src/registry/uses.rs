@@ -22,6 +22,16 @@ pub struct Lease {
     pub claim: Claim,
 }
 
+/// Nodes that nobody else changes.
+#[derive(Debug)]
+pub(crate) struct Claimed<const N: usize> {
+    pub(crate) claim: Claim,
+    /// Those that were looked for.
+    pub(crate) found: [Arc<Node>; N],
+    /// All that hangs together with them.
+    pub(crate) nodes: Vec<Arc<Node>>,
+}
+
 impl Registry {
     /// The export `id`, which is about to be made, uses a node from now on, as its root.
     ///
@@ -34,9 +44,12 @@ impl Registry {
         node: &str,
         access: Access,
     ) -> Result<Lease, RegistryError> {
-        let (claim, nodes) = self.claim(&[&self.node(node)?]).await;
-        // It may have gone meanwhile.
-        let node = self.node(node)?;
+        let find = || Ok([self.node(node)?]);
+        let Claimed {
+            claim,
+            found: [node],
+            nodes,
+        } = self.claim_found(find, None).await?;
         let root = Child::root(id, Arc::clone(&node));
         let mut plan = Plan::of(&nodes);
         plan.set(
@@ -54,8 +67,11 @@ impl Registry {
 
     /// A user of `node` has gone: what nobody needs any more is given back.
     pub async fn end_use(&self, node: &Arc<Node>) {
-        let (claim, nodes) = self.claim(&[node]).await;
-        settle(&nodes, claim).await;
+        // Another one may have its place by now, and the locks of its users.
+        let find = || Ok([self.node(node.name()).unwrap_or_else(|_| Arc::clone(node))]);
+        if let Ok(Claimed { claim, nodes, .. }) = self.claim_found(find, Some(node)).await {
+            settle(&nodes, claim).await;
+        }
     }
 
     /// Somebody is about to resize `node`, of the `nodes` that were claimed: one more user, until what is
@@ -80,6 +96,32 @@ impl Registry {
             },
         );
         Taken::take(plan.grant()?, claim).await
+    }
+
+    /// Claims all that hangs together with the nodes that `find` finds, and with `more`: those that it still
+    /// finds then. While it waits, a name may come to mean another node.
+    ///
+    /// # Errors
+    /// Those of `find`.
+    pub(crate) async fn claim_found<const N: usize>(
+        &self,
+        find: impl Fn() -> Result<[Arc<Node>; N], RegistryError>,
+        more: Option<&Arc<Node>>,
+    ) -> Result<Claimed<N>, RegistryError> {
+        loop {
+            let found = find()?;
+            let all: Vec<_> = found.iter().chain(more).collect();
+            let (claim, nodes) = self.claim(&all).await;
+            let again = find()?;
+            let same = |(one, other): (&Arc<Node>, &Arc<Node>)| Arc::ptr_eq(one, other);
+            if found.iter().zip(&again).all(same) {
+                return Ok(Claimed {
+                    claim,
+                    found,
+                    nodes,
+                });
+            }
+        }
     }
 
     /// Claims all that hangs together with `nodes`, and says what that is.

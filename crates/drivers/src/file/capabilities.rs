@@ -5,7 +5,6 @@ use block::{
 };
 
 use super::driver::FileDriver;
-use super::probe::Kind;
 
 impl FlushLatch for FileDriver {
     fn latched(&self) -> Option<Loss> {
@@ -45,14 +44,13 @@ impl Resize for FileDriver {
 }
 
 impl Reopen for FileDriver {
-    fn hand_over(&self, is_same: bool) -> Result<()> {
-        // Flushes of another opening write back what the page cache has of the same file, and hear of what
-        // fails. What a device has lost by being shrunk only this one knows.
-        let by_flushes = is_same && self.kind == Kind::Regular;
-        if self.read_only || self.cache_no_flush || by_flushes || self.flusher.latched().is_some() {
+    fn hand_over(&self) -> Result<()> {
+        // Also if the image stays the same: a flush of O_DIRECT would consume what the page cache could not
+        // write, and latch nothing.
+        if self.read_only || self.cache_no_flush || self.flusher.latched().is_some() {
             return Ok(());
         }
-        let flushed = (self.flusher).flush_last(self.fd(), &self.device_size, !self.cache_direct);
+        let flushed = self.flusher.flush_last(self.fd(), &self.device_size);
         flushed.map_err(|error| {
             error
                 .doing(Operation::Flush.name())

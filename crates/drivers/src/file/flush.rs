@@ -141,18 +141,21 @@ impl Flusher {
         })
     }
 
-    /// Makes all writes that have completed durable, now, on this thread; nothing is written after it. A
-    /// failure is latched if `latch`, and of what is latched nobody asks again.
-    pub fn flush_last(&self, fd: BorrowedFd<'_>, device: &DeviceSize, latch: bool) -> Result<()> {
+    /// Makes all writes that have completed durable, now, on this thread, which waits for other flushes. A
+    /// failure is latched, however they were written: nobody will try again.
+    pub fn flush_last(&self, fd: BorrowedFd<'_>, device: &DeviceSize) -> Result<()> {
+        // Whoever has asked may have given up, and others flush again: one of the two would hear of a failure.
+        let _turn = pollster::block_on(self.gate.lock(0..1, Mode::Exclusive));
+        self.check(0)?;
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
         let end = device.flush_begins();
-        self.flush_at_once(fd, latch, 0)?;
-        match device.lost(fd, end) {
-            Some(size) => {
-                self.latch(Loss::new(libc::EIO));
-                Err(dropped(size, end))
-            }
-            None => Ok(()),
+        self.flush_at_once(fd, true, 0)?;
+        if let Some(size) = device.lost(fd, end) {
+            self.latch(Loss::new(libc::EIO));
+            return Err(dropped(size, end));
         }
+        self.succeeded.store(number, Ordering::SeqCst);
+        Ok(())
     }
 
     /// Makes all writes that have completed durable; they went past the page cache. A failure is not latched,

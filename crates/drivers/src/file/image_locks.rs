@@ -30,6 +30,10 @@ impl ImageLocks for FileDriver {
     fn image(&self) -> ImageId {
         self.image
     }
+
+    fn needs(&self, access: Access) -> Access {
+        self.locks_for(access)
+    }
 }
 
 impl FileDriver {

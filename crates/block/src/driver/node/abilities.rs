@@ -17,12 +17,6 @@ impl Node {
         activate.map_or(Ok(()), |activate| activate.activate())
     }
 
-    /// Whether both are openings of one image.
-    pub(crate) fn has_image_of(&self, other: &Self) -> bool {
-        let image = |node: &Self| Some(node.driver.capabilities().image_locks?.image());
-        image(self).is_some_and(|own| image(other) == Some(own))
-    }
-
     /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.
     pub fn cont_blocker(&self) -> Option<String> {
         let blocker = self.driver.capabilities().cont_blocker?;

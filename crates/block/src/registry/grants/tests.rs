@@ -129,6 +129,10 @@ impl ImageLocks for Fake {
         self.lock(access)
     }
 
+    fn needs(&self, access: Access) -> Access {
+        access
+    }
+
     fn image(&self) -> ImageId {
         ImageId {
             device: 0,
