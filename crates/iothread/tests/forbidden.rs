@@ -100,6 +100,9 @@ mod tests {
         let cases = [
             ("all", libc::EPERM, Unavailable::Forbidden),
             ("all", libc::ENOSYS, Unavailable::NotSupported),
+            // As by a kernel before 6.1, and where locked memory is short.
+            ("all", libc::EINVAL, Unavailable::TooOld),
+            ("all", libc::ENOMEM, Unavailable::Memory { entries: 256 }),
             // Made, and then of no use.
             ("enter", libc::EPERM, Unavailable::Forbidden),
             ("register", libc::EPERM, Unavailable::Forbidden),
@@ -127,7 +130,11 @@ mod tests {
         );
         works(&iothread);
         // Asked for by name there is nothing else.
-        let error = IoThread::spawn(config(Engine::IoUring)).unwrap_err();
+        let by_name = Config {
+            engine: Some(Engine::IoUring),
+            ..Config::default()
+        };
+        let error = IoThread::spawn(by_name).unwrap_err();
         assert!(matches!(error, StartError::Unavailable(no) if no == why));
         assert!(error.to_string().starts_with("io_uring is not available ("));
         // And who has asked for threads has not lost anything.
