@@ -29,6 +29,8 @@ pub(crate) struct Pool {
     crew: Arc<Crew>,
     /// What operations hold the keys of.
     jobs: RefCell<Slab<Arc<Job>>>,
+    /// How many there are.
+    waiting: Cell<usize>,
     used: Cell<bool>,
 }
 
@@ -37,6 +39,7 @@ impl Pool {
         Pool {
             crew: Crew::new(size, shared),
             jobs: RefCell::default(),
+            waiting: Cell::new(0),
             used: Cell::new(false),
         }
     }
@@ -60,13 +63,15 @@ impl Pool {
         let job = Arc::new(unsafe { Job::new(call, id, waker) });
         let cap = lane.and_then(Lane::workers_max).map(usize::from);
         let key = self.jobs.borrow_mut().insert(Arc::clone(&job));
+        self.waiting.set(self.waiting.get() + 1);
         self.crew.push(&job, cap);
         key
     }
 
     /// Number of operations that somebody waits for.
+    #[inline]
     pub(crate) fn waiting(&self) -> usize {
-        self.jobs.borrow().len()
+        self.waiting.get()
     }
 
     /// The result of an operation, if it has one; else `cx` is woken when it has.
@@ -75,15 +80,20 @@ impl Pool {
         let job = Arc::clone(&self.jobs.borrow()[key]);
         let result = job.poll(cx);
         if result.is_ready() {
-            self.jobs.borrow_mut().remove(key);
+            drop(self.remove(key));
         }
         result
     }
 
     /// Ends an operation: when this returns nobody touches its memory.
     pub(crate) fn cancel(&self, key: usize) {
-        let job = self.jobs.borrow_mut().remove(key);
+        let job = self.remove(key);
         self.crew.cancel(&job);
+    }
+
+    fn remove(&self, key: usize) -> Arc<Job> {
+        self.waiting.set(self.waiting.get() - 1);
+        self.jobs.borrow_mut().remove(key)
     }
 
     /// Ends all operations that no worker has; does not wait.

@@ -81,6 +81,7 @@ pub(crate) struct Epoll {
     shared: Arc<Shared>,
 }
 
+/// Nothing of it is inlined where the ring's code is: that costs the ring a per cent.
 impl Epoll {
     pub(super) fn new(shared: Arc<Shared>) -> io::Result<Epoll> {
         let fd = epoll::create(epoll::CreateFlags::CLOEXEC)?;
@@ -108,6 +109,7 @@ impl Epoll {
     /// # Safety
     ///
     /// The descriptor that `call` names is open.
+    #[inline(never)]
     pub(super) unsafe fn start(&self, call: &Call, waker: Waker) -> usize {
         let Call::Poll { fd, events } = *call else {
             unreachable!("the other calls are made by workers")
@@ -119,6 +121,7 @@ impl Epoll {
     }
 
     /// Starts a poll on `fd` that reports until it is cancelled.
+    #[inline(never)]
     pub(super) fn start_multishot(&self, fd: BorrowedFd<'_>, events: u32) -> usize {
         self.watch(fd, events, false, Interest::Multishot(Multishot::default()))
     }
@@ -159,6 +162,7 @@ impl Epoll {
     }
 
     /// The result of a poll, if it has one; else `cx` is woken when it has.
+    #[inline(never)]
     pub(super) fn poll(&self, key: usize, cx: &Context<'_>) -> Poll<i32> {
         let mut watches = self.watches.borrow_mut();
         let old = match &mut watches[key].interest {
@@ -178,6 +182,7 @@ impl Epoll {
     }
 
     /// The events since the last call, or the end.
+    #[inline(never)]
     pub(super) fn poll_multishot(
         &self,
         key: usize,
@@ -208,6 +213,7 @@ impl Epoll {
     }
 
     /// Ends a poll.
+    #[inline(never)]
     pub(super) fn cancel(&self, key: usize) {
         let watch = self.watches.borrow_mut().remove(key);
         if matches!(watch.interest, Interest::Once(_)) {
@@ -225,6 +231,7 @@ impl Epoll {
     }
 
     /// Adds one to an eventfd, now, unless its counter is full.
+    #[inline(never)]
     pub(super) fn notify(&self, bell: &Rc<Bell>) {
         match self.ring(bell) {
             Rung::Done => {}
@@ -264,6 +271,7 @@ impl Epoll {
     }
 
     /// Ends the notification that is under way.
+    #[inline(never)]
     pub(super) fn end_notification(&self, bell: &Bell) {
         if let Some(key) = bell.under_way.take() {
             self.cancel(key);
@@ -271,6 +279,7 @@ impl Epoll {
     }
 
     /// Takes what there is, now and then.
+    #[inline(never)]
     pub(super) fn turn(&self) {
         let turns = self.turns.get() + 1;
         if turns < TURNS_PER_LOOK {
@@ -282,6 +291,7 @@ impl Epoll {
     }
 
     /// Waits for something, at most for `timeout`. It may return early.
+    #[inline(never)]
     pub(super) fn wait(&self, timeout: Option<Duration>) {
         self.turns.set(0);
         count(&self.shared.counters.enters);
@@ -322,6 +332,7 @@ impl Epoll {
     }
 
     /// Takes what the last wait has brought and wakes who waits for it.
+    #[inline(never)]
     pub(super) fn reap(&self) {
         loop {
             // The borrow ends before anybody is woken.
