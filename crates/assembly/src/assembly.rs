@@ -146,6 +146,11 @@ impl Assembly {
         unmake::settle(&self.registry, reason).await
     }
 
+    /// What exports have in flight, for the log: one line each of those that have something.
+    pub async fn in_flight(&self) -> Vec<String> {
+        unmake::in_flight(&self.registry).await
+    }
+
     /// The second half: ends all exports, and the iothreads. What a node does on its own, and storage
     /// that hangs does not end, is given up after 2 s.
     pub async fn close_exports(&self, settled: Settled) {

@@ -1,7 +1,17 @@
 //! How all ends: an orderly restart, if another daemon follows. What is held stays as it is, is saved,
 //! and is told about.
 
+use std::pin::pin;
+use std::time::{Duration, Instant};
+
 use block::{Drained, Export, Registry};
+use tokio::time::timeout;
+
+/// After this long the log says what is waited for.
+const QUIET_TIME_MAX: Duration = Duration::from_secs(5);
+
+/// How long an iothread may take to say what it has in flight: one that is stuck does not.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Nothing is in flight any more, as long as this exists.
 #[derive(Debug)]
@@ -16,11 +26,26 @@ pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled
     // The VM stays as it is: it runs on, or waits for the next daemon.
     registry.close_link().await;
     // What is in flight may still fail and be held.
-    let mut drained = Vec::new();
-    for export in registry.exports() {
-        let drain = export.backend().drain().await;
-        drained.push((export, drain));
-    }
+    let mut draining = pin!(async {
+        let mut drained = Vec::new();
+        for export in registry.exports() {
+            let drain = export.backend().drain().await;
+            drained.push((export, drain));
+        }
+        drained
+    });
+    let quick = timeout(QUIET_TIME_MAX, &mut draining).await;
+    let drained = match quick {
+        Ok(drained) => drained,
+        Err(_) => {
+            for what in in_flight(registry).await {
+                tracing::warn!(
+                    "{what}: still waiting for the storage; a second signal ends the daemon without"
+                );
+            }
+            draining.await
+        }
+    };
     // An answer means that run control has heard of all of it.
     control.call(|_, _| ()).await;
     for (export, drained) in &drained {
@@ -32,6 +57,27 @@ pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled
         }
     }
     Settled(drained.into_iter().map(|(_, drained)| drained).collect())
+}
+
+/// What the exports have in flight, for the log: one line each of those that have something.
+pub(crate) async fn in_flight(registry: &Registry) -> Vec<String> {
+    let mut lines = Vec::new();
+    for export in registry.exports() {
+        let (mut requests, mut oldest) = (0, None::<Instant>);
+        let mut answers = export.backend().busy(1);
+        while let Ok(Some(part)) = timeout(ANSWER_TIME_MAX, answers.recv()).await {
+            requests += part.in_flight;
+            let first = part.oldest.first().map(|request| request.started);
+            oldest = [oldest, first].into_iter().flatten().min();
+        }
+        let Some(oldest) = oldest else { continue };
+        lines.push(format!(
+            "export '{}': {requests} requests are in flight, the first for {} s",
+            export.id(),
+            oldest.elapsed().as_secs()
+        ));
+    }
+    lines
 }
 
 fn warn_of_held(export: &dyn Export, drained: &Drained) {

@@ -2,12 +2,14 @@
 
 use std::future::poll_fn;
 use std::io;
+use std::time::Duration;
 
 use super::logging;
 use assembly::{Assembly, tidy_up};
 use block::Saver;
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::timeout;
 
 /// The reason of the `SHUTDOWN` event after a signal.
 pub const HOST_SIGNAL: &str = "host-signal";
@@ -83,10 +85,16 @@ pub fn abandon(name: &str) -> ! {
     std::process::exit(1)
 }
 
+/// How long the end waits for what is in flight: less than `TimeoutStopSec` of the unit, after which nobody
+/// would say what it was.
+const SETTLE_TIME_MAX: Duration = Duration::from_secs(25);
+
 /// Ends exports and nodes: an orderly restart, if another daemon follows. What is held stays as it
-/// is, is saved, and is told about.
+/// is, is saved, and is told about. If the storage does not answer, the process ends without it, as by a
+/// second signal: what is in flight then is the client's to send again, and the image is locked until it
+/// has ended.
 pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<Saver>) {
-    let settled = assembly.settle(reason).await;
+    let settled = timeout(SETTLE_TIME_MAX, assembly.settle(reason)).await;
     if let Some(saver) = saver {
         // Before the exports go: what becomes of them then is not the state that is to be saved.
         tidy_up(
@@ -95,5 +103,18 @@ pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<
         )
         .await;
     }
-    assembly.close_exports(settled).await;
+    match settled {
+        Ok(settled) => assembly.close_exports(settled).await,
+        Err(_) => give_up(&assembly.in_flight().await),
+    }
+}
+
+/// The storage does not answer. Sockets and the pid file stay behind; the next daemon replaces them.
+#[expect(clippy::exit, reason = "an orderly return would wait for the storage")]
+fn give_up(in_flight: &[String]) -> ! {
+    for what in in_flight {
+        tracing::error!("{what}: the storage does not answer, the daemon ends without");
+    }
+    logging::finish();
+    std::process::exit(1)
 }
