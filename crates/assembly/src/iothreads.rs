@@ -3,7 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use block::Export;
-use iothread::{Config, Handle, IoThread};
+use iothread::{Config, Handle, IoThread, Unavailable};
 use qapi::options::{BlockExportIothreads, IothreadOptions};
 
 use crate::setup_error::SetupError;
@@ -35,8 +35,8 @@ pub struct Lent {
 pub struct Iothreads {
     own: Option<IoThread>,
     named: Vec<Named>,
-    /// The log has been told that there is no io_uring.
-    told: bool,
+    /// Why there is no io_uring: what the log has been told.
+    told: Vec<Unavailable>,
 }
 
 impl Iothreads {
@@ -128,13 +128,30 @@ impl Iothreads {
     /// Starts one, with io_uring if that is to be had.
     fn spawn(&mut self, config: Config) -> Result<IoThread, SetupError> {
         let thread = IoThread::spawn(config).map_err(|error| SetupError::new(error.to_string()))?;
-        if let Some(why) = thread.handle().fallback()
-            && !std::mem::replace(&mut self.told, true)
+        let handle = thread.handle();
+        if let Some(why) = handle.fallback()
+            && is_news(&mut self.told, why)
         {
-            tracing::warn!("{why}: threads do the I/O instead");
+            tracing::warn!(
+                "iothread '{}': {why}: threads do the I/O instead",
+                handle.name()
+            );
         }
         Ok(thread)
     }
+}
+
+/// Whether the log is to be told of `why`. What forbids io_uring does so for all iothreads, and is told once;
+/// memory is short for one and not for the other.
+fn is_news(told: &mut Vec<Unavailable>, why: Unavailable) -> bool {
+    if matches!(why, Unavailable::Memory { .. }) {
+        return true;
+    }
+    let news = !told.contains(&why);
+    if news {
+        told.push(why);
+    }
+    news
 }
 
 fn config(name: &str, options: &IothreadOptions) -> Config {
@@ -154,5 +171,22 @@ fn config(name: &str, options: &IothreadOptions) -> Config {
             .thread_pool_max
             .map_or(default.thread_pool_max, small),
         ..default
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reason_is_told_once_and_a_lack_of_memory_each_time() {
+        let told = &mut Vec::new();
+        assert!(is_news(told, Unavailable::Forbidden));
+        assert!(!is_news(told, Unavailable::Forbidden));
+        for _ in 0..2 {
+            assert!(is_news(told, Unavailable::Memory { entries: 256 }));
+        }
+        assert!(is_news(told, Unavailable::NotSupported));
+        assert!(!is_news(told, Unavailable::Forbidden));
     }
 }

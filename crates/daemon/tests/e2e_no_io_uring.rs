@@ -73,7 +73,7 @@ fn serves(errno: i32, why: &str) {
         .filter(|line| line.contains("io_uring is not available"))
         .collect();
     assert!(
-        matches!(told[..], [line] if line.contains(why) && line.contains("WARN")),
+        matches!(told[..], [line] if line.contains(why) && line.contains("WARN") && line.contains("iothread 'a'")),
         "{stderr}"
     );
 }

@@ -14,8 +14,8 @@ pub(crate) const NO_LANE: LaneId = 0;
 /// The operations of one node, on all iothreads: [`Op::on`](crate::ops::Op::on) puts one on its lane.
 ///
 /// Workers of a pool are shared out by lane, so that storage which hangs keeps no other from being served:
-/// at most half of a pool's workers are in the calls of one lane, and never more than are left for all
-/// others. What exceeds that waits in the lane, first in, first out. A ring does not look at lanes.
+/// at most half of a pool's workers are in the calls of one lane, and beyond its first never more than are
+/// left for all others. Seven lanes that hang take all of 64 workers: 32, 16, 8, 4, 2, 1 and 1. What exceeds that waits in the lane, first in, first out. A ring does not look at lanes.
 #[derive(Debug)]
 pub struct Lane {
     id: LaneId,

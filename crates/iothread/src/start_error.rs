@@ -19,7 +19,7 @@ pub enum StartError {
         "no file descriptor left for an iothread; raise the limit (ulimit -n, LimitNOFILE=): {0}"
     )]
     Descriptors(#[source] io::Error),
-    /// The thread itself cannot be made.
+    /// The thread itself cannot be made, or its first worker.
     #[error("cannot start the iothread's thread; raise the limit of tasks (TasksMax=): {0}")]
     Thread(#[source] io::Error),
     /// Anything else.

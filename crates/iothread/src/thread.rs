@@ -42,7 +42,7 @@ pub struct Config {
     /// 1..=32768. Bounds the batch handed over at once, not the number of operations.
     pub ring_entries: u32,
     /// Workers that stay, once there are some: from the start with engine *threads*, else from the first
-    /// operation that needs one.
+    /// operation that needs one. The last one always stays.
     pub thread_pool_min: u32,
     /// Most workers at any time; at least one, and no less than stay.
     pub thread_pool_max: u32,
@@ -194,11 +194,15 @@ fn main(
     shared.tid.store(tid, Ordering::Relaxed);
     let engine = reactor.engine();
     let pool = Pool::new(config.pool_size(), shared.clone());
-    if engine == Engine::Threads {
-        pool.start();
+    if engine == Engine::Threads
+        && let Err(error) = pool.start_now()
+    {
+        let _ = started.send(Err(StartError::Thread(error)));
+        return;
     }
     let context = Context::new(shared, reactor, pool);
     let _entered = context.enter();
+    spawn_local(context.pool.mind()).detach();
     spawn_local(async move {
         let mut batch: u32 = 0;
         while let Some(job) = jobs.recv().await {

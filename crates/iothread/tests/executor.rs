@@ -30,6 +30,7 @@ mod tests {
         tasks_take_turns_and_give_results,
         dropping_the_handle_cancels_and_detaching_does_not,
         timers_fire_in_order_and_never_early,
+        short_sleeps_are_short,
         the_round_has_one_time,
         busy_tasks_starve_nothing,
         hooks_run_once_per_batch,
@@ -168,6 +169,16 @@ mod tests {
             let mut far = Box::pin(time::sleep(Duration::MAX));
             assert!(poll_once(far.as_mut()).await.is_none());
         });
+    }
+
+    /// Waits are not of whole milliseconds: then the shortest of many would be one, too.
+    fn short_sleeps_are_short(engine: Engine) {
+        const SLEEP: Duration = Duration::from_micros(200);
+        let shortest = run(&start(engine, 0, 64), || shortest_sleep(SLEEP));
+        assert!(
+            (SLEEP..Duration::from_millis(1)).contains(&shortest),
+            "{shortest:?}"
+        );
     }
 
     fn the_round_has_one_time(engine: Engine) {

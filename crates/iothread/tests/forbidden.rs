@@ -9,6 +9,7 @@ mod tests {
         io::Write,
         os::fd::AsFd,
         process::{Command, Output},
+        time::{Duration, Instant},
     };
 
     use standfast_iothread::{Config, Engine, IoThread, StartError, Unavailable, ops, probe, time};
@@ -87,7 +88,7 @@ mod tests {
             // SAFETY: the buffer outlives the await.
             let read = unsafe { ops::readv(file.as_fd(), &iov, 0) }.await;
             assert_eq!((read.unwrap(), bytes), (8, [7; 8]));
-            time::sleep(std::time::Duration::from_micros(1500)).await;
+            time::sleep(Duration::from_micros(1500)).await;
             let event = eventfd(true);
             signal(&event);
             let mut kick = ops::EventFd::new(event);
@@ -154,15 +155,119 @@ mod tests {
         }
         let errno = std::env::var(CHILD).unwrap().parse().unwrap();
         let call = number(libc::SYS_epoll_pwait2);
-        refuse(call, call, errno);
+        const SLEEP: Duration = Duration::from_micros(200);
+        const MS: Duration = Duration::from_millis(1);
         let iothread = start(Engine::Threads, 0, 1);
+        let exact = run(&iothread, || shortest_sleep(SLEEP));
+        assert!((SLEEP..MS).contains(&exact), "{exact:?}");
+        refuse(call, call, errno);
+        let coarse = run(&iothread, || shortest_sleep(SLEEP));
+        assert!(coarse >= MS, "by the older call: {coarse:?}");
         works(&iothread);
-        run(&iothread, || async {
-            for _ in 0..5 {
-                let began = std::time::Instant::now();
-                time::sleep(std::time::Duration::from_micros(1300)).await;
-                assert!(began.elapsed() >= std::time::Duration::from_micros(1300));
-            }
+        // One that has never known the newer call, and then nothing to wait for but what is further away
+        // than the older one can tell.
+        let iothread = start(Engine::Threads, 0, 1);
+        let far = || time::sleep(Duration::from_hours(24 * 60));
+        iothread.handle().spawn(far).unwrap();
+        std::thread::sleep(Duration::from_millis(50));
+        works(&iothread);
+        std::thread::sleep(Duration::from_millis(50));
+        works(&iothread);
+    }
+
+    /// From now on this process has no more threads than `max`, if that is less than it may have at all.
+    fn limit_threads(max: libc::rlim_t) {
+        let mut limit = libc::rlimit {
+            rlim_cur: 0,
+            rlim_max: 0,
+        };
+        // SAFETY: fills the struct.
+        assert_eq!(0, unsafe {
+            libc::getrlimit(libc::RLIMIT_NPROC, &raw mut limit)
         });
+        limit.rlim_cur = max.min(limit.rlim_max);
+        // SAFETY: reads the struct.
+        assert_eq!(0, unsafe {
+            libc::setrlimit(libc::RLIMIT_NPROC, &raw const limit)
+        });
+    }
+
+    /// Makes this process that of a user which has no other, and to whom limits apply. Needs root.
+    fn be_nobody() {
+        let user = 1_000_000_000 + std::process::id();
+        // SAFETY: changes who this process is, and nothing else.
+        let done = unsafe { libc::setresuid(user, user, user) };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    }
+
+    /// Has a read under way on a lane that goes by workers: pending as long as this looks, without an error,
+    /// and served soon after threads are to be had, although nothing else is asked of the iothread.
+    async fn waits_for_a_worker() {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(&[7; 4096]).unwrap();
+        let lane = ops::Lane::by_workers();
+        let mut bytes = [0u8; 8];
+        let iov = [iovec(&mut bytes)];
+        // SAFETY: the buffer outlives the operation.
+        let mut op = Box::pin(unsafe { ops::readv(file.as_fd(), &iov, 0) }.on(&lane));
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(2500) {
+            let result = poll_once(op.as_mut()).await;
+            assert!(result.is_none(), "no worker: {result:?}");
+            time::sleep(Duration::from_millis(10)).await;
+        }
+        limit_threads(libc::RLIM_INFINITY);
+        let result = loop {
+            match poll_once(op.as_mut()).await {
+                Some(result) => break result,
+                None => assert!(began.elapsed() < HANG, "it hangs"),
+            }
+            time::sleep(Duration::from_millis(10)).await;
+        };
+        assert_eq!(result.unwrap(), 8);
+    }
+
+    /// Where no thread can be started I/O waits until one can: an error would be the guest's.
+    #[test]
+    fn no_thread_to_be_had() {
+        let engine = match std::env::var(CHILD).as_deref() {
+            Err(_) => {
+                for engine in ["io_uring", "threads"] {
+                    passes(&in_child("no_thread_to_be_had", engine));
+                }
+                return;
+            }
+            Ok("io_uring") => Engine::IoUring,
+            Ok(_) => Engine::Threads,
+        };
+        be_nobody();
+        let iothread = default_iothread(engine);
+        let handle = iothread.handle();
+        let threads = std::fs::read_dir("/proc/self/task").unwrap().count();
+        // Room for the iothread itself, which engine threads would be of no use without a worker.
+        limit_threads(threads as libc::rlim_t + 1);
+        let error = IoThread::spawn(config(Engine::Threads)).unwrap_err();
+        assert!(matches!(error, StartError::Thread(_)), "{error}");
+        limit_threads(1);
+        let hung = (engine == Engine::Threads).then(|| std::io::pipe().unwrap());
+        let done = iothread.handle().run_blocking(move || async move {
+            let Some((reader, mut writer)) = hung else {
+                assert_eq!(handle.stats().workers, 0);
+                return waits_for_a_worker().await;
+            };
+            // The only worker is in a call that hangs.
+            let mut byte = [0u8];
+            let iov = [iovec(&mut byte)];
+            let lane = ops::Lane::by_workers();
+            // SAFETY: the buffer outlives the operation.
+            let op = unsafe { ops::readv(reader.as_fd(), &iov, u64::MAX) };
+            let mut op = Box::pin(op.on(&lane));
+            assert!(poll_once(op.as_mut()).await.is_none());
+            waits_for_a_worker().await;
+            assert_eq!(handle.stats().workers, 2);
+            writer.write_all(b"x").unwrap();
+            assert_eq!(op.await.unwrap(), 1);
+        });
+        done.unwrap();
     }
 }

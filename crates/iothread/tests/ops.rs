@@ -31,6 +31,7 @@ mod tests {
         kicks_arrive_on_both_kinds_of_eventfd,
         readiness_reports_what_is_there_at_the_start,
         readiness_reports_errors,
+        readiness_of_a_file_that_is_always_ready,
         one_notification_is_under_way_at_most,
         a_full_counter_is_not_waited_for,
         a_settled_notification_has_gone_out,
@@ -339,6 +340,21 @@ mod tests {
             for _ in 0..2 {
                 let error = readiness.ready().await.unwrap_err();
                 assert_eq!(error.raw_os_error(), Some(libc::EBADF));
+            }
+        });
+    }
+
+    /// A regular file is always ready to be read and written. What else is asked for never comes, which is
+    /// said instead of waited for, or tried for ever.
+    fn readiness_of_a_file_that_is_always_ready(engine: Engine) {
+        run(&default_iothread(engine), || async {
+            let file = tempfile::tempfile().unwrap();
+            let mut readiness = ops::Readiness::new(file.try_clone().unwrap(), libc::POLLIN);
+            assert_eq!(readiness.ready().await.unwrap(), 1);
+            let mut readiness = ops::Readiness::new(file, libc::POLLPRI);
+            for _ in 0..2 {
+                let error = readiness.ready().await.unwrap_err();
+                assert_eq!(error.raw_os_error(), Some(libc::EINVAL));
             }
         });
     }

@@ -2,20 +2,24 @@
 //! gone when they were idle for long.
 
 use std::{
+    future::poll_fn,
+    io,
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     thread::{self, Thread, ThreadId},
     time::{Duration, Instant},
 };
 
+use atomic_waker::AtomicWaker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{job::Job, lines::Lines};
-use crate::{last_words::AbortOnPanic, shared::Shared};
+use crate::{last_words::AbortOnPanic, shared::Shared, time};
 
 /// How many threads a pool has.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Size {
-    /// So many stay, idle or not.
+    /// So many stay, idle or not; and the last one, as there may be no other when it is needed.
     pub(crate) min: usize,
     /// At least one, and `min`.
     pub(crate) max: usize,
@@ -23,6 +27,9 @@ pub(crate) struct Size {
 
 /// How long a worker waits for work before it ends. QEMU's, too.
 const IDLE: Duration = Duration::from_secs(10);
+
+/// How long after a thread could not be had it is tried again.
+const RETRY: Duration = Duration::from_secs(1);
 
 /// Workers make nothing but system calls.
 const STACK_BYTES: usize = 256 << 10;
@@ -41,6 +48,8 @@ pub(super) struct Crew {
     state: Mutex<State>,
     /// For who waits for a job to end, or for all.
     ended: Condvar,
+    /// For the task of [`Crew::mind`].
+    short: AtomicWaker,
 }
 
 struct State {
@@ -52,6 +61,10 @@ struct State {
     coming: usize,
     /// All there are.
     threads: usize,
+    /// A thread could not be had, and is not tried again yet.
+    short: bool,
+    /// The log has been told of that.
+    told: bool,
     closing: bool,
 }
 
@@ -77,35 +90,65 @@ impl Crew {
                 idle: Vec::new(),
                 coming: 0,
                 threads: 0,
+                short: false,
+                told: false,
                 closing: false,
             }),
             ended: Condvar::new(),
+            short: AtomicWaker::new(),
         })
     }
 
-    /// Puts a job in its line, of which at most `cap` run at once.
+    /// Puts a job in its line, of which at most `cap` run at once. It waits as long as no worker is to be
+    /// had: it is no error of the storage.
     pub(super) fn push(self: &Arc<Self>, job: &Arc<Job>, cap: Option<usize>) {
         let mut state = self.state.lock();
         state.lines.push(job.lane, cap, Arc::clone(job));
         let called = self.call(&mut state, 1);
-        let nobody = state.threads == 0;
-        if nobody {
-            // No thread can be had, and so nobody ever would look for it.
-            state
-                .lines
-                .take_back(job.lane, |other| Arc::ptr_eq(other, job));
-        }
         drop(state);
         wake(&called);
-        if nobody {
-            job.end(-libc::EAGAIN);
+    }
+
+    /// Starts the threads that stay. Those that cannot be had are tried again later.
+    pub(super) fn start_min(self: &Arc<Self>) {
+        self.fill(&mut self.state.lock());
+    }
+
+    /// Starts the first thread, without which the pool is of no use.
+    pub(super) fn start_first(self: &Arc<Self>) -> io::Result<()> {
+        let mut state = self.state.lock();
+        match state.threads {
+            0 => self.try_start(&mut state),
+            _ => Ok(()),
         }
     }
 
-    /// Starts the threads that stay.
-    pub(super) fn start_min(self: &Arc<Self>) {
-        let mut state = self.state.lock();
-        while state.threads < self.size.min && self.start(&mut state) {}
+    fn fill(self: &Arc<Self>, state: &mut State) {
+        while state.threads < self.size.min && !state.short {
+            self.start(state);
+        }
+    }
+
+    /// Tries threads again that could not be had: those that are there may all be in calls that hang. A task
+    /// of the iothread's, without end.
+    pub(super) async fn mind(self: Arc<Self>) {
+        loop {
+            poll_fn(|cx| {
+                self.short.register(cx.waker());
+                match self.state.lock().short {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            time::sleep(RETRY).await;
+            let mut state = self.state.lock();
+            state.short = false;
+            self.fill(&mut state);
+            let called = self.call(&mut state, 1);
+            drop(state);
+            wake(&called);
+        }
     }
 
     /// Sees to it that up to `coming` workers are on their way if there is something to do. Whoever comes
@@ -120,7 +163,7 @@ impl Crew {
             if place.is_some() {
                 state.coming += 1;
             } else {
-                if state.coming == 0 && state.threads < self.size.max {
+                if state.coming == 0 && state.threads < self.size.max && !state.short {
                     self.start(state);
                 }
                 break;
@@ -129,21 +172,33 @@ impl Crew {
         called
     }
 
-    /// Starts one more thread. If it cannot be had, those that are there do the work.
-    fn start(self: &Arc<Self>, state: &mut State) -> bool {
+    /// Starts one more thread. If it cannot be had, those that are there do the work, and it is tried again.
+    fn start(self: &Arc<Self>, state: &mut State) {
+        let Err(error) = self.try_start(state) else {
+            return;
+        };
+        if !std::mem::replace(&mut state.told, true) {
+            tracing::warn!(
+                "iothread '{}': cannot start a worker: {error}; its I/O goes by the {} that it has, and waits \
+                 for more, which are tried every second: raise the limit of tasks (TasksMax=, ulimit -u)",
+                self.shared.name,
+                state.threads,
+            );
+        }
+        state.short = true;
+        self.short.wake();
+    }
+
+    fn try_start(self: &Arc<Self>, state: &mut State) -> io::Result<()> {
         let crew = Arc::clone(self);
-        let thread = thread::Builder::new()
+        thread::Builder::new()
             .name("worker".to_owned())
             .stack_size(STACK_BYTES)
-            .spawn(move || crew.work());
-        if let Err(error) = thread {
-            tracing::debug!(iothread = self.shared.name, %error, "no further worker");
-            return false;
-        }
+            .spawn(move || crew.work())?;
         state.threads += 1;
         state.coming += 1;
         self.count(state);
-        true
+        Ok(())
     }
 
     fn count(&self, state: &State) {
@@ -193,7 +248,8 @@ impl Crew {
                 state.coming -= 1;
                 return true;
             }
-            if state.closing || (Instant::now() >= end && state.threads > self.size.min) {
+            let stay = self.size.min.max(1);
+            if state.closing || (Instant::now() >= end && state.threads > stay) {
                 state.remove_idle(this.id());
                 return false;
             }

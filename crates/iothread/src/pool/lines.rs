@@ -191,9 +191,10 @@ mod tests {
         assert_eq!(order, [(1, 0), (2, 10), (3, 20), (1, 1), (1, 2)]);
     }
 
-    /// As many lanes hang, one after the other, as a pool can bear, and the next one is served.
+    /// Six lanes that hang, one after the other, leave the seventh served. If that hangs, too, all workers
+    /// are taken, and the eighth waits until one comes back.
     #[test]
-    fn lanes_that_hang_leave_something_to_others() {
+    fn six_lanes_that_hang_leave_something_to_others() {
         let mut lines = Lines::new(64);
         let mut had = Vec::new();
         for lane in 1..=7 {
@@ -206,9 +207,10 @@ mod tests {
         }
         assert_eq!(had, [32, 16, 8, 4, 2, 1, 1]);
         assert_eq!(lines.free(), 0);
-        // An end of one of them frees a worker, and the one that comes is served, not the others.
-        lines.ended(1);
         lines.push(8, None, 0);
+        assert_eq!((lines.may_start(), lines.take()), (false, None));
+        // An end of one of them frees a worker, and it is the one that has none that is served.
+        lines.ended(1);
         assert_eq!(lines.take(), Some((8, 0)));
     }
 

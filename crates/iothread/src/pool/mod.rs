@@ -10,6 +10,7 @@ mod lines;
 
 use std::{
     cell::{Cell, RefCell},
+    io,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
@@ -24,7 +25,8 @@ use crate::{
     shared::Shared,
 };
 
-/// The iothread's side of its workers. There are none before the first operation, unless asked for.
+/// The iothread's side of its workers. There are none before the first operation, unless asked for, and at
+/// least one from then on.
 pub(crate) struct Pool {
     crew: Arc<Crew>,
     /// What operations hold the keys of.
@@ -45,10 +47,22 @@ impl Pool {
     }
 
     /// Starts the workers that stay.
-    pub(crate) fn start(&self) {
+    fn start(&self) {
         if !self.used.replace(true) {
             self.crew.start_min();
         }
+    }
+
+    /// Starts the workers that stay, of which there is at least one, and fails if there is none.
+    pub(crate) fn start_now(&self) -> io::Result<()> {
+        self.crew.start_first()?;
+        self.start();
+        Ok(())
+    }
+
+    /// Sees to it, as a task of the iothread's, that workers which could not be started are tried again.
+    pub(crate) fn mind(&self) -> impl Future<Output = ()> + use<> {
+        Arc::clone(&self.crew).mind()
     }
 
     /// Has a worker make a call on behalf of `waker`.

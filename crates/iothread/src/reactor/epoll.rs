@@ -3,7 +3,8 @@
 use std::{
     cell::{Cell, RefCell},
     io,
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
+    ptr,
     rc::Rc,
     sync::Arc,
     task::{Context, Poll, Waker},
@@ -146,8 +147,10 @@ impl Epoll {
             Err(errno) => {
                 let always = u32::from((libc::POLLIN | libc::POLLOUT).cast_unsigned());
                 let result = match errno {
-                    // A file that is always ready, and so is not to be waited for.
-                    Errno::PERM => (always & events).cast_signed(),
+                    // A file that is always ready, and so is not to be waited for; what else is asked
+                    // for never comes, which is an error with a ring, too.
+                    Errno::PERM if always & events != 0 => (always & events).cast_signed(),
+                    Errno::PERM => -libc::EINVAL,
                     errno => -errno.raw_os_error(),
                 };
                 self.report(key, result, true);
@@ -295,14 +298,18 @@ impl Epoll {
     pub(super) fn wait(&self, timeout: Option<Duration>) {
         self.turns.set(0);
         count(&self.shared.counters.enters);
-        let timeout = timeout.map(|timeout| self.timespec(timeout));
         let mut events = self.events.borrow_mut();
         events.clear();
-        let result = epoll::wait(
-            &self.fd,
-            rustix::buffer::spare_capacity(&mut events),
-            timeout.as_ref(),
-        );
+        let result = match timeout {
+            Some(timeout) if !timeout.is_zero() && !self.coarse.get() => {
+                self.wait_exactly(&mut events, timeout)
+            }
+            timeout => {
+                let timeout = timeout.map(whole_ms);
+                let events = rustix::buffer::spare_capacity(&mut events);
+                epoll::wait(&self.fd, events, timeout.as_ref()).map(drop)
+            }
+        };
         match result {
             Ok(_) | Err(Errno::INTR) => {}
             // Hidden by a seccomp filter: only `epoll_pwait` is left, which counts milliseconds.
@@ -317,18 +324,38 @@ impl Epoll {
         }
     }
 
-    fn timespec(&self, timeout: Duration) -> Timespec {
-        let timeout = match self.coarse.get() {
-            // Never early: timers look at the clock again.
-            true => Duration::from_millis(
-                u64::try_from(timeout.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX),
-            ),
-            false => timeout,
-        };
-        Timespec::try_from(timeout).unwrap_or_else(|_| Timespec {
+    /// Waits with `epoll_pwait2`. Rustix would take the older call for all that its milliseconds can tell.
+    fn wait_exactly(
+        &self,
+        events: &mut Vec<epoll::Event>,
+        timeout: Duration,
+    ) -> rustix::io::Result<()> {
+        let timeout = Timespec::try_from(timeout).unwrap_or_else(|_| Timespec {
             tv_sec: i64::from(i32::MAX),
             tv_nsec: 0,
-        })
+        });
+        let free = events.spare_capacity_mut();
+        let count = libc::c_int::try_from(free.len()).unwrap_or(libc::c_int::MAX);
+        // SAFETY: an `Event` is laid out as the kernel's `epoll_event`, of which it writes at most `count`; a
+        // `Timespec` is its `__kernel_timespec`. There is no signal mask.
+        let taken = unsafe {
+            libc::syscall(
+                libc::SYS_epoll_pwait2,
+                self.fd.as_raw_fd(),
+                free.as_mut_ptr(),
+                count,
+                &raw const timeout,
+                ptr::null::<libc::sigset_t>(),
+                size_of::<u64>(),
+            )
+        };
+        let Ok(taken) = usize::try_from(taken) else {
+            let error = io::Error::last_os_error();
+            return Err(Errno::from_io_error(&error).unwrap_or(Errno::INVAL));
+        };
+        // SAFETY: so many the kernel has written.
+        unsafe { events.set_len(taken) };
+        Ok(())
     }
 
     /// Takes what the last wait has brought and wakes who waits for it.
@@ -422,6 +449,17 @@ impl Epoll {
                 self.notify(bell);
             }
         }
+    }
+}
+
+/// What the older call can tell: whole milliseconds, never early, and less than 25 days. A return before the
+/// time is harmless: timers look at the clock again.
+fn whole_ms(timeout: Duration) -> Timespec {
+    let ms = timeout.as_nanos().div_ceil(1_000_000);
+    let ms = i64::from(i32::try_from(ms).unwrap_or(i32::MAX));
+    Timespec {
+        tv_sec: ms / 1000,
+        tv_nsec: (ms % 1000) * 1_000_000,
     }
 }
 

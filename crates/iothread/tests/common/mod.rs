@@ -91,6 +91,17 @@ pub async fn poll_once<F: Future + ?Sized>(mut future: std::pin::Pin<&mut F>) ->
     .await
 }
 
+/// How long the shortest of many sleeps was.
+pub async fn shortest_sleep(sleep: Duration) -> Duration {
+    let mut shortest = Duration::MAX;
+    for _ in 0..200 {
+        let began = std::time::Instant::now();
+        standfast_iothread::time::sleep(sleep).await;
+        shortest = shortest.min(began.elapsed());
+    }
+    shortest
+}
+
 pub fn iovec(buffer: &mut [u8]) -> libc::iovec {
     libc::iovec {
         iov_base: buffer.as_mut_ptr().cast(),
