@@ -4,6 +4,7 @@ mod claims;
 mod exports;
 mod grants;
 mod lengths;
+mod losses;
 mod nodes;
 mod reopen;
 mod replace;
@@ -35,7 +36,6 @@ use crate::words::run_state::RunState;
 use crate::words::vm::{LinkState, VmOrder, VmPause};
 
 use self::claims::Claims;
-use self::uses::Claimed;
 
 pub use self::replace::Replacement;
 pub use self::uses::Lease;
@@ -151,24 +151,6 @@ impl Registry {
         }
         *lock(&self.losses) = std::mem::take(&mut state.losses);
         self.control.call(|run, _| run.restore(state)).await;
-    }
-
-    /// A node is in the graph, and nothing uses it yet: it is told what it had lost when a former
-    /// daemon ended. A driver that has no flushes to fail does not take it.
-    pub fn recall_loss(&self, node: &Node) {
-        lock(&self.losses).retain(|loss| {
-            let own = *loss.node == **node.name();
-            if own {
-                let SavedLoss { number, errno, .. } = *loss;
-                node.latch(Loss { number, errno });
-            }
-            !own || node.latched().is_none()
-        });
-    }
-
-    /// What nodes had lost that do not exist, or cannot know it. The next daemon is told again.
-    pub fn unclaimed_losses(&self) -> Vec<SavedLoss> {
-        lock(&self.losses).clone()
     }
 
     /// A node.
@@ -329,43 +311,6 @@ impl Registry {
             .filter(reaches)
             .map(|export| Arc::clone(export.backend()))
             .collect()
-    }
-
-    /// Completes the flushes that are held because of a latched failure of `name` with an error,
-    /// and clears the latch.
-    ///
-    /// # Errors
-    /// If there is no such node, or no latched failure.
-    pub async fn accept_loss(&self, name: &str) -> Result<(), RegistryError> {
-        // Not while another node takes its place: half of it would be accepted.
-        let find = || Ok([self.node(name)?]);
-        let Claimed {
-            claim: _claim,
-            found: [node],
-            ..
-        } = self.claim_found(find, None).await?;
-        let ids: Vec<_> = self
-            .backends_above(&node)
-            .iter()
-            .map(|backend| backend.id())
-            .collect();
-        let name = name.to_owned();
-        self.control
-            .call(move |state, wiring| {
-                if node.cont_blocker().is_none() {
-                    return Err(RegistryError::NoLoss(name));
-                }
-                // First the flushes: a release that follows the cleared latch must not find them,
-                // or they would be retried and succeed although the data is lost.
-                for id in ids {
-                    state.fail_held_flushes(id, wiring);
-                }
-                node.accept_loss(u32::MAX);
-                state.touch();
-                Ok(())
-            })
-            .await
-            .unwrap_or(Err(RegistryError::ShuttingDown))
     }
 }
 
