@@ -202,7 +202,7 @@ fn main(
     }
     let context = Context::new(shared, reactor, pool);
     let _entered = context.enter();
-    spawn_local(context.pool.mind()).detach();
+    spawn_local(context.pool.mind(crate::time::sleep)).detach();
     spawn_local(async move {
         let mut batch: u32 = 0;
         while let Some(job) = jobs.recv().await {

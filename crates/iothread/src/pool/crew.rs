@@ -14,7 +14,7 @@ use atomic_waker::AtomicWaker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{job::Job, lines::Lines};
-use crate::{last_words::AbortOnPanic, shared::Shared, time};
+use crate::{last_words::AbortOnPanic, shared::Shared};
 
 /// How many threads a pool has.
 #[derive(Debug, Clone, Copy)]
@@ -130,8 +130,8 @@ impl Crew {
     }
 
     /// Tries threads again that could not be had: those that are there may all be in calls that hang. A task
-    /// of the iothread's, without end.
-    pub(super) async fn mind(self: Arc<Self>) {
+    /// of the iothread's, without end, which can `sleep`.
+    pub(super) async fn mind<S: Future<Output = ()>>(self: Arc<Self>, sleep: fn(Duration) -> S) {
         loop {
             poll_fn(|cx| {
                 self.short.register(cx.waker());
@@ -141,7 +141,7 @@ impl Crew {
                 }
             })
             .await;
-            time::sleep(RETRY).await;
+            sleep(RETRY).await;
             let mut state = self.state.lock();
             state.short = false;
             self.fill(&mut state);

@@ -13,6 +13,7 @@ use std::{
     io,
     sync::Arc,
     task::{Context, Poll, Waker},
+    time::Duration,
 };
 
 use slab::Slab;
@@ -60,9 +61,13 @@ impl Pool {
         Ok(())
     }
 
-    /// Sees to it, as a task of the iothread's, that workers which could not be started are tried again.
-    pub(crate) fn mind(&self) -> impl Future<Output = ()> + use<> {
-        Arc::clone(&self.crew).mind()
+    /// Sees to it, as a task of the iothread's, which can `sleep`, that workers which could not be started
+    /// are tried again.
+    pub(crate) fn mind<S: Future<Output = ()>>(
+        &self,
+        sleep: fn(Duration) -> S,
+    ) -> impl Future<Output = ()> + use<S> {
+        Arc::clone(&self.crew).mind(sleep)
     }
 
     /// Has a worker make a call on behalf of `waker`.
