@@ -7,9 +7,9 @@ use std::sync::Arc;
 use crate::driver::capabilities::LockError;
 use crate::driver::node::Node;
 use crate::driver::sharing::{Shared, SharingError, share};
-use crate::driver::users::{EdgeId, Use};
+use crate::driver::users::{EdgeId, Use, User};
 use crate::registry_error::RegistryError;
-use crate::words::permissions::Access;
+use crate::words::permissions::{Access, Permissions};
 
 /// Nodes as they are to be used.
 #[derive(Debug)]
@@ -46,6 +46,20 @@ impl Plan {
             users.retain(|known| known.edge != wanted.edge);
             users.push(wanted);
         }
+    }
+
+    /// Somebody who resizes `node` uses it, too.
+    pub fn resize(&mut self, node: &Arc<Node>) {
+        let resizes = Use {
+            edge: EdgeId::fresh(),
+            user: User::Unnamed,
+            role: "root",
+            access: Access {
+                held: Permissions::RESIZE,
+                shared: Permissions::ALL,
+            },
+        };
+        self.set(node, resizes);
     }
 
     /// The user `edge` of `from` is to be one of `to`.

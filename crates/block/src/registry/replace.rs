@@ -10,11 +10,10 @@ use crate::backend::Drained;
 use crate::driver::beside::beside;
 use crate::driver::closing::Closing;
 use crate::driver::node::Node;
-use crate::driver::users::{EdgeId, Use, User};
+use crate::driver::users::{Use, User};
 use crate::export::Export;
 use crate::registry_error::RegistryError;
 use crate::resize::check_fits;
-use crate::words::permissions::{Access, Permissions};
 
 /// A node that is about to take the place of another one, under all that uses that. It could, and the
 /// exports above are drained; but nothing has changed until [`Registry::commit`], and nothing does if this is
@@ -206,18 +205,7 @@ fn is_one_of(nodes: &[Arc<Node>], known: &Use) -> bool {
 /// Whoever is above would have another length.
 fn check_resize(nodes: &[Arc<Node>], node: &Arc<Node>) -> Result<(), RegistryError> {
     let mut plan = Plan::of(nodes);
-    plan.set(
-        node,
-        Use {
-            edge: EdgeId::fresh(),
-            user: User::Unnamed,
-            role: "root",
-            access: Access {
-                held: Permissions::RESIZE,
-                shared: Permissions::ALL,
-            },
-        },
-    );
+    plan.resize(node);
     plan.grant()?;
     Ok(())
 }

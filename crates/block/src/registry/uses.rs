@@ -8,9 +8,9 @@ use super::grants::Plan;
 use super::taken::Taken;
 use crate::driver::beside::beside;
 use crate::driver::node::{Child, Node};
-use crate::driver::users::{EdgeId, Use, User};
+use crate::driver::users::{Use, User};
 use crate::registry_error::RegistryError;
-use crate::words::permissions::{Access, Permissions};
+use crate::words::permissions::Access;
 
 /// A use that was granted. Nobody else changes anything there as long as this exists, so whoever got it
 /// can become known first.
@@ -83,18 +83,7 @@ impl Registry {
         claim: Claim,
     ) -> Result<Taken, RegistryError> {
         let mut plan = Plan::of(nodes);
-        plan.set(
-            node,
-            Use {
-                edge: EdgeId::fresh(),
-                user: User::Unnamed,
-                role: "root",
-                access: Access {
-                    held: Permissions::RESIZE,
-                    shared: Permissions::ALL,
-                },
-            },
-        );
+        plan.resize(node);
         Taken::take(plan.grant()?, claim).await
     }
 
