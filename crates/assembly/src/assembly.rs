@@ -3,17 +3,18 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{BoxFuture, Registry, RegistryError};
+use block::{BoxFuture, Registry, RegistryError, Use, User};
 use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 
 use crate::blocking::tidy_up;
 use crate::closing::{self, CLOSE_TIME_MAX};
+use crate::definitions::Definitions;
 use crate::objects::Objects;
-use crate::opening::Names;
+use crate::opening::{Names, OPEN_TIME_MAX, TimeLimits};
 use crate::setup_error::SetupError;
 use crate::unmake::{self, Settled};
-use crate::{exports, nodes};
+use crate::{exports, nodes, reopen};
 
 /// Objects, nodes and exports of a daemon. The command line and monitors share it.
 ///
@@ -23,6 +24,7 @@ pub struct Assembly {
     registry: Arc<Registry>,
     objects: Objects,
     names: Names,
+    definitions: Definitions,
     exports: Names,
 }
 
@@ -33,6 +35,7 @@ impl Assembly {
             objects: Objects::new(Arc::clone(&registry)),
             registry,
             names: Names::default(),
+            definitions: Definitions::default(),
             exports: Names::default(),
         }
     }
@@ -66,17 +69,18 @@ impl Assembly {
         self.objects.delete(id).await
     }
 
-    /// Executes `--blockdev`: opens what `options` define and puts it into the graph. `limit`: how long
-    /// the storage may take for that; none: for ever. Whoever drops the future cancels it, at any moment.
+    /// Executes `--blockdev` and `blockdev-add`: opens what `options` define and puts it into the graph.
+    /// Whoever drops the future cancels it, at any moment.
     ///
     /// # Errors
-    /// In QEMU's words, and when the limit is over; nothing is added then.
+    /// In QEMU's words, and when a limit is over; nothing is added then.
     pub async fn add_node(
         &self,
         options: BlockdevOptions,
-        limit: Option<Duration>,
+        limits: TimeLimits,
     ) -> Result<(), SetupError> {
-        nodes::add(&self.registry, &self.names, options, limit).await
+        let (names, definitions) = (&self.names, &self.definitions);
+        nodes::add(&self.registry, names, definitions, options, limits).await
     }
 
     /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it. If the storage
@@ -86,8 +90,17 @@ impl Assembly {
     /// In QEMU's words; nothing has changed then.
     pub async fn delete_node(&self, name: &str) -> Result<(), SetupError> {
         let closing = self.registry.remove_node(name).await?;
+        self.forget_nodes().await;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
+    }
+
+    /// Nodes that are gone leave nothing behind for those who have their names next.
+    async fn forget_nodes(&self) {
+        let mut iothreads = self.objects.iothreads().await;
+        let graph = self.registry.graph();
+        self.definitions.retain(|name| graph.contains(name));
+        iothreads.retain_homes(|name| graph.contains(name));
     }
 
     /// All that uses node `from` uses `to` from now on. Whoever drops the future may cancel it.
@@ -101,20 +114,60 @@ impl Assembly {
         Ok(())
     }
 
-    /// Executes `blockdev-reopen` for one node: opens it anew, with all of `options` or their defaults; the
-    /// driver and the file name have to be the same. What finds something else under that name uses it
-    /// from then on. `limit`: how long the storage, and what is in flight, may take until then; none: for
-    /// ever. Whoever drops the future may cancel it.
+    /// Executes `blockdev-reopen`: defines nodes anew, all or none of them, with all of `options` or their
+    /// defaults; what a driver cannot change has to be as it was. What finds something else under the name of
+    /// a file uses it from then on. `limit`: how long the storage, and what is in flight, may take until
+    /// then; none: for ever. Whoever drops the future may cancel it.
     ///
     /// # Errors
     /// In QEMU's words, and when the limit is over; nothing has changed then.
-    pub async fn reopen_node(
+    pub async fn reopen_nodes(
         &self,
-        options: BlockdevOptions,
+        options: Vec<BlockdevOptions>,
         limit: Option<Duration>,
     ) -> Result<(), SetupError> {
-        let closing = nodes::reopen(&self.registry, options, limit).await?;
+        let closing = reopen::reopen(&self.registry, &self.definitions, options, limit).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
+        Ok(())
+    }
+
+    /// Executes `x-blockdev-set-iothread`: says where exports of a node are that name no iothread; none: on
+    /// the daemon's own. An export never leaves its iothread, so that nothing that is used can change it.
+    ///
+    /// # Errors
+    /// In QEMU's words; nothing has changed then.
+    pub async fn set_iothread(
+        &self,
+        node: &str,
+        iothread: Option<&str>,
+        force: bool,
+    ) -> Result<(), SetupError> {
+        let none = |_| RegistryError::NoNode(node.to_owned());
+        let known = self.registry.node(node).map_err(none)?;
+        let users = known.users();
+        let is_root = |known: &Use| matches!(known.user, User::Export(_));
+        if !force && users.iter().any(is_root) {
+            return Err(SetupError::new(format!(
+                "Node {node} is associated with a BlockBackend and could be in use (use force=true to \
+                 override this check)"
+            )));
+        }
+        let mut iothreads = self.objects.iothreads().await;
+        if let Some(name) = iothread.filter(|name| !iothreads.contains(name)) {
+            return Err(SetupError::new(format!("Cannot find iothread {name}")));
+        }
+        let mut exports = self.registry.exports();
+        exports.retain(|export| {
+            let nodes = export.backend().node().subtree();
+            nodes.iter().any(|below| Arc::ptr_eq(below, &known))
+        });
+        let mut exports = exports.iter();
+        if !exports.all(|export| iothreads.serves_alone(iothread, export)) {
+            return Err(SetupError::new(
+                "Cannot change iothread of active block backend",
+            ));
+        }
+        iothreads.set_home(node, iothread);
         Ok(())
     }
 
@@ -126,17 +179,21 @@ impl Assembly {
         Ok(self.registry.remove_export(id, force).await?)
     }
 
-    /// Executes `--export`: makes the export and its backend. Others come and go meanwhile: it may have to
-    /// wait for the lock of an image.
+    /// Executes `--export` and `block-export-add`: makes the export and its backend. Others come and go
+    /// meanwhile: it may wait for the lock of an image.
     ///
     /// # Errors
     /// In QEMU's words; nothing is added then.
-    pub async fn add_export(&self, options: ExportOptions) -> Result<(), SetupError> {
+    pub async fn add_export(
+        &self,
+        options: ExportOptions,
+        limits: TimeLimits,
+    ) -> Result<(), SetupError> {
         let mut reserved = self.exports.reserve();
         if !reserved.add(&options.base.id) {
             return Err(RegistryError::DuplicateExport(options.base.id).into());
         }
-        exports::add(&self.registry, &self.objects, options).await
+        exports::add(&self.registry, &self.objects, options, limits.lock).await
     }
 
     /// The first half of an orderly end: run control and the link to the VMM end, what is in flight
@@ -168,6 +225,40 @@ impl Assembly {
     /// log says what hangs on.
     pub async fn close_nodes(&self, limit: Duration) {
         closing::wait(self.registry.close_nodes(), limit).await;
+    }
+}
+
+impl monitor::Graph for Assembly {
+    fn add_node(&self, options: BlockdevOptions) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(Self::add_node(self, options, TimeLimits::SERVING).await?) })
+    }
+
+    fn delete_node(&self, name: String) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async move { Ok(Self::delete_node(self, &name).await?) })
+    }
+
+    fn reopen_nodes(&self, options: Vec<BlockdevOptions>) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(Self::reopen_nodes(self, options, Some(OPEN_TIME_MAX)).await?) })
+    }
+
+    fn add_export(&self, options: ExportOptions) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(Self::add_export(self, options, TimeLimits::SERVING).await?) })
+    }
+
+    fn delete_export(&self, id: String, hard: bool) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async move { Ok(Self::delete_export(self, &id, hard).await?) })
+    }
+
+    fn set_iothread(
+        &self,
+        node: String,
+        iothread: Option<String>,
+        force: bool,
+    ) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async move {
+            let set = Self::set_iothread(self, &node, iothread.as_deref(), force);
+            Ok(set.await?)
+        })
     }
 }
 

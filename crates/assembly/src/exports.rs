@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{
     Access, Backend, Export, HoldScope, Lease, Node, OnError, Permissions, Policy, Registry,
@@ -24,7 +25,8 @@ use crate::socket::bind;
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
 
-/// Executes `--export`: makes the export and its backend. Nobody else makes one of its name meanwhile.
+/// Executes `--export`: makes the export and its backend. Nobody else makes one of its name meanwhile. A lock
+/// of another process is waited for as long as `lock_wait`.
 ///
 /// # Errors
 /// In QEMU's words; nothing is added then.
@@ -32,6 +34,7 @@ pub async fn add(
     registry: &Registry,
     objects: &Objects,
     options: ExportOptions,
+    lock_wait: Duration,
 ) -> Result<(), SetupError> {
     let ExportOptions { base, variant } = options;
     if registry.export(&base.id).is_ok() {
@@ -41,7 +44,11 @@ pub async fn add(
     if node.read_only() && base.writable == Some(true) {
         return Err(SetupError::new("Cannot export read-only node as writable"));
     }
-    let lent = objects.iothreads().await.lend(base.iothread.as_ref())?;
+    let mut iothreads = objects.iothreads().await;
+    let home = || iothreads.home_of(&base.node_name);
+    let wanted = base.iothread.clone().or_else(home);
+    let lent = iothreads.lend(wanted.as_ref())?;
+    drop(iothreads);
     check_engines(&node, &lent.handles)?;
     let ExportVariant::VhostUserBlk(wire) = variant;
     let options = vhost_user_blk_options(&base, &wire)?;
@@ -49,7 +56,7 @@ pub async fn add(
     let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
     // Whoever has a node keeps its image open, and the wait may be long.
     drop(node);
-    let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked).await?;
+    let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked, lock_wait).await?;
     let node = root.node();
     warn_if_unsafe(&base.id, &node, policy);
     // Only now nobody else makes it longer or shorter.
@@ -80,7 +87,7 @@ pub async fn add(
     match made {
         Ok(export) => {
             let mut iothreads = objects.iothreads().await;
-            iothreads.use_by(base.iothread.as_ref(), &export);
+            iothreads.use_by(wanted.as_ref(), &export);
             Ok(())
         }
         Err(error) => {

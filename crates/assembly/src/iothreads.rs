@@ -1,5 +1,6 @@
 //! Iothreads: objects, and the daemon's own for exports that name none.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use block::Export;
@@ -35,6 +36,8 @@ pub struct Lent {
 pub struct Iothreads {
     own: Option<IoThread>,
     named: Vec<Named>,
+    /// Where exports that name no iothread are, by the name of their node.
+    homes: BTreeMap<String, String>,
     /// Why there is no io_uring: what the log has been told.
     told: Vec<Unavailable>,
 }
@@ -72,7 +75,42 @@ impl Iothreads {
         if users.any(|user| user.strong_count() > 0) || Arc::strong_count(&named.lent) > 1 {
             return Err(SetupError::object_in_use(id));
         }
+        self.homes.retain(|_, home| home != id);
         Ok(self.named.swap_remove(at).thread)
+    }
+
+    /// Exports of `node` that name no iothread are on this one from now on, which there is; none: on the
+    /// daemon's own.
+    pub fn set_home(&mut self, node: &str, iothread: Option<&str>) {
+        match iothread {
+            Some(iothread) => self.homes.insert(node.to_owned(), iothread.to_owned()),
+            None => self.homes.remove(node),
+        };
+    }
+
+    /// Where exports of `node` are that name no iothread; none: on the daemon's own.
+    pub fn home_of(&self, node: &str) -> Option<BlockExportIothreads> {
+        let home = self.homes.get(node).cloned();
+        home.map(BlockExportIothreads::Single)
+    }
+
+    /// Forgets all nodes but those that `is_there` knows.
+    pub fn retain_homes(&mut self, is_there: impl Fn(&str) -> bool) {
+        self.homes.retain(|node, _| is_there(node));
+    }
+
+    /// Whether `export` is on this iothread and on no other; none: on the daemon's own.
+    pub fn serves_alone(&self, iothread: Option<&str>, export: &Arc<dyn Export>) -> bool {
+        let is_user = |known: &Weak<dyn Export>| {
+            known
+                .upgrade()
+                .is_some_and(|known| Arc::ptr_eq(&known, export))
+        };
+        let served = self
+            .named
+            .iter()
+            .filter(|named| named.users.iter().any(is_user));
+        served.map(|named| named.id.as_str()).eq(iothread)
     }
 
     /// `export` was put on the iothreads that it `wanted`.

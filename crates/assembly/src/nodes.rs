@@ -5,7 +5,6 @@
 //! (cache mode, read-only, discard...), as in QEMU.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
 use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
@@ -17,10 +16,11 @@ use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
     DiscardMode,
 };
-use qapi::os_text;
+use qapi::{QmpError, os_text};
 
-use crate::lock_wait::{LOCK_WAIT, wait_for_lock};
-use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved};
+use crate::definitions::{Definition, Definitions};
+use crate::lock_wait::wait_for_lock;
+use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
 use crate::setup_error::SetupError;
 
 /// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
@@ -32,17 +32,27 @@ use crate::setup_error::SetupError;
 pub async fn add(
     registry: &Registry,
     names: &Names,
+    definitions: &Definitions,
     options: BlockdevOptions,
-    limit: Option<Duration>,
+    limits: TimeLimits,
 ) -> Result<(), SetupError> {
     let Chain {
         links,
         mut below,
         reserved: _reserved,
     } = unchain(registry, names, options)?;
-    let patience = Patience::new(limit);
+    let patience = Patience::new(limits.open);
     let mut made = Made::default();
-    for Link { name, options } in links.into_iter().rev() {
+    let mut defined = Vec::new();
+    for link in links.into_iter().rev() {
+        let Link {
+            name,
+            options,
+            given,
+            within,
+        } = link;
+        let child = below.as_ref().map(|below| below.name().to_string());
+        defined.push(Definition::new(&name, given, child, within));
         let what = file_of(&options, below.as_deref());
         let opened = open(&name, options, below.take());
         let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
@@ -54,64 +64,15 @@ pub async fn add(
         // A driver may use what is below it of its own accord, and then there are locks.
         let added = async {
             let add = || registry.add_node(&root);
-            Ok(wait_for_lock(add, RegistryError::is_locked).await?)
+            Ok(wait_for_lock(add, RegistryError::is_locked, limits.lock).await?)
         };
         let file = root.driver().info().filename;
-        let quiet = LOCK_WAIT + QUIET_TIME_MAX;
+        let quiet = limits.lock + QUIET_TIME_MAX;
         patience.wait(quiet, root.name(), &file, added).await?;
     }
     made.0.clear();
+    definitions.add(defined);
     Ok(())
-}
-
-/// Opens a node anew, as `options` define it. It keeps its name, and all that uses it; what it does not say
-/// is as the default says. No lock is held while it is opened.
-///
-/// # Errors
-/// In QEMU's words; nothing has changed then.
-pub async fn reopen(
-    registry: &Arc<Registry>,
-    options: BlockdevOptions,
-    limit: Option<Duration>,
-) -> Result<Closing, SetupError> {
-    let Some(name) = options.base.node_name.clone() else {
-        return Err(SetupError::new("Node name not specified"));
-    };
-    let none = |_| RegistryError::NoNode(name.clone());
-    let known = registry.node(&name).map_err(none)?;
-    check_same(&known, &options)?;
-    drop(known);
-    let patience = Patience::new(limit);
-    let what = file_of(&options, None);
-    let opened = open(&name, options, None);
-    let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
-    let node = Node::new(&name, driver);
-    let _made = Made(vec![Arc::clone(&node)]);
-    let prepared = async { Ok(registry.prepare_reopen(node).await?) };
-    let prepared = patience
-        .wait(QUIET_TIME_MAX, &name, &what, prepared)
-        .await?;
-    commit(registry, prepared).await
-}
-
-/// What cannot be another than it was.
-fn check_same(node: &Node, options: &BlockdevOptions) -> Result<(), SetupError> {
-    let driver = node.driver();
-    let changed = |option: &str| SetupError::new(format!("Cannot change the option '{option}'"));
-    match &options.variant {
-        _ if options.kind().name() != driver.name() => Err(changed("driver")),
-        BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file)
-            if file.filename != driver.info().filename =>
-        {
-            Err(changed("filename"))
-        }
-        BlockdevDriverOptions::File(_) | BlockdevDriverOptions::HostDevice(_) => Ok(()),
-        _ => Err(RegistryError::NotReopened {
-            node: node.name().to_string(),
-            driver: driver.name(),
-        }
-        .into()),
-    }
 }
 
 /// From here on it goes on to its end, whoever waits for it.
@@ -127,7 +88,7 @@ pub async fn commit(
 
 /// Nodes that were made: those that are in no graph in the end are closed beside.
 #[derive(Default)]
-struct Made(Vec<Arc<Node>>);
+pub struct Made(pub Vec<Arc<Node>>);
 
 impl Drop for Made {
     fn drop(&mut self) {
@@ -141,10 +102,14 @@ impl Drop for Made {
 struct Link {
     name: String,
     options: BlockdevOptions,
+    /// Without what it inherits.
+    given: BlockdevOptions,
+    /// The node that it is defined in.
+    within: Option<String>,
 }
 
 /// What is asked of the storage for a node: the file, or that of the node below.
-fn file_of(options: &BlockdevOptions, below: Option<&Node>) -> String {
+pub fn file_of(options: &BlockdevOptions, below: Option<&Node>) -> String {
     match (&options.variant, below) {
         (BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file), _) => {
             file.filename.clone()
@@ -174,6 +139,12 @@ fn unchain(
     let mut links: Vec<Link> = Vec::new();
     let mut next = options;
     loop {
+        let given = next.clone();
+        let above = links.last();
+        let within = above.map(|above| above.name.clone());
+        if let Some(above) = above {
+            inherit(&mut next.base, &above.options.base);
+        }
         let name = match &next.base.node_name {
             Some(name) => name.clone(),
             None => graph.generate_name(),
@@ -182,17 +153,20 @@ fn unchain(
             return Err(GraphError::Duplicate(name).into());
         }
         let child = next.child().map(|(_, child)| child.clone());
-        let base = next.base.clone();
         links.push(Link {
             name,
             options: next,
+            given,
+            within,
         });
         let below = match child {
             None => None,
-            Some(BlockdevRef::Reference(name)) => Some(graph.get(&name)?),
+            Some(BlockdevRef::Reference(name)) => {
+                let found = graph.get(&name);
+                Some(found.map_err(|_| QmpError::cannot_find(&name, &name))?)
+            }
             Some(BlockdevRef::Definition(child)) => {
                 next = *child;
-                inherit(&mut next.base, &base);
                 continue;
             }
         };
@@ -204,7 +178,8 @@ fn unchain(
     }
 }
 
-fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
+/// What a node that is defined in another one takes from that.
+pub fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
     let cache = child.cache.get_or_insert_default();
     let parents = parent.cache.unwrap_or_default();
     cache.direct = cache.direct.or(parents.direct);
@@ -215,7 +190,11 @@ fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
     child.discard = child.discard.or(parent.discard);
 }
 
-async fn open(
+/// Opens one node, on `child` if its driver has one.
+///
+/// # Errors
+/// In QEMU's words.
+pub async fn open(
     name: &str,
     options: BlockdevOptions,
     child: Option<Arc<Node>>,

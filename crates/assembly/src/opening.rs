@@ -7,6 +7,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::timeout;
 
+use crate::lock_wait::LOCK_WAIT;
 use crate::setup_error::SetupError;
 
 /// How long a node may take to be opened while the daemon serves: whoever asked waits for an answer.
@@ -14,6 +15,28 @@ use crate::setup_error::SetupError;
 /// At the start there is no limit of ours: whoever started the daemon has one (`TimeoutStartSec` of its
 /// unit), a signal ends it, and storage that comes late is worth waiting for, as a VM waits for us.
 pub const OPEN_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// How long what is added may wait for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeLimits {
+    /// For the storage to answer; none: for ever.
+    pub open: Option<Duration>,
+    /// For a lock that another process has.
+    pub lock: Duration,
+}
+
+impl TimeLimits {
+    /// At the start a former daemon may just have died, and a VM waits for us.
+    pub const START: Self = Self {
+        open: None,
+        lock: LOCK_WAIT,
+    };
+    /// While the daemon serves, whoever asks wants an answer.
+    pub const SERVING: Self = Self {
+        open: Some(OPEN_TIME_MAX),
+        lock: Duration::ZERO,
+    };
+}
 
 /// After this long the log says what is waited for.
 pub const QUIET_TIME_MAX: Duration = Duration::from_secs(3);

@@ -13,6 +13,7 @@ mod tests {
     use block::{Access, Permissions};
     use qapi::options::{ExportOptions, ObjectOptions};
     use serde_json::json;
+    use standfast_assembly::TimeLimits;
 
     use super::common::House;
 
@@ -186,13 +187,20 @@ mod tests {
         ours.wait(ours.assembly.add_object(object("io0"))).unwrap();
         ours.wait(async {
             let waiting = options(&ours, "vda", "file0", Some("io0"));
-            let mut waiting = Box::pin(ours.assembly.add_export(waiting));
+            let mut waiting = Box::pin(ours.assembly.add_export(waiting, TimeLimits::START));
             let meanwhile = async {
                 let same = options(&ours, "vda", "file1", None);
-                let error = ours.assembly.add_export(same).await.unwrap_err();
+                let error = ours
+                    .assembly
+                    .add_export(same, TimeLimits::START)
+                    .await
+                    .unwrap_err();
                 assert_eq!(error.desc, "Block export id 'vda' is already in use");
                 let other = options(&ours, "vdb", "file1", None);
-                ours.assembly.add_export(other).await.unwrap();
+                ours.assembly
+                    .add_export(other, TimeLimits::START)
+                    .await
+                    .unwrap();
                 let error = ours.assembly.delete_object("io0").await.unwrap_err();
                 assert_eq!(error.desc, "object 'io0' is in use, can not be deleted");
                 ours.assembly.add_object(object("io1")).await.unwrap();

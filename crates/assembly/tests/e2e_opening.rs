@@ -12,12 +12,19 @@ mod tests {
 
     use block::{Access, Permissions, Registry};
     use qapi::options::{BlockdevOptions, ExportOptions};
-    use standfast_assembly::{Assembly, CLOSE_TIME_MAX, OPEN_TIME_MAX};
+    use standfast_assembly::{Assembly, CLOSE_TIME_MAX, OPEN_TIME_MAX, TimeLimits};
     use testkit::place::PATIENCE;
     use testkit::{FuseFile, FuseOp};
 
     const MIB: usize = 1 << 20;
     const LIMIT: Duration = Duration::from_millis(300);
+
+    fn limits(open: Duration) -> TimeLimits {
+        TimeLimits {
+            open: Some(open),
+            ..TimeLimits::SERVING
+        }
+    }
 
     struct Place {
         assembly: Arc<Assembly>,
@@ -47,7 +54,7 @@ mod tests {
 
         async fn add(&self, options: &str, limit: Duration) -> Result<(), String> {
             let options = BlockdevOptions::parse(options).expect("an option");
-            let added = self.assembly.add_node(options, Some(limit)).await;
+            let added = self.assembly.add_node(options, limits(limit)).await;
             added.map_err(|error| error.desc)
         }
 
@@ -63,7 +70,7 @@ mod tests {
             let (assembly, options) = (Arc::clone(&self.assembly), options.to_owned());
             let options = BlockdevOptions::parse(&options).expect("an option");
             let added = tokio::spawn(async move {
-                let added = assembly.add_node(options, Some(limit)).await;
+                let added = assembly.add_node(options, limits(limit)).await;
                 added.map_err(|error| error.desc)
             });
             until("it hangs", || self.fuse.count(op) > before).await;
@@ -149,7 +156,7 @@ mod tests {
             let export = ExportOptions::parse(&export).expect("an option");
             place
                 .assembly
-                .add_export(export)
+                .add_export(export, TimeLimits::SERVING)
                 .await
                 .expect("it is served");
             assert!(std::os::unix::net::UnixStream::connect(&socket).is_ok());

@@ -17,6 +17,7 @@ mod tests {
     use frontend::Request;
     use qapi::options::{BlockdevOptions, ExportOptions};
     use serde_json::{Value, json};
+    use standfast_assembly::TimeLimits;
     use testkit::place::{PATIENCE, eventually};
     use testkit::{FuseFile, FuseOp, Tmpfs};
 
@@ -147,6 +148,10 @@ mod tests {
             ),
             (
                 json!({ "driver": "null-co", "node-name": "file0" }),
+                "Option 'filename' cannot be reset to its default value",
+            ),
+            (
+                json!({ "driver": "host_device", "node-name": "file0", "filename": name }),
                 "Cannot change the option 'driver'",
             ),
             (
@@ -154,17 +159,30 @@ mod tests {
                 "Cannot change the option 'filename'",
             ),
             (
-                json!({ "driver": "null-co", "node-name": "null0" }),
-                "Block format 'null-co' used by node 'null0' does not support reopening files",
+                json!({ "driver": "null-co", "node-name": "null0", "size": 4096 }),
+                "Cannot change the option 'size'",
             ),
             (
-                json!({ "driver": "quota", "node-name": "quota0", "file": "file0", "limit": 1 << 30 }),
+                json!({ "driver": "quota", "node-name": "quota0", "file": "null0", "limit": 1 << 30 }),
+                "Cannot change the option 'file'",
+            ),
+            (
+                json!({ "driver": "quota", "node-name": "quota0", "file": "none", "limit": 1 << 30 }),
+                "Cannot find device='' nor node-name='none'",
+            ),
+            (
+                json!({ "driver": "quota", "node-name": "quota0", "file": "quota0", "limit": 1 << 30 }),
+                "Making 'quota0' a file child of 'quota0' would create a cycle",
+            ),
+            (
+                json!({ "driver": "quota", "node-name": "quota0", "file": "file0", "limit": 1 << 30,
+                    "cache": { "direct": true } }),
                 "Block format 'quota' used by node 'quota0' does not support reopening files",
             ),
             (
                 json!({ "driver": "file", "node-name": "file0", "filename": name,
                     "read-only": true }),
-                "Block node is read-only",
+                "Read-only block node 'file0' cannot support read-write users",
             ),
         ];
         for (options, words) in cases {
@@ -313,7 +331,7 @@ mod tests {
             let mut options = file(&house.path("disk0.img"));
             options["cache"] = json!({ "direct": round % 2 == 0 });
             let options = BlockdevOptions::parse(&options.to_string()).unwrap();
-            let reopened = house.assembly.reopen_node(options, None);
+            let reopened = house.assembly.reopen_nodes(vec![options], None);
             let after = Duration::from_micros(50 * round);
             let _ = house.wait(async { tokio::time::timeout(after, reopened).await });
         }
@@ -348,7 +366,7 @@ mod tests {
             fuse.hang(FuseOp::Fsync, false);
         };
         house.wait(async {
-            let reopened = house.assembly.reopen_node(options, None);
+            let reopened = house.assembly.reopen_nodes(vec![options], None);
             let (reopened, other, ()) = tokio::join!(reopened, other, goes_on);
             reopened.map_err(|error| error.desc).unwrap();
             other
@@ -373,7 +391,9 @@ mod tests {
     fn who_waits_for_a_reopen_uses_what_comes_of_it() {
         let (house, fuse) = far();
         house.export("vda", "file0", true).unwrap();
-        let added = house.assembly.add_export(export(&house, "vdb", "file0"));
+        let added = house
+            .assembly
+            .add_export(export(&house, "vdb", "file0"), TimeLimits::START);
         beside_a_reopen(&house, &fuse, added)
             .map_err(|error| error.desc)
             .unwrap();
@@ -401,7 +421,7 @@ mod tests {
         let mut options = file(&fuse.path());
         options["cache"] = json!({ "direct": true });
         let options = BlockdevOptions::parse(&options.to_string()).unwrap();
-        let reopened = house.assembly.reopen_node(options, None);
+        let reopened = house.assembly.reopen_nodes(vec![options], None);
         beside_a_reopen(&house, &fuse, reopened)
             .map_err(|error| error.desc)
             .unwrap();
@@ -456,25 +476,102 @@ mod tests {
         house.close();
     }
 
-    /// Without locks nobody had been asked.
+    /// Without locks nobody has been asked.
     #[test]
-    fn locks_that_come_with_a_reopen_are_asked_for() {
+    fn locks_do_not_come_with_a_reopen() {
         let house = disk();
         let mut options = file(&house.path("disk0.img"));
         options["locking"] = json!("off");
-        house.reopen(&options, None).unwrap();
+        let error = house.reopen(&options, None).unwrap_err();
+        assert_eq!(error, "Cannot change the option 'locking'");
+        house.close();
+    }
+
+    /// Each of the nodes is there once, and no other, whatever is in the way.
+    #[test]
+    fn several_or_none() {
+        let house = disk();
+        house.image("disk1.img");
+        house.file("file1", "disk1.img").unwrap();
+        let filter = json!({ "driver": "blkdebug", "node-name": "top", "image": "file1" });
+        house.node(&filter).unwrap();
         house.export("vda", "file0", true).unwrap();
-        let other = json!({ "driver": "file", "node-name": "other",
-            "filename": house.path("disk0.img") });
-        house.node(&other).unwrap();
-        house.export("vdb", "other", true).unwrap();
-        let error = house
-            .reopen(&file(&house.path("disk0.img")), None)
-            .unwrap_err();
-        assert_eq!(error, "Failed to get \"write\" lock");
-        house.delete_export("vdb", true).unwrap();
-        house.reopen(&file(&house.path("disk0.img")), None).unwrap();
-        qemu_io(&house.path("disk0.img")).expect_err("it is in use");
+        house.export("vdb", "top", true).unwrap();
+        let direct = |name: &str, image: &str, direct: bool| {
+            json!({ "driver": "file", "node-name": name, "filename": house.path(image),
+                "cache": { "direct": direct } })
+        };
+        let is_direct = || {
+            ["file0", "file1"].map(|name| {
+                let node = house.registry.node(name).unwrap();
+                node.driver().info().cache_direct
+            })
+        };
+        let load = house.load("vdb");
+        let both = [
+            direct("file0", "disk0.img", true),
+            direct("file1", "disk1.img", true),
+        ];
+        house.reopen_all(&both).unwrap();
+        assert_eq!(is_direct(), [true; 2]);
+        let mut wrong = direct("file1", "disk1.img", false);
+        wrong["read-only"] = json!(true);
+        let second = [direct("file0", "disk0.img", false), wrong];
+        assert_eq!(
+            house.reopen_all(&second).unwrap_err(),
+            "Read-only block node 'file1' cannot support read-write users"
+        );
+        let none = [
+            direct("file0", "disk0.img", false),
+            direct("none", "x", false),
+        ];
+        assert_eq!(
+            house.reopen_all(&none).unwrap_err(),
+            "Failed to find node with node-name='none'"
+        );
+        assert_eq!(is_direct(), [true; 2]);
+        assert_eq!(house.registry.nodes().len(), 3);
+        house.reopen_all(&[]).unwrap();
+        assert!(load.end() > 0);
+        house.close();
+    }
+
+    /// What was defined in a node is opened anew with it.
+    #[test]
+    fn what_is_defined_in_a_node_goes_along() {
+        let house = House::new();
+        house.image("disk0.img");
+        let part = |direct: bool| {
+            json!({ "driver": "file", "filename": house.path("disk0.img"),
+                "cache": { "direct": direct } })
+        };
+        let whole =
+            |direct| json!({ "driver": "blkdebug", "node-name": "top", "image": part(direct) });
+        house.node(&whole(false)).unwrap();
+        house.export("vda", "top", true).unwrap();
+        let load = house.load("vda");
+        let below = || {
+            let top = house.registry.node("top").unwrap();
+            top.driver().children()[0].node()
+        };
+        let name = below().name().to_string();
+        house.reopen(&whole(true), None).unwrap();
+        assert!(below().driver().info().cache_direct);
+        assert_eq!(*below().name().as_ref(), *name);
+        let mut other = whole(true);
+        other["image"]["node-name"] = json!("other");
+        assert_eq!(
+            house.reopen(&other, None).unwrap_err(),
+            "Cannot change the option 'node-name'"
+        );
+        let by_name = json!({ "driver": "blkdebug", "node-name": "above", "image": "top" });
+        house.node(&by_name).unwrap();
+        let in_place = json!({ "driver": "blkdebug", "node-name": "above", "image": whole(false) });
+        assert_eq!(
+            house.reopen(&in_place, None).unwrap_err(),
+            "Cannot change the option 'image.driver'"
+        );
+        assert!(load.end() > 0);
         house.close();
     }
 }

@@ -215,7 +215,8 @@ impl Registry {
             export.close().await;
             // Its locks go with its node: whoever changes that may hang, and the end waits for nobody.
             if !is_ending {
-                self.tell_deleted(&export).await;
+                // What is held goes to the next daemon.
+                self.tell_deleted(&export, 0).await;
             }
         }
     }

@@ -26,7 +26,7 @@ impl Registry {
             claim,
             found: [node],
             nodes,
-        } = self.claim_found(find, None).await?;
+        } = self.claim_found(find, &[]).await?;
         let affected = self.affected(&node)?;
         let mut exports = self.exports();
         exports.retain(|export| {

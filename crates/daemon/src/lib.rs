@@ -21,7 +21,7 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use assembly::{Assembly, CLOSE_TIME_MAX, SetupError, beside, tidy_up};
+use assembly::{Assembly, CLOSE_TIME_MAX, SetupError, TimeLimits, beside, tidy_up};
 use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
@@ -112,8 +112,9 @@ async fn run(line: CommandLine) -> ExitCode {
     let (registry, mut quit) = Registry::new(control);
     let assembly = Arc::new(Assembly::new(Arc::clone(&registry)));
     let objects: Arc<dyn monitor::Objects> = Arc::<Assembly>::clone(&assembly);
+    let graph: Arc<dyn monitor::Graph> = Arc::<Assembly>::clone(&assembly);
     let mut daemon = Daemon {
-        monitor: Monitor::new(registry, objects, version()).await,
+        monitor: Monitor::new(registry, objects, graph, version()).await,
         chardevs: Chardevs::default(),
         assembly,
         pidfile: None,
@@ -189,11 +190,11 @@ impl Daemon {
             }
             Opt::Blockdev => {
                 let options = BlockdevOptions::parse(&arg)?;
-                self.assembly.add_node(options, None).await
+                self.assembly.add_node(options, TimeLimits::START).await
             }
             Opt::Export => {
                 let options = ExportOptions::parse(&arg)?;
-                self.assembly.add_export(options).await
+                self.assembly.add_export(options, TimeLimits::START).await
             }
             Opt::Chardev => self.chardevs.add(ChardevOptions::parse(&arg)?).await,
             Opt::Monitor => self.chardevs.attach(&MonitorOptions::parse(&arg)?),

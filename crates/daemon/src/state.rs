@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use assembly::wait_for_lock;
+use assembly::{LOCK_WAIT, wait_for_lock};
 use block::run_control::{LeftOver, UNCLAIMED_MAX};
 use block::state_file::{Found, boot_id};
 use block::{Registry, SavedBackend, Saver, StateFile, StateFileError, beside};
@@ -30,7 +30,7 @@ pub async fn restore(dir: &Path, registry: &Arc<Registry>) -> Result<Option<Save
                 let (dir, boot_id) = (dir.to_owned(), boot_id.clone());
                 async { Ok(beside(move || StateFile::open(&dir, &boot_id)).await??) }
             };
-            wait_for_lock(attempt, is_in_use).await
+            wait_for_lock(attempt, is_in_use, LOCK_WAIT).await
         }
         Err(error) => Err(error.into()),
     };

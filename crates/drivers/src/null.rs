@@ -5,7 +5,10 @@ use std::future::ready;
 use std::ops::Range;
 use std::time::Duration;
 
-use block::{BoxFuture, Driver, Extent, Io, IoFuture, NodeInfo, Operation, Result, Stored};
+use block::{
+    BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, NodeInfo, Operation, Reopen, Result,
+    Stored,
+};
 
 /// Options of [`NullCo`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,13 @@ impl Driver for NullCo {
         })
     }
 
+    fn capabilities(&self) -> Capabilities<'_> {
+        Capabilities {
+            reopen: Some(self),
+            ..Capabilities::default()
+        }
+    }
+
     /// Nothing occupies space; what is read is not always zeroes.
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         let (bytes, stored) = (range.end - range.start, Stored::Here(range.start));
@@ -92,6 +102,13 @@ impl Driver for NullCo {
             ..Extent::data(bytes, stored)
         };
         Box::pin(ready(Ok(vec![all])))
+    }
+}
+
+impl Reopen for NullCo {
+    /// Nothing is kept.
+    fn hand_over(&self) -> Result<()> {
+        Ok(())
     }
 }
 

@@ -7,6 +7,7 @@ use qapi::QmpError;
 use qapi::types::VersionInfo;
 
 use crate::changes::Changes;
+use crate::graph::Graph;
 use crate::objects::Objects;
 use crate::storage::Storage;
 
@@ -15,6 +16,7 @@ use crate::storage::Storage;
 pub(crate) struct Context {
     pub(crate) registry: Arc<Registry>,
     pub(crate) objects: Arc<dyn Objects>,
+    pub(crate) graph: Arc<dyn Graph>,
     pub(crate) version: VersionInfo,
     pub(crate) storage: Storage,
     pub(crate) changes: Changes,

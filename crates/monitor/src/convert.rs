@@ -62,8 +62,11 @@ pub(crate) fn event(event: &Event) -> EventMessage {
                 _ => ShutdownCause::HostError,
             },
         }),
-        EventKind::BlockExportDeleted { id } => {
-            WireEvent::BlockExportDeleted(BlockExportDeleted { id: id.clone() })
+        EventKind::BlockExportDeleted { id, dropped } => {
+            WireEvent::BlockExportDeleted(BlockExportDeleted {
+                id: id.clone(),
+                x_dropped: (*dropped > 0).then_some(*dropped),
+            })
         }
         EventKind::BlockExportQueueBroken { id, queue, reason } => {
             WireEvent::BlockExportQueueBroken(BlockExportQueueBroken {
@@ -241,12 +244,12 @@ pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunContr
 }
 
 /// An export, as `query-block-exports` shows it.
-pub(crate) fn export(export: &dyn Export) -> BlockExportInfo {
+pub(crate) fn export(export: &dyn Export, is_ending: bool) -> BlockExportInfo {
     BlockExportInfo {
         id: export.id().to_owned(),
         r#type: export.type_name().to_owned(),
         node_name: export.backend().node().name().to_string(),
-        shutting_down: false,
+        shutting_down: is_ending,
         x_writable: Some(export.writable()),
         x_client: Some(export.has_client()),
         x_trouble: export.trouble(),

@@ -19,6 +19,7 @@ mod commands;
 mod context;
 mod convert;
 mod framing;
+mod graph;
 mod hmp;
 mod hub;
 mod objects;
@@ -29,6 +30,7 @@ mod storage;
 mod table;
 
 pub use framing::{Framing, requests};
+pub use graph::Graph;
 pub use objects::Objects;
 pub use outbox::OUTPUT_BYTES_MAX;
 pub use server::{Monitor, SESSIONS_MAX};

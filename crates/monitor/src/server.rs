@@ -15,6 +15,7 @@ use tokio::task::JoinSet;
 
 use crate::changes::Changes;
 use crate::context::Context;
+use crate::graph::Graph;
 use crate::hub::Hub;
 use crate::objects::Objects;
 use crate::outbox::Outbox;
@@ -35,11 +36,12 @@ pub struct Monitor {
 }
 
 impl Monitor {
-    /// A monitor over `registry` and `objects` that introduces itself as `version`. Its sessions
+    /// A monitor over `registry`, `objects` and `graph` that introduces itself as `version`. Its sessions
     /// will get the events from now on.
     pub async fn new(
         registry: Arc<Registry>,
         objects: Arc<dyn Objects>,
+        graph: Arc<dyn Graph>,
         version: VersionInfo,
     ) -> Self {
         let hub = Arc::new(Hub::new());
@@ -51,6 +53,7 @@ impl Monitor {
             context: Arc::new(Context {
                 registry,
                 objects,
+                graph,
                 version,
                 storage: Storage::default(),
                 changes: Changes::default(),

@@ -8,7 +8,7 @@ use qapi::de::{self, Mode};
 use qapi::types::CommandInfo;
 use qapi::{Object, QmpError, Value};
 
-use crate::commands::{block, debug, misc, object, run};
+use crate::commands::{block, debug, graph, misc, object, run};
 use crate::context::Context;
 use crate::framing::value_of;
 use crate::hmp;
@@ -53,7 +53,13 @@ commands! {
     "query-block-exports" => block::query_block_exports,
     "object-add" => object::add,
     "object-del" => object::delete,
-    "block_resize" => block::block_resize,
+    "blockdev-add" => graph::blockdev_add,
+    "blockdev-del" => graph::blockdev_del,
+    "blockdev-reopen" => graph::blockdev_reopen,
+    "x-blockdev-set-iothread" => graph::blockdev_set_iothread,
+    "block-export-add" => graph::block_export_add,
+    "block-export-del" => graph::block_export_del,
+    "block_resize" => graph::block_resize,
     "x-block-export-cont" => run::block_export_cont,
     "x-node-accept-loss" => run::node_accept_loss,
     "x-query-held" => block::query_held,

@@ -1,6 +1,6 @@
 //! Arguments of commands.
 
-use crate::options::{BlkdebugEvent, BlkdebugIoType};
+use crate::options::{BlkdebugEvent, BlkdebugIoType, BlockdevOptions};
 use serde::{Deserialize, Serialize};
 
 /// Arguments of a command that has none.
@@ -17,6 +17,75 @@ pub struct QmpCapabilities {
     /// Capabilities to enable.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub enable: Option<Vec<QmpCapability>>,
+}
+
+/// Arguments of `blockdev-del`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevDel {
+    /// The node, which nothing uses.
+    pub node_name: String,
+}
+
+/// Arguments of `blockdev-reopen`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BlockdevReopen {
+    /// All options of each node, as they are to be from now on.
+    pub options: Vec<BlockdevOptions>,
+}
+
+/// How an export is deleted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockExportRemoveMode {
+    /// Not while it has a client.
+    #[default]
+    Safe,
+    /// Its client is disconnected, and what is held is dropped.
+    Hard,
+}
+
+/// Arguments of `block-export-del`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockExportDel {
+    /// The export.
+    pub id: String,
+    /// Default: safe.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<BlockExportRemoveMode>,
+}
+
+/// A name, or none.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub enum StrOrNull {
+    /// A name.
+    #[serde(rename = "@string")]
+    Str(String),
+    /// None.
+    #[serde(rename = "@null")]
+    Null,
+}
+
+impl Serialize for StrOrNull {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Str(name) => name.serialize(serializer),
+            Self::Null => serializer.serialize_unit(),
+        }
+    }
+}
+
+/// Arguments of `x-blockdev-set-iothread`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevSetIothread {
+    /// The node.
+    pub node_name: String,
+    /// The iothread of exports of that node that name none; null: the daemon's own.
+    pub iothread: StrOrNull,
+    /// Go on if an export uses the node. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub force: Option<bool>,
 }
 
 /// Arguments of `block_resize`.

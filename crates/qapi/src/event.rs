@@ -134,6 +134,9 @@ pub struct Shutdown {
 pub struct BlockExportDeleted {
     /// The id of the export.
     pub id: String,
+    /// How many requests that it held were dropped with it; absent if none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_dropped: Option<u64>,
 }
 
 /// Data of `X_BLOCK_EXPORT_QUEUE_BROKEN`.

@@ -19,7 +19,7 @@ use block::{Registry, control};
 use frontend::{Disk, Options};
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::{Value, json};
-use standfast_assembly::{Assembly, SetupError};
+use standfast_assembly::{Assembly, SetupError, TimeLimits};
 use testkit::{Driver, Workload};
 
 /// Blocks of 4 KiB that the load uses.
@@ -69,7 +69,7 @@ impl House {
 
     pub fn node(&self, options: &Value) -> Result<(), String> {
         let options = BlockdevOptions::parse(&options.to_string()).unwrap();
-        said(self.wait(self.assembly.add_node(options, None)))
+        said(self.wait(self.assembly.add_node(options, TimeLimits::START)))
     }
 
     pub fn file(&self, name: &str, image: &str) -> Result<(), String> {
@@ -83,7 +83,7 @@ impl House {
             "writable": writable, "werror": "stop", "rerror": "stop",
             "addr": { "type": "unix", "path": self.path(id) } });
         let options = ExportOptions::parse(&options.to_string()).unwrap();
-        said(self.wait(self.assembly.add_export(options)))
+        said(self.wait(self.assembly.add_export(options, TimeLimits::START)))
     }
 
     pub fn delete_node(&self, name: &str) -> Result<(), String> {
@@ -100,7 +100,14 @@ impl House {
 
     pub fn reopen(&self, options: &Value, limit: Option<Duration>) -> Result<(), String> {
         let options = BlockdevOptions::parse(&options.to_string()).unwrap();
-        said(self.wait(self.assembly.reopen_node(options, limit)))
+        said(self.wait(self.assembly.reopen_nodes(vec![options], limit)))
+    }
+
+    /// Several nodes.
+    pub fn reopen_all(&self, options: &[Value]) -> Result<(), String> {
+        let parse = |options: &Value| BlockdevOptions::parse(&options.to_string()).unwrap();
+        let options = options.iter().map(parse).collect();
+        said(self.wait(self.assembly.reopen_nodes(options, None)))
     }
 
     /// The requests of an export that are held.

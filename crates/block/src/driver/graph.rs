@@ -66,34 +66,58 @@ impl Graph {
     /// Takes a node out that nobody uses, and what came in as a part of it and nobody else uses. Returns
     /// all of it; it uses nothing any more.
     pub fn remove(&mut self, node: &Arc<Node>) -> Vec<Arc<Node>> {
+        self.nodes.remove(node.name());
+        self.owned.remove(node.name());
         let mut removed = vec![Arc::clone(node)];
+        self.remove_below(&mut removed);
+        removed
+    }
+
+    /// The `removed` use nothing any more; what came in as a part of them and nobody else uses goes with
+    /// them.
+    fn remove_below(&mut self, removed: &mut Vec<Arc<Node>>) {
         let mut next = 0;
         while next < removed.len() {
             let node = Arc::clone(&removed[next]);
-            self.nodes.remove(node.name());
-            self.owned.remove(node.name());
             for child in node.driver().children() {
                 Child::end(child);
                 let below = child.node();
-                if !self.owned.contains(below.name()) && below.users().is_empty() {
+                let known = self.nodes.get(below.name());
+                if known.is_some_and(|known| Arc::ptr_eq(known, &below))
+                    && !self.owned.contains(below.name())
+                    && below.users().is_empty()
+                {
+                    self.nodes.remove(below.name());
                     removed.push(below);
                 }
             }
             next += 1;
         }
-        removed
     }
 
-    /// `to` has the place of `from`, and its name. False: that is not here any more.
-    pub fn replace(&mut self, from: &Arc<Node>, to: &Arc<Node>) -> bool {
-        match self.nodes.get_mut(from.name()) {
-            Some(known) if Arc::ptr_eq(known, from) && from.name() == to.name() => {
-                to.tell_growth(&self.growth);
-                *known = Arc::clone(to);
-                true
-            }
-            _ => false,
+    /// Of each pair the second has the place of the first, and its name. Returns what is here no more: the
+    /// first ones, and what came in as a part of them and nobody uses any more. None: one of the first ones is
+    /// not here, and nothing has changed.
+    pub fn replace<'a>(
+        &mut self,
+        pairs: impl Iterator<Item = (&'a Arc<Node>, &'a Arc<Node>)> + Clone,
+    ) -> Option<Vec<Arc<Node>>> {
+        let mut each = pairs.clone();
+        let is_here = |(from, to): (&Arc<Node>, &Arc<Node>)| {
+            let known = self.nodes.get(from.name());
+            known.is_some_and(|known| Arc::ptr_eq(known, from)) && from.name() == to.name()
+        };
+        if !each.all(is_here) {
+            return None;
         }
+        let mut gone = Vec::new();
+        for (from, to) in pairs {
+            to.tell_growth(&self.growth);
+            self.nodes.insert(Arc::clone(to.name()), Arc::clone(to));
+            gone.push(Arc::clone(from));
+        }
+        self.remove_below(&mut gone);
+        Some(gone)
     }
 
     /// Takes all nodes out.

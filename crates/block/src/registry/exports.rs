@@ -31,18 +31,33 @@ impl Registry {
         Ok(())
     }
 
+    /// Whether an export is being removed.
+    pub fn is_ending(&self, export: &Arc<dyn Export>) -> bool {
+        let ending = self.ending.lock();
+        ending.iter().any(|known| Arc::ptr_eq(known, export))
+    }
+
     async fn end_export(&self, export: &Arc<dyn Export>) {
+        let before = export.backend().stats().dropped;
         export.close().await;
         // Not before: another one may have come in.
         let node = export.backend().node();
         self.end_use(&node).await;
-        self.tell_deleted(export).await;
+        let dropped = export.backend().stats().dropped.saturating_sub(before);
+        if dropped > 0 {
+            tracing::warn!(
+                "export '{}' is deleted, and with it {dropped} requests that it held, neither completed \
+                 nor failed",
+                export.id()
+            );
+        }
+        self.tell_deleted(export, dropped).await;
     }
 
-    /// An export has ended.
-    pub(super) async fn tell_deleted(&self, export: &Arc<dyn Export>) {
+    /// An export has ended, and `dropped` requests that it held with it.
+    pub(super) async fn tell_deleted(&self, export: &Arc<dyn Export>, dropped: u64) {
         let id = export.id().to_owned();
-        let kind = EventKind::BlockExportDeleted { id };
+        let kind = EventKind::BlockExportDeleted { id, dropped };
         let at = std::time::SystemTime::now();
         self.control.emit(Event { at, kind }).await;
     }

@@ -38,7 +38,7 @@ impl Registry {
             claim: _claim,
             found: [node],
             ..
-        } = self.claim_found(find, None).await?;
+        } = self.claim_found(find, &[]).await?;
         let ids: Vec<_> = self
             .backends_above(&node)
             .iter()

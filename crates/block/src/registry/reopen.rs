@@ -1,82 +1,109 @@
-//! A node is opened anew, and the new opening takes its place and its name.
+//! Nodes are opened anew, and the new openings take their places and their names.
 
 use std::sync::Arc;
 
 use super::Registry;
 use super::grants::Plan;
-use super::replace::Replacement;
+use super::replace::{Move, Replacement};
 use super::taken::Taken;
 use super::uses::Claimed;
 use crate::driver::beside::beside;
-use crate::driver::node::Node;
+use crate::driver::node::{Child, Node};
 use crate::registry_error::RegistryError;
 
 impl Registry {
-    /// `to` was opened as the node of its name is to be from now on: all that uses that uses `to` instead,
-    /// and it goes. What is in flight ends before; what is held, parked or new goes to `to`. What was lost
-    /// is still lost.
+    /// Each of `to`, what is below first, was opened as the node of its name is to be from now on: all that
+    /// uses that uses the new one instead, and it goes, with what was opened as a part of it and nobody else
+    /// uses. What is in flight ends before; what is held, parked or new goes to the new one. What was lost is
+    /// still lost.
     ///
     /// # Errors
     /// If there is no such node; if its driver cannot do that; if others are in the way, or another
     /// process; if what is held would not fit any more. Nothing has changed then.
-    pub async fn prepare_reopen(&self, to: Arc<Node>) -> Result<Replacement, RegistryError> {
+    pub async fn prepare_reopen(&self, to: Vec<Arc<Node>>) -> Result<Replacement, RegistryError> {
         let find = || {
-            let name = to.name();
-            let none = |_| RegistryError::NoNode(name.to_string());
-            Ok([self.graph().get(name).map_err(none)?])
+            let graph = self.graph();
+            let find = |to: &Arc<Node>| {
+                let none = |_| RegistryError::NoNode(to.name().to_string());
+                graph.get(to.name()).map_err(none)
+            };
+            to.iter().map(find).collect::<Result<Vec<_>, _>>()
         };
         let Claimed {
             claim,
-            found: [from],
+            found: from,
             mut nodes,
-        } = self.claim_found(find, Some(&to)).await?;
-        if !can_reopen(&from) || !can_reopen(&to) {
+        } = self.claim_found(find, &to).await?;
+        let mut all = from.iter().chain(&to);
+        if let Some(node) = all.find(|node| !can_reopen(node)) {
             return Err(RegistryError::NotReopened {
-                node: from.name().to_string(),
-                driver: from.driver().name(),
+                node: node.name().to_string(),
+                driver: node.driver().name(),
             });
         }
-        let moved = from.users();
-        // It goes: what it has is nobody's concern. Two of one name would be taken for each other.
-        nodes.retain(|node| !Arc::ptr_eq(node, &from));
+        let moves = moves(&from, to);
+        // They go: what they have is nobody's concern. Two of one name would be taken for each other.
+        nodes.retain(|node| !from.iter().any(|from| Arc::ptr_eq(node, from)));
         let mut plan = Plan::of(&nodes);
-        for known in &moved {
-            plan.set(&to, known.clone());
+        for Move { to, moved, .. } in &moves {
+            for known in moved {
+                plan.set(to, known.clone());
+            }
         }
         let mut grant = plan.grant()?;
-        grant.go_on_from(&to, &from);
+        for Move { from, to, .. } in &moves {
+            grant.go_on_from(to, from);
+        }
         let (exports, drained) = self.drain_above(&from).await;
-        // Now: until nothing is in flight it may become longer.
+        // Now: until nothing is in flight they may become longer.
         let taken = Taken::take(grant, claim).await?;
-        let former = Arc::clone(&from);
-        let handed_over = beside(move || {
-            if let Some(reopen) = former.driver().capabilities().reopen
-                && let Err(error) = reopen.hand_over()
-            {
-                let file = former.driver().info().filename;
-                tracing::warn!(
-                    "node '{}' is opened anew, and what was written to '{file}' before may not be durable: {error}",
-                    former.name()
-                );
-            }
-        });
+        // From the top: what is above may have something to write yet.
+        let former = from.clone();
+        let handed_over = beside(move || former.iter().rev().for_each(|node| hand_over(node)));
         handed_over.await.map_err(|_| RegistryError::ShuttingDown)?;
-        if let Some(left) = from.left_unwritten() {
+        if let Some(left) = from.iter().find_map(|node| node.left_unwritten()) {
             return Err(RegistryError::Unwritten(left.to_string()));
         }
-        nodes.push(Arc::clone(&from));
+        nodes.extend(from);
         let replacement = Replacement {
-            from,
-            to,
+            moves,
             nodes,
-            moved,
             exports,
             drained,
             taken,
             is_reopened: true,
         };
-        replacement.check_length()?;
+        replacement.check_lengths()?;
         Ok(replacement)
+    }
+}
+
+/// The users of each node that goes use the new one. A node that goes uses nothing any more.
+fn moves(from: &[Arc<Node>], to: Vec<Arc<Node>>) -> Vec<Move> {
+    let go = from.iter().flat_map(|node| node.driver().children());
+    let go: Vec<_> = go.map(Child::edge).collect();
+    let pairs = from.iter().zip(to);
+    let one = |(from, to): (&Arc<Node>, Arc<Node>)| {
+        let mut moved = from.users();
+        moved.retain(|known| !go.contains(&known.edge));
+        Move {
+            from: Arc::clone(from),
+            to,
+            moved,
+        }
+    };
+    pairs.map(one).collect()
+}
+
+fn hand_over(node: &Node) {
+    if let Some(reopen) = node.driver().capabilities().reopen
+        && let Err(error) = reopen.hand_over()
+    {
+        let file = node.driver().info().filename;
+        tracing::warn!(
+            "node '{}' is opened anew, and what was written to '{file}' before may not be durable: {error}",
+            node.name()
+        );
     }
 }
 

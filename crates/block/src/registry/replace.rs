@@ -15,23 +15,30 @@ use crate::export::Export;
 use crate::registry_error::RegistryError;
 use crate::resize::check_fits;
 
-/// A node that is about to take the place of another one, under all that uses that. It could, and the
+/// Nodes that are about to take the place of others, under all that uses those. They could, and the
 /// exports above are drained; but nothing has changed until [`Registry::commit`], and nothing does if this is
 /// dropped.
 #[derive(Debug)]
 #[must_use]
 pub struct Replacement {
-    pub(super) from: Arc<Node>,
-    pub(super) to: Arc<Node>,
-    /// All that hangs together with the two.
+    /// What is below comes first.
+    pub(super) moves: Vec<Move>,
+    /// All that hangs together with them.
     pub(super) nodes: Vec<Arc<Node>>,
-    /// The users of `from` that move.
-    pub(super) moved: Vec<Use>,
     pub(super) exports: Vec<Arc<dyn Export>>,
     pub(super) drained: Vec<Drained>,
     pub(super) taken: Taken,
-    /// `to` is another opening of `from`, which it replaces in the graph as well.
+    /// Each `to` is another opening of its `from`, which it replaces in the graph as well.
     pub(super) is_reopened: bool,
+}
+
+/// One node, and what takes its place.
+#[derive(Debug)]
+pub(super) struct Move {
+    pub(super) from: Arc<Node>,
+    pub(super) to: Arc<Node>,
+    /// The users of `from` that move.
+    pub(super) moved: Vec<Use>,
 }
 
 impl Registry {
@@ -52,7 +59,7 @@ impl Registry {
             claim,
             found: [from, to],
             nodes,
-        } = self.claim_found(find, None).await?;
+        } = self.claim_found(find, &[]).await?;
         let below = to.subtree();
         let mut moved = from.users();
         moved.retain(|known| !Arc::ptr_eq(&from, &to) && !is_one_of(&below, known));
@@ -63,38 +70,33 @@ impl Registry {
         let grant = plan.grant()?;
         let (exports, drained) = match moved.is_empty() {
             true => Default::default(),
-            false => self.drain_above(&from).await,
+            false => self.drain_above(std::slice::from_ref(&from)).await,
         };
         // Now: what comes into use counts what is there, and nobody writes meanwhile.
         let taken = Taken::take(grant, claim).await?;
+        // What was in flight may have been a flush.
+        if !moved.is_empty() {
+            check_lost(&from, &below)?;
+        }
         let replacement = Replacement {
-            from,
-            to,
+            moves: vec![Move { from, to, moved }],
             nodes,
-            moved,
             exports,
             drained,
             taken,
             is_reopened: false,
         };
-        // What was in flight may have been a flush.
-        if !replacement.moved.is_empty() {
-            check_lost(&replacement.from, &below)?;
-        }
-        replacement.check_length()?;
+        replacement.check_lengths()?;
         Ok(replacement)
     }
 
-    /// The exports whose requests reach `node`: nothing of them starts any more, or is in flight.
+    /// The exports whose requests reach one of `nodes`: nothing of them starts any more, or is in flight.
     pub(super) async fn drain_above(
         &self,
-        node: &Arc<Node>,
+        nodes: &[Arc<Node>],
     ) -> (Vec<Arc<dyn Export>>, Vec<Drained>) {
         let mut exports = self.exports();
-        exports.retain(|export| {
-            let nodes = export.backend().node().subtree();
-            nodes.iter().any(|below| Arc::ptr_eq(below, node))
-        });
+        exports.retain(|export| nodes.iter().any(|node| reaches(&**export, node)));
         let mut drained = Vec::with_capacity(exports.len());
         for export in &exports {
             drained.push(export.backend().drain().await);
@@ -111,30 +113,37 @@ impl Registry {
     /// changed then.
     pub async fn commit(&self, replacement: Replacement) -> Result<Closing, RegistryError> {
         let Replacement {
-            from,
-            to,
+            moves,
             nodes,
-            moved,
             exports,
             drained,
             taken,
             is_reopened,
         } = replacement;
         let applied = taken.apply();
-        if is_reopened {
-            to.go_on_from(&from);
+        for Move { from, to, moved } in &moves {
+            if is_reopened {
+                to.go_on_from(from);
+            }
+            put(&nodes, &exports, &drained, moved, to).await;
         }
-        put(&nodes, &exports, &drained, &moved, &to).await;
-        let above = above(&nodes, &to);
+        let above = above(&nodes, &moves);
         let again = above.clone();
         let activated = beside(move || above.iter().try_for_each(|node| node.activate())).await;
         let activated = activated.unwrap_or_else(|error| Err(error.into()));
         let mut done = activated.map_err(RegistryError::from);
-        if done.is_ok() && is_reopened && !self.graph().replace(&from, &to) {
-            done = Err(RegistryError::ShuttingDown);
+        let mut left = Vec::new();
+        if done.is_ok() && is_reopened {
+            let pairs = moves.iter().map(|one| (&one.from, &one.to));
+            match self.graph().replace(pairs) {
+                Some(gone) => left = gone,
+                None => done = Err(RegistryError::ShuttingDown),
+            }
         }
         if let Err(error) = done {
-            put(&nodes, &exports, &drained, &moved, &from).await;
+            for Move { from, moved, .. } in &moves {
+                put(&nodes, &exports, &drained, moved, from).await;
+            }
             // Some have looked at the other one already.
             let _ = beside(move || again.iter().for_each(look_again)).await;
             if let Ok(grant) = Plan::of(&nodes).grant() {
@@ -144,7 +153,7 @@ impl Registry {
             applied.undo().await;
             return Err(error);
         }
-        // Whoever takes the former one out next is the last one who has it.
+        // Whoever takes the former ones out next is the last one who has them.
         for export in &exports {
             export.backend().graph_changed().await;
         }
@@ -152,34 +161,41 @@ impl Registry {
         for export in exports {
             export.tell_resized();
         }
-        let settled = applied.settled();
-        let left = match is_reopened {
-            true => vec![from],
-            false => Vec::new(),
-        };
-        Ok(Closing::of(left).and(&to, settled))
+        let closing = Closing::of(left);
+        Ok(match moves.first() {
+            Some(first) => closing.and(&first.to, applied.settled()),
+            None => closing,
+        })
     }
 }
 
 impl Replacement {
-    /// Whether all that is above can have the length of the new node. Called drained, with its locks.
-    pub(super) fn check_length(&self) -> Result<(), RegistryError> {
-        let (before, after) = (self.from.driver().length(), self.to.driver().length());
-        if before == after || self.moved.is_empty() {
+    /// Whether all that is above can have the lengths of the new nodes. Called drained, with their locks.
+    pub(super) fn check_lengths(&self) -> Result<(), RegistryError> {
+        let mut moves = self.moves.iter();
+        moves.try_for_each(|one| self.check_length(one))
+    }
+
+    fn check_length(&self, Move { from, to, moved }: &Move) -> Result<(), RegistryError> {
+        let (before, after) = (from.driver().length(), to.driver().length());
+        if before == after || moved.is_empty() {
             return Ok(());
         }
-        check_resize(&self.nodes, &self.from)?;
+        check_resize(&self.nodes, from)?;
         for (export, drained) in self.exports.iter().zip(&self.drained) {
-            check_fits(self.to.name(), after, before, &**export, drained).map_err(|why| {
+            if !reaches(&**export, from) {
+                continue;
+            }
+            check_fits(to.name(), after, before, &**export, drained).map_err(|why| {
                 let why = Box::new(why);
                 match self.is_reopened {
                     true => RegistryError::DoesNotFitAnew {
-                        node: self.to.name().to_string(),
+                        node: to.name().to_string(),
                         why,
                     },
                     false => RegistryError::DoesNotFit {
-                        from: self.from.name().to_string(),
-                        to: self.to.name().to_string(),
+                        from: from.name().to_string(),
+                        to: to.name().to_string(),
                         why,
                     },
                 }
@@ -187,6 +203,12 @@ impl Replacement {
         }
         Ok(())
     }
+}
+
+/// Whether requests of `export` reach `node`.
+fn reaches(export: &dyn Export, node: &Arc<Node>) -> bool {
+    let nodes = export.backend().node().subtree();
+    nodes.iter().any(|below| Arc::ptr_eq(below, node))
 }
 
 fn look_again(node: &Arc<Node>) {
@@ -247,9 +269,9 @@ async fn put(
     }
 }
 
-/// The nodes above `node`, the lowest first.
-fn above(nodes: &[Arc<Node>], node: &Arc<Node>) -> Vec<Arc<Node>> {
-    let mut above = vec![Arc::clone(node)];
+/// The nodes above those that have taken a place, the lowest first.
+fn above(nodes: &[Arc<Node>], moves: &[Move]) -> Vec<Arc<Node>> {
+    let mut above: Vec<_> = moves.iter().map(|one| Arc::clone(&one.to)).collect();
     let is_in = |all: &[Arc<Node>], node: &Arc<Node>| all.iter().any(|n| Arc::ptr_eq(n, node));
     while let Some(next) = nodes.iter().find(|parent| {
         let mut children = parent.driver().children().into_iter();
@@ -257,6 +279,5 @@ fn above(nodes: &[Arc<Node>], node: &Arc<Node>) -> Vec<Arc<Node>> {
     }) {
         above.push(Arc::clone(next));
     }
-    above.remove(0);
-    above
+    above.split_off(moves.len())
 }

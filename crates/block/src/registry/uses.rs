@@ -24,10 +24,10 @@ pub struct Lease {
 
 /// Nodes that nobody else changes.
 #[derive(Debug)]
-pub(crate) struct Claimed<const N: usize> {
+pub(crate) struct Claimed<F> {
     pub(crate) claim: Claim,
     /// Those that were looked for.
-    pub(crate) found: [Arc<Node>; N],
+    pub(crate) found: F,
     /// All that hangs together with them.
     pub(crate) nodes: Vec<Arc<Node>>,
 }
@@ -49,7 +49,7 @@ impl Registry {
             claim,
             found: [node],
             nodes,
-        } = self.claim_found(find, None).await?;
+        } = self.claim_found(find, &[]).await?;
         let root = Child::root(id, Arc::clone(&node));
         let mut plan = Plan::of(&nodes);
         plan.set(
@@ -69,7 +69,8 @@ impl Registry {
     pub async fn end_use(&self, node: &Arc<Node>) {
         // Another one may have its place by now, and the locks of its users.
         let find = || Ok([self.node(node.name()).unwrap_or_else(|_| Arc::clone(node))]);
-        if let Ok(Claimed { claim, nodes, .. }) = self.claim_found(find, Some(node)).await {
+        let more = std::slice::from_ref(node);
+        if let Ok(Claimed { claim, nodes, .. }) = self.claim_found(find, more).await {
             settle(&nodes, claim).await;
         }
     }
@@ -92,18 +93,18 @@ impl Registry {
     ///
     /// # Errors
     /// Those of `find`.
-    pub(crate) async fn claim_found<const N: usize>(
+    pub(crate) async fn claim_found<F: AsRef<[Arc<Node>]>>(
         &self,
-        find: impl Fn() -> Result<[Arc<Node>; N], RegistryError>,
-        more: Option<&Arc<Node>>,
-    ) -> Result<Claimed<N>, RegistryError> {
+        find: impl Fn() -> Result<F, RegistryError>,
+        more: &[Arc<Node>],
+    ) -> Result<Claimed<F>, RegistryError> {
         loop {
             let found = find()?;
-            let all: Vec<_> = found.iter().chain(more).collect();
+            let all: Vec<_> = found.as_ref().iter().chain(more).collect();
             let (claim, nodes) = self.claim(&all).await;
             let again = find()?;
             let same = |(one, other): (&Arc<Node>, &Arc<Node>)| Arc::ptr_eq(one, other);
-            if found.iter().zip(&again).all(same) {
+            if found.as_ref().iter().zip(again.as_ref()).all(same) {
                 return Ok(Claimed {
                     claim,
                     found,

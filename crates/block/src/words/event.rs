@@ -53,6 +53,8 @@ pub enum EventKind {
     BlockExportDeleted {
         /// The export.
         id: String,
+        /// How many requests it held, which were dropped with it.
+        dropped: u64,
     },
     /// `X_BLOCK_EXPORT_QUEUE_BROKEN`: a queue is not served any more, until its client starts it
     /// anew.

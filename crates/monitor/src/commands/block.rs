@@ -1,12 +1,8 @@
 //! Nodes, backends, exports.
 
-use std::sync::Arc;
-
 use qapi::QmpError;
-use qapi::command::{BlockResize, NoArguments, QueryBlockstats, QueryHeld, QueryNamedBlockNodes};
-use qapi::types::{
-    BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, Empty, HeldRequestInfo,
-};
+use qapi::command::{NoArguments, QueryBlockstats, QueryHeld, QueryNamedBlockNodes};
+use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, HeldRequestInfo};
 
 use crate::context::{Context, failed};
 use crate::convert::{self, BackendNodes};
@@ -81,11 +77,11 @@ pub(crate) async fn query_block_exports(
     context: &Context,
     _: NoArguments,
 ) -> Result<Vec<BlockExportInfo>, QmpError> {
-    Ok(context
-        .registry
-        .exports()
-        .iter()
-        .map(|export| convert::export(&**export))
+    // The newest first, as in QEMU.
+    let exports = context.registry.exports();
+    let exports = exports.iter().rev();
+    Ok(exports
+        .map(|export| convert::export(&**export, context.registry.is_ending(export)))
         .collect())
 }
 
@@ -110,28 +106,4 @@ pub(crate) async fn query_held(
         }
         held
     }))
-}
-
-pub(crate) async fn block_resize(
-    context: &Context,
-    arguments: BlockResize,
-) -> Result<Empty, QmpError> {
-    let device = arguments.device.as_deref().unwrap_or_default();
-    let node_name = arguments.node_name.as_deref().unwrap_or_default();
-    let node = match context.registry.export(device) {
-        Ok(export) => export.backend().node().clone(),
-        Err(_) => context
-            .registry
-            .node(node_name)
-            .map_err(|_| QmpError::cannot_find(device, node_name))?,
-    };
-    let size = u64::try_from(arguments.size)
-        .map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
-    if node.read_only() {
-        return Err(QmpError::generic("Image is read-only"));
-    }
-    let registry = Arc::clone(&context.registry);
-    let resize = async move { registry.resize(node.name(), size).await.map_err(failed) };
-    context.changes.run("block_resize", resize).await?;
-    Ok(Empty {})
 }

@@ -3,6 +3,7 @@
 
 pub(crate) mod block;
 pub(crate) mod debug;
+pub(crate) mod graph;
 pub(crate) mod misc;
 pub(crate) mod object;
 pub(crate) mod run;

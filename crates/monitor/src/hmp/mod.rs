@@ -3,15 +3,18 @@
 
 mod text;
 
-use qapi::QmpError;
-use qapi::command::{Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats};
+use qapi::command::{
+    BlockResize, Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats,
+};
 use qapi::options::ObjectOptions;
+use qapi::{QmpError, Size};
 
-use crate::commands::{block, object, run as run_control};
+use crate::commands::{block, graph, object, run as run_control};
 use crate::context::Context;
 
 /// What can be typed, and its help.
-const COMMANDS: [(&str, &str); 7] = [
+const COMMANDS: [(&str, &str); 8] = [
+    ("block_resize device size", " -- resize a block image"),
     ("cont|c", " -- resume emulation"),
     (
         "info [subcommand]",
@@ -87,6 +90,15 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
             run_control::system_reset(context, NoArguments {}).await?;
             String::new()
         }
+        ["block_resize"] => missing_of("block_resize", "block device name"),
+        ["block_resize", device, size] => match resized(device, size) {
+            Some(arguments) => {
+                graph::block_resize(context, arguments).await?;
+                String::new()
+            }
+            None => no_size("block_resize"),
+        },
+        ["block_resize", _] => no_size("block_resize"),
         ["object_del"] => missing("object_del"),
         ["object_del", id] => {
             let id = (*id).to_owned();
@@ -110,7 +122,7 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
         ["stop" | "s", ..] => extraneous("stop|s", "stop"),
         ["cont" | "c", ..] => extraneous("cont|c", "cont"),
         ["quit" | "q", ..] => extraneous("quit|q", "quit"),
-        [name @ ("system_reset" | "object_del"), ..] => extraneous(name, name),
+        [name @ ("system_reset" | "object_del" | "block_resize"), ..] => extraneous(name, name),
         ["info", name, ..] => format!("unknown command: 'info {name}'\n"),
         [name, ..] => format!("unknown command: '{name}'\n"),
     })
@@ -131,7 +143,28 @@ fn extraneous(name: &str, topic: &str) -> String {
 }
 
 fn missing(name: &str) -> String {
-    format!("{name}: string expected\nTry \"help {name}\" for more information\n")
+    missing_of(name, "string")
+}
+
+fn missing_of(name: &str, what: &str) -> String {
+    format!("{name}: {what} expected\nTry \"help {name}\" for more information\n")
+}
+
+fn no_size(name: &str) -> String {
+    format!("invalid size\nTry \"help {name}\" for more information\n")
+}
+
+/// A size without a suffix is in MiB, as people type it in QEMU.
+fn resized(device: &str, size: &str) -> Option<BlockResize> {
+    let parsed = match size.ends_with(|last: char| last.is_ascii_digit() || last == '.') {
+        true => Size::parse(&format!("{size}M")),
+        false => Size::parse(size),
+    };
+    Some(BlockResize {
+        device: Some(device.to_owned()),
+        node_name: None,
+        size: i64::try_from(parsed?.0).ok()?,
+    })
 }
 
 /// The rest of the line, if its first word is `command`.
@@ -215,7 +248,19 @@ fn words(line: &str) -> Result<Vec<String>, String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{argument, words};
+    use super::{argument, resized, words};
+
+    #[test]
+    fn a_size_is_in_mebibytes_unless_it_says_otherwise() {
+        let size = |text| resized("d", text).map(|resized| resized.size);
+        assert_eq!(size("64"), Some(64 << 20));
+        assert_eq!(size("1.5"), Some(3 << 19));
+        assert_eq!(size("4096B"), Some(4096));
+        assert_eq!(size("2G"), Some(2 << 30));
+        for wrong in ["", "x", "-1", "1Z", "9000000000000"] {
+            assert_eq!(size(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn an_argument_is_the_rest_of_the_line() {

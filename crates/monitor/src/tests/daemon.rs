@@ -17,8 +17,9 @@ use qapi::wire::Layout;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+use super::graph::FakeGraph;
 use super::link::{FakeLink, FakeObjects};
-use crate::{Monitor, Objects};
+use crate::{Graph, Monitor, Objects};
 
 /// A gate that a thread waits at.
 #[derive(Debug, Default)]
@@ -257,6 +258,7 @@ pub struct Daemon {
     pub registry: Arc<Registry>,
     pub monitor: Monitor,
     objects: Arc<FakeObjects>,
+    graph: Arc<FakeGraph>,
     pub quit: iothread::mailbox::Receiver<&'static str>,
     seq: u64,
     began: Instant,
@@ -283,11 +285,14 @@ impl Daemon {
             vm0: FakeLink::new("vm0"),
         });
         let shared: Arc<dyn Objects> = Arc::<FakeObjects>::clone(&objects);
-        let monitor = Monitor::new(Arc::clone(&registry), shared, version).await;
+        let graph = FakeGraph::new(&registry);
+        let asked: Arc<dyn Graph> = Arc::<FakeGraph>::clone(&graph);
+        let monitor = Monitor::new(Arc::clone(&registry), shared, asked, version).await;
         Daemon {
             registry,
             monitor,
             objects,
+            graph,
             quit,
             seq: 0,
             began: Instant::now(),
@@ -297,6 +302,11 @@ impl Daemon {
 
     pub fn control(&self) -> &Control {
         self.registry.control()
+    }
+
+    /// What has been asked of the graph since the last call.
+    pub fn asked(&self) -> Vec<String> {
+        std::mem::take(&mut *self.graph.asked.lock().unwrap())
     }
 
     /// What `object-add` of a `vm0` adds.

@@ -1,6 +1,7 @@
 //! Whole sessions, over socket pairs, on a registry with run control and drivers that do no I/O.
 
 mod daemon;
+mod graph;
 mod link;
 mod protocol;
 mod queries;

@@ -160,7 +160,7 @@ async fn nodes_exports_and_counters() {
     assert_eq!(names, ["d", "n", "q", "ro"]);
     assert_eq!(nodes[2]["x-quota-used"], 4096);
     assert_eq!(
-        client.result("query-block-exports").await[0],
+        client.result("query-block-exports").await[1],
         json!({
             "id": "e", "type": "vhost-user-blk", "node-name": "n", "shutting-down": false,
             "x-writable": true, "x-client": true,

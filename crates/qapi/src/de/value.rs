@@ -34,6 +34,13 @@ pub(super) struct Node<'de, 'a> {
 const ALTERNATE_STRING: &str = "@string";
 const ALTERNATE_OBJECT: &str = "@object";
 const ALTERNATE_ARRAY: &str = "@array";
+const ALTERNATE_NULL: &str = "@null";
+const ALTERNATES: [&str; 4] = [
+    ALTERNATE_STRING,
+    ALTERNATE_OBJECT,
+    ALTERNATE_ARRAY,
+    ALTERNATE_NULL,
+];
 
 impl<'de, 'a> Node<'de, 'a> {
     pub(super) fn root(input: Input<'de>, mode: Mode) -> Self {
@@ -334,15 +341,13 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
         variants: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, DeError> {
-        if variants
-            .iter()
-            .any(|v| [ALTERNATE_STRING, ALTERNATE_OBJECT, ALTERNATE_ARRAY].contains(v))
-        {
+        if variants.iter().any(|v| ALTERNATES.contains(v)) {
             let variant = match self.input {
                 Input::Missing => return Err(self.missing()),
                 Input::Value(Value::String(_)) => ALTERNATE_STRING,
                 Input::Value(Value::Object(_)) | Input::Object(_) => ALTERNATE_OBJECT,
                 Input::Value(Value::Array(_)) => ALTERNATE_ARRAY,
+                Input::Value(Value::Null) => ALTERNATE_NULL,
                 Input::Value(_) => return Err(self.wrong_type(name)),
             };
             if !variants.contains(&variant) {

@@ -355,6 +355,19 @@ impl BlockdevOptions {
     }
 }
 
+impl BlockdevOptions {
+    /// The child, to be changed.
+    pub fn child_mut(&mut self) -> Option<&mut BlockdevRef> {
+        match &mut self.variant {
+            BlockdevDriverOptions::File(_)
+            | BlockdevDriverOptions::HostDevice(_)
+            | BlockdevDriverOptions::NullCo(_) => None,
+            BlockdevDriverOptions::Quota(options) => Some(&mut options.file),
+            BlockdevDriverOptions::Blkdebug(options) => Some(&mut options.image),
+        }
+    }
+}
+
 impl BlockdevBase {
     /// `cache.direct`.
     pub fn cache_direct(&self) -> bool {

@@ -29,7 +29,8 @@ pub struct ExportBase {
     /// same.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fixed_iothread: Option<bool>,
-    /// The iothread objects that do the work. Default: the daemon's own iothread.
+    /// The iothread objects that do the work. Default: that of the node (`x-blockdev-set-iothread`), or
+    /// the daemon's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub iothread: Option<BlockExportIothreads>,
     /// The node.

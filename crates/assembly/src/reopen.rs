@@ -1,0 +1,361 @@
+//! `blockdev-reopen`: nodes are defined anew, all or none of them.
+//!
+//! What a definition does not say has its default, so that it has to say all, as in QEMU. What a driver cannot
+//! change must be given as it was. A file is opened in any case: its name may lead to something else by now.
+//! All other nodes are only if something of them changes, a child for example. What was defined in a node goes
+//! along with it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use block::{Closing, Node, Registry, RegistryError, Replacement, SharingError};
+use qapi::Value;
+use qapi::options::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef};
+
+use crate::definitions::{ByName, Definition, Definitions, effective};
+use crate::nodes::{Made, commit, file_of, open};
+use crate::opening::{Patience, QUIET_TIME_MAX};
+use crate::setup_error::SetupError;
+
+/// What every node can change.
+const COMMON: [&str; 6] = [
+    "auto-read-only",
+    "cache.direct",
+    "cache.no-flush",
+    "detect-zeroes",
+    "discard",
+    "read-only",
+];
+
+/// What a driver can change beside that.
+fn changeable(driver: &str) -> &'static [&'static str] {
+    match driver {
+        "raw" => &["file", "offset", "size"],
+        "throttle" => &["file", "throttle-group"],
+        _ => &[],
+    }
+}
+
+/// Defines nodes anew. They keep their names, and all that uses them. No lock is held while something is
+/// opened.
+///
+/// # Errors
+/// In QEMU's words; nothing has changed then.
+pub async fn reopen(
+    registry: &Arc<Registry>,
+    definitions: &Definitions,
+    options: Vec<BlockdevOptions>,
+    limit: Option<Duration>,
+) -> Result<Closing, SetupError> {
+    let before = definitions.all();
+    let mut wanted = Wanted {
+        registry,
+        before: &before,
+        after: before.clone(),
+        named: Vec::new(),
+    };
+    for options in options {
+        let name = options.base.node_name.clone();
+        let name = name.ok_or_else(|| SetupError::new("node-name not specified"))?;
+        wanted.add(&name, options)?;
+    }
+    let Wanted { after, named, .. } = wanted;
+    let anew = to_be_opened(&before, &after, &named);
+    check_can_reopen(registry, &anew)?;
+    let patience = Patience::new(limit);
+    let mut opened: BTreeMap<&str, Arc<Node>> = BTreeMap::new();
+    let mut made = Made::default();
+    for &name in &anew {
+        let Some(options) = effective(&after, name) else {
+            continue;
+        };
+        let child = match after.get(name).and_then(Definition::child) {
+            None => None,
+            Some(child) => Some(match opened.get(child) {
+                Some(node) => Arc::clone(node),
+                None => registry.node(child)?,
+            }),
+        };
+        let what = file_of(&options, child.as_deref());
+        let opening = open(name, options, child);
+        let driver = patience.wait(QUIET_TIME_MAX, name, &what, opening).await?;
+        let node = Node::new(name, driver);
+        made.0.push(Arc::clone(&node));
+        opened.insert(name, node);
+    }
+    drop(opened);
+    let closing = match made.0.last() {
+        None => Closing::default(),
+        Some(top) => {
+            let (name, file) = (Arc::clone(top.name()), top.driver().info().filename);
+            let nodes = made.0.clone();
+            let prepared = async { prepare(registry, nodes).await };
+            let prepared = patience
+                .wait(QUIET_TIME_MAX, &name, &file, prepared)
+                .await?;
+            commit(registry, prepared).await?
+        }
+    };
+    let changed = named.iter().filter_map(|name| after.get(name).cloned());
+    definitions.add(changed);
+    let graph = registry.graph();
+    definitions.retain(|name| graph.contains(name));
+    Ok(closing)
+}
+
+/// Before anything is opened.
+fn check_can_reopen(registry: &Registry, names: &[&str]) -> Result<(), SetupError> {
+    for name in names {
+        let node = registry.node(name)?;
+        if node.driver().capabilities().reopen.is_none() {
+            let error = RegistryError::NotReopened {
+                node: (*name).to_owned(),
+                driver: node.driver().name(),
+            };
+            return Err(error.into());
+        }
+    }
+    Ok(())
+}
+
+async fn prepare(registry: &Registry, nodes: Vec<Arc<Node>>) -> Result<Replacement, SetupError> {
+    let prepared = registry.prepare_reopen(nodes).await;
+    prepared.map_err(|error| match error {
+        RegistryError::Sharing(SharingError::ReadOnly(node)) => SetupError::new(format!(
+            "Read-only block node '{node}' cannot support read-write users"
+        )),
+        error => error.into(),
+    })
+}
+
+/// What nodes are to be defined as.
+struct Wanted<'a> {
+    registry: &'a Registry,
+    before: &'a ByName,
+    after: ByName,
+    /// Those that are defined anew.
+    named: Vec<String>,
+}
+
+impl Wanted<'_> {
+    /// Node `name` is to be as `options` say, with what is defined in it.
+    fn add(&mut self, name: &str, mut options: BlockdevOptions) -> Result<(), SetupError> {
+        let none = || RegistryError::NoNode(name.to_owned());
+        self.registry.node(name).map_err(|_| none())?;
+        let known = self.before.get(name).ok_or_else(none)?;
+        if options.kind() == known.given.kind()
+            && let Some((role, child)) = options.child()
+        {
+            match child.clone() {
+                BlockdevRef::Reference(child) => self.check_no_cycle(name, role, &child)?,
+                BlockdevRef::Definition(child) => {
+                    let below = self.add_part(name, role, known, *child)?;
+                    if let Some(place) = options.child_mut() {
+                        *place = BlockdevRef::Reference(below);
+                    }
+                }
+            }
+        }
+        let wanted = Definition::new(name, options, None, known.within.clone());
+        check_options(&known.given, &wanted.given)?;
+        self.after.insert(name.to_owned(), wanted);
+        self.named.push(name.to_owned());
+        Ok(())
+    }
+
+    /// The child of `name` is defined in place. Returns its name.
+    fn add_part(
+        &mut self,
+        name: &str,
+        role: &str,
+        known: &Definition,
+        mut child: BlockdevOptions,
+    ) -> Result<String, SetupError> {
+        let below = known
+            .child()
+            .and_then(|below| self.before.get_key_value(below));
+        let part = below.filter(|(_, part)| part.within.as_deref() == Some(name));
+        let Some((below, _)) = part else {
+            return Err(cannot_change(&format!("{role}.driver")));
+        };
+        if child.base.node_name.get_or_insert_with(|| below.clone()) != below {
+            return Err(cannot_change("node-name"));
+        }
+        self.add(below, child)?;
+        Ok(below.clone())
+    }
+
+    fn check_no_cycle(&self, name: &str, role: &str, child: &str) -> Result<(), SetupError> {
+        let nodes = self.registry.node(child)?.subtree();
+        match nodes.iter().any(|node| **node.name() == *name) {
+            false => Ok(()),
+            true => Err(SetupError::new(format!(
+                "Making '{child}' a {role} child of '{name}' would create a cycle"
+            ))),
+        }
+    }
+}
+
+fn cannot_change(option: &str) -> SetupError {
+    SetupError::new(format!("Cannot change the option '{option}'"))
+}
+
+/// Whether a node that was given `before` can be given `after`.
+fn check_options(before: &BlockdevOptions, after: &BlockdevOptions) -> Result<(), SetupError> {
+    let more = changeable(before.kind().name());
+    let can_change = |option: &str| COMMON.contains(&option) || more.contains(&option);
+    let (before, after) = (flat(before), flat(after));
+    let mut gone = before.keys().filter(|&option| !after.contains_key(option));
+    if let Some(option) = gone.find(|option| !can_change(option)) {
+        return Err(SetupError::new(format!(
+            "Option '{option}' cannot be reset to its default value"
+        )));
+    }
+    let other = |(option, value): &(&String, &Value)| before.get(*option) != Some(*value);
+    let mut changed = after.iter().filter(other);
+    match changed.find(|(option, _)| !can_change(option)) {
+        Some((option, _)) => Err(cannot_change(option)),
+        None => Ok(()),
+    }
+}
+
+/// Options by their dotted names.
+fn flat(options: &BlockdevOptions) -> BTreeMap<String, Value> {
+    let mut all = BTreeMap::new();
+    // What has been read from JSON can be written as JSON.
+    if let Ok(value) = serde_json::to_value(options) {
+        flatten(&mut all, String::new(), value);
+    }
+    all
+}
+
+fn flatten(all: &mut BTreeMap<String, Value>, name: String, value: Value) {
+    let below = |member: String| match name.is_empty() {
+        true => member,
+        false => format!("{name}.{member}"),
+    };
+    match value {
+        Value::Object(members) => {
+            for (member, value) in members {
+                flatten(all, below(member), value);
+            }
+        }
+        Value::Array(elements) => {
+            for (number, value) in elements.into_iter().enumerate() {
+                flatten(all, below(number.to_string()), value);
+            }
+        }
+        value => {
+            all.insert(name, value);
+        }
+    }
+}
+
+/// The nodes that have to be opened, what is below first.
+fn to_be_opened<'a>(before: &ByName, after: &'a ByName, named: &[String]) -> Vec<&'a str> {
+    let named: BTreeSet<_> = named.iter().collect();
+    let changes = |(name, definition): &(&'a String, &'a Definition)| {
+        let is_file = matches!(
+            definition.given.variant,
+            BlockdevDriverOptions::File(_) | BlockdevDriverOptions::HostDevice(_)
+        );
+        (is_file && named.contains(name)) || effective(before, name) != effective(after, name)
+    };
+    let depth = |name: &str| {
+        let child = |name: &&str| after.get(*name).and_then(Definition::child);
+        // One that is in a circle is found by who takes it in.
+        let below = std::iter::successors(Some(name), child);
+        below.take(after.len() + 1).count()
+    };
+    let anew = after.iter().filter(changes);
+    let mut anew: Vec<_> = anew.map(|(name, _)| name.as_str()).collect();
+    anew.sort_by_key(|name| depth(name));
+    anew
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(text: &str) -> BlockdevOptions {
+        BlockdevOptions::parse(text).unwrap()
+    }
+
+    #[test]
+    fn what_a_driver_cannot_change_is_given_as_it_was() {
+        let check = |before, after| {
+            let checked = check_options(&options(before), &options(after));
+            checked.map_err(|error| error.desc)
+        };
+        let file = "file,node-name=a,filename=f,aio=threads";
+        assert_eq!(check(file, file), Ok(()));
+        let more = "file,node-name=a,filename=f,aio=threads,cache.direct=on,discard=unmap";
+        assert_eq!(check(file, more), Ok(()));
+        assert_eq!(check(more, file), Ok(()));
+        let cases = [
+            (
+                "file,node-name=a,filename=f",
+                "Option 'aio' cannot be reset to its default value",
+            ),
+            (
+                "file,node-name=a,filename=f,aio=native",
+                "Cannot change the option 'aio'",
+            ),
+            (
+                "file,node-name=a,filename=g,aio=threads",
+                "Cannot change the option 'filename'",
+            ),
+            (
+                "file,node-name=a,filename=f,aio=threads,locking=off",
+                "Cannot change the option 'locking'",
+            ),
+            (
+                "host_device,node-name=a,filename=f,aio=threads",
+                "Cannot change the option 'driver'",
+            ),
+            (
+                "null-co,node-name=a",
+                "Option 'aio' cannot be reset to its default value",
+            ),
+        ];
+        for (after, words) in cases {
+            assert_eq!(check(file, after), Err(words.to_owned()), "{after}");
+        }
+        let rules = "blkdebug,node-name=a,image=b,align=4096";
+        let other = "blkdebug,node-name=a,image=b,align=4096,inject-error.0.event=read_aio";
+        assert_eq!(
+            check(rules, other),
+            Err("Cannot change the option 'inject-error.0.event'".to_owned())
+        );
+    }
+
+    #[test]
+    fn what_is_below_is_opened_first() {
+        let defined = |name: &str, text: &str, child: Option<&str>, within: Option<&str>| {
+            let owned = |name: &str| name.to_owned();
+            let definition =
+                Definition::new(name, options(text), child.map(owned), within.map(owned));
+            (name.to_owned(), definition)
+        };
+        let blkdebug = "blkdebug,node-name=x,image=x";
+        let before: ByName = [
+            defined("a", blkdebug, Some("b"), None),
+            defined("b", blkdebug, Some("c"), Some("a")),
+            defined("c", "file,node-name=c,filename=f", None, Some("b")),
+            defined("d", "file,node-name=d,filename=f", None, None),
+        ]
+        .into();
+        let anew = |after: &ByName, named: &[&str]| {
+            let named: Vec<_> = named.iter().map(|&name| name.to_owned()).collect();
+            let anew = to_be_opened(&before, after, &named);
+            anew.into_iter().map(str::to_owned).collect::<Vec<_>>()
+        };
+        assert_eq!(anew(&before, &["a"]), [""; 0], "nothing changes");
+        assert_eq!(anew(&before, &["c"]), ["c"], "its name may lead elsewhere");
+        let mut after = before.clone();
+        let direct = "blkdebug,node-name=x,image=x,cache.direct=on";
+        after.extend([defined("a", direct, Some("b"), None)]);
+        assert_eq!(anew(&after, &["a"]), ["c", "b", "a"], "its parts inherit");
+    }
+}
