@@ -76,6 +76,7 @@ const GROWS: &str = r#"
 sockets = ["@PLACE@/*.qmp"]
 strategy = "command"
 command = ["@PLACE@/grow"]
+early = false
 step = "4M"
 "#;
 
@@ -154,6 +155,7 @@ fn a_quota_is_raised_up_to_its_cap() {
 name = "vm"
 sockets = ["@PLACE@/qmp.sock"]
 strategy = "quota"
+early = false
 step = "128K"
 cap = "896K"
 backoff-first = "100ms"
@@ -258,7 +260,7 @@ fn ends_well(disk: &mut Disk) {
 fn a_watcher_that_is_killed_is_followed_by_another() {
     let tmpfs = Tmpfs::new(2 * MIB).unwrap();
     let wait = GROWS.replace(
-        "strategy = \"command\"\ncommand = [\"@PLACE@/grow\"]",
+        "strategy = \"command\"\ncommand = [\"@PLACE@/grow\"]\nearly = false",
         "strategy = \"wait\"\npoll = \"100ms\"",
     );
     let setup = Setup::new(&wait);

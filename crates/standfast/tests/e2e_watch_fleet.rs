@@ -34,7 +34,7 @@ fn machines_go_on_whatever_becomes_of_the_watcher() {
     let mut daemons: Vec<_> = places.iter().map(start).collect();
     let sockets: Vec<_> = places.iter().map(|place| place.name("qmp.sock")).collect();
     let setup = Setup::new(&format!(
-        "[limits]\nextensions-per-hour = 100000\n[[machines]]\nsockets = {sockets:?}\nstrategy = \"quota\"\nstep = {STEP}\n"
+        "[limits]\nextensions-per-hour = 100000\n[[machines]]\nsockets = {sockets:?}\nstrategy = \"quota\"\nearly = false\nstep = {STEP}\n"
     ));
     let running = AtomicUsize::new(places.len());
     std::thread::scope(|scope| {

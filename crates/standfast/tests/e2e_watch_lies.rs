@@ -38,6 +38,7 @@ const GROWS: &str = r#"
 sockets = ["@PLACE@/*.qmp"]
 strategy = "command"
 command = ["@PLACE@/grow"]
+early = false
 command-time-limit = "1s"
 step = "1M"
 backoff-first = "100ms"
@@ -161,7 +162,7 @@ fn what_stays_full_is_not_flapped() {
     let tmpfs = full();
     let wait = "strategy = \"wait\"\npoll = \"200ms\"";
     let setup = Setup::new(&GROWS.replace(
-        "strategy = \"command\"\ncommand = [\"@PLACE@/grow\"]\ncommand-time-limit = \"1s\"",
+        "strategy = \"command\"\ncommand = [\"@PLACE@/grow\"]\nearly = false\ncommand-time-limit = \"1s\"",
         wait,
     ));
     let script = machine(&setup, "a.qmp", &tmpfs);

@@ -42,6 +42,7 @@ fn a_guest_of_plain_qemu_never_learns_of_it() {
 sockets = ["@PLACE@/*.qmp"]
 strategy = "command"
 command = ["@PLACE@/grow"]
+early = false
 step = "2M"
 cap = "256M"
 "#,

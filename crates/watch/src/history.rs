@@ -17,7 +17,7 @@ pub struct Told {
     pub machine: String,
     /// The disk.
     pub disk: String,
-    /// What it was about.
+    /// What it was about; `early`: an extension before the storage was full, and no incident.
     pub cause: String,
     /// Its first error, for people.
     pub reason: String,
@@ -86,6 +86,9 @@ impl History {
     fn add(&mut self, known: &mut BTreeMap<(i64, u64), usize>, time: &str, record: &Value) {
         let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
         let Some(key) = record["run"].as_i64().zip(record["incident"].as_u64()) else {
+            if record["early"] == true && record["event"] == "extension" {
+                self.incidents.push(early(time, record));
+            }
             return;
         };
         let at = *known.entry(key).or_insert_with(|| {
@@ -121,6 +124,29 @@ impl History {
     }
 }
 
+/// An extension before it was full.
+fn early(time: &str, record: &Value) -> Told {
+    let text = |name: &str| record[name].as_str().unwrap_or_default().to_owned();
+    let grown = record["result"] == "grown";
+    Told {
+        began: time.to_owned(),
+        machine: text("machine"),
+        disk: text("disk"),
+        cause: "early".to_owned(),
+        reason: format!("less than {} bytes were free", record["head_room"]),
+        extensions: grown.into(),
+        extended_bytes: record["grown"].as_u64().unwrap_or(0),
+        extension_seconds: match grown {
+            true => record["seconds"].as_f64().unwrap_or(0.0),
+            false => 0.0,
+        },
+        failed_attempts: (!grown).into(),
+        decisions: vec![words(record)],
+        ending: Some(if grown { "extended" } else { "not extended" }.to_owned()),
+        ..Told::default()
+    }
+}
+
 /// A record in words, without its machine and disk.
 #[must_use]
 pub fn words(record: &Value) -> String {
@@ -150,7 +176,11 @@ pub fn words(record: &Value) -> String {
                 "" => String::new(),
                 detail => format!(": {detail}"),
             };
-            match text("result") {
+            let early = match record["early"] == true {
+                true => format!("early, for {} bytes of head-room: ", number("head_room")),
+                false => String::new(),
+            };
+            let said = match text("result") {
                 "grown" => format!(
                     "extended by {} bytes ({} were asked for) in {:.3} s{detail}",
                     number("grown"),
@@ -159,7 +189,8 @@ pub fn words(record: &Value) -> String {
                 ),
                 "failed" => format!("could not be extended by {} bytes{detail}", number("by")),
                 _ => format!("is not extended{detail}"),
-            }
+            };
+            early + &said
         }
         "incident-ended" => {
             let how = match text("ending") {
@@ -220,13 +251,29 @@ mod tests {
             by: 100,
             grown: 120,
             before: None,
+            early: false,
+            head_room: 0,
             seconds: 0.25,
+            seconds_to_start: 0.0,
+            seconds_running: 0.0,
             detail: String::new(),
         };
         let ended = What::IncidentEnded {
             ending: Ending::Continued,
             seconds_paused: 1.5,
             extensions: 1,
+        };
+        let early = What::Extension {
+            result: Extended::Grown,
+            by: 7,
+            grown: 8,
+            before: None,
+            early: true,
+            head_room: 5,
+            seconds: 0.5,
+            seconds_to_start: 0.1,
+            seconds_running: 0.3,
+            detail: String::new(),
         };
         for value in [
             line(1, None, What::WatcherStarted),
@@ -242,6 +289,7 @@ mod tests {
                 },
             ),
             line(1, Some(1), ended),
+            line(1, None, early),
             json!("of the future"),
         ] {
             journal.append(&value);
@@ -249,7 +297,7 @@ mod tests {
         drop(journal);
         let history = History::read(&path).unwrap();
         assert_eq!(history.missing, None);
-        let [first, second] = history.incidents.as_slice() else {
+        let [first, second, early] = history.incidents.as_slice() else {
             panic!("{history:?}");
         };
         assert_eq!(
@@ -267,17 +315,26 @@ mod tests {
         );
         assert_eq!(first.decisions, ["wait: so"]);
         assert_eq!((second.cause.as_str(), &second.ending), ("failed", &None));
+        assert_eq!(
+            (early.cause.as_str(), early.reason.as_str()),
+            ("early", "less than 5 bytes were free")
+        );
+        assert_eq!((early.extensions, early.extended_bytes), (1, 8));
         assert!(History::read(&dir.path().join("none")).is_err());
     }
 
     #[test]
     fn every_record_has_words() {
-        let measured = |result| What::Extension {
+        let measured = |result, early| What::Extension {
             result,
             by: 1,
             grown: 0,
             before: None,
+            early,
+            head_room: 0,
             seconds: 0.0,
+            seconds_to_start: 0.0,
+            seconds_running: 0.0,
             detail: "why".to_owned(),
         };
         let ended = |ending| What::IncidentEnded {
@@ -302,9 +359,12 @@ mod tests {
                 decision: "leave",
                 reason: why(),
             },
-            measured(Extended::Grown),
-            measured(Extended::Failed),
-            measured(Extended::Refused),
+            measured(Extended::Grown, false),
+            measured(Extended::Grown, true),
+            measured(Extended::Failed, false),
+            measured(Extended::Failed, true),
+            measured(Extended::Refused, false),
+            measured(Extended::Refused, true),
             ended(Ending::Continued),
             ended(Ending::ContinuedByOther),
             ended(Ending::FoundRunning),

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::core::backoff::Backoff;
+use crate::core::headroom::HeadRoom;
 use crate::pattern::Pattern;
 
 /// A program and its arguments; no shell.
@@ -44,8 +45,10 @@ pub enum OnFailed {
 pub struct Settings {
     /// What makes room.
     pub strategy: Strategy,
-    /// By how much storage is extended, in bytes.
+    /// By how much storage is extended, in bytes; more, if the head-room is more than half of it.
     pub step: u64,
+    /// How much is to be free before it is full; none: it is extended when it is full.
+    pub early: Option<HeadRoom>,
     /// The greatest size that it is extended to, in bytes.
     pub cap: Option<u64>,
     /// So many free bytes are room enough to go on.
@@ -72,6 +75,7 @@ impl Default for Settings {
         Self {
             strategy: Strategy::Leave,
             step: STEP,
+            early: None,
             cap: None,
             enough: STEP / 2,
             reserve: 0,

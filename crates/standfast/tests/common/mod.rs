@@ -1,6 +1,13 @@
 //! What the tests of `standfast watch` share: watchers as processes, and machines that are scripts.
 #![allow(dead_code, reason = "each test target uses its part")]
-#![allow(clippy::unwrap_used, missing_docs, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::cast_precision_loss,
+    missing_docs,
+    reason = "tests"
+)]
+
+pub mod report;
 
 use std::io::{BufRead, BufReader, Write};
 use std::os::unix::fs::PermissionsExt;
@@ -13,6 +20,14 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use testkit::Daemon;
 use testkit::place::{PATIENCE, Place, stdout};
+
+/// How much is done: little, or much in a soak.
+pub fn soak<T>(few: T, many: T) -> T {
+    match std::env::var_os("STANDFAST_SOAK") {
+        Some(_) => many,
+        None => few,
+    }
+}
 
 /// Runs the tool.
 pub fn standfast(args: &[&str]) -> Output {
@@ -132,6 +147,7 @@ impl Setup {
 pub struct State {
     pub status: &'static str,
     pub block: Value,
+    pub stats: Value,
     /// What is sent when the next client has negotiated.
     pub events: Vec<Value>,
     /// What it was told, and when.
@@ -161,6 +177,12 @@ pub fn error(action: &str) -> Value {
         "nospace": true, "reason": "No space left on device"}})
 }
 
+/// A node has grown beyond its threshold.
+pub fn threshold(node: &str, threshold: u64, exceeded: u64) -> Value {
+    json!({"event": "BLOCK_WRITE_THRESHOLD", "timestamp": {"seconds": 1, "microseconds": 1},
+        "data": {"node-name": node, "amount-exceeded": exceeded, "write-threshold": threshold}})
+}
+
 pub fn event(name: &str) -> Value {
     json!({"event": name, "timestamp": {"seconds": 1, "microseconds": 1}})
 }
@@ -171,6 +193,7 @@ impl Script {
         let state = State {
             status: "running",
             block,
+            stats: json!([]),
             events: Vec::new(),
             heard: Vec::new(),
             clients: Vec::new(),
@@ -218,6 +241,7 @@ impl Script {
                     json!({"status": state.status, "running": state.status == "running"})
                 }
                 "query-block" => state.block.clone(),
+                "query-blockstats" => state.stats.clone(),
                 "cont" => {
                     if state.status != "running" {
                         state.status = "running";

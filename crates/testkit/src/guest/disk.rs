@@ -18,6 +18,7 @@ pub struct VirtioBlk {
     werror: String,
     rerror: String,
     direct: bool,
+    qcow2: bool,
 }
 
 /// A disk of either kind.
@@ -68,6 +69,7 @@ impl VirtioBlk {
             werror: "enospc".into(),
             rerror: "report".into(),
             direct: true,
+            qcow2: false,
         }
     }
 
@@ -82,6 +84,13 @@ impl VirtioBlk {
     #[must_use]
     pub fn rerror(mut self, policy: &str) -> Self {
         self.rerror = policy.into();
+        self
+    }
+
+    /// The image is a block device with qcow2 on it; the node below the format is called `host<index>`.
+    #[must_use]
+    pub fn qcow2_on_device(mut self) -> Self {
+        self.qcow2 = true;
         self
     }
 
@@ -124,19 +133,30 @@ impl Disk {
                 if let Some(queues) = disk.queues {
                     device.push_str(&format!(",num-queues={queues}"));
                 }
-                (["-chardev".into(), chardev], device)
+                (vec!["-chardev".into(), chardev], device)
             }
             Self::VirtioBlk(disk) => {
                 let path = escape(&disk.image);
                 let direct = if disk.direct { "on" } else { "off" };
-                let node = format!(
-                    "driver=file,node-name=node{index},filename={path},cache.direct={direct},\
-                     discard=unmap"
-                );
+                let (driver, name) = match disk.qcow2 {
+                    true => ("host_device", "host"),
+                    false => ("file", "node"),
+                };
+                let mut nodes = vec![
+                    "-blockdev".into(),
+                    format!(
+                        "driver={driver},node-name={name}{index},filename={path},\
+                         cache.direct={direct},discard=unmap"
+                    ),
+                ];
+                if disk.qcow2 {
+                    let format = format!("driver=qcow2,node-name=node{index},file=host{index}");
+                    nodes.extend(["-blockdev".into(), format]);
+                }
                 let (werror, rerror) = (&disk.werror, &disk.rerror);
                 let device =
                     format!("virtio-blk-pci,drive=node{index},werror={werror},rerror={rerror}");
-                (["-blockdev".into(), node], device)
+                (nodes, device)
             }
         };
         let device = format!("{device},id=disk{index},disable-legacy=on");
@@ -207,6 +227,22 @@ mod tests {
                 "virtio-blk-pci,drive=node0,werror=stop,rerror=ignore,id=disk0,disable-legacy=on",
             ]
         );
+    }
+
+    #[test]
+    fn a_format_on_a_device() {
+        let disk = Disk::from(VirtioBlk::new("/dev/loop7").qcow2_on_device());
+        let arguments = disk.arguments(1, (0, 0));
+        assert_eq!(
+            arguments[..4],
+            [
+                "-blockdev",
+                "driver=host_device,node-name=host1,filename=/dev/loop7,cache.direct=on,discard=unmap",
+                "-blockdev",
+                "driver=qcow2,node-name=node1,file=host1",
+            ]
+        );
+        assert!(arguments[5].contains("drive=node1,"), "{arguments:?}");
     }
 
     #[test]

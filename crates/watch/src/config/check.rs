@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use crate::core::headroom::HeadRoom;
 use crate::pattern::Pattern;
 use crate::settings::{OnFailed, Program, Selector, Settings, Strategy};
 
@@ -68,6 +69,23 @@ fn of_program(program: &Program) -> String {
     )
 }
 
+fn of_head_room(head_room: HeadRoom) -> String {
+    let HeadRoom { min, max, safety } = head_room;
+    if min == max {
+        return format!(
+            "before that: the same as soon as less than {} are free",
+            human(min)
+        );
+    }
+    format!(
+        "before that: the same as soon as less is free than {}.{:02} times what is written during an extension, {} at least, {} at most",
+        safety / 100,
+        safety % 100,
+        human(min),
+        human(max)
+    )
+}
+
 fn of_settings(settings: &Settings) -> Vec<String> {
     let Settings {
         step,
@@ -102,6 +120,7 @@ fn of_settings(settings: &Settings) -> Vec<String> {
             human(*reserve)
         ),
     }];
+    lines.extend(settings.early.map(of_head_room));
     lines.push(match &settings.on_failed {
         OnFailed::Leave => "other failures: you are told, nothing is done".to_owned(),
         OnFailed::WhenHealthy(program) => format!(

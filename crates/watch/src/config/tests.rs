@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::*;
+use crate::core::headroom::HeadRoom;
 use crate::core::machine::Rules;
 use crate::core::view::Disk;
 use crate::settings::{OnFailed, Strategy};
@@ -45,6 +46,9 @@ enough = "1G"
 sockets = ["/run/vm/*.qmp", "/run/other.qmp"]
 strategy = "quota"
 reserve = "10G"
+head-room-min = "3G"
+head-room-max = "20G"
+head-room-safety = 1.5
 on-failed = "resume-after"
 failed-delay = "1min"
 "#;
@@ -63,12 +67,18 @@ fn sections_are_put_one_on_the_other() {
         ..Disk::default()
     };
     let log = db.of(&disk("log1", "disk7", "/srv/a.qcow2"));
-    assert_eq!(log.strategy, Strategy::Leave);
+    assert_eq!((&log.strategy, log.early), (&Strategy::Leave, None));
     let some = db.of(&disk("x", "disk7", "/srv/a.qcow2"));
     assert_eq!(
         (some.step, some.enough, some.cap),
         (8 << 30, 1 << 30, Some(100 << 30))
     );
+    let head_room = HeadRoom {
+        min: 1 << 30,
+        max: 32 << 30,
+        safety: 200,
+    };
+    assert_eq!(some.early, Some(head_room));
     assert_eq!(some.path.as_deref(), Some(Path::new("/srv/pool")));
     let Strategy::Command(program) = &some.strategy else {
         panic!("{some:?}");
@@ -85,6 +95,12 @@ fn sections_are_put_one_on_the_other() {
     assert_eq!(other.name_of(Path::new("/run/vm/a.qmp")), "/run/vm/a.qmp");
     let settings = other.of(&Disk::default());
     assert_eq!(settings.strategy, Strategy::Quota(None));
+    let head_room = HeadRoom {
+        min: 3 << 30,
+        max: 20 << 30,
+        safety: 150,
+    };
+    assert_eq!(settings.early, Some(head_room));
     assert_eq!(settings.on_failed, OnFailed::After(Duration::from_secs(60)));
     assert!(config.section("/run/vm/a/b.qmp").is_none());
 }
@@ -98,6 +114,7 @@ fn in_words_says_what_would_happen() {
         "Machines 'db': /run/db.qmp:\n  /run/db.qmp\n",
         "Disks with node disk[0-9] and file /srv/*.qcow2:\n",
         "runs /sbin/grow -v (killed after 90 s) for 8 GiB more, up to 100 GiB;",
+        "as soon as less is free than 2.00 times what is written during an extension, 4 GiB at least, 32 GiB at most\n",
         "All other disks:\n",
         "raises the quota of its node by 4 GiB, up to 100 GiB, as long as 10 GiB stay free",
         "continued after 1 min, if its storage can be looked at",
@@ -186,6 +203,18 @@ fn mistakes() {
             "backoff-first is longer than backoff-max",
         ),
         (&machine("give-up-after = 0"), "give-up-after"),
+        (
+            &machine("early = true"),
+            "early = true is of use only with a strategy that extends",
+        ),
+        (
+            &machine("strategy = \"quota\"\nhead-room-max = \"1M\""),
+            "head-room-min: 1 GiB is not between 1 byte and a head-room-max of 1 MiB",
+        ),
+        (
+            &machine("strategy = \"quota\"\nhead-room-safety = 0.5"),
+            "head-room-safety: 0.5 is not between 1 and 100",
+        ),
         (
             &machine("[[machines.disks]]\nstep = \"1G\""),
             "disks[0]: say which: by node, qdev or file",

@@ -5,6 +5,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use crate::core::backoff::Backoff;
+use crate::core::headroom::HeadRoom;
 use crate::settings::{OnFailed, Program, Settings, Strategy};
 
 use super::error::ConfigError;
@@ -12,6 +13,12 @@ use super::units::{Bytes, Span, human};
 
 /// How long a program may take unless said otherwise.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(60);
+
+/// The head-room is so many steps at most unless said otherwise.
+const HEAD_ROOM_STEPS: u64 = 4;
+
+/// Twice what is written during an extension unless said otherwise.
+const SAFETY: f64 = 2.0;
 
 /// A step below that is a mistake.
 const STEP_MIN: u64 = 64 << 10;
@@ -46,6 +53,10 @@ pub struct Wishes {
     pub cap: Option<Bytes>,
     pub enough: Option<Bytes>,
     pub reserve: Option<Bytes>,
+    pub early: Option<bool>,
+    pub head_room_min: Option<Bytes>,
+    pub head_room_max: Option<Bytes>,
+    pub head_room_safety: Option<f64>,
     pub on_failed: Option<OnFailedName>,
     pub failed_delay: Option<Span>,
     pub health_command: Option<Vec<String>>,
@@ -92,6 +103,10 @@ impl Wishes {
             cap: self.cap.or(below.cap),
             enough: self.enough.or(below.enough),
             reserve: self.reserve.or(below.reserve),
+            early: self.early.or(below.early),
+            head_room_min: self.head_room_min.or(below.head_room_min),
+            head_room_max: self.head_room_max.or(below.head_room_max),
+            head_room_safety: self.head_room_safety.or(below.head_room_safety),
             on_failed: self.on_failed.or(below.on_failed),
             failed_delay: self.failed_delay.or(below.failed_delay),
             health_command: self.health_command.or(below.health_command),
@@ -131,6 +146,33 @@ impl Wishes {
             }
         }
         Ok(())
+    }
+
+    /// How much is to be free before it is full.
+    fn head_room(&self, step: u64, enough: u64) -> Result<HeadRoom, ConfigError> {
+        let min = self.head_room_min.map_or(enough, |bytes| bytes.0);
+        let most = step.saturating_mul(HEAD_ROOM_STEPS).max(min);
+        let max = self.head_room_max.map_or(most, |bytes| bytes.0);
+        if min == 0 || min > max {
+            return Err(ConfigError::new(format!(
+                "head-room-min: {} is not between 1 byte and a head-room-max of {}",
+                human(min),
+                human(max)
+            )));
+        }
+        let safety = self.head_room_safety.unwrap_or(SAFETY);
+        if !(1.0..=100.0).contains(&safety) {
+            return Err(ConfigError::new(format!(
+                "head-room-safety: {safety} is not between 1 and 100"
+            )));
+        }
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "it is between 1 and 100"
+        )]
+        let safety = (safety * 100.0).round() as u32;
+        Ok(HeadRoom { min, max, safety })
     }
 
     /// What comes of it, in a section of that name which itself has said `own`.
@@ -207,6 +249,16 @@ impl Wishes {
                 human(step)
             )));
         }
+        let early = match (&strategy, self.early) {
+            (Strategy::Leave | Strategy::Wait, Some(true)) if own.early.is_some() => {
+                let why = "early = true is of use only with a strategy that extends";
+                return Err(wrong(why.to_owned()));
+            }
+            (Strategy::Leave | Strategy::Wait, _) | (_, Some(false)) => None,
+            (Strategy::Command(_) | Strategy::Quota(_), _) => {
+                Some(self.head_room(step, enough).map_err(of_section)?)
+            }
+        };
         let backoff = Backoff {
             first: span(self.backoff_first, defaults.backoff.first),
             max: span(self.backoff_max, defaults.backoff.max),
@@ -217,6 +269,7 @@ impl Wishes {
         Ok(Settings {
             strategy,
             step,
+            early,
             cap: self.cap.map(|cap| cap.0),
             enough,
             reserve: self.reserve.map_or(0, |reserve| reserve.0),

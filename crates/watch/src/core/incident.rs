@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::settings::Settings;
 
+use super::early::Early;
 use super::record::Cause;
 use super::room::Measure;
 use super::view::Disk;
@@ -95,6 +96,8 @@ pub struct DiskState {
     pub incident: Option<Incident>,
     /// What was.
     pub past: Past,
+    /// What is done before it is full.
+    pub early: Early,
 }
 
 impl DiskState {

@@ -11,6 +11,7 @@
 //! * Attempts that do not help come ever later, and end.
 
 mod decides;
+mod early;
 mod hears;
 mod sees;
 
@@ -21,6 +22,7 @@ use std::time::Duration;
 use crate::settings::Settings;
 
 use super::backoff::Chance;
+use super::early::Stage as Early;
 use super::incident::{DiskState, Stage};
 use super::notice::IoError;
 use super::record::Record;
@@ -43,6 +45,21 @@ pub enum Order {
     Status(u64),
     /// Make room: [`Machine::room`].
     Room(Box<RoomOrder>),
+    /// Measure the storage: [`Machine::measured`].
+    Measure(Box<RoomOrder>),
+    /// Make room before it is full: [`Machine::early`].
+    Early(Box<RoomOrder>),
+    /// `block-set-write-threshold`: [`Machine::armed`].
+    Arm {
+        /// The disk.
+        disk: String,
+        /// The node.
+        node: String,
+        /// The threshold.
+        threshold: u64,
+    },
+    /// Ask how the disks grow: [`Machine::stats`].
+    Stats,
     /// Ask whether the storage is healthy: [`Machine::health`].
     Health(Box<RoomOrder>),
     /// `cont`: [`Machine::continued`].
@@ -65,7 +82,7 @@ pub struct RoomOrder {
     pub disk: Disk,
     /// What is wanted for it.
     pub settings: Arc<Settings>,
-    /// The incident.
+    /// The incident; 0: none.
     pub incident: u64,
     /// What is asked for.
     pub ask: Ask,
@@ -82,6 +99,10 @@ pub struct RoomAnswer {
     pub before: Option<Measure>,
     /// How long it took.
     pub took: Duration,
+    /// How long of that until the extension itself began, and how long that went on.
+    pub to_start: Duration,
+    /// See there.
+    pub running: Duration,
     /// More, for people.
     pub detail: String,
 }
@@ -107,6 +128,8 @@ pub enum RoomResult {
         /// By how much.
         by: u64,
     },
+    /// It is as large as it may be.
+    AtCap,
     /// It must not be extended.
     Refused,
 }
@@ -139,6 +162,8 @@ pub struct Machine {
     asked: u64,
     /// It has stopped, and no error says why. Then its disks are asked.
     unexplained: Option<Duration>,
+    /// When the disks are looked at again.
+    look_again: Option<Duration>,
     /// Until then nothing is told that concerns no disk that is known.
     quiet_until: Duration,
     /// Somebody else's pause was told of.
@@ -171,6 +196,7 @@ impl Machine {
             cont: Cont::Idle,
             asked: 0,
             unexplained: None,
+            look_again: None,
             quiet_until: Duration::ZERO,
             told_of_pause: false,
             numbers,
@@ -192,10 +218,17 @@ impl Machine {
             Stage::Wait { until } | Stage::GaveUp { look: until } => Some(*until),
             _ => None,
         };
-        self.disks
-            .iter()
+        let early = |disk: &DiskState| match disk.early.stage {
+            Early::Moving { until } | Early::Waiting { until } => Some(until),
+            _ => None,
+        };
+        let disks = self.disks.iter();
+        disks
+            .clone()
             .filter_map(due)
+            .chain(disks.filter_map(early))
             .chain(self.unexplained)
+            .chain(self.look_again)
             .min()
     }
 
@@ -222,6 +255,13 @@ impl Machine {
                 )
             })
         };
+        let busy = |disk: &DiskState| {
+            disk.incident.is_none()
+                && matches!(disk.early.stage, Early::Measuring | Early::Extending)
+        };
+        if self.disks.iter().any(busy) {
+            return false;
+        }
         let paused = matches!(self.state, Some(RunState::Other(_)));
         let asks = self.looking || self.unexplained.is_some() || self.cont != Cont::Idle;
         let blocked = self
@@ -237,7 +277,11 @@ impl Machine {
             disk.settings = rules.of(&disk.disk);
         }
         self.rules = rules;
+        self.look_again = (self.connected && self.wants_early()).then_some(now);
         for at in 0..self.disks.len() {
+            if self.disks[at].early.stage != Early::Extending {
+                self.disks[at].early.forget();
+            }
             if self.stage_is(at, |stage| *stage == Stage::Left) {
                 self.begin(now, at);
             }

@@ -1,6 +1,8 @@
 //! What is decided: without I/O, locks or clocks. Time is told, chance is told.
 
 pub mod backoff;
+pub mod early;
+pub mod headroom;
 pub mod incident;
 pub mod ledger;
 pub mod machine;

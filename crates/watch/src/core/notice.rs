@@ -1,5 +1,7 @@
 //! Events, as far as they matter.
 
+use std::time::Duration;
+
 use qapi::Value;
 
 use super::view::Disk;
@@ -44,6 +46,15 @@ pub struct IoError {
 pub enum Notice {
     /// A request failed.
     IoError(IoError),
+    /// A node has grown beyond its write threshold, which is none any more.
+    Threshold {
+        /// The node.
+        node: String,
+        /// How far it has come: to which offset, or how much of its account is used.
+        reached: u64,
+        /// How long ago; zero: not known.
+        age: Duration,
+    },
     /// The machine has stopped.
     Stop,
     /// It goes on.
@@ -60,6 +71,16 @@ impl Notice {
             "STOP" => Self::Stop,
             "RESUME" => Self::Resume,
             "DEVICE_DELETED" | "BLOCK_EXPORT_DELETED" | "DEVICE_TRAY_MOVED" => Self::Disks,
+            "BLOCK_WRITE_THRESHOLD" => {
+                let data = data?;
+                let number = |name: &str| data.get(name).and_then(Value::as_u64);
+                let threshold = number("write-threshold")?;
+                Self::Threshold {
+                    node: data.get("node-name")?.as_str()?.to_owned(),
+                    reached: threshold.saturating_add(number("amount-exceeded")?),
+                    age: Duration::ZERO,
+                }
+            }
             "BLOCK_IO_ERROR" => {
                 let data = data?;
                 let text = |name: &str| {
@@ -175,6 +196,21 @@ mod tests {
         assert_eq!(parse("BLOCK_IO_ERROR", Value::Null), None);
         assert_eq!(parse("NIC_RX_FILTER_CHANGED", json!({})), None);
         assert_eq!(parse("STOP", Value::Null), Some(Notice::Stop));
+        let threshold = |exceeded: Value| {
+            let data =
+                json!({"node-name": "dev0", "amount-exceeded": exceeded, "write-threshold": 7});
+            parse("BLOCK_WRITE_THRESHOLD", data)
+        };
+        let reached = |reached| Notice::Threshold {
+            node: "dev0".to_owned(),
+            reached,
+            age: Duration::ZERO,
+        };
+        assert_eq!(threshold(json!(5)), Some(reached(12)));
+        assert_eq!(threshold(json!(u64::MAX)), Some(reached(u64::MAX)));
+        for nonsense in [json!(-1), json!("5"), Value::Null] {
+            assert_eq!(threshold(nonsense), None);
+        }
         let long = json!({"reason": "x".repeat(10_000), "x-cause": "timeout"});
         let Some(Notice::IoError(error)) = parse("BLOCK_IO_ERROR", long) else {
             panic!("an event");

@@ -104,8 +104,16 @@ pub enum What {
         /// What was there.
         #[serde(skip_serializing_if = "Option::is_none")]
         before: Option<Measure>,
-        /// How long it took, in seconds; verification included.
+        /// Whether it was done before it was full.
+        early: bool,
+        /// How much was to be free, in bytes; 0: that is not known.
+        head_room: u64,
+        /// How long it took, in seconds: from the event or the decision to the verification.
         seconds: f64,
+        /// How long of that until it began.
+        seconds_to_start: f64,
+        /// How long of that it went on itself.
+        seconds_running: f64,
         /// More, for people.
         #[serde(skip_serializing_if = "String::is_empty")]
         detail: String,

@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::settings::Settings;
 
+use super::headroom;
 use super::view::Disk;
 
 /// No disk and no storage is larger; who says so lies.
@@ -57,6 +58,12 @@ pub struct Ask {
     pub baseline: Option<Measure>,
     /// So many bytes are needed at least.
     pub needs: u64,
+    /// So many bytes are to be free by what was measured; 0: that is not known.
+    pub head_room: u64,
+    /// Whether it is done before it is full.
+    pub early: bool,
+    /// How far a format on a device has come, as far as that is known.
+    pub used: Option<u64>,
 }
 
 /// What is to be done.
@@ -75,6 +82,8 @@ pub enum Plan {
         /// To that size, in bytes.
         to: u64,
     },
+    /// It is as large as it may be.
+    AtCap(String),
     /// It must not be extended.
     Refuse(String),
 }
@@ -92,6 +101,26 @@ fn useful(disk: &Disk, virtual_size: u64, kind: Kind) -> Option<u64> {
     }
 }
 
+/// The size that the guest sees, if it can be.
+fn virtual_size(disk: &Disk) -> Result<u64, String> {
+    match disk.virtual_size {
+        Some(bytes @ 1..) if bytes.unsigned_abs() < ABSURD => Ok(bytes.unsigned_abs()),
+        Some(bytes) => Err(format!("the machine says that the disk has {bytes} bytes")),
+        None => Err("the machine does not say how large the disk is".to_owned()),
+    }
+}
+
+fn cap(disk: &Disk, settings: &Settings, virtual_size: u64, kind: Kind) -> u64 {
+    let caps = [settings.cap, useful(disk, virtual_size, kind)];
+    caps.into_iter().flatten().min().unwrap_or(ABSURD)
+}
+
+/// Whether the storage may get larger at all: whether there is anything to be done before it is full.
+#[must_use]
+pub fn can_grow(disk: &Disk, settings: &Settings, measure: Measure) -> bool {
+    virtual_size(disk).is_ok_and(|bytes| measure.size < cap(disk, settings, bytes, measure.kind))
+}
+
 /// What is to be done for `disk`. `pool_free` is what the file system below an account has, if that is known.
 #[must_use]
 pub fn plan(
@@ -102,43 +131,47 @@ pub fn plan(
     ask: Ask,
 ) -> Plan {
     let Measure { kind, size, free } = measure;
-    match free {
-        Some(free) if free >= settings.enough.max(ask.needs) => {
-            return if ask.own_event {
-                Plan::Enough
-            } else {
-                Plan::NotAtEnd
-            };
+    if ask.early {
+        let free = free.or_else(|| Some(size.saturating_sub(ask.used?)));
+        if free.is_none_or(|free| free >= ask.head_room) {
+            return Plan::Enough;
         }
-        Some(_) => {}
-        None if ask.baseline.is_some_and(|before| size > before.size) => return Plan::Enough,
-        None if !ask.own_event => return Plan::NotAtEnd,
-        None => {}
+    } else {
+        match free {
+            Some(free) if free >= settings.enough.max(ask.needs) => {
+                return if ask.own_event {
+                    Plan::Enough
+                } else {
+                    Plan::NotAtEnd
+                };
+            }
+            Some(_) => {}
+            None if ask.baseline.is_some_and(|before| size > before.size) => return Plan::Enough,
+            None if !ask.own_event => return Plan::NotAtEnd,
+            None => {}
+        }
     }
     if !ask.extend {
         return Plan::Full;
     }
-    let virtual_size = match disk.virtual_size {
-        Some(bytes @ 1..) if bytes.unsigned_abs() < ABSURD => bytes.unsigned_abs(),
-        Some(bytes) => {
-            return Plan::Refuse(format!("the machine says that the disk has {bytes} bytes"));
-        }
-        None => return Plan::Refuse("the machine does not say how large the disk is".to_owned()),
+    let virtual_size = match virtual_size(disk) {
+        Ok(virtual_size) => virtual_size,
+        Err(why) => return Plan::Refuse(why),
     };
     if size == 0 || size >= ABSURD {
         return Plan::Refuse(format!("the storage is said to have {size} bytes"));
     }
-    let caps = [settings.cap, useful(disk, virtual_size, kind)];
-    let cap = caps.into_iter().flatten().min().unwrap_or(ABSURD);
+    let cap = cap(disk, settings, virtual_size, kind);
     if size >= cap {
-        return Plan::Refuse(format!("it has {size} bytes, and may have {cap}"));
+        return Plan::AtCap(format!("it has {size} bytes, and may have {cap}"));
     }
-    let by = settings.step.min(cap - size);
+    let mut by = headroom::step(settings.step, ask.head_room).min(cap - size);
     if let (Kind::Quota, Some(pool_free)) = (kind, pool_free) {
         // All of the account may still be used.
-        let wanted = by
-            .saturating_add(free.unwrap_or(0))
-            .saturating_add(settings.reserve);
+        let taken = free.unwrap_or(0).saturating_add(settings.reserve);
+        // More than a step is taken only if it is there.
+        by = by.min(pool_free.saturating_sub(taken).max(settings.step));
+        let wanted = by.saturating_add(taken);
         if pool_free < wanted {
             return Plan::Refuse(format!(
                 "the file system below has {pool_free} bytes free, and {wanted} are needed, the reserve \
@@ -205,6 +238,9 @@ mod tests {
         extend: true,
         baseline: None,
         needs: 0,
+        head_room: 0,
+        early: false,
+        used: None,
     };
 
     fn of(kind: Kind, size: u64, free: Option<u64>) -> Measure {
@@ -290,7 +326,7 @@ mod tests {
         let refused = |disk: &Disk, settings: &Settings, measure, pool| match plan(
             disk, settings, measure, pool, EVENT,
         ) {
-            Plan::Refuse(why) => why,
+            Plan::Refuse(why) | Plan::AtCap(why) => why,
             other => panic!("{other:?}"),
         };
         let full = of(Kind::Filesystem, GIB, Some(0));
@@ -330,6 +366,56 @@ mod tests {
             plan(&raw, &reserved, account, enough, EVENT),
             Plan::Extend { .. }
         ));
+    }
+
+    /// Before it is full: by what is free, and of a device by how far its format has come.
+    #[test]
+    fn early() {
+        let ask = |head_room, used| Ask {
+            own_event: false,
+            head_room,
+            early: true,
+            used,
+            ..EVENT
+        };
+        let qcow2 = disk("qcow2", 20 << 30);
+        let lv = of(Kind::Device, 4 * GIB, None);
+        let fs = |free| of(Kind::Filesystem, 4 * GIB, Some(free));
+        let by = |by| Plan::Extend {
+            by,
+            to: 4 * GIB + by,
+        };
+        for (measure, ask, expected) in [
+            (fs(GIB), ask(GIB, None), Plan::Enough),
+            (fs(GIB - 1), ask(GIB, None), by(2 * GIB)),
+            (fs(GIB / 4), ask(GIB / 3, None), by(GIB)),
+            // Enough to go on is not enough not to stop.
+            (fs(GIB / 2), ask(3 * GIB, None), by(6 * GIB)),
+            (lv, ask(GIB, None), Plan::Enough),
+            (lv, ask(GIB, Some(3 * GIB)), Plan::Enough),
+            (lv, ask(GIB, Some(3 * GIB + 1)), by(2 * GIB)),
+            // A write that has failed reaches beyond the end.
+            (lv, ask(GIB / 8, Some(9 * GIB)), by(GIB)),
+        ] {
+            assert_eq!(
+                plan(&qcow2, &settings(), measure, None, ask),
+                expected,
+                "{measure:?} {ask:?}"
+            );
+        }
+        // More than a step only if it is there.
+        let account = of(Kind::Quota, 2 * GIB, Some(GIB / 4));
+        let pool = |free| plan(&qcow2, &settings(), account, Some(free), ask(GIB, None));
+        let to = |by| Plan::Extend {
+            by,
+            to: 2 * GIB + by,
+        };
+        assert_eq!(pool(4 * GIB), to(2 * GIB));
+        assert_eq!(pool(GIB / 4 + GIB + 5), to(GIB + 5));
+        assert!(matches!(pool(GIB), Plan::Refuse(_)));
+        assert!(can_grow(&qcow2, &settings(), lv));
+        assert!(!can_grow(&disk("raw", 4 << 30), &settings(), lv));
+        assert!(!can_grow(&disk("qcow2", -1), &settings(), lv));
     }
 
     #[test]
@@ -377,13 +463,14 @@ mod tests {
         fn never_beyond(
             measure in measures(), virtual_size in any::<Option<i64>>(), cap in any::<Option<u64>>(),
             step in 1..u64::MAX, reserve in any::<u64>(), pool in any::<Option<u64>>(),
-            own_event in any::<bool>(),
+            own_event in any::<bool>(), early in any::<bool>(), head_room in 0..1_u64 << 50,
+            used in any::<Option<u64>>(),
         ) {
             let disk = Disk { virtual_size, ..disk("qcow2", 0) };
             let settings = Settings { step, enough: step / 2, cap, reserve, ..Settings::default() };
-            let ask = Ask { own_event, ..EVENT };
+            let ask = Ask { own_event, early, head_room, used, ..EVENT };
             if let Plan::Extend { by, to } = plan(&disk, &settings, measure, pool, ask) {
-                prop_assert!(by > 0 && by <= step && to == measure.size + by);
+                prop_assert!(by > 0 && by <= step.max(2 * head_room) && to == measure.size + by);
                 prop_assert!(cap.is_none_or(|cap| to <= cap));
                 let useful_size = u64::try_from(virtual_size.unwrap()).unwrap();
                 if measure.kind != Kind::Filesystem {
@@ -392,7 +479,11 @@ mod tests {
                 if let (Kind::Quota, Some(pool)) = (measure.kind, pool) {
                     prop_assert!(pool >= by && pool - by >= reserve);
                 }
-                prop_assert!(own_event || measure.free.is_some());
+                let known = measure.free.is_some() || (early && used.is_some());
+                prop_assert!(known || (own_event && !early));
+                if let (true, Some(free)) = (early, measure.free) {
+                    prop_assert!(free < head_room);
+                }
             }
         }
 

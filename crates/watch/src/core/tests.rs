@@ -1,5 +1,6 @@
 //! Decisions, by tables: what is seen, and what is ordered.
 
+mod early;
 mod model;
 
 use std::sync::Arc;
@@ -67,6 +68,8 @@ pub fn answer(result: RoomResult) -> RoomAnswer {
         measure: None,
         before: None,
         took: Duration::ZERO,
+        to_start: Duration::ZERO,
+        running: Duration::ZERO,
         detail: "as it is".to_owned(),
     }
 }
@@ -129,6 +132,12 @@ impl Rig {
                 Order::Health(order) => format!("health {} {}", order.disk.name, order.incident),
                 Order::Cont => "cont".to_owned(),
                 Order::ContExport { disk, incident } => format!("cont {disk} {incident}"),
+                Order::Measure(order) => format!("measure {}", order.disk.name),
+                Order::Early(order) => format!("early {} {}", order.disk.name, order.ask.head_room),
+                Order::Arm {
+                    node, threshold, ..
+                } => format!("arm {node} {threshold}"),
+                Order::Stats => "stats".to_owned(),
                 Order::Tell(record) => {
                     self.told.push(record);
                     continue;

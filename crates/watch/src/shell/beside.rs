@@ -2,10 +2,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::task::JoinSet;
 
 use crate::core::machine::{RoomAnswer, RoomOrder};
+use crate::core::room::Measure;
 
 use super::context::Context;
 use super::desk::Who;
@@ -17,6 +19,18 @@ pub enum Work {
     Room(Box<RoomOrder>),
     /// Is the storage healthy?
     Health(Box<RoomOrder>),
+    /// How much is there?
+    Measure(Box<RoomOrder>),
+    /// Room is to be made before it is full.
+    Early(Box<RoomOrder>),
+}
+
+impl Work {
+    fn order(&self) -> &RoomOrder {
+        let (Self::Room(order) | Self::Health(order) | Self::Measure(order) | Self::Early(order)) =
+            self;
+        order
+    }
 }
 
 /// What has been done, for which disk and incident.
@@ -26,6 +40,20 @@ pub enum Done {
     Room(String, u64, RoomAnswer),
     /// Whether the storage is healthy.
     Health(String, u64, Result<(), String>),
+    /// How much there is.
+    Measured(String, Result<Measure, String>),
+    /// Room, or none, before it was full.
+    Early(String, RoomAnswer),
+}
+
+impl Done {
+    fn disk(&self) -> &str {
+        let (Self::Room(disk, ..)
+        | Self::Health(disk, ..)
+        | Self::Measured(disk, _)
+        | Self::Early(disk, _)) = self;
+        disk
+    }
 }
 
 /// What goes on.
@@ -46,18 +74,27 @@ impl Beside {
     /// Begins it, or when what goes on for that disk has ended. What was to come next before is not done:
     /// its incident has ended.
     pub fn begin(&mut self, context: &Arc<Context>, who: Who, work: Work) {
-        let (Work::Room(order) | Work::Health(order)) = &work;
-        if let Some(next) = self.busy.get_mut(&order.disk.name) {
+        let disk = &work.order().disk.name;
+        if let Some(next) = self.busy.get_mut(disk) {
             *next = Some(work);
             return;
         }
-        self.busy.insert(order.disk.name.clone(), None);
+        self.busy.insert(disk.clone(), None);
         let context = Arc::clone(context);
+        let begin = Instant::now();
         self.tasks.spawn(async move {
             match work {
                 Work::Room(order) => {
-                    let answer = context.desk.make_room(&who, &order).await;
+                    let answer = context.desk.make_room(&who, &order, begin).await;
                     Done::Room(order.disk.name, order.incident, answer)
+                }
+                Work::Early(order) => {
+                    let answer = context.desk.make_room(&who, &order, begin).await;
+                    Done::Early(order.disk.name, answer)
+                }
+                Work::Measure(order) => {
+                    let measured = context.desk.how_much(&who, &order).await;
+                    Done::Measured(order.disk.name, measured)
                 }
                 Work::Health(order) => {
                     let result = context.desk.health(&who, &order).await;
@@ -72,8 +109,7 @@ impl Beside {
         loop {
             match self.tasks.join_next().await? {
                 Ok(done) => {
-                    let (Done::Room(disk, ..) | Done::Health(disk, ..)) = &done;
-                    let next = self.busy.remove(disk).flatten();
+                    let next = self.busy.remove(done.disk()).flatten();
                     return Some((done, next));
                 }
                 Err(error) => {

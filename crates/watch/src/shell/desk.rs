@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use qapi::Object;
@@ -48,6 +48,16 @@ pub struct Desk {
     turns: Mutex<HashMap<String, Weak<Turn<()>>>>,
 }
 
+/// What is seen on the way.
+#[derive(Debug, Default)]
+struct Course {
+    before: Option<Measure>,
+    measure: Option<Measure>,
+    /// When the extension itself began, and when it ended.
+    started: Option<Instant>,
+    ended: Option<Instant>,
+}
+
 /// What is measured for a disk.
 #[derive(Debug)]
 enum Place {
@@ -76,28 +86,42 @@ impl Desk {
     }
 
     /// Makes room for a disk, or says why not.
-    pub async fn make_room(&self, who: &Who, order: &RoomOrder) -> RoomAnswer {
-        let begin = Instant::now();
-        let (mut before, mut measure) = (None, None);
-        let (result, detail) = match self.try_room(who, order, &mut before, &mut measure).await {
+    /// It was asked for at `begin`.
+    pub async fn make_room(&self, who: &Who, order: &RoomOrder, begin: Instant) -> RoomAnswer {
+        let mut course = Course::default();
+        let (result, detail) = match self.try_room(who, order, &mut course).await {
             Ok((result, detail)) => (result, detail),
             Err(why) => (RoomResult::Refused, why),
         };
+        let since = |at: Option<Instant>, from: Instant| {
+            at.map_or(Duration::ZERO, |at| at.saturating_duration_since(from))
+        };
         RoomAnswer {
             result,
-            measure,
-            before,
+            measure: course.measure,
+            before: course.before,
             took: begin.elapsed(),
+            to_start: since(course.started, begin),
+            running: course
+                .started
+                .map_or(Duration::ZERO, |started| since(course.ended, started)),
             detail,
         }
+    }
+
+    /// How much there is for a disk.
+    ///
+    /// # Errors
+    /// Why that cannot be said.
+    pub async fn how_much(&self, who: &Who, order: &RoomOrder) -> Result<Measure, String> {
+        self.measure(who, order).await.map(|(_, measure)| measure)
     }
 
     async fn try_room(
         &self,
         who: &Who,
         order: &RoomOrder,
-        before: &mut Option<Measure>,
-        measure: &mut Option<Measure>,
+        course: &mut Course,
     ) -> Result<(RoomResult, String), String> {
         let none = String::new;
         let (key, _) = self.measure(who, order).await?;
@@ -105,7 +129,7 @@ impl Desk {
         let _turn = turn.lock().await;
         // Whoever was before may have made room for all.
         let (_, found) = self.measure(who, order).await?;
-        (*before, *measure) = (Some(found), Some(found));
+        (course.before, course.measure) = (Some(found), Some(found));
         let pool_free = match (found.kind, path(order)) {
             (Kind::Quota, Ok(path)) => self
                 .measurer
@@ -119,6 +143,7 @@ impl Desk {
             Plan::Enough => return Ok((RoomResult::Enough, none())),
             Plan::NotAtEnd => return Ok((RoomResult::NotAtEnd, none())),
             Plan::Full => return Ok((RoomResult::Full, none())),
+            Plan::AtCap(why) => return Ok((RoomResult::AtCap, why)),
             Plan::Refuse(why) => return Ok((RoomResult::Refused, why)),
             Plan::Extend { by, to } => (by, to),
         };
@@ -129,6 +154,7 @@ impl Desk {
         let now = self.began.elapsed();
         let begun = self.ledger.lock().begin(now, by, limits);
         begun.map_err(|error| error.to_string())?;
+        course.started = Some(Instant::now());
         let done = match &order.settings.strategy {
             Strategy::Command(program) => {
                 let ended = run_for(who, order, program, found, by, to).await;
@@ -137,13 +163,14 @@ impl Desk {
             Strategy::Quota(_) => self.set_quota(who, order, to).await,
             Strategy::Wait | Strategy::Leave => Err("nothing extends it".to_owned()),
         };
+        course.ended = Some(Instant::now());
         // Neither success nor failure is believed: the size says it.
         let mut shown = Err("it could not be measured".to_owned());
         for wait in SHOWS_WITHIN_MS {
-            tokio::time::sleep(std::time::Duration::from_millis(wait)).await;
+            tokio::time::sleep(Duration::from_millis(wait)).await;
             shown = match self.measure(who, order).await {
                 Ok((_, after)) => {
-                    *measure = Some(after);
+                    course.measure = Some(after);
                     verify(found, after, by)
                 }
                 Err(why) => Err(why),

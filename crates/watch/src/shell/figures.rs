@@ -25,6 +25,8 @@ pub struct Figures {
     open: Gauge,
     incidents: Each<Cause, Counter>,
     extensions: Each<Extended, Counter>,
+    early: Counter,
+    head_room: Gauge,
     extension_duration: Histogram,
     extended: Counter,
     paused: Counter<f64, AtomicU64>,
@@ -95,6 +97,18 @@ impl Figures {
             )?,
             incidents: each(&incidents, "cause", &causes),
             extensions: each(&extensions, "result", &results),
+            early: registry.add(
+                "watch_early_extensions",
+                "Extensions that succeeded before the storage was full",
+                Unit::None,
+                Counter::default(),
+            )?,
+            head_room: registry.add(
+                "watch_head_room",
+                "The most that is to be free now for a disk that is extended before its storage is full",
+                Unit::Bytes,
+                Gauge::default(),
+            )?,
             extension_duration: registry.add(
                 "watch_extension_duration",
                 "How long extensions that succeeded took, verification included",
@@ -145,11 +159,15 @@ impl Figures {
                 result,
                 grown,
                 seconds,
+                early,
                 ..
             } => {
                 add_one(&self.extensions, *result);
                 if *result == Extended::Grown {
                     self.extended.inc_by(*grown);
+                    if *early {
+                        self.early.inc();
+                    }
                     self.extension_duration.observe(*seconds);
                 }
             }
@@ -162,7 +180,8 @@ impl Figures {
 
     /// Takes over how the machines are.
     pub fn refresh(&self) {
-        let (states, incidents) = self.fleet.counts();
+        let (states, incidents, head_room) = self.fleet.counts();
+        self.head_room.set(head_room);
         for (state, gauge) in &self.machines {
             gauge.set(states.get(state).copied().unwrap_or(0));
         }

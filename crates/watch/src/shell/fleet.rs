@@ -23,6 +23,22 @@ pub struct MachineStatus {
     pub incidents: Vec<IncidentStatus>,
     /// How many disks it has.
     pub disks: usize,
+    /// Those that are extended before they are full.
+    pub early: Vec<EarlyStatus>,
+}
+
+/// A disk that is extended before it is full.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EarlyStatus {
+    /// The disk.
+    pub disk: String,
+    /// So much is to be free, in bytes.
+    pub head_room: u64,
+    /// How fast it grows.
+    pub bytes_per_second: u64,
+    /// How long an extension takes.
+    pub extension_milliseconds: u64,
 }
 
 /// A disk that has stopped its machine.
@@ -75,17 +91,20 @@ impl Fleet {
         machines
     }
 
-    /// How many machines are in each state, and how many incidents there are.
-    pub fn counts(&self) -> (BTreeMap<&'static str, i64>, i64) {
+    /// How many machines are in each state, how many incidents there are, and the greatest head-room.
+    pub fn counts(&self) -> (BTreeMap<&'static str, i64>, i64, i64) {
         let mut states = BTreeMap::from(STATES.map(|state| (state, 0)));
-        let mut incidents = 0;
+        let (mut incidents, mut head_room) = (0, 0);
         for machine in self.machines.lock().values() {
             incidents += i64::try_from(machine.incidents.len()).unwrap_or(i64::MAX);
+            let early = machine.early.iter().map(|early| early.head_room).max();
+            head_room = head_room.max(early.unwrap_or(0));
             // What else a machine may be is not running, either.
             let known = STATES.into_iter().find(|state| *state == machine.state);
             *states.entry(known.unwrap_or("paused")).or_default() += 1;
         }
-        (states, incidents)
+        let head_room = i64::try_from(head_room).unwrap_or(i64::MAX);
+        (states, incidents, head_room)
     }
 }
 

@@ -7,6 +7,7 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use qapi::types::Timestamp;
 use qapi::{Object, Value};
 use qmp_client::{Answer, ClientError, Connection, GREETING_TIMEOUT, Incoming, Wire, connect_unix};
 use tokio::net::UnixStream;
@@ -14,7 +15,8 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::Section;
-use crate::core::incident::Stage;
+use crate::core;
+use crate::core::incident::{DiskState, Stage};
 use crate::core::machine::{Machine, Order};
 use crate::core::notice::Notice;
 use crate::core::record::{Record, What};
@@ -23,7 +25,7 @@ use crate::core::view::{Disk, RunState};
 use super::beside::{Beside, Done, Work};
 use super::context::Context;
 use super::desk::Who;
-use super::fleet::{IncidentStatus, MachineStatus};
+use super::fleet::{EarlyStatus, IncidentStatus, MachineStatus};
 use super::link::{Call, Link};
 use super::lock::{Lock, LockError};
 
@@ -66,6 +68,9 @@ struct Want {
 enum Of {
     LookState,
     LookDisks,
+    LookStats,
+    Stats,
+    Arm(String, u64),
     Status(u64),
     Cont,
     ContExport(String, u64),
@@ -258,7 +263,10 @@ impl Session {
                 incoming = connection.next() => match incoming {
                     Err(error) => return End::Lost(error.to_string()),
                     Ok(Incoming::Event(event)) => {
-                        if let Some(notice) = Notice::parse(event.name(), event.data()) {
+                        if let Some(mut notice) = Notice::parse(event.name(), event.data()) {
+                            if let Notice::Threshold { age, .. } = &mut notice {
+                                *age = event.timestamp().map_or(Duration::ZERO, old);
+                            }
                             self.machine.notice(self.now(), notice);
                         }
                     }
@@ -277,6 +285,8 @@ impl Session {
                         Done::Health(disk, number, result) => {
                             self.machine.health(now, &disk, number, result);
                         }
+                        Done::Measured(disk, result) => self.machine.measured(now, &disk, result),
+                        Done::Early(disk, answer) => self.machine.early(now, &disk, answer),
                     }
                     if let Some(work) = next {
                         self.beside.begin(&self.context, self.who(), work);
@@ -323,6 +333,20 @@ impl Session {
                 let disks = std::mem::take(&mut self.look_disks);
                 self.machine.looked(now, state, disks);
             }
+            Of::LookStats => {
+                if let Ok(stats) = result {
+                    Disk::take_stats(&mut self.look_disks, &stats);
+                }
+            }
+            Of::Stats => {
+                if let Ok(stats) = result {
+                    let known = self.machine.disks().iter();
+                    let mut disks: Vec<_> = known.map(|known| known.disk.clone()).collect();
+                    Disk::take_stats(&mut disks, &stats);
+                    self.machine.stats(now, &disks);
+                }
+            }
+            Of::Arm(disk, threshold) => self.machine.armed(now, &disk, threshold, plain(result)),
             Of::Status(number) => {
                 let state = result.ok().as_ref().and_then(RunState::parse);
                 self.machine.status(now, number, state);
@@ -357,7 +381,31 @@ impl Session {
             match order {
                 Order::Look => {
                     send("query-block", Object::new(), Of::LookDisks)?;
+                    send("query-blockstats", Object::new(), Of::LookStats)?;
                     send("query-status", Object::new(), Of::LookState)?;
+                }
+                Order::Stats => send("query-blockstats", Object::new(), Of::Stats)?,
+                // Nobody would be there to hear of it.
+                Order::Arm { .. } if self.context.once => {}
+                Order::Arm {
+                    disk,
+                    node,
+                    threshold,
+                } => {
+                    let arguments = Object::from_iter([
+                        ("node-name".to_owned(), node.into()),
+                        ("write-threshold".to_owned(), threshold.into()),
+                    ]);
+                    let of = Of::Arm(disk, threshold);
+                    send("block-set-write-threshold", arguments, of)?;
+                }
+                Order::Measure(order) => {
+                    let who = self.who();
+                    self.beside.begin(&self.context, who, Work::Measure(order));
+                }
+                Order::Early(order) => {
+                    let who = self.who();
+                    self.beside.begin(&self.context, who, Work::Early(order));
                 }
                 Order::Status(number) => send("query-status", Object::new(), Of::Status(number))?,
                 Order::Cont => send("cont", Object::new(), Of::Cont)?,
@@ -424,6 +472,19 @@ impl Session {
         self.context.teller.refresh();
     }
 
+    fn early(&self) -> Vec<EarlyStatus> {
+        let watched = self.machine.disks().iter().filter(|disk| {
+            disk.settings.early.is_some() && disk.early.stage != core::early::Stage::Off
+        });
+        let status = |disk: &DiskState| EarlyStatus {
+            disk: disk.disk.name.clone(),
+            head_room: disk.early.head_room,
+            bytes_per_second: disk.early.pace.rate(),
+            extension_milliseconds: disk.early.pace.took().as_millis().try_into().unwrap_or(0),
+        };
+        watched.map(status).collect()
+    }
+
     /// Shows how it is to whoever asks.
     fn show(&self) {
         let incidents = self.machine.disks().iter().filter_map(|disk| {
@@ -451,11 +512,25 @@ impl Session {
             why: None,
             incidents,
             disks: self.machine.disks().len(),
+            early: self.early(),
         });
         if is_new {
             self.context.teller.refresh();
         }
     }
+}
+
+/// How long ago that was. A clock that was set, or a server that lies, makes it 0.
+fn old(timestamp: Timestamp) -> Duration {
+    let micros = u64::try_from(timestamp.seconds)
+        .ok()
+        .and_then(|seconds| seconds.checked_mul(1_000_000))
+        .zip(u64::try_from(timestamp.microseconds).ok());
+    let then = micros.and_then(|(seconds, micros)| {
+        std::time::UNIX_EPOCH.checked_add(Duration::from_micros(seconds.checked_add(micros)?))
+    });
+    let age = then.and_then(|then| std::time::SystemTime::now().duration_since(then).ok());
+    age.filter(|age| *age < ANSWER_LIMIT).unwrap_or_default()
 }
 
 fn want(of: Of) -> Want {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::settings::{OnFailed, Strategy};
 
+use super::super::early::Stage as Early;
 use super::super::incident::{DiskState, Stage};
 use super::super::record::{Cause, Ending, Extended, Record, What};
 use super::super::room::Ask;
@@ -76,6 +77,7 @@ impl Machine {
             disk,
             settings,
             incident,
+            early,
             ..
         } = &self.disks[at];
         let incident = incident.as_ref()?;
@@ -87,6 +89,12 @@ impl Machine {
                 own_event: incident.own_event,
                 needs: incident.needs,
                 extend,
+                head_room: match settings.early {
+                    Some(wanted) => early.pace.head_room(wanted),
+                    None => 0,
+                },
+                early: false,
+                used: None,
                 baseline: incident.baseline.or(match settings.strategy {
                     // The size of a device says by its growth that there is room.
                     Strategy::Wait => incident.measure,
@@ -97,8 +105,16 @@ impl Machine {
     }
 
     pub(super) fn order_room(&mut self, at: usize, extend: bool) {
-        if let Some(incident) = &mut self.disks[at].incident {
+        let DiskState {
+            incident, early, ..
+        } = &mut self.disks[at];
+        if let Some(incident) = incident {
             incident.stage = Stage::Room;
+            if early.stage == Early::Extending {
+                // That one may be all that is needed.
+                early.awaited = true;
+                return;
+            }
         }
         let order = self.room_order(at, extend);
         self.orders.extend(order.map(Order::Room));
@@ -243,6 +259,10 @@ impl Machine {
             what,
             alert: false,
         }));
+        self.disks[at].early.awaited = false;
+        if ending != Ending::DiskGone {
+            self.begin_early(at);
+        }
     }
 
     pub(super) fn set_stage(&mut self, at: usize, stage: Stage) {
@@ -275,12 +295,31 @@ impl Machine {
         grown: u64,
         answer: RoomAnswer,
     ) {
+        let head_room = self.disks[at].early.head_room;
+        let how = (false, head_room, Duration::ZERO);
+        self.tell_growth(at, result, by, grown, answer, how);
+    }
+
+    /// `how`: whether it was early, for how much head-room, and how long before the answer's own time it began.
+    pub(super) fn tell_growth(
+        &mut self,
+        at: usize,
+        result: Extended,
+        by: u64,
+        grown: u64,
+        answer: RoomAnswer,
+        (early, head_room, lead): (bool, u64, Duration),
+    ) {
         let what = What::Extension {
             result,
             by,
             grown,
             before: answer.before,
-            seconds: answer.took.as_secs_f64(),
+            early,
+            head_room,
+            seconds: (lead + answer.took).as_secs_f64(),
+            seconds_to_start: (lead + answer.to_start).as_secs_f64(),
+            seconds_running: answer.running.as_secs_f64(),
             detail: answer.detail,
         };
         self.tell(Some(at), what, false);

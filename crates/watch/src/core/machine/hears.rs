@@ -7,6 +7,7 @@ use super::super::incident::{DiskState, Incident, Stage};
 use super::super::notice::Notice;
 use super::super::record::{Cause, Ending, Extended};
 use super::super::view::{Disk, HoldScope, RunState};
+use super::early::LOOK_AGAIN;
 use super::sees::STOP_ASK;
 use super::{Cont, Machine, Order, RoomAnswer, RoomResult};
 
@@ -22,10 +23,12 @@ impl Machine {
 
     /// It has ended. What goes on is looked for again at the next one.
     pub fn disconnected(&mut self, now: Duration) {
+        self.connected = false;
         for at in 0..self.disks.len() {
             self.end(now, at, Ending::LostSight);
+            self.disks[at].early.forget();
         }
-        self.connected = false;
+        self.look_again = None;
         self.state = None;
         self.unknown.clear();
         (self.looking, self.cont, self.unexplained) = (false, Cont::Idle, None);
@@ -62,6 +65,10 @@ impl Machine {
                 "it is stopped by an I/O error, and no disk says that it was its own",
             );
         }
+        for at in 0..self.disks.len() {
+            self.look_early(now, at);
+        }
+        self.look_again = self.wants_early().then(|| now + LOOK_AGAIN);
         self.go_on(now);
     }
 
@@ -127,6 +134,7 @@ impl Machine {
                 };
                 self.end_all(now, ending);
             }
+            Notice::Threshold { node, reached, age } => self.grown(now, &node, reached, age),
             Notice::Disks => self.look(),
         }
         self.go_on(now);
@@ -167,7 +175,9 @@ impl Machine {
             RoomResult::Grown { by, grown } => {
                 incident.extensions += 1;
                 incident.stage = Stage::Ready;
-                self.disks[at].past.flaps = 0;
+                let state = &mut self.disks[at];
+                state.past.flaps = 0;
+                state.early.pace.extended(answer.took);
                 self.tell_extension(at, Extended::Grown, by, grown, answer);
             }
             RoomResult::Enough => {
@@ -220,7 +230,7 @@ impl Machine {
                 self.tell_extension(at, Extended::Failed, by, 0, answer);
                 self.wait_or_give_up(now, at, failed, why);
             }
-            RoomResult::Refused => {
+            RoomResult::Refused | RoomResult::AtCap => {
                 let why = answer.detail.clone();
                 incident.failed += 1;
                 let failed = incident.failed;
@@ -308,8 +318,13 @@ impl Machine {
             self.unexplained = None;
             self.look();
         }
+        if self.look_again.is_some_and(|due| now >= due) {
+            self.look_again = None;
+            self.look();
+        }
         let mut ask = false;
         for at in 0..self.disks.len() {
+            self.early_tick(now, at);
             let poll = self.disks[at]
                 .settings
                 .poll

@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use super::super::early::Stage as Early;
 use super::super::incident::{DiskState, Incident, Past, Stage};
 use super::super::notice::{Action, IoError};
 use super::super::record::{Cause, Ending, What};
@@ -71,12 +72,21 @@ impl Machine {
                 .iter_mut()
                 .find(|known| known.disk.name == disk.name)
             {
-                Some(known) => (known.disk, known.settings) = (disk, settings),
+                Some(known) => {
+                    let moved = known.disk.growth.node != disk.growth.node
+                        || known.disk.file != disk.file
+                        || known.settings != settings;
+                    if moved && known.early.stage != Early::Extending {
+                        known.early.forget();
+                    }
+                    (known.disk, known.settings) = (disk, settings);
+                }
                 None => self.disks.push(DiskState {
                     disk,
                     settings,
                     incident: None,
                     past: Past::default(),
+                    early: super::super::early::Early::default(),
                 }),
             }
         }
@@ -146,6 +156,9 @@ impl Machine {
     }
 
     pub(super) fn reported(&mut self, now: Duration, at: usize, error: &IoError) {
+        if error.nospace {
+            self.told_of_no_space(at);
+        }
         let past = &mut self.disks[at].past;
         past.reported += 1;
         if now < past.quiet_until {
@@ -174,7 +187,14 @@ impl Machine {
         reason: String,
     ) {
         let number = self.numbers.fetch_add(1, Ordering::Relaxed) + 1;
-        let DiskState { settings, past, .. } = &mut self.disks[at];
+        let DiskState {
+            settings,
+            past,
+            early,
+            ..
+        } = &mut self.disks[at];
+        // It does not write while it is stopped.
+        early.sample = None;
         let again = past
             .continued
             .is_some_and(|then| now.saturating_sub(then) <= settings.settle);

@@ -8,13 +8,28 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::super::machine::{Machine, Order, RoomOrder, RoomResult};
+use super::super::early::Stage;
+use super::super::headroom::HeadRoom;
+use super::super::machine::{Machine, Order, RoomAnswer, RoomOrder, RoomResult};
 use super::super::notice::Notice;
-use super::super::view::{Disk, IoStatus, RunState};
+use super::super::room::{Kind, Measure};
+use super::super::view::{Disk, Growth, IoStatus, RunState};
 use super::{Same, answer, disk, error, settings};
 use crate::settings::{OnFailed, Settings};
 
 const DISKS: [&str; 2] = ["a", "b"];
+/// The nodes below them, qcow2 on a device each.
+const NODES: [&str; 2] = ["a-dev", "b-dev"];
+
+/// What one write allocates, how large the devices are at first, and by how much they are extended, in bytes.
+const WRITE: u64 = 16 << 20;
+const FIRST: u64 = 128 << 20;
+const STEP: u64 = 128 << 20;
+const HEAD_ROOM: HeadRoom = HeadRoom {
+    min: 24 << 20,
+    max: 96 << 20,
+    safety: 200,
+};
 
 /// What may happen next.
 #[derive(Clone, Copy, Debug)]
@@ -48,6 +63,8 @@ enum Message {
     State(RunState),
     Status(u64, RunState),
     Disks(Vec<Disk>),
+    Stats(Vec<Disk>),
+    Armed(usize, u64),
     Cont,
 }
 
@@ -56,6 +73,8 @@ enum Command {
     LookState,
     LookDisks,
     Status(u64),
+    Stats,
+    Arm(usize, u64),
     Cont,
 }
 
@@ -64,7 +83,11 @@ struct Qemu {
     state: RunState,
     /// An error has asked the main loop to stop the machine.
     stopping: bool,
-    full: [bool; 2],
+    size: [u64; 2],
+    used: [u64; 2],
+    /// The furthest write since it was started.
+    highest: [u64; 2],
+    threshold: [Option<u64>; 2],
     held: [u32; 2],
     /// Never reset.
     status: [IoStatus; 2],
@@ -80,11 +103,41 @@ impl Qemu {
         self.wire.push_back(Message::Event(notice));
     }
 
+    fn is_full(&self, at: usize) -> bool {
+        self.used[at] + WRITE > self.size[at]
+    }
+
+    fn disks(&self) -> Vec<Disk> {
+        let disk = |at: usize| Disk {
+            io_status: Some(self.status[at]),
+            virtual_size: Some(1 << 50),
+            growth: Growth {
+                node: Some(NODES[at].to_owned()),
+                highest: self.highest[at],
+                written: None,
+            },
+            ..disk(DISKS[at])
+        };
+        (0..2).map(disk).collect()
+    }
+
     fn write(&mut self, at: usize) {
         if self.state != RunState::Running {
             return;
         }
-        if self.full[at] {
+        let end = self.used[at] + WRITE;
+        self.highest[at] = self.highest[at].max(end);
+        if self.threshold[at].is_some_and(|threshold| end > threshold) {
+            self.threshold[at] = None;
+            self.event(Notice::Threshold {
+                node: NODES[at].to_owned(),
+                reached: end,
+                age: Duration::ZERO,
+            });
+        }
+        if !self.is_full(at) {
+            self.used[at] = end;
+        } else {
             self.held[at] += 1;
             self.status[at] = IoStatus::Nospace;
             self.event(error(DISKS[at], true));
@@ -138,12 +191,16 @@ impl Qemu {
                 self.wire.push_back(Message::Status(number, state));
             }
             Command::LookDisks => {
-                let disks = (0..2).map(|at| Disk {
-                    io_status: Some(self.status[at]),
-                    ..disk(DISKS[at])
-                });
-                let disks = disks.collect();
+                let disks = self.disks();
                 self.wire.push_back(Message::Disks(disks));
+            }
+            Command::Stats => {
+                let disks = self.disks();
+                self.wire.push_back(Message::Stats(disks));
+            }
+            Command::Arm(at, threshold) => {
+                self.threshold[at] = Some(threshold);
+                self.wire.push_back(Message::Armed(at, threshold));
             }
             Command::Cont => {
                 let theirs = matches!(self.state, RunState::Other(_));
@@ -168,8 +225,14 @@ struct Model {
     look: Vec<Disk>,
     rooms: VecDeque<Box<RoomOrder>>,
     healths: VecDeque<Box<RoomOrder>>,
+    measures: VecDeque<Box<RoomOrder>>,
+    earlies: VecDeque<Box<RoomOrder>>,
     conts: usize,
     extended: usize,
+}
+
+fn at(name: &str) -> usize {
+    DISKS.iter().position(|known| *known == name).unwrap()
 }
 
 impl Model {
@@ -177,6 +240,7 @@ impl Model {
         let settings = Settings {
             on_failed: OnFailed::After(Duration::from_secs(1)),
             give_up_after: u32::MAX,
+            early: Some(HEAD_ROOM),
             ..settings()
         };
         let machine = Machine::new(
@@ -189,7 +253,10 @@ impl Model {
         let qemu = Qemu {
             state: RunState::Running,
             stopping: false,
-            full: [false; 2],
+            size: [FIRST; 2],
+            used: [0; 2],
+            highest: [0; 2],
+            threshold: [None; 2],
             held: [0; 2],
             status: [IoStatus::Ok; 2],
             wire: VecDeque::new(),
@@ -203,6 +270,8 @@ impl Model {
             look: Vec::new(),
             rooms: VecDeque::new(),
             healths: VecDeque::new(),
+            measures: VecDeque::new(),
+            earlies: VecDeque::new(),
             conts: 0,
             extended: 0,
         };
@@ -225,6 +294,15 @@ impl Model {
                 }
                 Order::Room(order) => self.rooms.push_back(order),
                 Order::Health(order) => self.healths.push_back(order),
+                Order::Measure(order) => self.measures.push_back(order),
+                Order::Early(order) => self.earlies.push_back(order),
+                Order::Stats => self.qemu.commands.push_back(Command::Stats),
+                Order::Arm {
+                    disk, threshold, ..
+                } => {
+                    let arm = Command::Arm(at(&disk), threshold);
+                    self.qemu.commands.push_back(arm);
+                }
                 Order::ContExport { .. } | Order::Tell(_) => {}
             }
         }
@@ -242,28 +320,70 @@ impl Model {
                 self.machine.status(self.now, number, Some(state))
             }
             Some(Message::Disks(disks)) => self.look = disks,
+            Some(Message::Stats(disks)) => self.machine.stats(self.now, &disks),
+            Some(Message::Armed(at, threshold)) => {
+                self.machine.armed(self.now, DISKS[at], threshold, Ok(()));
+            }
             Some(Message::Cont) => self.machine.continued(self.now, Ok(())),
+        }
+    }
+
+    fn measure(&self, at: usize) -> Measure {
+        Measure {
+            kind: Kind::Device,
+            size: self.qemu.size[at],
+            free: None,
         }
     }
 
     fn room(&mut self, well: bool) {
         if let Some(order) = self.rooms.pop_front() {
-            let at = DISKS
-                .iter()
-                .position(|name| *name == order.disk.name)
-                .unwrap();
-            let result = match (self.qemu.full[at], order.ask.own_event) {
+            let at = at(&order.disk.name);
+            let result = match (self.qemu.is_full(at), order.ask.own_event) {
                 (false, true) => RoomResult::Enough,
                 (false, false) => RoomResult::NotAtEnd,
                 (true, _) if well => {
-                    self.qemu.full[at] = false;
+                    self.qemu.size[at] += STEP;
                     self.extended += 1;
-                    RoomResult::Grown { by: 1, grown: 1 }
+                    RoomResult::Grown {
+                        by: STEP,
+                        grown: STEP,
+                    }
                 }
-                (true, _) => RoomResult::Failed { by: 1 },
+                (true, _) => RoomResult::Failed { by: STEP },
             };
             self.machine
                 .room(self.now, &order.disk.name, order.incident, answer(result));
+        }
+        if let Some(order) = self.earlies.pop_front() {
+            let at = at(&order.disk.name);
+            let free = order
+                .ask
+                .used
+                .map(|used| self.qemu.size[at].saturating_sub(used));
+            let result = match free {
+                Some(free) if free < order.ask.head_room && well => {
+                    self.qemu.size[at] += STEP.max(2 * order.ask.head_room);
+                    self.extended += 1;
+                    RoomResult::Grown {
+                        by: STEP,
+                        grown: STEP,
+                    }
+                }
+                Some(free) if free < order.ask.head_room => RoomResult::Failed { by: STEP },
+                _ => RoomResult::Enough,
+            };
+            let measure = Some(self.measure(at));
+            let answer = RoomAnswer {
+                measure,
+                ..answer(result)
+            };
+            self.machine.early(self.now, DISKS[at], answer);
+        }
+        if let Some(order) = self.measures.pop_front() {
+            let at = at(&order.disk.name);
+            let measure = self.measure(at);
+            self.machine.measured(self.now, DISKS[at], Ok(measure));
         }
         if let Some(order) = self.healths.pop_front() {
             let result = if well {
@@ -288,8 +408,8 @@ impl Model {
 
     fn step(&mut self, step: Step) -> Result<(), TestCaseError> {
         match step {
-            Step::Fill(at) => self.qemu.full[at] = true,
-            Step::Free(at) => self.qemu.full[at] = false,
+            Step::Fill(at) => self.qemu.used[at] = self.qemu.size[at],
+            Step::Free(at) => self.qemu.size[at] += 2 * WRITE,
             Step::Write(at) => self.qemu.write(at),
             Step::Loop => self.qemu.main_loop(),
             Step::Execute => self.qemu.execute()?,
@@ -323,13 +443,29 @@ impl Model {
         Ok(())
     }
 
+    /// Whether the server will tell of each disk before its head-room is gone.
+    fn is_watched(&self) -> Result<bool, TestCaseError> {
+        for (at, disk) in self.machine.disks().iter().enumerate() {
+            let Stage::Armed(threshold) = disk.early.stage else {
+                return Ok(false);
+            };
+            prop_assert_eq!(self.qemu.threshold[at], Some(threshold));
+            let size = self.qemu.size[at];
+            // Somebody else's extension is found by the next event, or the next look.
+            let end = size.saturating_sub(disk.early.head_room).max(1);
+            prop_assert!(threshold <= end, "{} of {}", threshold, size);
+        }
+        Ok(true)
+    }
+
     /// From now on nobody disturbs it: it must run, with nothing held, after some time.
     fn come_to_rest(&mut self) -> Result<(), TestCaseError> {
         for _ in 0..2000 {
             for step in [Step::Loop, Step::Execute, Step::Hear, Step::Room(true)] {
                 self.step(step)?;
             }
-            if self.qemu.wire.is_empty() && self.qemu.commands.is_empty() && self.rooms.is_empty() {
+            let asked = self.rooms.len() + self.measures.len() + self.earlies.len();
+            if self.qemu.wire.is_empty() && self.qemu.commands.is_empty() && asked == 0 {
                 if matches!(self.qemu.state, RunState::Other(_)) {
                     self.step(Step::Cont)?;
                     continue;
@@ -343,8 +479,10 @@ impl Model {
                         .all(|disk| disk.incident.is_none())
                 {
                     prop_assert_eq!(self.qemu.held, [0; 2]);
-                    prop_assert!(self.machine.is_settled() && self.machine.wake_at().is_none());
-                    return Ok(());
+                    prop_assert!(self.machine.is_settled());
+                    if self.is_watched()? {
+                        return Ok(());
+                    }
                 }
                 self.pass(Duration::from_secs(400));
             }
@@ -409,6 +547,19 @@ fn the_model_does_something() {
     }
     model.come_to_rest().unwrap();
     assert_eq!((model.conts, model.extended), (1, 1));
+}
+
+/// Who writes no faster than is extended never stops.
+#[test]
+fn the_model_extends_early() {
+    let mut model = Model::new();
+    for _ in 0..200 {
+        model.come_to_rest().unwrap();
+        model.step(Step::Write(0)).unwrap();
+        model.step(Step::Pass(500)).unwrap();
+    }
+    assert_eq!(model.conts, 0);
+    assert!(model.extended > 5, "{}", model.extended);
 }
 
 /// And it notices a watcher that answers the event itself.
