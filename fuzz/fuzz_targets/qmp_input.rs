@@ -5,8 +5,9 @@
 use libfuzzer_sys::fuzz_target;
 use monitor::{Framing, requests};
 use qapi::command::{
-    BlkdebugClear, BlkdebugInject, BlockExportCont, BlockResize, HumanMonitorCommand, NoArguments,
-    NodeAcceptLoss, QmpCapabilities, QueryBlockstats, QueryHeld, QueryNamedBlockNodes, QuotaSet,
+    BlkdebugClear, BlkdebugInject, BlockExportCont, BlockLatencyHistogramSet, BlockResize,
+    HumanMonitorCommand, NoArguments, NodeAcceptLoss, QmpCapabilities, QueryBlockstats, QueryHeld,
+    QueryNamedBlockNodes, QuotaSet,
 };
 use qapi::de::{Mode, from_object};
 use qapi::wire::{Layout, Request, Response, to_line};
@@ -52,6 +53,7 @@ fn check_arguments(arguments: &Object) {
     read::<NoArguments>(arguments);
     read::<QmpCapabilities>(arguments);
     read::<BlockResize>(arguments);
+    read::<BlockLatencyHistogramSet>(arguments);
     read::<QueryBlockstats>(arguments);
     read::<QueryNamedBlockNodes>(arguments);
     read::<HumanMonitorCommand>(arguments);

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{
-    Access, Backend, Export, HoldScope, Lease, Node, OnError, Permissions, Policy, Registry,
-    RegistryError,
+    Access, AccountingOptions, Backend, Export, HoldScope, Lease, Node, OnError, Permissions,
+    Policy, Registry, RegistryError,
 };
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
 use iothread::Handle;
@@ -67,6 +67,7 @@ pub async fn add(
         let scope = hold_scope(&base);
         let backend = Backend::new(registry.control(), &base.id, root, policy, scope).await;
         let backend = backend.ok_or_else(SetupError::shutting_down)?;
+        backend.configure_accounting(accounting(&base));
         let made =
             VhostUserBlkExport::new(options, Arc::clone(&backend), &lent.handles, socket).await;
         let export: Arc<dyn Export> = match made {
@@ -139,6 +140,15 @@ fn access(base: &ExportBase) -> Access {
             false => read,
         },
         shared: Permissions::ALL,
+    }
+}
+
+/// How its requests are counted.
+fn accounting(base: &ExportBase) -> AccountingOptions {
+    AccountingOptions {
+        failed: base.account_failed.unwrap_or(true),
+        invalid: base.account_invalid.unwrap_or(true),
+        intervals: base.stats_intervals.clone().unwrap_or_default().into(),
     }
 }
 

@@ -15,7 +15,9 @@ use std::time::Duration;
 
 use iothread::mailbox::{self, Receiver, Sender};
 
-use crate::control::accounting::Accounting;
+use crate::control::accounting::histogram::Boundaries;
+use crate::control::accounting::observed::HistogramKind;
+use crate::control::accounting::{Accounted, Accounting, AccountingOptions};
 use crate::control::run_control::{
     BackendConfig, BackendState, BusyPart, LocalMessage, RunControl,
 };
@@ -156,6 +158,21 @@ impl Backend {
     /// The counters, summed over all iothreads.
     pub fn stats(&self) -> BackendStats {
         self.accounting.read()
+    }
+
+    /// What is counted beside them, and how.
+    pub fn accounted(&self) -> Accounted {
+        self.accounting.accounted()
+    }
+
+    /// How it counts. Connections that are there already count on as before.
+    pub fn configure_accounting(&self, options: AccountingOptions) {
+        self.accounting.configure(options);
+    }
+
+    /// From now on there are these latency histograms, empty ones, or none.
+    pub fn set_histograms(&self, changes: &[(HistogramKind, Option<Boundaries>)]) {
+        self.accounting.set_histograms(changes);
     }
 
     pub(crate) fn blockers(&self) -> &SharedBlockers {

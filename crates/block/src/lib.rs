@@ -28,6 +28,10 @@ pub mod words;
 
 pub use backend::connection::Connection;
 pub use backend::{Backend, Drained};
+pub use control::accounting::histogram::{Boundaries, Histogram};
+pub use control::accounting::interval::Latencies;
+pub use control::accounting::observed::{HistogramKind, IntervalStats};
+pub use control::accounting::{Accounted, AccountingOptions};
 pub use control::listeners::{Observer, VmLink};
 pub use control::run_control;
 pub use control::run_control::Refusal;

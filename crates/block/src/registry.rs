@@ -161,7 +161,7 @@ impl Registry {
         Ok(self.graph().get(name)?)
     }
 
-    /// All nodes, by name.
+    /// All nodes, in the order in which they came.
     pub fn nodes(&self) -> Vec<Arc<Node>> {
         self.graph().nodes().cloned().collect()
     }

@@ -154,7 +154,8 @@ fn command() -> Command {
             Opt::Export,
             "[type=]vhost-user-blk,id=ID,node-name=N[,...]",
             "Offer a node to a client. Ours beside QEMU's members: werror, rerror \
-             (report|ignore|enospc|stop|auto), hold-scope (vm|device|request), and who may connect: \
+             (report|ignore|enospc|stop|auto), hold-scope (vm|device|request), how requests are counted: \
+             account-failed, account-invalid, stats-intervals.0=SECONDS, and who may connect: \
              addr.mode=0660, addr.owner, addr.group",
         ))
         .arg(ordered(

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use block::event::EventKind;
 use block::run_control::{BackendState, RunControl};
 use block::{
-    Action, BackendStats, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node,
-    RunState, Status, VmLink, WriteCache,
+    Action, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node, RunState, Status,
+    VmLink, WriteCache,
 };
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
@@ -15,15 +15,14 @@ use qapi::event::{
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
-    BlockDeviceInfo, BlockDeviceIoStatus, BlockDeviceStats, BlockErrorInfo, BlockExportInfo,
-    BlockInfo, BlockStats, BlockStatsSpecificFile, BlockdevCacheInfo, HeldRequestInfo, ImageInfo,
-    RunState as WireRunState, StatusInfo, UnwrittenInfo, VmmInfo,
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
+    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, RunState as WireRunState, StatusInfo,
+    UnwrittenInfo, VmmInfo,
 };
 use qapi::wire::EventMessage;
 
-fn signed(number: u64) -> i64 {
-    i64::try_from(number).unwrap_or(i64::MAX)
-}
+use crate::image;
+use crate::storage::Sizes;
 
 /// An event, as it is sent.
 pub(crate) fn event(event: &Event) -> EventMessage {
@@ -124,32 +123,41 @@ pub(crate) struct BackendNodes {
 }
 
 impl BackendNodes {
-    /// `allocated`: what the storage says of it.
-    pub(crate) fn new(root: &Arc<Node>, allocated: Option<u64>) -> Self {
+    /// `sizes`: what the storage says of them.
+    pub(crate) fn new(root: &Arc<Node>, sizes: &Sizes) -> Self {
         let nodes = root.subtree();
         let warnings = nodes
             .iter()
             .filter_map(|node| node.driver().info().warning)
             .collect();
         BackendNodes {
-            root: node(root, allocated),
+            root: node(root, sizes, false),
             warnings,
         }
     }
 }
 
-/// A node, as `query-block` and `query-named-block-nodes` show it, with the bytes that are allocated on
-/// the storage.
-pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo {
+/// A node, as `query-block` and `query-named-block-nodes` show it; `flat`: without those that it filters.
+pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceInfo {
     let info = node.driver().info();
+    let children = node.driver().children();
+    let image = image::of(node, sizes, flat);
     let quota = node.allocation_limit().map(|limit| limit.quota());
     BlockDeviceInfo {
-        file: info.filename.clone(),
+        file: info.filename,
         node_name: Some(node.name().to_string()),
         ro: node.read_only(),
         drv: node.driver().name().to_owned(),
         backing_file: None,
-        backing_file_depth: 0,
+        backing_file_depth: image::depth(&image),
+        children: children
+            .iter()
+            .map(|child| BlockdevChild {
+                child: child.role().to_owned(),
+                node_name: child.name().to_string(),
+            })
+            .collect(),
+        active: true,
         encrypted: false,
         detect_zeroes: DetectZeroes::Off,
         bps: 0,
@@ -164,16 +172,7 @@ pub(crate) fn node(node: &Arc<Node>, allocated: Option<u64>) -> BlockDeviceInfo 
             no_flush: info.cache_no_flush,
         },
         write_threshold: 0,
-        image: ImageInfo {
-            filename: info.filename,
-            format: node.driver().name().to_owned(),
-            virtual_size: signed(node.driver().length()),
-            actual_size: allocated.map(signed),
-            dirty_flag: None,
-            encrypted: None,
-            cluster_size: None,
-            backing_filename: None,
-        },
+        image,
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),
         x_engine: info.engine.map(|engine| engine.engine.as_str().to_owned()),
@@ -270,85 +269,5 @@ pub(crate) fn held(export: &str, record: &HeldRecord) -> HeldRequestInfo {
         reason: record.cause.map(block::Cause::reason),
         attempts: record.attempts,
         since: SystemTime::into(record.since),
-    }
-}
-
-fn driver_specific(node: &Node) -> Option<BlockStatsSpecificFile> {
-    let discards = node.discard_stats()?;
-    Some(BlockStatsSpecificFile {
-        driver: node.driver().name().to_owned(),
-        discard_nb_ok: discards.nb_ok,
-        discard_nb_failed: discards.nb_failed,
-        discard_bytes_ok: discards.bytes_ok,
-    })
-}
-
-/// A node, as `query-blockstats` shows it: requests are counted by backends, not by nodes.
-pub(crate) fn node_stats(node: &Arc<Node>) -> BlockStats {
-    let children = node.driver().children();
-    BlockStats {
-        device: None,
-        qdev: None,
-        node_name: Some(node.name().to_string()),
-        stats: BlockDeviceStats {
-            wr_highest_offset: node.wr_highest_offset(),
-            ..BlockDeviceStats::default()
-        },
-        driver_specific: driver_specific(node),
-        parent: children
-            .first()
-            .map(|child| Box::new(node_stats(&child.node()))),
-        backing: None,
-    }
-}
-
-/// The backend of an export, as `query-blockstats` shows it.
-pub(crate) fn backend_stats(export: &dyn Export) -> BlockStats {
-    let backend = export.backend();
-    BlockStats {
-        device: Some(export.id().to_owned()),
-        qdev: Some(export.id().to_owned()),
-        stats: counters(&backend.stats(), backend.node().wr_highest_offset()),
-        ..node_stats(&backend.node())
-    }
-}
-
-fn counters(stats: &BackendStats, wr_highest_offset: u64) -> BlockDeviceStats {
-    BlockDeviceStats {
-        rd_bytes: stats.rd.bytes,
-        wr_bytes: stats.wr.bytes,
-        unmap_bytes: stats.unmap.bytes,
-        rd_operations: stats.rd.operations,
-        wr_operations: stats.wr.operations,
-        flush_operations: stats.flush.operations,
-        unmap_operations: stats.unmap.operations,
-        rd_total_time_ns: stats.rd.total_time_ns,
-        wr_total_time_ns: stats.wr.total_time_ns,
-        flush_total_time_ns: stats.flush.total_time_ns,
-        unmap_total_time_ns: stats.unmap.total_time_ns,
-        wr_highest_offset,
-        rd_merged: 0,
-        wr_merged: 0,
-        unmap_merged: 0,
-        idle_time_ns: stats
-            .idle
-            .map(|idle| u64::try_from(idle.as_nanos()).unwrap_or(u64::MAX)),
-        failed_rd_operations: stats.rd.failed,
-        failed_wr_operations: stats.wr.failed,
-        failed_flush_operations: stats.flush.failed,
-        failed_unmap_operations: stats.unmap.failed,
-        invalid_rd_operations: stats.rd.invalid,
-        invalid_wr_operations: stats.wr.invalid,
-        invalid_flush_operations: stats.flush.invalid,
-        invalid_unmap_operations: stats.unmap.invalid,
-        account_invalid: true,
-        account_failed: true,
-        timed_stats: Vec::new(),
-        x_attempts: Some(stats.attempts),
-        x_holds: Some(stats.holds),
-        x_hold_time_ns: Some(stats.hold_time_ns),
-        x_events_merged: Some(stats.events_merged),
-        x_dropped: Some(stats.dropped),
-        x_lost: Some(stats.lost),
     }
 }

@@ -92,7 +92,21 @@ impl Storage {
     }
 
     /// [`Self::allocated`] of several nodes, in the same time.
-    pub(crate) async fn allocated_of(&self, nodes: &[Arc<Node>]) -> Vec<Option<u64>> {
-        futures_util::future::join_all(nodes.iter().map(|node| self.allocated(node))).await
+    pub(crate) async fn sizes(&self, nodes: Vec<Arc<Node>>) -> Sizes {
+        let asked = nodes.iter().map(|node| self.allocated(node));
+        let sizes = futures_util::future::join_all(asked).await;
+        Sizes(nodes.into_iter().zip(sizes).collect())
+    }
+}
+
+/// What was said of some nodes.
+#[derive(Debug, Default)]
+pub(crate) struct Sizes(Vec<(Arc<Node>, Option<u64>)>);
+
+impl Sizes {
+    /// Bytes allocated on the storage, if `node` was asked and that is known.
+    pub(crate) fn of(&self, node: &Arc<Node>) -> Option<u64> {
+        let known = self.0.iter().find(|(known, _)| Arc::ptr_eq(known, node));
+        known?.1
     }
 }

@@ -8,7 +8,7 @@ use qapi::de::{self, Mode};
 use qapi::types::CommandInfo;
 use qapi::{Object, QmpError, Value};
 
-use crate::commands::{block, debug, graph, misc, object, run};
+use crate::commands::{block, debug, graph, misc, object, run, stats};
 use crate::context::Context;
 use crate::framing::value_of;
 use crate::hmp;
@@ -48,7 +48,7 @@ commands! {
     "cont" => run::cont,
     "system_reset" => run::system_reset,
     "query-block" => block::query_block,
-    "query-blockstats" => block::query_blockstats,
+    "query-blockstats" => stats::query_blockstats,
     "query-named-block-nodes" => block::query_named_block_nodes,
     "query-block-exports" => block::query_block_exports,
     "object-add" => object::add,
@@ -60,6 +60,7 @@ commands! {
     "block-export-add" => graph::block_export_add,
     "block-export-del" => graph::block_export_del,
     "block_resize" => graph::block_resize,
+    "block-latency-histogram-set" => stats::latency_histogram_set,
     "x-block-export-cont" => run::block_export_cont,
     "x-node-accept-loss" => run::node_accept_loss,
     "x-query-held" => block::query_held,

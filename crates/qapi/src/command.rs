@@ -102,6 +102,30 @@ pub struct BlockResize {
     pub size: i64,
 }
 
+/// Arguments of `block-latency-histogram-set`. A list that is not said is as `boundaries` says; if nothing is
+/// said, or the list is empty, there is no histogram any more.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockLatencyHistogramSet {
+    /// The export.
+    pub id: String,
+    /// Where bins end, in nanoseconds: ascending, and greater than 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundaries: Option<Vec<u64>>,
+    /// Those of reads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundaries_read: Option<Vec<u64>>,
+    /// Those of writes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundaries_write: Option<Vec<u64>>,
+    /// Those of appends to zones, which do not occur.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundaries_zap: Option<Vec<u64>>,
+    /// Those of flushes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub boundaries_flush: Option<Vec<u64>>,
+}
+
 /// Arguments of `cont`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -2,17 +2,25 @@
 //!
 //! Each part of a backend counts on its own iothread, without locked instructions: one writer, any
 //! number of readers. A request counts once, when it ends for its client; attempts and holds are
-//! counted apart.
+//! counted apart. Histograms and intervals ([`observed`]) are behind a lock, which is not looked at as long as
+//! nobody wants them.
+
+pub mod histogram;
+pub mod interval;
+pub mod observed;
 
 use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
 use crate::words::request::Operation;
 use crate::words::stats::BackendStats;
+
+use self::histogram::Boundaries;
+use self::observed::{HistogramKind, Histograms, IntervalStats, Observed};
 
 /// A counter with one writer.
 #[derive(Debug, Default)]
@@ -46,6 +54,9 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, in their order.
+    const ALL: [Self; 4] = [Self::Rd, Self::Wr, Self::Flush, Self::Unmap];
+
     /// The class of an operation.
     pub const fn of(op: Operation) -> Self {
         match op {
@@ -57,13 +68,49 @@ impl Class {
     }
 }
 
-/// Whether the time that a request has taken is counted.
+/// What of a request that has not succeeded is counted beside its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Timed {
-    /// It was executed.
-    Yes,
-    /// It was refused.
-    No,
+pub enum Counts {
+    /// All: its time, and that it was an access.
+    All,
+    /// That it was an access.
+    Access,
+    /// Its time, in histograms alone.
+    Histogram,
+    /// Nothing.
+    Nothing,
+}
+
+/// What of it is counted is a matter of taste, as in QEMU.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountingOptions {
+    /// Failed requests count in times and as accesses.
+    pub failed: bool,
+    /// Refused requests count as accesses.
+    pub invalid: bool,
+    /// Over which intervals there are averages, in seconds.
+    pub intervals: Arc<[u32]>,
+}
+
+impl Default for AccountingOptions {
+    fn default() -> Self {
+        Self {
+            failed: true,
+            invalid: true,
+            intervals: Arc::default(),
+        }
+    }
+}
+
+/// What is counted beside the counters, and how.
+#[derive(Clone, Debug)]
+pub struct Accounted {
+    /// As it was told.
+    pub options: AccountingOptions,
+    /// Histograms, in the order of [`HistogramKind`].
+    pub histograms: Histograms,
+    /// Averages over intervals, in the order of the options.
+    pub intervals: Vec<IntervalStats>,
 }
 
 /// Requests that began and ended in the same round: all have taken as long as the round.
@@ -86,11 +133,9 @@ impl Round {
     }
 
     /// One more has ended.
-    pub fn add(&self, op: Operation, timed: Timed) {
-        if timed == Timed::Yes {
-            let count = &self.counts[Class::of(op) as usize];
-            count.set(count.get() + 1);
-        }
+    pub fn add(&self, op: Operation) {
+        let count = &self.counts[Class::of(op) as usize];
+        count.set(count.get() + 1);
     }
 }
 
@@ -115,6 +160,13 @@ pub struct LocalStats {
     /// Nanoseconds after `epoch`; 0: no access yet.
     last_access: Counter,
     epoch: Instant,
+    /// Failed requests count in full.
+    count_failed: bool,
+    /// Refused requests count as accesses.
+    count_invalid: bool,
+    /// There is something in `observed`.
+    observes: AtomicBool,
+    observed: Mutex<Observed>,
 }
 
 fn nanoseconds(duration: Duration) -> u64 {
@@ -122,8 +174,8 @@ fn nanoseconds(duration: Duration) -> u64 {
 }
 
 impl LocalStats {
-    /// All zero.
-    pub fn new() -> Self {
+    /// All zero, from `epoch` on; it observes what `observed` wants.
+    fn new(epoch: Instant, options: &AccountingOptions, observed: Observed) -> Self {
         Self {
             classes: Default::default(),
             attempts: Counter::default(),
@@ -132,13 +184,21 @@ impl LocalStats {
             dropped: Counter::default(),
             lost: Counter::default(),
             last_access: Counter::default(),
-            epoch: Instant::now(),
+            epoch,
+            count_failed: options.failed,
+            count_invalid: options.invalid,
+            observes: AtomicBool::new(observed.is_wanted()),
+            observed: Mutex::new(observed),
         }
+    }
+
+    fn moment(&self, now: Instant) -> u64 {
+        nanoseconds(now.saturating_duration_since(self.epoch))
     }
 
     /// A request ended just now.
     pub fn accessed(&self, now: Instant) {
-        let last = nanoseconds(now.saturating_duration_since(self.epoch)).max(1);
+        let last = self.moment(now).max(1);
         self.last_access.0.store(last, Ordering::Relaxed);
     }
 
@@ -153,28 +213,46 @@ impl LocalStats {
     }
 
     /// A request ended with success (also one whose error was ignored).
-    pub fn done(&self, op: Operation, bytes: u64) -> Timed {
+    pub fn done(&self, op: Operation, bytes: u64) {
         let class = self.class(op);
         class.bytes.add(bytes);
         class.operations.add(1);
-        Timed::Yes
     }
 
     /// A request ended with an error from storage.
-    pub fn failed(&self, op: Operation) -> Timed {
+    pub fn failed(&self, op: Operation) -> Counts {
         self.class(op).failed.add(1);
-        Timed::Yes
+        match self.count_failed {
+            true => Counts::All,
+            false => Counts::Histogram,
+        }
     }
 
     /// A request was refused because it made no sense.
-    pub fn invalid(&self, op: Operation) -> Timed {
+    pub fn invalid(&self, op: Operation) -> Counts {
         self.class(op).invalid.add(1);
-        Timed::No
+        match self.count_invalid {
+            true => Counts::Access,
+            false => Counts::Nothing,
+        }
     }
 
-    /// How long a request has taken.
-    pub fn took(&self, op: Operation, time: Duration) {
-        self.class(op).total_time_ns.add(nanoseconds(time));
+    /// A request has ended `now`, which began at `started`.
+    pub fn took(&self, op: Operation, started: Instant, now: Instant) {
+        let time = nanoseconds(now.saturating_duration_since(started));
+        self.class(op).total_time_ns.add(time);
+        self.accessed(now);
+        if self.observes() {
+            self.observe(Class::of(op), time, 1, now);
+        }
+    }
+
+    /// As [`Self::took`], where only histograms count it.
+    pub fn took_unaccounted(&self, op: Operation, started: Instant, now: Instant) {
+        if self.observes() {
+            let time = nanoseconds(now.saturating_duration_since(started));
+            self.observed.lock().took(Class::of(op), time, 1);
+        }
     }
 
     /// The requests of `round`, which is empty then, have all ended `now`.
@@ -183,13 +261,35 @@ impl LocalStats {
             return;
         };
         let each = nanoseconds(now.saturating_duration_since(began));
-        for (class, count) in self.classes.iter().zip(&round.counts) {
+        for (class, count) in Class::ALL.into_iter().zip(&round.counts) {
             let count = count.take();
             if count > 0 {
-                class.total_time_ns.add(each.saturating_mul(count));
+                let total = each.saturating_mul(count);
+                self.classes[class as usize].total_time_ns.add(total);
+                if self.observes() {
+                    self.observe(class, each, count, now);
+                }
             }
         }
         self.accessed(now);
+    }
+
+    /// A plain load: what is wanted from now on need not begin with this very request.
+    fn observes(&self) -> bool {
+        self.observes.load(Ordering::Relaxed)
+    }
+
+    #[cold]
+    fn observe(&self, class: Class, time: u64, count: u64, now: Instant) {
+        let mut observed = self.observed.lock();
+        observed.took(class, time, count);
+        observed.ended(class, time, count, self.moment(now));
+    }
+
+    fn set_histogram(&self, kind: HistogramKind, boundaries: Option<&Boundaries>) {
+        let mut observed = self.observed.lock();
+        observed.set_histogram(kind, boundaries);
+        self.observes.store(observed.is_wanted(), Ordering::Relaxed);
     }
 
     fn class(&self, op: Operation) -> &ClassCounters {
@@ -214,12 +314,6 @@ impl LocalStats {
     /// A request is no longer held; it was for this long.
     pub fn unheld(&self, duration: Duration) {
         self.hold_time_ns.add(nanoseconds(duration));
-    }
-}
-
-impl Default for LocalStats {
-    fn default() -> Self {
-        Self::new()
     }
 }
 
@@ -259,20 +353,31 @@ struct Parts {
     /// What has been counted for good. Its idle time says nothing.
     ended: BackendStats,
     last_access: Option<Instant>,
+    options: AccountingOptions,
+    /// What is wanted, and what parts that have ended have observed.
+    observed: Observed,
     live: Vec<Arc<LocalStats>>,
 }
 
 /// The accounting of a backend: its parts register here, and what they have counted stays when they end.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Accounting {
+    epoch: Instant,
     events_merged: AtomicU64,
     parts: Mutex<Parts>,
 }
 
+impl Default for Accounting {
+    fn default() -> Self {
+        Self::starting_from(BackendStats::default())
+    }
+}
+
 impl Accounting {
-    /// Goes on where a former daemon was. The idle time begins afresh.
+    /// Goes on where a former daemon was. The idle time begins afresh, and what is observed, too.
     pub fn starting_from(before: BackendStats) -> Self {
         Self {
+            epoch: Instant::now(),
             events_merged: AtomicU64::new(0),
             parts: Mutex::new(Parts {
                 ended: before,
@@ -281,21 +386,62 @@ impl Accounting {
         }
     }
 
+    /// Parts that register from now on count as `options` say.
+    pub fn configure(&self, options: AccountingOptions) {
+        let mut parts = self.parts.lock();
+        parts.observed = Observed::with_intervals(&options.intervals);
+        parts.options = options;
+    }
+
     /// Counters for a new part.
     pub fn register(&self) -> Arc<LocalStats> {
-        let stats = Arc::new(LocalStats::new());
-        self.parts.lock().live.push(Arc::clone(&stats));
+        let mut parts = self.parts.lock();
+        let observed = parts.observed.emptied();
+        let stats = LocalStats::new(self.epoch, &parts.options, observed);
+        let stats = Arc::new(stats);
+        parts.live.push(Arc::clone(&stats));
         stats
     }
 
     /// The part that counts here has ended: what it counts from now on is lost.
     pub fn retire(&self, stats: &Arc<LocalStats>) {
+        let now = nanoseconds(self.epoch.elapsed());
         let mut parts = self.parts.lock();
         let before = parts.live.len();
         parts.live.retain(|live| !Arc::ptr_eq(live, stats));
         if parts.live.len() < before {
             stats.add_to(&mut parts.ended);
             parts.last_access = parts.last_access.max(stats.last_access());
+            parts.observed.merge(&stats.observed.lock(), now);
+        }
+    }
+
+    /// From now on there are these histograms, empty ones, or none.
+    pub fn set_histograms(&self, changes: &[(HistogramKind, Option<Boundaries>)]) {
+        let mut parts = self.parts.lock();
+        for (kind, boundaries) in changes {
+            parts.observed.set_histogram(*kind, boundaries.as_ref());
+            for local in &parts.live {
+                local.set_histogram(*kind, boundaries.as_ref());
+            }
+        }
+    }
+
+    /// What is observed, of all parts.
+    pub fn accounted(&self) -> Accounted {
+        let now = nanoseconds(self.epoch.elapsed());
+        let parts = self.parts.lock();
+        let mut observed = parts.observed.clone();
+        for local in &parts.live {
+            observed.merge(&local.observed.lock(), now);
+        }
+        let options = parts.options.clone();
+        drop(parts);
+        let (histograms, intervals) = observed.read(now);
+        Accounted {
+            options,
+            histograms,
+            intervals,
         }
     }
 
@@ -341,21 +487,20 @@ mod tests {
         );
         let (a, b) = (accounting.register(), accounting.register());
         let round = Round::default();
-        let timed = a.done(Operation::Write, 4096);
+        a.done(Operation::Write, 4096);
         let start = Instant::now();
         round.begin(start);
-        round.add(Operation::Write, timed);
-        round.add(Operation::Write, timed);
-        round.add(Operation::Read, a.invalid(Operation::Read));
+        round.add(Operation::Write);
+        round.add(Operation::Write);
+        assert_eq!(a.invalid(Operation::Read), Counts::Access);
         let end = start + Duration::from_nanos(250);
         a.settle(&round, end);
         assert!(round.is_empty());
         a.settle(&round, end);
         let unmap = Operation::WriteZeroes { unmap: true };
-        assert_eq!(b.done(unmap, 512), Timed::Yes);
-        b.took(unmap, Duration::from_nanos(500));
-        assert_eq!(b.failed(Operation::Discard), Timed::Yes);
-        b.accessed(Instant::now());
+        b.done(unmap, 512);
+        b.took(unmap, start, start + Duration::from_nanos(500));
+        assert_eq!(b.failed(Operation::Discard), Counts::All);
         a.held();
         a.unheld(Duration::from_nanos(70));
         let sum = accounting.read();
@@ -410,5 +555,79 @@ mod tests {
         local.held();
         let sum = accounting.read();
         assert_eq!((sum.attempts, sum.holds), (8, u64::MAX));
+    }
+
+    fn bins(accounting: &Accounting, kind: HistogramKind) -> Option<Vec<u64>> {
+        let histogram = accounting.accounted().histograms[kind as usize].take();
+        histogram.map(|histogram| histogram.bins().to_vec())
+    }
+
+    #[test]
+    fn histograms_are_of_all_parts_that_there_have_been() {
+        let accounting = Accounting::default();
+        let a = accounting.register();
+        let start = Instant::now();
+        let after = |ns| start + Duration::from_nanos(ns);
+        // Nobody wants it yet.
+        a.took(Operation::Read, start, after(5));
+        assert_eq!(bins(&accounting, HistogramKind::Read), None);
+        let boundaries = Boundaries::new(&[10, 20]);
+        let kinds = [HistogramKind::Read, HistogramKind::Write];
+        accounting.set_histograms(&kinds.map(|kind| (kind, boundaries.clone())));
+        let b = accounting.register();
+        for stats in [&a, &b] {
+            stats.took(Operation::Read, start, after(10));
+            stats.took(Operation::Discard, start, after(10));
+            let round = Round::default();
+            round.begin(start);
+            round.add(Operation::Write);
+            round.add(Operation::Write);
+            stats.settle(&round, after(30));
+        }
+        accounting.retire(&a);
+        assert_eq!(bins(&accounting, HistogramKind::Read), Some(vec![0, 2, 0]));
+        assert_eq!(bins(&accounting, HistogramKind::Write), Some(vec![0, 0, 4]));
+        assert_eq!(bins(&accounting, HistogramKind::Flush), None);
+        // Set again, they begin anew, what has ended included.
+        accounting.set_histograms(&[(HistogramKind::Read, boundaries)]);
+        assert_eq!(bins(&accounting, HistogramKind::Read), Some(vec![0, 0, 0]));
+        accounting.set_histograms(&kinds.map(|kind| (kind, None)));
+        assert!(!b.observes());
+        assert_eq!(bins(&accounting, HistogramKind::Write), None);
+    }
+
+    #[test]
+    fn what_counts_of_failures_is_told() {
+        for failed in [true, false] {
+            let accounting = Accounting::default();
+            accounting.configure(AccountingOptions {
+                failed,
+                invalid: false,
+                intervals: [60].into(),
+            });
+            accounting.set_histograms(&[(HistogramKind::Read, Boundaries::new(&[10]))]);
+            let local = accounting.register();
+            let start = Instant::now();
+            let now = start + Duration::from_nanos(40);
+            assert_eq!(local.invalid(Operation::Read), Counts::Nothing);
+            match local.failed(Operation::Read) {
+                Counts::All => local.took(Operation::Read, start, now),
+                Counts::Histogram => local.took_unaccounted(Operation::Read, start, now),
+                other => panic!("{other:?}"),
+            }
+            let sum = accounting.read();
+            assert_eq!((sum.rd.failed, sum.rd.invalid), (1, 1));
+            assert_eq!(sum.rd.total_time_ns, if failed { 40 } else { 0 });
+            assert_eq!(sum.idle.is_some(), failed);
+            assert_eq!(bins(&accounting, HistogramKind::Read), Some(vec![0, 1]));
+            let accounted = accounting.accounted();
+            let interval = &accounted.intervals[0];
+            assert_eq!((interval.seconds, interval.wr.max_ns), (60, 0));
+            assert_eq!(interval.rd.max_ns, if failed { 40 } else { 0 });
+            // What has ended is still of the interval.
+            accounting.retire(&local);
+            let rd = accounting.accounted().intervals[0].rd;
+            assert_eq!(rd.average_ns, interval.rd.average_ns);
+        }
     }
 }

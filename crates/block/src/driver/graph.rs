@@ -1,4 +1,4 @@
-//! The block graph: nodes by name.
+//! The block graph: nodes by name, in the order in which they came.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Weak};
@@ -17,10 +17,18 @@ pub enum GraphError {
     NotFound(String),
 }
 
+/// A node, and the number by which it came: what takes its place has it from then on.
+#[derive(Debug)]
+struct Known {
+    number: u64,
+    node: Arc<Node>,
+}
+
 /// All named nodes.
 #[derive(Debug, Default)]
 pub struct Graph {
-    nodes: BTreeMap<Arc<str>, Arc<Node>>,
+    nodes: BTreeMap<Arc<str>, Known>,
+    last_number: u64,
     /// Those that were asked for by themselves, and not as a part of another one.
     owned: BTreeSet<Arc<str>>,
     last_generated: u64,
@@ -41,18 +49,24 @@ impl Graph {
     /// # Errors
     /// If a different node has one of the names; nothing is added then.
     pub fn add(&mut self, node: &Arc<Node>) -> Result<(), GraphError> {
-        let subtree = node.subtree();
-        for node in &subtree {
+        for node in &node.subtree() {
             match self.nodes.get(node.name()) {
-                Some(known) if !Arc::ptr_eq(known, node) => {
+                Some(known) if !Arc::ptr_eq(&known.node, node) => {
                     return Err(GraphError::Duplicate(node.name().to_string()));
                 }
                 _ => {}
             }
         }
-        for node in subtree {
+        // As in QEMU what is below came before.
+        for node in node.bottom_up() {
+            if self.nodes.contains_key(node.name()) {
+                continue;
+            }
             node.tell_growth(&self.growth);
-            self.nodes.insert(Arc::clone(node.name()), node);
+            self.last_number += 1;
+            let number = self.last_number;
+            self.nodes
+                .insert(Arc::clone(node.name()), Known { number, node });
         }
         self.owned.insert(Arc::clone(node.name()));
         Ok(())
@@ -79,11 +93,15 @@ impl Graph {
         let mut next = 0;
         while next < removed.len() {
             let node = Arc::clone(&removed[next]);
+            let offset = node.driver().info().child_offset;
             for child in node.driver().children() {
                 Child::end(child);
                 let below = child.node();
+                if let Some(offset) = offset {
+                    below.wrote_through(&node, offset);
+                }
                 let known = self.nodes.get(below.name());
-                if known.is_some_and(|known| Arc::ptr_eq(known, &below))
+                if known.is_some_and(|known| Arc::ptr_eq(&known.node, &below))
                     && !self.owned.contains(below.name())
                     && below.users().is_empty()
                 {
@@ -105,7 +123,7 @@ impl Graph {
         let mut each = pairs.clone();
         let is_here = |(from, to): (&Arc<Node>, &Arc<Node>)| {
             let known = self.nodes.get(from.name());
-            known.is_some_and(|known| Arc::ptr_eq(known, from)) && from.name() == to.name()
+            known.is_some_and(|known| Arc::ptr_eq(&known.node, from)) && from.name() == to.name()
         };
         if !each.all(is_here) {
             return None;
@@ -113,7 +131,9 @@ impl Graph {
         let mut gone = Vec::new();
         for (from, to) in pairs {
             to.tell_growth(&self.growth);
-            self.nodes.insert(Arc::clone(to.name()), Arc::clone(to));
+            if let Some(known) = self.nodes.get_mut(to.name()) {
+                known.node = Arc::clone(to);
+            }
             gone.push(Arc::clone(from));
         }
         self.remove_below(&mut gone);
@@ -123,7 +143,8 @@ impl Graph {
     /// Takes all nodes out.
     pub fn clear(&mut self) -> Vec<Arc<Node>> {
         self.owned.clear();
-        std::mem::take(&mut self.nodes).into_values().collect()
+        let nodes = std::mem::take(&mut self.nodes).into_values();
+        nodes.map(|known| known.node).collect()
     }
 
     /// Whether the name is taken.
@@ -138,13 +159,15 @@ impl Graph {
     pub fn get(&self, name: &str) -> Result<Arc<Node>, GraphError> {
         self.nodes
             .get(name)
-            .cloned()
+            .map(|known| Arc::clone(&known.node))
             .ok_or_else(|| GraphError::NotFound(name.to_owned()))
     }
 
-    /// All nodes, by name.
+    /// All nodes, in the order in which they came.
     pub fn nodes(&self) -> impl Iterator<Item = &Arc<Node>> {
-        self.nodes.values()
+        let mut nodes: Vec<_> = self.nodes.values().collect();
+        nodes.sort_unstable_by_key(|known| known.number);
+        nodes.into_iter().map(|known| &known.node)
     }
 
     /// A name for a node that was defined inline without one (`#block` and a number, as in QEMU:

@@ -48,6 +48,15 @@ impl Default for Limits {
 pub struct NodeInfo {
     /// The file name, or what QEMU shows in its place (`null-co://`, a JSON pseudo file name).
     pub filename: String,
+    /// What is at offset 0 here is at this offset, in bytes, of its only child. None: it has no child, or a
+    /// layout of its own.
+    pub child_offset: Option<u64>,
+    /// All of its only child shows here, and nothing else (QEMU's word: a filter).
+    pub filter: bool,
+    /// It is a file or a device of the host.
+    pub host_file: bool,
+    /// In pieces of how many bytes the file system allocates it, if somebody has told it so.
+    pub extent_size_hint: Option<u32>,
     /// Whether writes are refused.
     pub read_only: bool,
     /// `cache.direct`.

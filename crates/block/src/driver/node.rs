@@ -247,6 +247,15 @@ impl Node {
         }
     }
 
+    /// `parent` has written here, at offsets that are greater by `offset` than its own, and is going to use
+    /// this no more.
+    pub(crate) fn wrote_through(&self, parent: &Self, offset: u64) {
+        let end = parent.wr_highest_offset();
+        if end > 0 {
+            self.wrote(end.saturating_add(offset));
+        }
+    }
+
     /// This node and all below it, each once, in the order of a walk from the top.
     pub fn subtree(self: &Arc<Self>) -> Vec<Arc<Self>> {
         let mut found: Vec<Arc<Self>> = vec![Arc::clone(self)];

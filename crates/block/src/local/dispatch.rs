@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use iothread::{Deferred, time};
 
-use crate::control::accounting::Timed;
+use crate::control::accounting::Counts;
 use crate::control::run_control::{Failed, Reported};
 use crate::gate::line::SlotId;
 use crate::gate::{ClientError, Outcome, Ticket, Verdict};
@@ -181,8 +181,8 @@ impl LocalBackend {
         drop(gate);
         match outcome {
             Outcome::Ok => {
-                let timed = self.0.stats.done(request.op, request.bytes);
-                self.account(request.op, timed, started);
+                self.0.stats.done(request.op, request.bytes);
+                self.account(request.op, started);
                 self.0.client.succeeded(&request);
             }
             // Only in a build without a gate.
@@ -236,12 +236,26 @@ impl LocalBackend {
     }
 
     fn complete(&self, request: &Request, result: Result<(), ClientError>, started: StartedAt) {
-        let timed = match result {
-            Ok(()) => self.0.stats.done(request.op, request.bytes),
+        let counts = match result {
+            Ok(()) => {
+                self.0.stats.done(request.op, request.bytes);
+                Counts::All
+            }
             Err(ClientError::Io(_)) => self.0.stats.failed(request.op),
             Err(ClientError::Guest) => self.0.stats.invalid(request.op),
         };
-        self.account(request.op, timed, started);
+        match counts {
+            Counts::All => self.account(request.op, started),
+            Counts::Histogram => {
+                let (started, now) = match started {
+                    StartedAt::Earlier(started) => (started, time::now()),
+                    StartedAt::ThisRound => (time::now(), time::refresh()),
+                };
+                self.0.stats.took_unaccounted(request.op, started, now);
+            }
+            Counts::Access => self.0.stats.accessed(time::now()),
+            Counts::Nothing => {}
+        }
         self.0.client.complete(request, result);
     }
 
@@ -276,22 +290,16 @@ impl LocalBackend {
     /// Counts the time that a request took, and that it was an access. The clock is read once a
     /// round, at its beginning; after what was answered at once also at its end.
     #[inline(always)]
-    fn account(&self, op: Operation, timed: Timed, started: StartedAt) {
+    fn account(&self, op: Operation, started: StartedAt) {
         let inner = &self.0;
         match started {
-            StartedAt::Earlier(started) => {
-                let now = time::now();
-                if timed == Timed::Yes {
-                    inner.stats.took(op, now.saturating_duration_since(started));
-                }
-                inner.stats.accessed(now);
-            }
+            StartedAt::Earlier(started) => inner.stats.took(op, started, time::now()),
             StartedAt::ThisRound => {
                 if inner.round.is_empty() {
                     inner.round.begin(time::now());
                     iothread::defer(Rc::clone(inner) as Rc<dyn Deferred>);
                 }
-                inner.round.add(op, timed);
+                inner.round.add(op);
             }
         }
     }

@@ -30,7 +30,7 @@ use iothread::time;
 
 use crate::backend::Backend;
 use crate::backend::connection::Connection;
-use crate::control::accounting::{LocalStats, Round};
+use crate::control::accounting::{Counts, LocalStats, Round};
 use crate::control::inbox::Message;
 use crate::control::run_control::{GateMessage, LocalMessage, Resolved, Restored};
 use crate::driver::node::Node;
@@ -245,8 +245,9 @@ impl LocalBackend {
 
     /// A request that made no sense was refused by the client itself: counts it.
     pub fn invalid(&self, op: Operation) {
-        self.0.stats.invalid(op);
-        self.0.stats.accessed(time::now());
+        if self.0.stats.invalid(op) == Counts::Access {
+            self.0.stats.accessed(time::now());
+        }
     }
 
     /// Starts nothing of `queue` any more and waits until nothing of it is in flight. What waits

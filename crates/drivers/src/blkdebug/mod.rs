@@ -77,7 +77,11 @@ impl Driver for Blkdebug {
         let child = self.image.info();
         NodeInfo {
             filename: format!("blkdebug::{}", child.filename),
+            child_offset: Some(0),
+            filter: true,
             // These are the child's to give.
+            host_file: false,
+            extent_size_hint: None,
             warning: None,
             engine: None,
             ..child

@@ -43,6 +43,8 @@ pub struct FileDriver {
     pub(super) in_memory: bool,
     /// On a server that may be asked for sizes.
     pub(super) has_server: bool,
+    /// What the file system had been told when it was opened.
+    pub(super) extent_size_hint: Option<u32>,
     pub(super) warning: Option<String>,
     pub(super) length: AtomicU64,
     /// What has been seen of the size of a block device.
@@ -184,6 +186,7 @@ impl FileDriver {
         };
         let in_memory = probe::in_memory(fd, &opened.stat);
         let has_server = probe::has_server(fd);
+        let extent_size_hint = probe::extent_size_hint(fd, &opened.stat);
         let geometry = match kind {
             Kind::Block => geometry::of_device(fd, &opened.stat),
             _ => Geometry::default(),
@@ -209,6 +212,7 @@ impl FileDriver {
             cache_no_flush: options.cache_no_flush,
             in_memory,
             has_server,
+            extent_size_hint,
             length: AtomicU64::new(length.node),
             tail,
             device_size: DeviceSize::new(length.image, kind == Kind::Block && buffered),

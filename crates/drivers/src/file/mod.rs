@@ -116,11 +116,14 @@ impl Driver for FileDriver {
     fn info(&self) -> NodeInfo {
         NodeInfo {
             filename: self.filename.clone(),
+            host_file: true,
+            extent_size_hint: self.extent_size_hint,
             read_only: self.read_only,
             cache_direct: self.cache_direct,
             cache_no_flush: self.cache_no_flush,
             warning: self.warning.clone(),
             engine: Some(self.engine.clone()),
+            ..NodeInfo::default()
         }
     }
 

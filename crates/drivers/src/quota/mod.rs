@@ -253,7 +253,11 @@ impl Driver for Quota {
 
     fn info(&self) -> NodeInfo {
         NodeInfo {
+            child_offset: Some(0),
+            filter: true,
             // These are the child's to give.
+            host_file: false,
+            extent_size_hint: None,
             warning: None,
             engine: None,
             ..self.file.info()

@@ -1,11 +1,12 @@
 //! Nodes, backends, exports.
 
 use qapi::QmpError;
-use qapi::command::{NoArguments, QueryBlockstats, QueryHeld, QueryNamedBlockNodes};
-use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, BlockStats, HeldRequestInfo};
+use qapi::command::{NoArguments, QueryHeld, QueryNamedBlockNodes};
+use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, HeldRequestInfo};
 
 use crate::context::{Context, failed};
 use crate::convert::{self, BackendNodes};
+use crate::image;
 
 /// The backends of all exports, as one moment of run control.
 pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpError> {
@@ -14,10 +15,11 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
         .iter()
         .map(|export| export.backend().node())
         .collect();
-    let sizes = context.storage.allocated_of(&roots).await;
-    let asked = roots.iter().zip(sizes);
-    let nodes: Vec<_> = asked
-        .map(|(root, size)| BackendNodes::new(root, size))
+    let asked = roots.iter().flat_map(image::chain).collect();
+    let sizes = context.storage.sizes(asked).await;
+    let nodes: Vec<_> = roots
+        .iter()
+        .map(|root| BackendNodes::new(root, &sizes))
         .collect();
     Ok(context.registry.control().read(|state| {
         let backends = exports.iter().zip(nodes);
@@ -27,13 +29,13 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
     }))
 }
 
-/// All nodes.
-pub(crate) async fn nodes(context: &Context) -> Result<Vec<BlockDeviceInfo>, QmpError> {
+/// All nodes, the newest first, as in QEMU; `flat`: without those that they filter.
+pub(crate) async fn nodes(context: &Context, flat: bool) -> Result<Vec<BlockDeviceInfo>, QmpError> {
     let nodes = context.registry.nodes();
-    let sizes = context.storage.allocated_of(&nodes).await;
-    let asked = nodes.iter().zip(sizes);
-    Ok(asked
-        .map(|(node, size)| convert::node(node, size))
+    let sizes = context.storage.sizes(nodes.clone()).await;
+    let nodes = nodes.iter().rev();
+    Ok(nodes
+        .map(|node| convert::node(node, &sizes, flat))
         .collect())
 }
 
@@ -46,31 +48,9 @@ pub(crate) async fn query_block(
 
 pub(crate) async fn query_named_block_nodes(
     context: &Context,
-    // No node has a backing file, so that `flat` changes nothing.
-    _: QueryNamedBlockNodes,
+    arguments: QueryNamedBlockNodes,
 ) -> Result<Vec<BlockDeviceInfo>, QmpError> {
-    nodes(context).await
-}
-
-pub(crate) async fn query_blockstats(
-    context: &Context,
-    arguments: QueryBlockstats,
-) -> Result<Vec<BlockStats>, QmpError> {
-    Ok(if arguments.query_nodes.unwrap_or(false) {
-        context
-            .registry
-            .nodes()
-            .iter()
-            .map(convert::node_stats)
-            .collect()
-    } else {
-        context
-            .registry
-            .exports()
-            .iter()
-            .map(|e| convert::backend_stats(&**e))
-            .collect()
-    })
+    nodes(context, arguments.flat.unwrap_or(false)).await
 }
 
 pub(crate) async fn query_block_exports(

@@ -7,3 +7,4 @@ pub(crate) mod graph;
 pub(crate) mod misc;
 pub(crate) mod object;
 pub(crate) mod run;
+pub(crate) mod stats;

@@ -1,7 +1,9 @@
 //! HMP: commands that people type, answered with text. Lines end with `\r\n`, as they do over
 //! `human-monitor-command` in QEMU; the texts are QEMU's because scripts match them.
 
+mod help;
 mod text;
+mod words;
 
 use qapi::command::{
     BlockResize, Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats,
@@ -9,39 +11,10 @@ use qapi::command::{
 use qapi::options::ObjectOptions;
 use qapi::{QmpError, Size};
 
-use crate::commands::{block, graph, object, run as run_control};
+use crate::commands::{block, graph, misc, object, run as run_control, stats};
 use crate::context::Context;
 
-/// What can be typed, and its help.
-const COMMANDS: [(&str, &str); 8] = [
-    ("block_resize device size", " -- resize a block image"),
-    ("cont|c", " -- resume emulation"),
-    (
-        "info [subcommand]",
-        " -- show various information about the system state",
-    ),
-    (
-        "object_add [qom-type=]type,id=str[,prop=value][,...]",
-        " -- create QOM object",
-    ),
-    ("object_del id", " -- destroy QOM object"),
-    ("quit|q", " -- quit the emulator"),
-    ("stop|s", " -- stop emulation"),
-    ("system_reset", " -- reset the system"),
-];
-
-const INFO: [(&str, &str); 3] = [
-    (
-        "info block [-n] [-v] [device]",
-        " -- show info of one block device or all block devices \
-         (-n: show named nodes; -v: show details)",
-    ),
-    ("info blockstats ", " -- show block device statistics"),
-    (
-        "info status ",
-        " -- show the current VM status (running|paused)",
-    ),
-];
+use self::words::words;
 
 /// HMP over QMP.
 pub(crate) async fn human_monitor_command(
@@ -90,15 +63,6 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
             run_control::system_reset(context, NoArguments {}).await?;
             String::new()
         }
-        ["block_resize"] => missing_of("block_resize", "block device name"),
-        ["block_resize", device, size] => match resized(device, size) {
-            Some(arguments) => {
-                graph::block_resize(context, arguments).await?;
-                String::new()
-            }
-            None => no_size("block_resize"),
-        },
-        ["block_resize", _] => no_size("block_resize"),
         ["object_del"] => missing("object_del"),
         ["object_del", id] => {
             let id = (*id).to_owned();
@@ -109,30 +73,25 @@ async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
             context.registry.quit("host-qmp-quit");
             String::new()
         }
-        ["info"] | ["help" | "?", "info"] => help(&INFO),
-        ["help" | "?"] => help(&COMMANDS),
+        ["block_resize", arguments @ ..] => block_resize(context, arguments).await?,
+        ["info"] => help::info(),
+        ["help" | "?", topic @ ..] => help::of(topic),
+        ["info", "version"] => text::version(&misc::query_version(context, NoArguments {}).await?),
         ["info", "status"] => {
             text::status(&run_control::query_status(context, NoArguments {}).await?)
         }
         ["info", "blockstats"] => {
-            text::blockstats(&block::query_blockstats(context, QueryBlockstats::default()).await?)
+            text::blockstats(&stats::query_blockstats(context, QueryBlockstats::default()).await?)
         }
         ["info", "block", options @ ..] => info_block(context, options).await?,
-        ["info", name @ ("status" | "blockstats"), ..] => extraneous(name, &format!("info {name}")),
-        ["stop" | "s", ..] => extraneous("stop|s", "stop"),
-        ["cont" | "c", ..] => extraneous("cont|c", "cont"),
-        ["quit" | "q", ..] => extraneous("quit|q", "quit"),
-        [name @ ("system_reset" | "object_del" | "block_resize"), ..] => extraneous(name, name),
-        ["info", name, ..] => format!("unknown command: 'info {name}'\n"),
-        [name, ..] => format!("unknown command: '{name}'\n"),
+        ["info", name @ ("status" | "blockstats" | "version"), ..] => {
+            extraneous(name, &format!("info {name}"))
+        }
+        [name, ..] => match help::name(name) {
+            Some(names) => extraneous(names, name),
+            None => format!("unknown command: '{}'\n", help::unknown(&words)),
+        },
     })
-}
-
-fn help(commands: &[(&str, &str)]) -> String {
-    commands
-        .iter()
-        .map(|(usage, text)| format!("{usage}{text}\n"))
-        .collect()
 }
 
 fn extraneous(name: &str, topic: &str) -> String {
@@ -143,34 +102,52 @@ fn extraneous(name: &str, topic: &str) -> String {
 }
 
 fn missing(name: &str) -> String {
-    missing_of(name, "string")
-}
-
-fn missing_of(name: &str, what: &str) -> String {
-    format!("{name}: {what} expected\nTry \"help {name}\" for more information\n")
-}
-
-fn no_size(name: &str) -> String {
-    format!("invalid size\nTry \"help {name}\" for more information\n")
-}
-
-/// A size without a suffix is in MiB, as people type it in QEMU.
-fn resized(device: &str, size: &str) -> Option<BlockResize> {
-    let parsed = match size.ends_with(|last: char| last.is_ascii_digit() || last == '.') {
-        true => Size::parse(&format!("{size}M")),
-        false => Size::parse(size),
-    };
-    Some(BlockResize {
-        device: Some(device.to_owned()),
-        node_name: None,
-        size: i64::try_from(parsed?.0).ok()?,
-    })
+    format!("{name}: string expected\nTry \"help {name}\" for more information\n")
 }
 
 /// The rest of the line, if its first word is `command`.
 fn argument<'a>(line: &'a str, command: &str) -> Option<&'a str> {
     let rest = line.trim_start().strip_prefix(command)?;
     (rest.is_empty() || rest.starts_with(char::is_whitespace)).then(|| rest.trim())
+}
+
+/// The size that `text` begins with, in MiB where it has no unit, and what comes behind it.
+fn size_of(text: &str) -> Option<(u64, &str)> {
+    let hexadecimal = text.starts_with("0x") || text.starts_with("0X");
+    let digits = if hexadecimal { 2 } else { 0 };
+    let is_digit = |c: char| match hexadecimal {
+        true => c.is_ascii_hexdigit(),
+        false => c.is_ascii_digit() || c == '.',
+    };
+    let end = text.get(digits..)?.find(|c| !is_digit(c));
+    let (number, behind) = text.split_at(end.map_or(text.len(), |end| digits + end));
+    let (unit, rest) = match behind.strip_prefix(|c| "bBkKmMgGtTpPeE".contains(c)) {
+        Some(rest) => (&behind[..1], rest),
+        None => ("M", behind),
+    };
+    Some((Size::parse(&format!("{number}{unit}"))?.0, rest))
+}
+
+async fn block_resize(context: &Context, arguments: &[&str]) -> Result<String, QmpError> {
+    let more = "Try \"help block_resize\" for more information\n";
+    let [device, rest @ ..] = arguments else {
+        return Ok(format!("block_resize: block device name expected\n{more}"));
+    };
+    let size = rest.first().and_then(|text| size_of(text));
+    let size = size.and_then(|(size, behind)| Some((i64::try_from(size).ok()?, behind)));
+    let Some((size, behind)) = size else {
+        return Ok(format!("invalid size\n{more}"));
+    };
+    if rest.len() > 1 || !behind.is_empty() {
+        return Ok(extraneous("block_resize", "block_resize"));
+    }
+    let resize = BlockResize {
+        device: Some((*device).to_owned()),
+        node_name: None,
+        size,
+    };
+    graph::block_resize(context, resize).await?;
+    Ok(String::new())
 }
 
 async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpError> {
@@ -205,60 +182,34 @@ async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpEr
             return Ok(backends);
         }
     }
-    Ok(text::nodes(&block::nodes(context).await?, device, verbose))
-}
-
-/// Splits a line into words; a word in double quotes may contain blanks and escapes.
-fn words(line: &str) -> Result<Vec<String>, String> {
-    let mut words = Vec::new();
-    let mut chars = line.chars().peekable();
-    loop {
-        while chars.next_if(|c| c.is_whitespace()).is_some() {}
-        match chars.peek() {
-            None => return Ok(words),
-            Some('"') => {
-                chars.next();
-                let mut word = String::new();
-                loop {
-                    match chars.next() {
-                        None => return Err("unterminated string\n".to_owned()),
-                        Some('"') => break,
-                        Some('\\') => match chars.next() {
-                            Some('n') => word.push('\n'),
-                            Some('r') => word.push('\r'),
-                            Some(c @ ('\\' | '\'' | '"')) => word.push(c),
-                            Some(c) => return Err(format!("unsupported escape code: '\\{c}'\n")),
-                            None => return Err("unterminated string\n".to_owned()),
-                        },
-                        Some(c) => word.push(c),
-                    }
-                }
-                words.push(word);
-            }
-            Some(_) => {
-                let mut word = String::new();
-                while let Some(c) = chars.next_if(|c| !c.is_whitespace()) {
-                    word.push(c);
-                }
-                words.push(word);
-            }
-        }
-    }
+    Ok(text::nodes(
+        &block::nodes(context, false).await?,
+        device,
+        verbose,
+    ))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{argument, resized, words};
+    use super::{argument, size_of};
 
     #[test]
-    fn a_size_is_in_mebibytes_unless_it_says_otherwise() {
-        let size = |text| resized("d", text).map(|resized| resized.size);
-        assert_eq!(size("64"), Some(64 << 20));
-        assert_eq!(size("1.5"), Some(3 << 19));
-        assert_eq!(size("4096B"), Some(4096));
-        assert_eq!(size("2G"), Some(2 << 30));
-        for wrong in ["", "x", "-1", "1Z", "9000000000000"] {
-            assert_eq!(size(wrong), None, "{wrong}");
+    fn sizes_are_in_mebibytes() {
+        for (text, size) in [
+            ("1", Some((1 << 20, ""))),
+            ("1.5", Some((3 << 19, ""))),
+            ("0x10", Some((16 << 20, ""))),
+            ("2048k", Some((2 << 20, ""))),
+            ("512b", Some((512, ""))),
+            ("1x", Some((1 << 20, "x"))),
+            ("1kx", Some((1 << 10, "x"))),
+            ("x", None),
+            ("-1", None),
+            ("", None),
+            ("\u{e9}", None),
+            ("16777216T", None),
+        ] {
+            assert_eq!(size_of(text), size, "{text}");
         }
     }
 
@@ -269,21 +220,5 @@ mod tests {
         assert_eq!(of("object_add"), Some(""));
         assert_eq!(of("object_addx a"), None);
         assert_eq!(of("info object_add"), None);
-    }
-
-    #[test]
-    fn words_and_quotes() {
-        let ok = |line| words(line).unwrap();
-        assert_eq!(ok("  info \t status "), ["info", "status"]);
-        assert_eq!(ok(r#"info block "a \"b\\""#), ["info", "block", r#"a "b\"#]);
-        assert!(ok(" ").is_empty());
-        assert_eq!(
-            words("info block \"d0").unwrap_err(),
-            "unterminated string\n"
-        );
-        assert_eq!(
-            words(r#""\x""#).unwrap_err(),
-            "unsupported escape code: '\\x'\n"
-        );
     }
 }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 
 use qapi::options::DetectZeroes;
 use qapi::types::{
-    BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockStats, ImageInfo, RunState, StatusInfo,
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockStats, ImageInfo, ImageInfoSpecific,
+    RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
 /// Printing to a string cannot fail.
@@ -36,6 +37,16 @@ pub(super) fn status(info: &StatusInfo) -> String {
         }
     }
     out
+}
+
+/// `info version`.
+pub(super) fn version(info: &VersionInfo) -> String {
+    let VersionTriple {
+        major,
+        minor,
+        micro,
+    } = info.qemu;
+    format!("{major}.{minor}.{micro}{}\n", info.package)
 }
 
 /// `info block`. Every entry but the first of the list, shown or not, begins with an empty line.
@@ -182,6 +193,17 @@ fn image(out: &mut String, info: &ImageInfo) {
     }
     if let Some(file) = &info.backing_filename {
         print!(out, "backing file: {file}\n");
+    }
+    if let Some(ImageInfoSpecific::File(specific)) = &info.format_specific
+        && let Some(hint) = specific.extent_size_hint
+    {
+        print!(
+            out,
+            "Format specific information:\n    extent size hint: {hint}\n"
+        );
+    }
+    if let Some(below) = &info.backing_image {
+        image(out, below);
     }
 }
 

@@ -54,6 +54,7 @@ pub struct Fake {
     latched: Arc<AtomicBool>,
     resize: Option<Arc<Barrier>>,
     hangs: Option<Arc<Barrier>>,
+    child: Option<Child>,
 }
 
 /// Remembers rules.
@@ -106,7 +107,22 @@ impl Fake {
             latched: Arc::default(),
             resize: None,
             hangs: None,
+            child: None,
         }
+    }
+
+    /// It lies on a file of the host.
+    pub fn on_host(mut self) -> Self {
+        self.info.host_file = true;
+        self
+    }
+
+    /// The node `name`, whose offset 0 is at `offset` of `child`; a filter where that is 0.
+    pub fn over(mut self, name: &str, child: &Arc<Node>, offset: u64) -> Self {
+        self.child = Some(Child::of(&name.into(), "file", Arc::clone(child)));
+        self.info.child_offset = Some(offset);
+        self.info.filter = offset == 0;
+        self
     }
 
     pub fn read_only(mut self) -> Self {
@@ -158,6 +174,10 @@ impl Driver for Fake {
 
     fn length(&self) -> u64 {
         self.length.load(Ordering::SeqCst)
+    }
+
+    fn children(&self) -> Vec<&Child> {
+        self.child.iter().collect()
     }
 
     fn submit<'a>(&'a self, _: Io<'a>) -> IoFuture<'a> {

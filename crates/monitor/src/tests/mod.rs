@@ -1,5 +1,6 @@
 //! Whole sessions, over socket pairs, on a registry with run control and drivers that do no I/O.
 
+mod counters;
 mod daemon;
 mod graph;
 mod link;

@@ -284,7 +284,8 @@ async fn queries_do_not_wait_for_storage() {
     daemon.node("c", Fake::new("file").hanging(&later));
     let mut client = daemon.client().await;
     let sizes = |nodes: &Value| {
-        let nodes = nodes.as_array().unwrap().iter();
+        // The newest is the first.
+        let nodes = nodes.as_array().unwrap().iter().rev();
         let sizes = nodes.map(|node| node["image"]["actual-size"].as_u64());
         sizes.collect::<Vec<_>>()
     };

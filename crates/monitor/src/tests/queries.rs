@@ -93,7 +93,8 @@ async fn query_block() {
         list[0]["inserted"],
         json!({
             "file": "/file.img", "node-name": "n", "ro": false, "drv": "file",
-            "backing_file_depth": 0, "encrypted": false, "detect_zeroes": "off",
+            "backing_file_depth": 0, "children": [], "active": true, "encrypted": false,
+            "detect_zeroes": "off",
             "bps": 0, "bps_rd": 0, "bps_wr": 0, "iops": 0, "iops_rd": 0, "iops_wr": 0,
             "cache": {"writeback": true, "direct": false, "no-flush": false},
             "write_threshold": 0,
@@ -157,8 +158,8 @@ async fn nodes_exports_and_counters() {
         .iter()
         .map(|n| &n["node-name"])
         .collect();
-    assert_eq!(names, ["d", "n", "q", "ro"]);
-    assert_eq!(nodes[2]["x-quota-used"], 4096);
+    assert_eq!(names, ["d", "q", "ro", "n"], "the newest first");
+    assert_eq!(nodes[1]["x-quota-used"], 4096);
     assert_eq!(
         client.result("query-block-exports").await[1],
         json!({
@@ -173,7 +174,7 @@ async fn nodes_exports_and_counters() {
         (&json!("e"), &json!("n"))
     );
     assert_eq!(stats[0]["stats"]["account_failed"], true);
-    // QEMU's 27 members that are there before the first request, and ours.
+    // QEMU's members that are there before the first request, and ours.
     let ours = [
         "x-attempts",
         "x-holds",
@@ -183,11 +184,13 @@ async fn nodes_exports_and_counters() {
         "x-lost",
     ];
     let counters = members(&stats[0]["stats"]);
-    assert_eq!(counters.len(), 26 + ours.len(), "{counters:?}");
+    assert_eq!(counters.len(), 32 + ours.len(), "{counters:?}");
     let all = r#"{"execute":"query-blockstats","arguments":{"query-nodes":true}}"#;
     let stats = client.command(all).await;
     assert_eq!(stats["return"].as_array().unwrap().len(), 4);
     assert_eq!(members(&stats["return"][0]), ["node-name", "stats"]);
+    assert_eq!(stats["return"][0]["node-name"], "n", "the oldest first");
+    assert_eq!(stats["return"][0]["stats"]["account_failed"], false);
 }
 
 #[tokio::test]
@@ -545,9 +548,10 @@ impl block::Driver for Unwritable {
 #[tokio::test]
 async fn what_a_driver_cannot_write_is_shown_once_it_has_failed() {
     let node = block::Node::new("d", Box::new(Unwritable));
-    assert_eq!(crate::convert::node(&node, None).x_unwritten, None);
+    let told = || crate::convert::node(&node, &crate::storage::Sizes::default(), false);
+    assert_eq!(told().x_unwritten, None);
     node.write_back().await;
-    let shown = crate::convert::node(&node, None).x_unwritten.unwrap();
+    let shown = told().x_unwritten.unwrap();
     assert_eq!((shown.bytes, &*shown.what), (512, "header"));
     assert!(shown.reason.contains("No space left"), "{}", shown.reason);
 }

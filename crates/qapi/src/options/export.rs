@@ -51,6 +51,30 @@ pub struct ExportBase {
     /// What stands still while a request is held. Default: vm.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hold_scope: Option<HoldScope>,
+    /// Whether failed requests count in times, and end the idle time. Default: on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account_failed: Option<bool>,
+    /// Whether refused requests end the idle time. Default: on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub account_invalid: Option<bool>,
+    /// Lengths in seconds of the intervals over which `query-blockstats` shows averages. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stats_intervals: Option<Vec<u32>>,
+}
+
+impl ExportBase {
+    fn check_intervals(&self) -> Result<(), QmpError> {
+        let intervals = self.stats_intervals.as_deref().unwrap_or_default();
+        if intervals.contains(&0) {
+            return Err(QmpError::generic("Invalid interval length: 0"));
+        }
+        if intervals.len() > STATS_INTERVALS_MAX {
+            return Err(QmpError::generic(format!(
+                "'stats-intervals' must not have more than {STATS_INTERVALS_MAX} elements"
+            )));
+        }
+        Ok(())
+    }
 }
 
 /// The iothreads of an export: the name of one, or a list over which its queues are spread.
@@ -242,6 +266,9 @@ pub struct FdAddress {
     pub str: String,
 }
 
+/// Most intervals of an export: each request counts in all of them.
+pub const STATS_INTERVALS_MAX: usize = 32;
+
 /// Longest serial number virtio-blk has room for, in bytes.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
@@ -271,6 +298,7 @@ impl ExportOptions {
         if let Some(iothreads) = &self.base.iothread {
             iothreads.check()?;
         }
+        self.base.check_intervals()?;
         match &self.variant {
             ExportVariant::VhostUserBlk(options) => options.check(&self.base.id),
         }

@@ -122,8 +122,12 @@ pub struct BlockDeviceInfo {
     /// The name of the backing file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_file: Option<String>,
-    /// How many backing files there are.
+    /// How many backing files there are; a node that is filtered counts as one.
     pub backing_file_depth: i64,
+    /// The nodes below (QEMU 10.1).
+    pub children: Vec<BlockdevChild>,
+    /// Whether it may be used; always.
+    pub active: bool,
     /// Whether it is encrypted.
     pub encrypted: bool,
     /// Whether zeroes are looked for.
@@ -158,6 +162,16 @@ pub struct BlockDeviceInfo {
     /// What the driver could not write back on its own, if there is something.
     #[serde(rename = "x-unwritten", skip_serializing_if = "Option::is_none")]
     pub x_unwritten: Option<UnwrittenInfo>,
+}
+
+/// A node below another one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevChild {
+    /// What it is to the other one: `file`, `image`...
+    pub child: String,
+    /// Its name.
+    pub node_name: String,
 }
 
 /// What a driver keeps because it could not write it.
@@ -208,6 +222,29 @@ pub struct ImageInfo {
     /// The backing file.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename: Option<String>,
+    /// The image of the backing file, or of the node that this one filters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_image: Option<Box<ImageInfo>>,
+    /// What only this format has.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format_specific: Option<ImageInfoSpecific>,
+}
+
+/// What only one format has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "data", rename_all = "lowercase")]
+pub enum ImageInfoSpecific {
+    /// `file` and `host_device`.
+    File(ImageInfoSpecificFile),
+}
+
+/// What only files have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfoSpecificFile {
+    /// In pieces of how many bytes the file system allocates it, where it was told so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extent_size_hint: Option<u32>,
 }
 
 /// Element of the result of `query-block-exports`.

@@ -5,9 +5,13 @@ mod stats;
 
 pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
-    BlockdevCacheInfo, HeldRequestInfo, ImageInfo, UnwrittenInfo,
+    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
+    ImageInfoSpecificFile, UnwrittenInfo,
 };
-pub use stats::{BlockDeviceStats, BlockStats, BlockStatsSpecificFile};
+pub use stats::{
+    BlockDeviceStats, BlockDeviceTimedStats, BlockLatencyHistogramInfo, BlockStats,
+    BlockStatsSpecificFile,
+};
 
 use serde::{Deserialize, Serialize};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,6 +1,5 @@
 //! Result of `query-blockstats`.
 
-use crate::Value;
 use serde::{Deserialize, Serialize};
 
 /// Element of the result of `query-blockstats`.
@@ -24,7 +23,7 @@ pub struct BlockStats {
     /// The node below.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub parent: Option<Box<BlockStats>>,
-    /// The backing file.
+    /// The backing file, or the node that this one filters; of exports only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing: Option<Box<BlockStats>>,
 }
@@ -51,12 +50,16 @@ pub struct BlockDeviceStats {
     pub rd_bytes: u64,
     /// Bytes written.
     pub wr_bytes: u64,
+    /// Bytes appended to zones; there are none, here and in the following.
+    pub zone_append_bytes: u64,
     /// Bytes discarded.
     pub unmap_bytes: u64,
     /// Reads done.
     pub rd_operations: u64,
     /// Writes and write-zeroes done.
     pub wr_operations: u64,
+    /// Appends to zones done.
+    pub zone_append_operations: u64,
     /// Flushes done.
     pub flush_operations: u64,
     /// Discards done.
@@ -65,6 +68,8 @@ pub struct BlockDeviceStats {
     pub rd_total_time_ns: u64,
     /// Time in writes, in nanoseconds.
     pub wr_total_time_ns: u64,
+    /// Time in appends to zones, in nanoseconds.
+    pub zone_append_total_time_ns: u64,
     /// Time in flushes, in nanoseconds.
     pub flush_total_time_ns: u64,
     /// Time in discards, in nanoseconds.
@@ -75,6 +80,8 @@ pub struct BlockDeviceStats {
     pub rd_merged: u64,
     /// Writes merged with others; none are.
     pub wr_merged: u64,
+    /// Appends to zones merged with others.
+    pub zone_append_merged: u64,
     /// Discards merged with others; none are.
     pub unmap_merged: u64,
     /// Time since the last request in nanoseconds; absent before the first.
@@ -84,6 +91,8 @@ pub struct BlockDeviceStats {
     pub failed_rd_operations: u64,
     /// Writes failed.
     pub failed_wr_operations: u64,
+    /// Appends to zones failed.
+    pub failed_zone_append_operations: u64,
     /// Flushes failed.
     pub failed_flush_operations: u64,
     /// Discards failed.
@@ -92,6 +101,8 @@ pub struct BlockDeviceStats {
     pub invalid_rd_operations: u64,
     /// Writes refused.
     pub invalid_wr_operations: u64,
+    /// Appends to zones refused.
+    pub invalid_zone_append_operations: u64,
     /// Flushes refused.
     pub invalid_flush_operations: u64,
     /// Discards refused.
@@ -100,8 +111,21 @@ pub struct BlockDeviceStats {
     pub account_invalid: bool,
     /// Whether failed requests count in times.
     pub account_failed: bool,
-    /// Statistics over intervals; none are kept.
-    pub timed_stats: Vec<Value>,
+    /// Statistics over the intervals that the export was told (`stats-intervals`).
+    pub timed_stats: Vec<BlockDeviceTimedStats>,
+    /// How long reads took; the histograms are there as long as somebody wants them
+    /// (`block-latency-histogram-set`).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rd_latency_histogram: Option<BlockLatencyHistogramInfo>,
+    /// How long writes took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wr_latency_histogram: Option<BlockLatencyHistogramInfo>,
+    /// How long appends to zones took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub zone_append_latency_histogram: Option<BlockLatencyHistogramInfo>,
+    /// How long flushes took.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub flush_latency_histogram: Option<BlockLatencyHistogramInfo>,
     /// Attempts to execute a request, retries included.
     #[serde(rename = "x-attempts", skip_serializing_if = "Option::is_none")]
     pub x_attempts: Option<u64>,
@@ -121,4 +145,51 @@ pub struct BlockDeviceStats {
     /// Requests that were lost in the daemon itself, and went to the policy as EIO.
     #[serde(rename = "x-lost", skip_serializing_if = "Option::is_none")]
     pub x_lost: Option<u64>,
+}
+
+/// Statistics over an interval that ends now, and begins two to four thirds of its length before. The latencies
+/// are of requests that ended in it; 0 if none did.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BlockDeviceTimedStats {
+    /// The length of the interval in seconds.
+    pub interval_length: u64,
+    /// The shortest read, in nanoseconds, as all that follow.
+    pub min_rd_latency_ns: u64,
+    /// The longest read.
+    pub max_rd_latency_ns: u64,
+    /// The average read.
+    pub avg_rd_latency_ns: u64,
+    /// The shortest write.
+    pub min_wr_latency_ns: u64,
+    /// The longest write.
+    pub max_wr_latency_ns: u64,
+    /// The average write.
+    pub avg_wr_latency_ns: u64,
+    /// The shortest append to a zone.
+    pub min_zone_append_latency_ns: u64,
+    /// The longest append to a zone.
+    pub max_zone_append_latency_ns: u64,
+    /// The average append to a zone.
+    pub avg_zone_append_latency_ns: u64,
+    /// The shortest flush.
+    pub min_flush_latency_ns: u64,
+    /// The longest flush.
+    pub max_flush_latency_ns: u64,
+    /// The average flush.
+    pub avg_flush_latency_ns: u64,
+    /// How many reads there were at once, on average.
+    pub avg_rd_queue_depth: f64,
+    /// How many writes there were at once, on average.
+    pub avg_wr_queue_depth: f64,
+    /// How many appends to zones there were at once, on average.
+    pub avg_zone_append_queue_depth: f64,
+}
+
+/// How many requests took how long.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockLatencyHistogramInfo {
+    /// Where a bin ends and the next one begins, in nanoseconds.
+    pub boundaries: Vec<u64>,
+    /// How many requests there are in each bin: one more than boundaries.
+    pub bins: Vec<u64>,
 }

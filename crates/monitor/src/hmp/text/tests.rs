@@ -11,6 +11,8 @@ fn image(name: &str) -> ImageInfo {
         encrypted: None,
         cluster_size: None,
         backing_filename: None,
+        backing_image: None,
+        format_specific: None,
     }
 }
 
@@ -22,6 +24,8 @@ fn node(name: &str) -> BlockDeviceInfo {
         drv: "file".to_owned(),
         backing_file: None,
         backing_file_depth: 0,
+        children: Vec::new(),
+        active: true,
         encrypted: false,
         detect_zeroes: DetectZeroes::Off,
         bps: 0,

@@ -75,6 +75,18 @@ fn export_error_texts() {
             "invalid queue-size property (2048), must be a power of 2 (max 1024)",
         ),
         (
+            format!("{e},{a},stats-intervals.0=60,stats-intervals.1=0"),
+            "Invalid interval length: 0",
+        ),
+        (
+            format!("{e},{a},stats-intervals=60"),
+            "Invalid parameter type for 'stats-intervals', expected: array",
+        ),
+        (
+            format!("{e},{a},account-failed=maybe"),
+            "Parameter 'account-failed' expects 'on' or 'off'",
+        ),
+        (
             format!("{e},{a},iothread.0=a,iothread.2=b"),
             "Parameter 'iothread.1' missing",
         ),
@@ -220,5 +232,23 @@ fn who_may_connect_to_an_export() {
     assert_eq!(
         ExportOptions::parse(fd).unwrap_err().desc,
         "Parameter 'addr.mode' is unexpected"
+    );
+}
+
+#[test]
+fn how_an_export_counts() {
+    let with =
+        |more: &str| format!("vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=p{more}");
+    let intervals = (0..33).map(|n| format!(",stats-intervals.{n}=1"));
+    assert_eq!(
+        export(&with(&intervals.collect::<String>())),
+        "'stats-intervals' must not have more than 32 elements"
+    );
+    let text = with(",stats-intervals.0=5,stats-intervals.1=60,account-failed=off");
+    let base = ExportOptions::parse(&text).unwrap().base;
+    assert_eq!(base.stats_intervals, Some(vec![5, 60]));
+    assert_eq!(
+        (base.account_failed, base.account_invalid),
+        (Some(false), None)
     );
 }

@@ -1,0 +1,78 @@
+//! What can be typed, and what is said of it.
+
+/// A command: its names, its arguments, what it does.
+type Command = (&'static str, &'static str, &'static str);
+
+const COMMANDS: [Command; 9] = [
+    ("block_resize", "device size", "resize a block image"),
+    ("cont|c", "", "resume emulation"),
+    ("help|?", "[cmd]", "show the help"),
+    (
+        "info",
+        "[subcommand]",
+        "show various information about the system state",
+    ),
+    (
+        "object_add",
+        "[qom-type=]type,id=str[,prop=value][,...]",
+        "create QOM object",
+    ),
+    ("object_del", "id", "destroy QOM object"),
+    ("quit|q", "", "quit the emulator"),
+    ("stop|s", "", "stop emulation"),
+    ("system_reset", "", "reset the system"),
+];
+
+const INFO: [Command; 4] = [
+    (
+        "block",
+        "[-n] [-v] [device]",
+        "show info of one block device or all block devices \
+         (-n: show named nodes; -v: show details)",
+    ),
+    ("blockstats", "", "show block device statistics"),
+    ("status", "", "show the current VM status (running|paused)"),
+    ("version", "", "show the version of QEMU"),
+];
+
+fn line(prefix: &str, (names, arguments, text): Command) -> String {
+    format!("{prefix}{names} {arguments} -- {text}\n")
+}
+
+fn find(commands: &[Command], name: &str) -> Option<Command> {
+    let mut commands = commands.iter();
+    let found = commands.find(|(names, ..)| names.split('|').any(|known| known == name));
+    found.copied()
+}
+
+/// All names of a command, by one of them.
+pub(super) fn name(name: &str) -> Option<&'static str> {
+    // `info` has commands of its own.
+    let command = find(&COMMANDS, name).filter(|_| name != "info");
+    command.map(|(names, ..)| names)
+}
+
+/// What is not known of these words.
+pub(super) fn unknown(words: &[&str]) -> String {
+    match words {
+        ["info", name, ..] => format!("info {name}"),
+        [name, ..] => (*name).to_owned(),
+        [] => String::new(),
+    }
+}
+
+/// What there is to ask.
+pub(super) fn info() -> String {
+    INFO.iter().map(|command| line("info ", *command)).collect()
+}
+
+/// The help on a topic; on all commands, if there is none.
+pub(super) fn of(topic: &[&str]) -> String {
+    let found = match topic {
+        [] => return COMMANDS.iter().map(|command| line("", *command)).collect(),
+        ["info"] => return info(),
+        ["info", name, ..] => find(&INFO, name).map(|command| line("info ", command)),
+        [name, ..] => find(&COMMANDS, name).map(|command| line("", command)),
+    };
+    found.unwrap_or_else(|| format!("unknown command: '{}'\n", unknown(topic)))
+}

@@ -1,0 +1,74 @@
+//! The image of a node, and of those that it filters.
+
+use std::sync::Arc;
+
+use block::Node;
+use qapi::types::{ImageInfo, ImageInfoSpecific, ImageInfoSpecificFile};
+
+use crate::storage::Sizes;
+
+/// What lengths that guests see are multiples of, in bytes.
+const SECTOR: u64 = 512;
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The node that this one filters.
+pub(crate) fn filtered(node: &Node) -> Option<Arc<Node>> {
+    let child = node.driver().children().first().map(|child| child.node());
+    child.filter(|_| node.driver().info().filter)
+}
+
+/// The node, and those that it filters, from the top.
+pub(crate) fn chain(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    std::iter::successors(Some(Arc::clone(node)), |node| filtered(node)).collect()
+}
+
+/// Whether it is known of an image that it was closed in order: a file is, and what lies on one.
+fn dirty_flag(node: &Node) -> Option<bool> {
+    match node.driver().children().first() {
+        Some(child) => dirty_flag(&child.node()),
+        None => node.driver().info().host_file.then_some(false),
+    }
+}
+
+/// The image of `node`; unless `flat`, with those of the nodes that it filters.
+pub(crate) fn of(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> ImageInfo {
+    let below = match flat {
+        true => None,
+        false => filtered(node),
+    };
+    one(node, sizes, below.map(|below| of(&below, sizes, false)))
+}
+
+fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> ImageInfo {
+    let info = node.driver().info();
+    ImageInfo {
+        filename: info.filename,
+        format: node.driver().name().to_owned(),
+        virtual_size: signed(
+            node.driver()
+                .length()
+                .div_ceil(SECTOR)
+                .saturating_mul(SECTOR),
+        ),
+        actual_size: sizes.of(node).map(signed),
+        dirty_flag: dirty_flag(node),
+        encrypted: None,
+        cluster_size: None,
+        backing_filename: None,
+        backing_image: backing_image.map(Box::new),
+        format_specific: info
+            .host_file
+            .then_some(ImageInfoSpecific::File(ImageInfoSpecificFile {
+                extent_size_hint: info.extent_size_hint,
+            })),
+    }
+}
+
+/// How many images there are below this one.
+pub(crate) fn depth(image: &ImageInfo) -> i64 {
+    let below = image.backing_image.as_deref();
+    below.map_or(0, |below| 1 + depth(below))
+}
