@@ -44,6 +44,8 @@ pub(crate) struct Context {
     pub(crate) idle_window: Window,
     /// How long to poll for the end of I/O.
     pub(crate) io_window: Window,
+    /// How long to poll for requests while workers have something to do.
+    pub(crate) workers_window: Window,
     /// The time of this round, once somebody asked.
     pub(crate) now: Cell<Option<Instant>>,
 }
@@ -64,6 +66,7 @@ impl Context {
             notify_suppressed: Cell::new(false),
             idle_window: Window::default(),
             io_window: Window::default(),
+            workers_window: Window::default(),
             now: Cell::new(None),
         }
     }

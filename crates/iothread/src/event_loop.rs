@@ -13,6 +13,15 @@ use crate::{
 /// Tasks run per round, so that neither I/O nor the timers starve.
 const ROUND_TASKS: usize = 256;
 
+/// What polling has found.
+enum Found {
+    /// Something to do.
+    Work,
+    /// Only what other threads have woken: workers, for the most part.
+    Remote,
+    Nothing,
+}
+
 impl Context {
     /// Runs until the owner stops the thread.
     pub(crate) fn run(&self) {
@@ -111,16 +120,29 @@ impl Context {
             self.block();
             return;
         };
+        let beside_workers = std::ptr::eq(window, &raw const self.workers_window);
         let window_ns = window.next(params.max_ns);
         let counters = &self.shared.counters;
         (counters.poll_window_ns).store(window_ns, std::sync::atomic::Ordering::Relaxed);
-        if window_ns > 0 && self.poll_until(started, Duration::from_nanos(window_ns)) {
-            count(&counters.polls_successful);
-            window.caught();
-            self.fire_timers();
-            return;
+        if window_ns > 0 {
+            match self.poll_until(started, Duration::from_nanos(window_ns)) {
+                Found::Nothing => {}
+                Found::Remote if beside_workers => {
+                    window.in_vain();
+                    self.fire_timers();
+                    return;
+                }
+                Found::Remote | Found::Work => {
+                    count(&counters.polls_successful);
+                    window.caught();
+                    self.fire_timers();
+                    return;
+                }
+            }
         }
-        if self.block() {
+        let blocked = self.block();
+        let by_worker = beside_workers && !self.shared.remote.is_empty();
+        if blocked && !by_worker {
             window.missed(window_ns, started.elapsed(), params);
         }
     }
@@ -128,8 +150,11 @@ impl Context {
     /// What this wait is for, and what it may cost; none if it is not to poll at all.
     fn window(&self) -> Option<(&Window, PollParams)> {
         let params = self.shared.poll_params();
-        match self.reactor.waiting() + self.pool.waiting() {
-            0 => Some((&self.idle_window, params)),
+        match self.reactor.waiting() {
+            0 if self.pool.waiting() == 0 => Some((&self.idle_window, params)),
+            // For requests, not for the workers: to poll for those takes the CPU from them, and they may
+            // hang, which must not make requests to other storage slower.
+            0 => Some((&self.workers_window, params)),
             1..=IO_POLLED_MAX => {
                 let max_ns = params.max_ns.saturating_mul(IO_FACTOR);
                 Some((&self.io_window, PollParams { max_ns, ..params }))
@@ -138,8 +163,8 @@ impl Context {
         }
     }
 
-    /// Polls for `window`, or until the next timer; true if there is something to do.
-    fn poll_until(&self, started: Instant, window: Duration) -> bool {
+    /// Polls for `window`, or until the next timer.
+    fn poll_until(&self, started: Instant, window: Duration) -> Found {
         if !self.notify_suppressed.replace(true) {
             self.for_each_poller(|poller| poller.disable_notify());
         }
@@ -149,13 +174,17 @@ impl Context {
         }
         loop {
             self.reactor.turn();
-            let found = self.poll_pollers() | self.take_remote();
-            if found || self.has_work() || self.shared.stopping() {
-                return true;
+            let work = self.poll_pollers() || self.has_work();
+            let remote = self.take_remote();
+            if work || self.shared.stopping() {
+                return Found::Work;
+            }
+            if remote {
+                return Found::Remote;
             }
             let now = Instant::now();
             if now >= end {
-                return false;
+                return Found::Nothing;
             }
             self.now.set(Some(now));
             std::hint::spin_loop();

@@ -94,9 +94,13 @@ impl Window {
         let grown = window.saturating_mul(u64::from(factor));
         let wanted = waited_ns.max(grown).max(FIRST_WINDOW_NS);
         self.ns.set(wanted.min(params.max_ns));
-        if polled_ns < params.max_ns || polled_ns == 0 {
-            return;
+        if polled_ns >= params.max_ns && polled_ns > 0 {
+            self.in_vain();
         }
+    }
+
+    /// A window in vain.
+    pub(crate) fn in_vain(&self) {
         self.failures.set(self.failures.get() + 1);
         if self.failures.get() >= PATIENCE {
             let rests = self.rests.get();
@@ -158,6 +162,16 @@ mod tests {
         assert_eq!(missed(16_000, 10, off), 0);
         assert_eq!(missed(0, 0, off), 0);
         assert_eq!(window(16_000).next(5000), 5000);
+    }
+
+    #[test]
+    fn what_workers_end_is_no_reason_to_poll() {
+        let window = window(QEMU.max_ns);
+        for _ in 0..PATIENCE {
+            assert_eq!(window.next(QEMU.max_ns), QEMU.max_ns);
+            window.in_vain();
+        }
+        assert_eq!(window.next(QEMU.max_ns), 0);
     }
 
     #[test]

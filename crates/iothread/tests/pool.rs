@@ -182,8 +182,8 @@ mod tests {
                 assert!(is_served(&file, &other).await);
             }
             assert!(waits(&file, &hanging).await);
-            // One that is about to look for more may be overtaken: then another one comes, in vain.
-            assert!(handle.stats().workers < 8, "the lane has no more than four");
+            let workers = handle.stats().workers;
+            assert!(workers <= 5, "the lane has four, all others need one: {workers}");
             for hung in hung {
                 hung.end().await;
             }

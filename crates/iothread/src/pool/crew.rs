@@ -57,7 +57,7 @@ struct State {
     /// Those that sleep; the last to fall asleep is the first to be called, so that those that are not
     /// needed sleep for long.
     idle: Vec<Thread>,
-    /// Workers that were called, or started, and have not looked for work yet.
+    /// Workers that were called, or started, or have ended a job, and have not looked for work yet.
     coming: usize,
     /// All there are.
     threads: usize,
@@ -220,9 +220,12 @@ impl Crew {
                     wake(&called);
                     job.run()
                 });
-                // First, so that the next job of this lane finds its place free.
+                // First, so that the next job of this lane finds its place free, and this worker, which is at
+                // hand: another one would be woken in vain.
                 state.lines.ended(lane);
+                state.coming += 1;
                 MutexGuard::unlocked(&mut state, move || job.end(result));
+                state.coming -= 1;
                 self.ended.notify_all();
             } else if state.closing || !self.sleep(&mut state) {
                 break;
