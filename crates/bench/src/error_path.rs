@@ -9,6 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 use testkit::Qmp;
 
+use crate::beside;
 use crate::hanging;
 use crate::latency::{Latency, histogram, latency, record};
 use crate::process;
@@ -44,6 +45,7 @@ fn measure_here(standfastd: &Path, cpu: usize, rounds: u32) -> Result<Vec<Latenc
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::Everything)?);
     latencies.push(queries(standfastd, cpu, rounds * 10, Held::VmmSilent)?);
     latencies.extend(hanging::measure(standfastd, cpu, rounds)?);
+    latencies.extend(beside::measure(standfastd, cpu, rounds)?);
     latencies.extend(release::measure(standfastd, cpu)?);
     Ok(latencies)
 }

@@ -19,6 +19,15 @@ impl Storage {
     /// All of them.
     pub const ALL: [Self; 3] = [Self::Null, Self::Tmpfs, Self::Disk];
 
+    /// The rival of our engine *threads*: qemu-storage-daemon with the engine of that name, which is
+    /// what it has on tmpfs in any case.
+    pub fn threads_rival(self) -> Server {
+        match self {
+            Self::Null | Self::Tmpfs => Server::Qemu,
+            Self::Disk => Server::QemuThreads,
+        }
+    }
+
     /// Its name in tables.
     pub fn name(self) -> &'static str {
         match self {
@@ -91,13 +100,25 @@ impl Spec {
     /// Whose figures are compared; the first one is ours, the second one the rival. What policy costs
     /// is asked where everything else costs least.
     pub fn servers(&self) -> &'static [Server] {
+        use Server::{Qemu, QemuThreads, Standfast, StandfastReport, StandfastThreads};
         match self.storage {
             Storage::Null if self.depth == 32 && self.queues == 1 => {
-                &[Server::Standfast, Server::Qemu, Server::StandfastReport]
+                &[Standfast, Qemu, StandfastReport, StandfastThreads]
             }
-            Storage::Null | Storage::Tmpfs => &[Server::Standfast, Server::Qemu],
-            Storage::Disk => &[Server::Standfast, Server::Qemu, Server::QemuThreads],
+            Storage::Disk if self.compares_threads() => {
+                &[Standfast, Qemu, QemuThreads, StandfastThreads]
+            }
+            Storage::Disk => &[Standfast, Qemu, QemuThreads],
+            Storage::Null | Storage::Tmpfs if self.compares_threads() => {
+                &[Standfast, Qemu, StandfastThreads]
+            }
+            Storage::Null | Storage::Tmpfs => &[Standfast, Qemu],
         }
+    }
+
+    /// Whether our engine *threads* is compared with the rival's, too: single requests, and many.
+    pub fn compares_threads(&self) -> bool {
+        self.size == "4k" && self.poll && self.queues == 1 && matches!(self.depth, 1 | 32)
     }
 }
 
@@ -143,6 +164,17 @@ pub fn chosen(words: &[String]) -> Vec<Spec> {
 mod tests {
     use super::*;
     use std::collections::BTreeSet;
+
+    #[test]
+    fn our_threads_meet_their_rival_in_one_run() {
+        let compared: Vec<_> = (all().into_iter()).filter(Spec::compares_threads).collect();
+        assert_eq!(compared.len(), 3 * 2 * 2);
+        for spec in compared {
+            for server in [Server::StandfastThreads, spec.storage.threads_rival()] {
+                assert!(spec.servers().contains(&server), "{}", spec.name());
+            }
+        }
+    }
 
     #[test]
     fn names_are_unique_and_choose() {

@@ -6,6 +6,7 @@
 //!
 //! `cargo xtask bench` and `cargo xtask test bench-gate` run it; it is no part of the product.
 
+mod beside;
 mod client;
 mod error_path;
 mod fio;

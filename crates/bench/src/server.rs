@@ -17,6 +17,8 @@ pub enum Server {
     Standfast,
     /// standfastd with `werror=report,rerror=report`: what policy costs is the difference.
     StandfastReport,
+    /// standfastd where io_uring is forbidden: it waits in an epoll, and threads make the calls.
+    StandfastThreads,
     /// qemu-storage-daemon.
     Qemu,
     /// qemu-storage-daemon with the I/O engine it takes if none is named.
@@ -29,6 +31,7 @@ impl Server {
         match self {
             Self::Standfast => "standfastd",
             Self::StandfastReport => "standfastd (report)",
+            Self::StandfastThreads => "standfastd (threads)",
             Self::Qemu => "qemu-storage-daemon",
             Self::QemuThreads => "qemu-storage-daemon (threads)",
         }
@@ -36,7 +39,10 @@ impl Server {
 
     /// Whether it is ours.
     pub fn is_ours(self) -> bool {
-        matches!(self, Self::Standfast | Self::StandfastReport)
+        matches!(
+            self,
+            Self::Standfast | Self::StandfastReport | Self::StandfastThreads
+        )
     }
 }
 
@@ -108,7 +114,9 @@ impl Setup {
             self.queues
         );
         match self.server {
-            Server::Standfast => export += ",werror=stop,rerror=stop",
+            Server::Standfast | Server::StandfastThreads => {
+                export += ",werror=stop,rerror=stop";
+            }
             Server::StandfastReport => export += ",werror=report,rerror=report",
             Server::Qemu | Server::QemuThreads => {}
         }
@@ -119,6 +127,9 @@ impl Setup {
             Path::new("qemu-storage-daemon")
         };
         let mut builder = self.program(program).args(&self.more);
+        if self.server == Server::StandfastThreads {
+            builder = builder.without_io_uring(libc::EPERM);
+        }
         for blockdev in &self.blockdevs {
             builder = builder.args(["--blockdev", blockdev]);
         }

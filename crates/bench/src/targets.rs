@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use crate::beside::{ALONE, BESIDE_WHAT_HANGS};
 use crate::error_path::FAILURE_TO_EVENT;
 use crate::hanging::MONITOR_WHILE_ALL_HANG;
 use crate::latency::Latency;
@@ -149,6 +150,11 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
             targets.extend(findings.waiting(&load));
         }
     }
+    for row in findings.rows.iter().filter(|row| is_threads(row)) {
+        targets.extend(findings.threads(row, CpuUs, Less));
+        targets.extend(findings.threads(row, Iops, More));
+    }
+    targets.extend(findings.beside_what_hangs());
     targets.extend(findings.failure_to_event());
     targets.extend(findings.monitor_while_all_hang());
     for found in &findings.instructions {
@@ -211,6 +217,49 @@ impl Findings {
             reach: format!("{sign} {reach}"),
             goal: goal.map_or_else(String::new, |goal| format!("{sign} {goal}")),
             verdict: verdict(value, better, reach, goal),
+        })
+    }
+
+    /// Our engine *threads* against the rival's.
+    fn threads(&self, row: &Row, metric: Metric, better: Better) -> Option<Target> {
+        let ours = row.figures.get(&metric)?.median;
+        let rival = row.storage.threads_rival();
+        let theirs = self.median(&row.load, rival, metric)?;
+        let value = rounded(ours / theirs);
+        let sign = match better {
+            Better::Less => "<=",
+            Better::More => ">=",
+        };
+        Some(Target {
+            name: format!("{}, threads: {}", row.load, metric.title()),
+            // What is profiled of a load is the other engine.
+            load: None,
+            ours: crate::statistics::short(ours),
+            theirs: crate::statistics::short(theirs),
+            value,
+            reach: format!("{sign} 1"),
+            goal: String::new(),
+            verdict: verdict(value, better, 1.0, None),
+        })
+    }
+
+    /// What hangs on an iothread is not in the way of the disk beside it.
+    fn beside_what_hangs(&self) -> Option<Target> {
+        let p99 = |name| {
+            let latency = self.latencies.iter().find(|latency| latency.name == name)?;
+            Some(latency.p99_us)
+        };
+        let (alone, beside) = (p99(ALONE)?, p99(BESIDE_WHAT_HANGS)?);
+        let value = rounded(beside / alone);
+        Some(Target {
+            name: format!("{BESIDE_WHAT_HANGS}: p99 us"),
+            load: None,
+            ours: crate::statistics::short(beside),
+            theirs: format!("{} alone", crate::statistics::short(alone)),
+            value,
+            reach: "<= 1.5".to_owned(),
+            goal: "<= 1.1".to_owned(),
+            verdict: verdict(value, Better::Less, 1.5, Some(1.1)),
         })
     }
 
@@ -280,6 +329,10 @@ impl Findings {
             verdict: verdict(value, Better::Less, 10_000.0, Some(1000.0)),
         })
     }
+}
+
+fn is_threads(row: &Row) -> bool {
+    row.server == Server::StandfastThreads.name()
 }
 
 /// What policy `stop` costs while nothing fails, in percent of the instructions of `other`.
@@ -373,6 +426,49 @@ mod tests {
                 &[(Metric::CpuUs, cpu, 1.0), (Metric::P50Us, p50, 1.0)],
             );
             assert_eq!(judge(&found)[0].verdict, expected, "{cpu} {p50}");
+        }
+    }
+
+    #[test]
+    fn threads_are_compared_with_threads() {
+        let load = "disk.randread.4k.d32";
+        let figures = [(Metric::CpuUs, 9.0, 1.0), (Metric::Iops, 110.0, 500.0)];
+        let mut found = findings(load, &figures);
+        let with = |server: Server, cpu: f64, iops: f64| Row {
+            load: load.to_owned(),
+            storage: Storage::Disk,
+            server: server.name(),
+            figures: [(Metric::CpuUs, cpu), (Metric::Iops, iops)]
+                .map(|(metric, value)| (metric, Summary::of(&[value]).unwrap()))
+                .into(),
+        };
+        found.rows.push(with(Server::StandfastThreads, 9.0, 110.0));
+        found.rows.push(with(Server::QemuThreads, 10.0, 120.0));
+        let judged: Vec<_> = (judge(&found).into_iter())
+            .filter(|target| target.name.contains("threads"))
+            .map(|target| (target.value, target.verdict))
+            .collect();
+        assert_eq!(judged, [(0.9, Verdict::Reached), (0.92, Verdict::Missed)]);
+    }
+
+    #[test]
+    fn what_hangs_beside_may_cost_a_little() {
+        let of = |name: &str, p99_us| Latency {
+            name: name.to_owned(),
+            p50_us: 1.0,
+            p99_us,
+            count: 1,
+        };
+        for (beside, expected) in [
+            (11.0, Verdict::Goal),
+            (15.0, Verdict::Reached),
+            (16.0, Verdict::Missed),
+        ] {
+            let found = Findings {
+                latencies: vec![of(ALONE, 10.0), of(BESIDE_WHAT_HANGS, beside)],
+                ..Findings::default()
+            };
+            assert_eq!(judge(&found)[0].verdict, expected, "{beside}");
         }
     }
 

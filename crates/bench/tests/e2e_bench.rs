@@ -50,8 +50,10 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
             }
         }
     }
+    let threads = figures("null-co.randread.4k.d1", "standfastd (threads)");
+    assert!(threads["iops"]["median"].as_f64().unwrap() > 0.0);
     assert!(figures("tmpfs.write.128k.d16", "fio (limit)")["iops"]["median"].is_number());
-    assert_eq!(report["error-path"].as_array().unwrap().len(), 9);
+    assert_eq!(report["error-path"].as_array().unwrap().len(), 11);
     let judged = report["targets"].as_array().unwrap();
     assert!(judged.iter().all(|target| target["verdict"].is_string()));
 
