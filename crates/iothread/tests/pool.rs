@@ -183,7 +183,10 @@ mod tests {
             }
             assert!(waits(&file, &hanging).await);
             let workers = handle.stats().workers;
-            assert!(workers <= 5, "the lane has four, all others need one: {workers}");
+            assert!(
+                workers <= 5,
+                "the lane has four, all others need one: {workers}"
+            );
             for hung in hung {
                 hung.end().await;
             }
