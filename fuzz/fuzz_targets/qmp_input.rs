@@ -6,8 +6,9 @@ use libfuzzer_sys::fuzz_target;
 use monitor::{Framing, requests};
 use qapi::command::{
     BlkdebugClear, BlkdebugInject, BlockExportCont, BlockLatencyHistogramSet, BlockResize,
-    HumanMonitorCommand, NoArguments, NodeAcceptLoss, QmpCapabilities, QueryBlockstats, QueryHeld,
-    QueryNamedBlockNodes, QuotaSet,
+    HumanMonitorCommand, NoArguments, NodeAcceptLoss, QmpCapabilities, QomGet, QomList,
+    QomListProperties, QomListTypes, QomSet, QueryBlockstats, QueryHeld, QueryNamedBlockNodes,
+    QuotaSet,
 };
 use qapi::de::{Mode, from_object};
 use qapi::wire::{Layout, Request, Response, to_line};
@@ -63,6 +64,11 @@ fn check_arguments(arguments: &Object) {
     read::<BlockExportCont>(arguments);
     read::<NodeAcceptLoss>(arguments);
     read::<QueryHeld>(arguments);
+    read::<QomList>(arguments);
+    read::<QomGet>(arguments);
+    read::<QomSet>(arguments);
+    read::<QomListTypes>(arguments);
+    read::<QomListProperties>(arguments);
 }
 
 fn read<T: Debug + PartialEq + DeserializeOwned + Serialize>(arguments: &Object) {

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
-use qapi::QmpError;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
+use qapi::types::{IothreadInfo, ObjectPropertyInfo};
+use qapi::{QmpError, Value};
 
 use crate::blocking::tidy_up;
 use crate::closing::{self, CLOSE_TIME_MAX};
@@ -269,6 +270,22 @@ impl monitor::Objects for Assembly {
 
     fn delete(&self, id: String) -> BoxFuture<'_, Result<(), QmpError>> {
         Box::pin(async move { Ok(self.delete_object(&id).await?) })
+    }
+
+    fn iothreads(&self) -> Vec<IothreadInfo> {
+        self.objects.properties().iothreads()
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+        self.objects.properties().list(path)
+    }
+
+    fn get(&self, path: &str, property: &str) -> Result<Value, QmpError> {
+        self.objects.properties().get(path, property)
+    }
+
+    fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
+        self.objects.properties().set(path, property, value)
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Weak};
 
 use block::Export;
-use iothread::{Config, Handle, IoThread, Unavailable};
+use iothread::{Config, Handle, IoThread, PollParams, Unavailable};
 use qapi::options::{BlockExportIothreads, IothreadOptions};
 
 use crate::setup_error::SetupError;
@@ -46,6 +46,12 @@ impl Iothreads {
     /// Whether there is one of that name.
     pub fn contains(&self, id: &str) -> bool {
         self.named.iter().any(|named| named.id == id)
+    }
+
+    /// That of an object.
+    pub fn handle(&self, id: &str) -> Option<Handle> {
+        let named = self.named.iter().find(|named| named.id == id);
+        named.map(|named| named.thread.handle())
     }
 
     /// Starts one, whose name is not taken.
@@ -192,6 +198,19 @@ fn is_news(told: &mut Vec<Unavailable>, why: Unavailable) -> bool {
     news
 }
 
+/// Has a thread go by what its options say now.
+pub fn apply(thread: &Handle, options: &IothreadOptions) {
+    let config = config(thread.name(), options);
+    thread.set_poll_params(PollParams {
+        max_ns: config.poll_max_ns,
+        grow: config.poll_grow,
+        shrink: config.poll_shrink,
+    });
+    thread.set_aio_max_batch(config.aio_max_batch);
+    // A thread that has ended needs no workers.
+    let _ = thread.set_pool_size(config.thread_pool_min, config.thread_pool_max);
+}
+
 fn config(name: &str, options: &IothreadOptions) -> Config {
     let default = Config::default();
     // Options are checked: never negative. More than fits means as much as there is.
@@ -208,6 +227,7 @@ fn config(name: &str, options: &IothreadOptions) -> Config {
         thread_pool_max: options
             .thread_pool_max
             .map_or(default.thread_pool_max, small),
+        aio_max_batch: (options.aio_max_batch).map_or(default.aio_max_batch, small),
         ..default
     }
 }

@@ -10,6 +10,8 @@ use vmm::Peer;
 
 use crate::iothreads::Iothreads;
 use crate::links;
+use crate::properties::Properties;
+use crate::secret;
 use crate::setup_error::SetupError;
 
 /// All objects of the daemon. They have one name space.
@@ -18,6 +20,7 @@ pub struct Objects {
     registry: Arc<Registry>,
     /// Locked while any object is added or deleted.
     iothreads: Mutex<Iothreads>,
+    properties: Properties,
 }
 
 impl Objects {
@@ -26,7 +29,13 @@ impl Objects {
         Self {
             registry,
             iothreads: Mutex::default(),
+            properties: Properties::default(),
         }
+    }
+
+    /// What may be asked and changed of the objects.
+    pub fn properties(&self) -> &Properties {
+        &self.properties
     }
 
     /// The iothreads; nothing is added or deleted meanwhile.
@@ -39,15 +48,34 @@ impl Objects {
     /// # Errors
     /// If the id is taken, there is a link to a VMM already, or the object cannot be made.
     pub async fn add(&self, options: ObjectOptions) -> Result<(), SetupError> {
-        let mut iothreads = self.iothreads.lock().await;
-        let ObjectOptions { base, variant } = options;
-        let is_link = |id: &str| self.registry.link().is_some_and(|link| link.id() == id);
-        if iothreads.contains(&base.id) || is_link(&base.id) {
-            return Err(SetupError::duplicate_object(&base.id));
+        let id = options.base.id.clone();
+        let is_free = || match self.properties.contains(&id) {
+            true => Err(SetupError::duplicate_object(&id)),
+            false => Ok(()),
+        };
+        is_free()?;
+        // Its file may be on storage that does not answer: nobody else waits for that.
+        if let ObjectVariant::Secret(options) = &options.variant {
+            secret::check(options, &self.properties).await?;
         }
+        let mut iothreads = self.iothreads.lock().await;
+        is_free()?;
+        let described = options.variant.clone();
+        self.make(&mut iothreads, options).await?;
+        self.properties.add(&id, described, iothreads.handle(&id));
+        Ok(())
+    }
+
+    async fn make(
+        &self,
+        iothreads: &mut Iothreads,
+        options: ObjectOptions,
+    ) -> Result<(), SetupError> {
+        let ObjectOptions { base, variant } = options;
         let path = |socket: VmmSocketOptions| os_text::to_os(&socket.path).into();
         let peer = match variant {
             ObjectVariant::Iothread(options) => return iothreads.add(&base.id, &options),
+            ObjectVariant::Secret(_) => return Ok(()),
             ObjectVariant::VmmQemu(socket) => Peer::Qemu { path: path(socket) },
             ObjectVariant::VmmCloudHypervisor(socket) => {
                 Peer::CloudHypervisor { path: path(socket) }
@@ -64,10 +92,12 @@ impl Objects {
     /// If there is no such object, or it is in use.
     pub async fn delete(&self, id: &str) -> Result<(), SetupError> {
         let mut iothreads = self.iothreads.lock().await;
-        if self.registry.remove_link(id).await? {
+        if self.registry.remove_link(id).await? || self.properties.has_secret(id) {
+            self.properties.remove(id);
             return Ok(());
         }
         let thread = iothreads.remove(id)?;
+        self.properties.remove(id);
         // Nobody uses it, so that its end takes no time to speak of; but it is waited for. A panic
         // there has told of itself.
         let _ = tokio::task::spawn_blocking(move || drop(thread)).await;

@@ -26,6 +26,8 @@ pub(crate) struct Shared {
     poll_max_ns: AtomicU64,
     poll_grow: AtomicU32,
     poll_shrink: AtomicU32,
+    /// Most operations handed over at once; 0: as the engine likes.
+    pub(crate) batch_max: AtomicU32,
     pub(crate) counters: Counters,
     /// How many threads its pool has; written by them.
     pub(crate) workers: AtomicU32,
@@ -79,6 +81,7 @@ impl Shared {
             poll_max_ns: AtomicU64::new(params.max_ns),
             poll_grow: AtomicU32::new(params.grow),
             poll_shrink: AtomicU32::new(params.shrink),
+            batch_max: AtomicU32::new(0),
             counters: Counters::default(),
             workers: AtomicU32::new(0),
         }

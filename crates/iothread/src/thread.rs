@@ -46,6 +46,9 @@ pub struct Config {
     pub thread_pool_min: u32,
     /// Most workers at any time; at least one, and no less than stay.
     pub thread_pool_max: u32,
+    /// Most operations that are handed to the kernel at once while more are prepared; 0: as many as there
+    /// are by then. It shapes what a ring does from its second batch of a round on.
+    pub aio_max_batch: u32,
 }
 
 impl Default for Config {
@@ -59,17 +62,22 @@ impl Default for Config {
             ring_entries: RING_ENTRIES,
             thread_pool_min: 0,
             thread_pool_max: 64,
+            aio_max_batch: 0,
         }
     }
 }
 
 impl Config {
     fn pool_size(&self) -> Size {
-        let number = |count| usize::try_from(count).unwrap_or(usize::MAX);
-        let min = number(self.thread_pool_min);
-        let max = number(self.thread_pool_max).max(min).max(1);
-        Size { min, max }
+        pool_size(self.thread_pool_min, self.thread_pool_max)
     }
+}
+
+fn pool_size(min: u32, max: u32) -> Size {
+    let number = |count| usize::try_from(count).unwrap_or(usize::MAX);
+    let min = number(min);
+    let max = number(max).max(min).max(1);
+    Size { min, max }
 }
 
 /// The iothread is shut down: what was asked of it did not happen, or not to its end.
@@ -119,6 +127,7 @@ impl IoThread {
                 shrink: config.poll_shrink,
             },
         ));
+        (shared.batch_max).store(config.aio_max_batch, Ordering::Relaxed);
         let (inbox, jobs) = mailbox::channel();
         let (started, start) = mpsc::channel();
         let for_thread = shared.clone();
@@ -346,6 +355,22 @@ impl Handle {
             max_ns,
             ..self.poll_params()
         });
+    }
+
+    /// Changes how many operations are handed to the kernel at once ([`Config::aio_max_batch`]).
+    pub fn set_aio_max_batch(&self, most: u32) {
+        self.shared.batch_max.store(most, Ordering::Relaxed);
+    }
+
+    /// Changes how many workers stay, and how many there may be ([`Config::thread_pool_min`]), as soon as
+    /// the thread has heard of it. Those that are too many end when they are idle.
+    ///
+    /// # Errors
+    ///
+    /// [`Closed`]
+    pub fn set_pool_size(&self, min: u32, max: u32) -> Result<(), Closed> {
+        let size = pool_size(min, max);
+        self.spawn(move || async move { context::with(|cx| cx.pool.resize(size)) })
     }
 
     /// What the thread did so far.

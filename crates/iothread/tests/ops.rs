@@ -37,6 +37,31 @@ mod tests {
         a_settled_notification_has_gone_out,
     }
 
+    /// Four at a time instead of 4, 8, 16, 32: all within one round.
+    #[test]
+    fn a_batch_is_no_larger_than_asked_for() {
+        let iothread = default_iothread(Engine::IoUring);
+        let handle = iothread.handle();
+        run(&iothread, move || async move {
+            let file = tempfile::tempfile().unwrap();
+            for (most, enters) in [(0, 4), (4, 15), (0, 4)] {
+                handle.set_aio_max_batch(most);
+                yield_now().await;
+                let before = handle.stats().enters;
+                let mut ops = Vec::new();
+                for _ in 0..60 {
+                    let mut op = Box::pin(ops::fsync(file.as_fd(), true));
+                    assert!(poll_once(op.as_mut()).await.is_none());
+                    ops.push(op);
+                }
+                assert_eq!(handle.stats().enters - before, enters, "at most {most}");
+                for op in ops {
+                    assert_eq!(op.await.unwrap(), 0);
+                }
+            }
+        });
+    }
+
     fn writes_syncs_and_reads_back(engine: Engine) {
         let file = tempfile::tempfile().unwrap();
         run(&default_iothread(engine), || async move {

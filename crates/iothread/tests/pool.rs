@@ -115,6 +115,7 @@ mod tests {
     on_both_engines! {
         grows_on_demand_and_is_bounded,
         shrinks_after_a_while,
+        has_another_size_when_it_is_told,
         a_lane_that_hangs_takes_half_at_most,
         three_lanes_that_hang_leave_a_fourth_served,
         a_lane_may_have_a_cap_of_its_own,
@@ -168,6 +169,37 @@ mod tests {
             time::sleep(Duration::from_secs(11)).await;
             assert_eq!(handle.stats().workers, 1);
             assert!(is_served(&file, &lane).await);
+        });
+    }
+
+    /// Busy ones that are too many end after their call; those that are to stay are there at once.
+    fn has_another_size_when_it_is_told(engine: Engine) {
+        let iothread = start_pool(engine, 0, 4);
+        let handle = iothread.handle();
+        run(&iothread, move || async move {
+            let mut hung = Vec::new();
+            for _ in 0..6 {
+                hung.extend(hang(&lane(), 1).await);
+            }
+            workers(&handle, 4).await;
+            handle.set_pool_size(0, 6).unwrap();
+            workers(&handle, 6).await;
+            handle.set_pool_size(0, 2).unwrap();
+            for hung in hung.drain(2..) {
+                hung.end().await;
+            }
+            workers(&handle, 2).await;
+            let (file, other) = (some_file(), lane());
+            assert!(waits(&file, &other).await, "two are all there are");
+            for hung in hung {
+                hung.end().await;
+            }
+            assert!(is_served(&file, &other).await);
+            handle.set_pool_size(5, 5).unwrap();
+            workers(&handle, 5).await;
+            handle.set_pool_size(0, 1).unwrap();
+            workers(&handle, 1).await;
+            assert!(is_served(&file, &other).await);
         });
     }
 

@@ -3,8 +3,9 @@
 use std::fmt;
 
 use block::BoxFuture;
-use qapi::QmpError;
 use qapi::options::ObjectOptions;
+use qapi::types::{IothreadInfo, ObjectPropertyInfo};
+use qapi::{QmpError, Value};
 
 /// Everything that `object-add` makes. The errors are those of the commands.
 pub trait Objects: Send + Sync + fmt::Debug {
@@ -19,4 +20,25 @@ pub trait Objects: Send + Sync + fmt::Debug {
     /// # Errors
     /// If there is no such object, or it is in use; nothing is deleted then.
     fn delete(&self, id: String) -> BoxFuture<'_, Result<(), QmpError>>;
+
+    /// `query-iothreads`.
+    fn iothreads(&self) -> Vec<IothreadInfo>;
+
+    /// `qom-list`.
+    ///
+    /// # Errors
+    /// If `path` names nothing, or several.
+    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError>;
+
+    /// `qom-get`.
+    ///
+    /// # Errors
+    /// If `path` names nothing, or several, or there is no such property.
+    fn get(&self, path: &str, property: &str) -> Result<Value, QmpError>;
+
+    /// `qom-set`.
+    ///
+    /// # Errors
+    /// As [`Self::get`]; if the property cannot be changed, or not to that value.
+    fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError>;
 }

@@ -1,5 +1,9 @@
 //! Arguments of commands.
 
+mod object;
+
+pub use object::{QomGet, QomList, QomListProperties, QomListTypes, QomSet};
+
 use crate::options::{BlkdebugEvent, BlkdebugIoType, BlockdevOptions};
 use serde::{Deserialize, Serialize};
 

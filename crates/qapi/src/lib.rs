@@ -9,6 +9,7 @@
 //! * [`de`]: turns either into a Rust type, with errors that name the member (`addr.path`).
 //! * [`os_text`]: file names that are no text, as text.
 //! * [`options`]: what the command line and `blockdev-add` and friends accept.
+//! * [`qom`]: the types of objects, and their properties.
 //! * [`types`]: what commands return.
 //! * [`command`]: arguments of commands. [`event`]: events. [`wire`]: the QMP envelope.
 //!
@@ -25,6 +26,7 @@ pub mod json;
 pub mod keyval;
 pub mod options;
 pub mod os_text;
+pub mod qom;
 mod size;
 pub mod types;
 pub mod wire;

@@ -44,7 +44,6 @@ type Called = [Option<Thread>; COMING];
 /// What the workers and their iothread share.
 pub(super) struct Crew {
     shared: Arc<Shared>,
-    size: Size,
     state: Mutex<State>,
     /// For who waits for a job to end, or for all.
     ended: Condvar,
@@ -53,6 +52,7 @@ pub(super) struct Crew {
 }
 
 struct State {
+    size: Size,
     lines: Lines<Arc<Job>>,
     /// Those that sleep; the last to fall asleep is the first to be called, so that those that are not
     /// needed sleep for long.
@@ -74,6 +74,11 @@ impl State {
         at.map(|at| self.idle.remove(at)).is_some()
     }
 
+    /// Whether there are more than there may be, so that one has to go.
+    fn too_many(&self) -> bool {
+        self.threads > self.size.max
+    }
+
     /// Whether a worker more would find something to do.
     fn needs_one(&self) -> bool {
         self.lines.waiting() > self.coming && self.lines.may_start()
@@ -84,8 +89,8 @@ impl Crew {
     pub(super) fn new(size: Size, shared: Arc<Shared>) -> Arc<Crew> {
         Arc::new(Crew {
             shared,
-            size,
             state: Mutex::new(State {
+                size,
                 lines: Lines::new(size.max),
                 idle: Vec::new(),
                 coming: 0,
@@ -123,8 +128,25 @@ impl Crew {
         }
     }
 
+    /// There may be more threads, or fewer, from now on. Those that are too many go when they are idle; of
+    /// those that stay the missing ones are started if `used`.
+    pub(super) fn resize(self: &Arc<Self>, size: Size, used: bool) {
+        let mut state = self.state.lock();
+        state.size = size;
+        state.lines.resize(size.max);
+        if used {
+            self.fill(&mut state);
+        }
+        let called = self.call(&mut state, 1);
+        for worker in &state.idle {
+            worker.unpark();
+        }
+        drop(state);
+        wake(&called);
+    }
+
     fn fill(self: &Arc<Self>, state: &mut State) {
-        while state.threads < self.size.min && !state.short {
+        while state.threads < state.size.min && !state.short {
             self.start(state);
         }
     }
@@ -163,7 +185,7 @@ impl Crew {
             if place.is_some() {
                 state.coming += 1;
             } else {
-                if state.coming == 0 && state.threads < self.size.max && !state.short {
+                if state.coming == 0 && state.threads < state.size.max && !state.short {
                     self.start(state);
                 }
                 break;
@@ -227,7 +249,7 @@ impl Crew {
                 MutexGuard::unlocked(&mut state, move || job.end(result));
                 state.coming -= 1;
                 self.ended.notify_all();
-            } else if state.closing || !self.sleep(&mut state) {
+            } else if state.closing || state.too_many() || !self.sleep(&mut state) {
                 break;
             } else {
                 coming = COMING;
@@ -251,8 +273,8 @@ impl Crew {
                 state.coming -= 1;
                 return true;
             }
-            let stay = self.size.min.max(1);
-            if state.closing || (Instant::now() >= end && state.threads > stay) {
+            let (stay, idle) = (state.size.min.max(1), Instant::now() >= end);
+            if state.closing || state.too_many() || (idle && state.threads > stay) {
                 state.remove_idle(this.id());
                 return false;
             }

@@ -20,7 +20,8 @@ pub(super) struct Lines<J> {
 
 #[derive(Debug)]
 struct Line<J> {
-    cap: usize,
+    /// Less than all lanes may have.
+    cap: Option<usize>,
     running: usize,
     waiting: VecDeque<J>,
 }
@@ -29,8 +30,11 @@ impl<J> Line<J> {
     /// Whether it may have one more of the workers that are free. Its first one is always granted. After
     /// that it leaves to all others as many as it has: each lane that hangs takes half of what those
     /// before it have left, and something is left for long.
-    fn may_start(&self, free: usize) -> bool {
-        self.running < self.cap && (self.running == 0 || self.running < free)
+    ///
+    /// `most`: what all lanes may have.
+    fn may_start(&self, free: usize, most: usize) -> bool {
+        let cap = self.cap.map_or(most, |cap| cap.clamp(1, most));
+        self.running < cap && (self.running == 0 || self.running < free)
     }
 }
 
@@ -53,8 +57,6 @@ impl<J> Lines<J> {
 
     /// A job comes to the end of its lane's line. Less than the `cap` that all lanes have counts.
     pub(super) fn push(&mut self, lane: LaneId, cap: Option<usize>, job: J) {
-        let most = self.cap();
-        let cap = cap.map_or(most, |cap| cap.clamp(1, most));
         let line = self.lines.entry(lane).or_insert_with(|| Line {
             cap,
             running: 0,
@@ -68,15 +70,20 @@ impl<J> Lines<J> {
         self.waiting += 1;
     }
 
+    /// The pool has another size from now on. More workers than that may still be busy.
+    pub(super) fn resize(&mut self, workers: usize) {
+        self.workers = workers;
+    }
+
     fn free(&self) -> usize {
-        self.workers - self.busy
+        self.workers.saturating_sub(self.busy)
     }
 
     /// Whether a worker would find a job.
     pub(super) fn may_start(&self) -> bool {
-        let free = self.free();
+        let (free, most) = (self.free(), self.cap());
         let mut lanes = self.turns.iter();
-        free > 0 && lanes.any(|lane| self.lines[lane].may_start(free))
+        free > 0 && lanes.any(|lane| self.lines[lane].may_start(free, most))
     }
 
     /// How many jobs wait.
@@ -86,11 +93,11 @@ impl<J> Lines<J> {
 
     /// A worker takes a job: lanes take turns.
     pub(super) fn take(&mut self) -> Option<(LaneId, J)> {
-        let free = self.free();
+        let (free, most) = (self.free(), self.cap());
         if free == 0 {
             return None;
         }
-        let at = (self.turns.iter()).position(|lane| self.lines[lane].may_start(free))?;
+        let at = (self.turns.iter()).position(|lane| self.lines[lane].may_start(free, most))?;
         let lane = self.turns.remove(at)?;
         let line = self.lines.get_mut(&lane)?;
         let job = line.waiting.pop_front()?;

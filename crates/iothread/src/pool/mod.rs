@@ -54,6 +54,11 @@ impl Pool {
         }
     }
 
+    /// Changes how many workers there may be.
+    pub(crate) fn resize(&self, size: Size) {
+        self.crew.resize(size, self.used.get());
+    }
+
     /// Starts the workers that stay, of which there is at least one, and fails if there is none.
     pub(crate) fn start_now(&self) -> io::Result<()> {
         self.crew.start_first()?;

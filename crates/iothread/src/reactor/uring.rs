@@ -6,7 +6,7 @@ use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd},
     rc::Rc,
-    sync::Arc,
+    sync::{Arc, atomic::Ordering},
     task::{Context, Poll, Waker},
     time::Duration,
 };
@@ -157,7 +157,11 @@ impl Uring {
         if queued < self.batch.get() {
             return;
         }
-        self.batch.set(2 * queued);
+        self.batch
+            .set(match self.shared.batch_max.load(Ordering::Relaxed) {
+                0 => 2 * queued,
+                most => (2 * queued).min(usize::try_from(most).unwrap_or(usize::MAX)),
+            });
         count(&self.shared.counters.enters);
         // What fails here is tried again by the next enter, which also sorts out the errors.
         let _ = ring.submit();

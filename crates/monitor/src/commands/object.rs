@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 
-use qapi::QmpError;
-use qapi::command::ObjectDel;
+use qapi::command::{
+    NoArguments, ObjectDel, QomGet, QomList, QomListProperties, QomListTypes, QomSet,
+};
 use qapi::options::ObjectOptions;
-use qapi::types::Empty;
+use qapi::types::{Empty, IothreadInfo, ObjectPropertyInfo, ObjectTypeInfo};
+use qapi::{QmpError, Value, qom};
 
 use crate::context::Context;
 
@@ -22,4 +24,50 @@ pub(crate) async fn delete(context: &Context, arguments: ObjectDel) -> Result<Em
     let delete = async move { objects.delete(arguments.id).await };
     context.changes.run("object-del", delete).await?;
     Ok(Empty {})
+}
+
+pub(crate) async fn query_iothreads(
+    context: &Context,
+    _: NoArguments,
+) -> Result<Vec<IothreadInfo>, QmpError> {
+    Ok(context.objects.iothreads())
+}
+
+pub(crate) async fn qom_list(
+    context: &Context,
+    arguments: QomList,
+) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+    context.objects.list(&arguments.path)
+}
+
+pub(crate) async fn qom_get(context: &Context, arguments: QomGet) -> Result<Value, QmpError> {
+    context.objects.get(&arguments.path, &arguments.property)
+}
+
+pub(crate) async fn qom_set(context: &Context, arguments: QomSet) -> Result<Empty, QmpError> {
+    let QomSet {
+        path,
+        property,
+        value,
+    } = arguments;
+    context.objects.set(&path, &property, value)?;
+    Ok(Empty {})
+}
+
+pub(crate) async fn qom_list_types(
+    _: &Context,
+    arguments: QomListTypes,
+) -> Result<Vec<ObjectTypeInfo>, QmpError> {
+    let with_abstract = arguments.r#abstract.unwrap_or(false);
+    Ok(qom::list_types(
+        arguments.implements.as_deref(),
+        with_abstract,
+    ))
+}
+
+pub(crate) async fn qom_list_properties(
+    _: &Context,
+    arguments: QomListProperties,
+) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+    qom::list_properties(&arguments.typename)
 }

@@ -6,8 +6,9 @@ use block::{
     BoxFuture, LinkState, LinkStatus, Registry, RegistryError, VmLink, VmOrder, VmPause, VmPending,
     VmState,
 };
-use qapi::QmpError;
 use qapi::options::{ObjectOptions, ObjectVariant};
+use qapi::types::{IothreadInfo, ObjectPropertyInfo};
+use qapi::{QmpError, Value};
 
 use crate::Objects;
 
@@ -142,4 +143,24 @@ impl Objects for FakeObjects {
             }
         })
     }
+
+    fn iothreads(&self) -> Vec<IothreadInfo> {
+        Vec::new()
+    }
+
+    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+        Err(no_object(path))
+    }
+
+    fn get(&self, path: &str, _: &str) -> Result<Value, QmpError> {
+        Err(no_object(path))
+    }
+
+    fn set(&self, path: &str, _: &str, _: Value) -> Result<(), QmpError> {
+        Err(no_object(path))
+    }
+}
+
+fn no_object(path: &str) -> QmpError {
+    QmpError::device_not_found(format!("Device '{path}' not found"))
 }

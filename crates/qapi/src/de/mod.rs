@@ -85,6 +85,9 @@ macro_rules! flat_union {
         }
 
         impl $kind {
+            /// All there are.
+            pub const ALL: [Self; [$($name),+].len()] = [$(Self::$arm),+];
+
             /// The name on the wire.
             pub fn name(self) -> &'static str {
                 match self { $($kind::$arm => $name,)+ }
@@ -100,7 +103,14 @@ macro_rules! flat_union {
         impl $union {
             /// The discriminator.
             pub fn kind(&self) -> $kind {
-                match self.variant { $($variant::$arm(_) => $kind::$arm,)+ }
+                self.variant.kind()
+            }
+        }
+
+        impl $variant {
+            /// The discriminator.
+            pub fn kind(&self) -> $kind {
+                match self { $($variant::$arm(_) => $kind::$arm,)+ }
             }
         }
 

@@ -32,7 +32,10 @@ pub use export::{
     UnixAddress, VhostUserBlkOptions,
 };
 pub use monitor::{MonitorMode, MonitorOptions};
-pub use object::{IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant};
+pub use object::{
+    IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant, SecretFormat,
+    SecretOptions,
+};
 pub use vmm::{VmmArgv, VmmCommandOptions, VmmSocketOptions};
 
 #[cfg(test)]

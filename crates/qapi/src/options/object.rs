@@ -16,6 +16,8 @@ flat_union! {
     pub enum ObjectVariant {
         /// A thread that does I/O.
         Iothread("iothread", IothreadOptions),
+        /// A password or key.
+        Secret("secret", SecretOptions),
         /// A link to QEMU by its monitor.
         VmmQemu("vmm-qemu", VmmSocketOptions),
         /// A link to Cloud Hypervisor by its API.
@@ -50,6 +52,10 @@ pub struct IothreadOptions {
     /// Default: 0.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub poll_shrink: Option<i64>,
+    /// Most operations that are handed to the kernel at once while more are prepared; 0: as the iothread
+    /// likes. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aio_max_batch: Option<i64>,
     /// Threads that stay of those which make the system calls of its nodes, where io_uring does not. Default:
     /// 0.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -66,11 +72,16 @@ impl IothreadOptions {
     /// The default of `thread-pool-max`.
     pub const THREAD_POOL_MAX_DEFAULT: i64 = 64;
 
-    fn check(&self) -> Result<(), QmpError> {
+    /// Checks what does not depend on anything else.
+    ///
+    /// # Errors
+    /// In QEMU's words.
+    pub fn check(&self) -> Result<(), QmpError> {
         for (name, value) in [
             ("poll-max-ns", self.poll_max_ns),
             ("poll-grow", self.poll_grow),
             ("poll-shrink", self.poll_shrink),
+            ("aio-max-batch", self.aio_max_batch),
             ("thread-pool-min", self.thread_pool_min),
             ("thread-pool-max", self.thread_pool_max),
         ] {
@@ -83,12 +94,100 @@ impl IothreadOptions {
         }
         let min = self.thread_pool_min.unwrap_or(0);
         let max = (self.thread_pool_max).unwrap_or(Self::THREAD_POOL_MAX_DEFAULT);
-        if max == 0 || min > max {
+        if max == 0 || min > max || max > i64::from(i32::MAX) {
             return Err(QmpError::generic(
-                "thread-pool-max must be at least 1, and at least thread-pool-min",
+                "bad thread-pool-min/thread-pool-max values",
             ));
         }
         Ok(())
+    }
+
+    /// With what `change` says, and what it does not say as it was.
+    pub fn changed_by(&self, change: &Self) -> Self {
+        IothreadOptions {
+            poll_max_ns: change.poll_max_ns.or(self.poll_max_ns),
+            poll_grow: change.poll_grow.or(self.poll_grow),
+            poll_shrink: change.poll_shrink.or(self.poll_shrink),
+            aio_max_batch: change.aio_max_batch.or(self.aio_max_batch),
+            thread_pool_min: change.thread_pool_min.or(self.thread_pool_min),
+            thread_pool_max: change.thread_pool_max.or(self.thread_pool_max),
+        }
+    }
+}
+
+/// Properties of `secret`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SecretOptions {
+    /// The secret itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data: Option<String>,
+    /// The file that it is in.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub file: Option<String>,
+    /// How it is written. Default: raw.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub format: Option<SecretFormat>,
+    /// The secret that this one is encrypted with. That is not supported.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keyid: Option<String>,
+    /// The initialization vector of that encryption; without `keyid` it means nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub iv: Option<String>,
+}
+
+/// How a secret is written.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SecretFormat {
+    /// As it is.
+    #[default]
+    Raw,
+    /// In base64.
+    Base64,
+}
+
+impl SecretOptions {
+    /// With what `change` says, and what it does not say as it was.
+    pub fn changed_by(&self, change: Self) -> Self {
+        SecretOptions {
+            data: change.data.or_else(|| self.data.clone()),
+            file: change.file.or_else(|| self.file.clone()),
+            format: change.format.or(self.format),
+            keyid: change.keyid.or_else(|| self.keyid.clone()),
+            iv: change.iv.or_else(|| self.iv.clone()),
+        }
+    }
+
+    /// Checks what is written.
+    fn check(&self) -> Result<(), QmpError> {
+        match (&self.data, &self.file) {
+            (Some(_), Some(_)) => {
+                let desc = "'file' and 'data' are mutually exclusive";
+                Err(QmpError::generic(desc))
+            }
+            (None, None) => {
+                let desc = "Either 'file' or 'data' must be provided";
+                Err(QmpError::generic(desc))
+            }
+            (Some(data), None) => self.check_content(data.as_bytes()),
+            (None, Some(_)) => Ok(()),
+        }
+    }
+
+    /// Checks what `data` says, or what has been read from `file`.
+    ///
+    /// # Errors
+    /// In QEMU's words, if it is not written in the format.
+    pub fn check_content(&self, content: &[u8]) -> Result<(), QmpError> {
+        let is_digit =
+            |&b: &u8| b.is_ascii_alphanumeric() || matches!(b, b'+' | b'/' | b'=' | b'\n');
+        match self.format.unwrap_or_default() {
+            SecretFormat::Base64 if !content.iter().all(is_digit) => {
+                Err(QmpError::generic("Base64 data contains invalid characters"))
+            }
+            SecretFormat::Raw | SecretFormat::Base64 => Ok(()),
+        }
     }
 }
 
@@ -105,6 +204,7 @@ impl ObjectOptions {
         id::check_id(&self.base.id)?;
         match &self.variant {
             ObjectVariant::Iothread(iothread) => iothread.check(),
+            ObjectVariant::Secret(secret) => secret.check(),
             ObjectVariant::VmmQemu(socket)
             | ObjectVariant::VmmCloudHypervisor(socket)
             | ObjectVariant::VmmFirecracker(socket) => socket.check(),

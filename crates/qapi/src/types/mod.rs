@@ -1,6 +1,7 @@
 //! What commands return. Members whose names begin with `x-` are ours; all are optional.
 
 mod block;
+mod object;
 mod stats;
 
 pub use block::{
@@ -8,6 +9,7 @@ pub use block::{
     BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
     ImageInfoSpecificFile, UnwrittenInfo,
 };
+pub use object::{IothreadInfo, ObjectPropertyInfo, ObjectTypeInfo};
 pub use stats::{
     BlockDeviceStats, BlockDeviceTimedStats, BlockLatencyHistogramInfo, BlockStats,
     BlockStatsSpecificFile,

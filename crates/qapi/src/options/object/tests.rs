@@ -42,7 +42,7 @@ fn object_and_monitor() {
     for pool in ["min=65", "max=0", "min=3,thread-pool-max=2"] {
         assert_eq!(
             object(&format!("iothread,id=a,thread-pool-{pool}")).unwrap_err(),
-            "thread-pool-max must be at least 1, and at least thread-pool-min"
+            "bad thread-pool-min/thread-pool-max values"
         );
     }
     assert_eq!(
@@ -76,4 +76,33 @@ fn object_and_monitor() {
     );
     let parsed = monitor("c,pretty=on,id=m").unwrap();
     assert_eq!((parsed.chardev.as_str(), parsed.pretty), ("c", Some(true)));
+}
+
+#[test]
+fn secrets() {
+    let object = |text: &str| ObjectOptions::parse(text).map_err(|e| e.desc);
+    for (text, desc) in [
+        ("secret,id=s", "Either 'file' or 'data' must be provided"),
+        (
+            "secret,id=s,data=x,file=y",
+            "'file' and 'data' are mutually exclusive",
+        ),
+        (
+            "secret,id=s,data=!!,format=base64",
+            "Base64 data contains invalid characters",
+        ),
+        (
+            "secret,id=s,data=x,format=x",
+            "Parameter 'format' does not accept value 'x'",
+        ),
+    ] {
+        assert_eq!(object(text).unwrap_err(), desc);
+    }
+    for text in [
+        "secret,id=s,data=!!",
+        "secret,id=s,file=/nowhere",
+        "secret,id=s,data=YWJj,format=base64,iv=x",
+    ] {
+        object(text).unwrap();
+    }
 }
