@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde::Deserialize;
+
 use crate::core::backoff::Backoff;
 use crate::core::headroom::HeadRoom;
 use crate::pattern::Pattern;
@@ -27,6 +29,58 @@ pub enum Strategy {
     Command(Program),
     /// `x-quota-set` of a node of `standfastd`; none: the disk's top node.
     Quota(Option<String>),
+    /// `lvextend` of the logical volume that the disk lies on, or of its pool.
+    Lvm(Lvm),
+    /// `zfs set` of a property of the dataset that the disk lies on.
+    Zfs(Zfs),
+}
+
+/// How logical volumes are extended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Lvm {
+    /// Where `lvs` and `lvextend` are.
+    pub tools: PathBuf,
+    /// How long one of them may take.
+    pub time_limit: Duration,
+    /// No other host changes the volume group.
+    pub sole_writer: bool,
+}
+
+/// How datasets of ZFS are extended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Zfs {
+    /// Where `zfs` is.
+    pub tools: PathBuf,
+    /// How long it may take.
+    pub time_limit: Duration,
+    /// What is raised.
+    pub property: ZfsProperty,
+    /// Of which dataset; none: of the one on which the disk's data lies.
+    pub dataset: Option<String>,
+}
+
+/// What is raised.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZfsProperty {
+    /// The size of a volume.
+    Volsize,
+    /// What a dataset may refer to.
+    Refquota,
+    /// What a dataset may use, with all below.
+    Quota,
+}
+
+impl ZfsProperty {
+    /// As ZFS calls it.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Volsize => "volsize",
+            Self::Refquota => "refquota",
+            Self::Quota => "quota",
+        }
+    }
 }
 
 /// What is done about a failure that is not for want of space.

@@ -152,6 +152,8 @@ pub struct State {
     pub events: Vec<Value>,
     /// What it was told, and when.
     pub heard: Vec<(String, Instant)>,
+    /// The arguments of each `block-set-write-threshold`.
+    pub thresholds: Vec<Value>,
     pub clients: Vec<UnixStream>,
     /// Whether it answers.
     pub answers: bool,
@@ -196,6 +198,7 @@ impl Script {
             stats: json!([]),
             events: Vec::new(),
             heard: Vec::new(),
+            thresholds: Vec::new(),
             clients: Vec::new(),
             answers: true,
         };
@@ -241,6 +244,11 @@ impl Script {
                     json!({"status": state.status, "running": state.status == "running"})
                 }
                 "query-block" => state.block.clone(),
+                "block-set-write-threshold" => {
+                    let arguments = command["arguments"].clone();
+                    state.thresholds.push(arguments);
+                    json!({})
+                }
                 "query-blockstats" => state.stats.clone(),
                 "cont" => {
                     if state.status != "running" {

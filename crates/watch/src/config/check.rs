@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::core::headroom::HeadRoom;
 use crate::pattern::Pattern;
-use crate::settings::{OnFailed, Program, Selector, Settings, Strategy};
+use crate::settings::{OnFailed, Program, Selector, Settings, Strategy, ZfsProperty};
 
 use super::file::Config;
 use super::units::{human, span};
@@ -69,6 +69,19 @@ fn of_program(program: &Program) -> String {
     )
 }
 
+/// What else must be so.
+fn note(strategy: &Strategy) -> Option<&'static str> {
+    match strategy {
+        Strategy::Lvm(_) => Some(
+            "a thin volume: its pool should fail at once when it is full (lvchange --errorwhenfull y), or nothing is heard of it for 60 s",
+        ),
+        Strategy::Zfs(zfs) if zfs.property != ZfsProperty::Volsize => Some(
+            "QEMU's own disks need werror=stop: with werror=enospc QEMU tells its guest of an exceeded quota (EDQUOT)",
+        ),
+        _ => None,
+    }
+}
+
 fn of_head_room(head_room: HeadRoom) -> String {
     let HeadRoom { min, max, safety } = head_room;
     if min == max {
@@ -119,7 +132,24 @@ fn of_settings(settings: &Settings) -> Vec<String> {
             human(*step),
             human(*reserve)
         ),
+        Strategy::Lvm(lvm) => format!(
+            "no space: extends the logical volume, or the pool of a thin one, by {}{upto}, as long as {} stay free in the volume group, {}; {go_on}",
+            human(*step),
+            human(*reserve),
+            match lvm.sole_writer {
+                true => "which no other host changes (sole-writer)",
+                false => "which must be locked among hosts (lvmlockd)",
+            }
+        ),
+        Strategy::Zfs(zfs) => format!(
+            "no space: raises {} of {} by {}{upto}, as long as {} stay free in the pool; {go_on}",
+            zfs.property.name(),
+            zfs.dataset.as_deref().unwrap_or("its dataset"),
+            human(*step),
+            human(*reserve)
+        ),
     }];
+    lines.extend(note(&settings.strategy).map(str::to_owned));
     lines.extend(settings.early.map(of_head_room));
     lines.push(match &settings.on_failed {
         OnFailed::Leave => "other failures: you are told, nothing is done".to_owned(),

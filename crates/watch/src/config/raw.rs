@@ -2,6 +2,8 @@
 
 use serde::Deserialize;
 
+use crate::settings::ZfsProperty;
+
 use super::units::{Bytes, Span};
 use super::wishes::{OnFailedName, StrategyName, Wishes};
 
@@ -41,6 +43,10 @@ macro_rules! section {
             command: Option<Vec<String>>,
             command_time_limit: Option<Span>,
             quota_node: Option<String>,
+            tools: Option<String>,
+            sole_writer: Option<bool>,
+            zfs_property: Option<ZfsProperty>,
+            dataset: Option<String>,
             step: Option<Bytes>,
             cap: Option<Bytes>,
             enough: Option<Bytes>,
@@ -68,6 +74,10 @@ macro_rules! section {
                     command: self.command.clone(),
                     command_time_limit: self.command_time_limit,
                     quota_node: self.quota_node.clone(),
+                    tools: self.tools.clone(),
+                    sole_writer: self.sole_writer,
+                    zfs_property: self.zfs_property,
+                    dataset: self.dataset.clone(),
                     step: self.step,
                     cap: self.cap,
                     enough: self.enough,

@@ -7,7 +7,7 @@ use super::*;
 use crate::core::headroom::HeadRoom;
 use crate::core::machine::Rules;
 use crate::core::view::Disk;
-use crate::settings::{OnFailed, Strategy};
+use crate::settings::{OnFailed, Strategy, ZfsProperty};
 
 const WHOLE: &str = r#"
 runtime-directory = "/run/w"
@@ -161,8 +161,8 @@ fn mistakes() {
             "did you mean 'node'?",
         ),
         (
-            &machine("strategy = \"lvm\""),
-            "unknown variant `lvm`, expected one of `leave`, `wait`, `command`, `quota`",
+            &machine("strategy = \"btrfs\""),
+            "unknown variant `btrfs`, expected one of `leave`, `wait`, `command`, `quota`, `lvm`, `zfs`",
         ),
         (&machine("strategy = \"comand\""), "did you mean 'command'?"),
         (
@@ -204,6 +204,26 @@ fn mistakes() {
         ),
         (&machine("give-up-after = 0"), "give-up-after"),
         (
+            &machine("strategy = \"zfs\""),
+            "strategy = \"zfs\" needs zfs-property",
+        ),
+        (
+            &machine("strategy = \"lvm\"\ntools = \"sbin\""),
+            "tools: 'sbin' is not an absolute path",
+        ),
+        (
+            &machine("strategy = \"zfs\"\nsole-writer = true"),
+            "sole-writer is of use only with strategy = \"lvm\"",
+        ),
+        (
+            &machine("strategy = \"leave\"\nreserve = \"1G\""),
+            "reserve is of use only with strategy = \"quota\" or \"lvm\" or \"zfs\"",
+        ),
+        (
+            &machine("strategy = \"lvm\"\ncommand-time-limit = \"0s\""),
+            "command-time-limit: nothing ends within 0 s",
+        ),
+        (
             &machine("early = true"),
             "early = true is of use only with a strategy that extends",
         ),
@@ -241,8 +261,54 @@ fn mistakes() {
         ),
         ("[[machines", "line 1"),
     ] {
-        let error = Config::parse(text).unwrap_err().to_string();
+        let error = Config::parse(text).map(|_| ()).expect_err(text).to_string();
         assert!(error.contains(says), "{text}\n{error}");
+    }
+}
+
+#[test]
+fn volumes() {
+    let config = Config::parse(
+        r#"
+[[machines]]
+sockets = ["/run/a"]
+strategy = "lvm"
+sole-writer = true
+reserve = "8G"
+
+[[machines]]
+sockets = ["/run/b"]
+strategy = "zfs"
+zfs-property = "refquota"
+dataset = "tank/b"
+tools = "/opt/zfs"
+"#,
+    )
+    .unwrap();
+    let of = |socket: &str| config.section(socket).unwrap().of(&Disk::default());
+    let Strategy::Lvm(lvm) = &of("/run/a").strategy else {
+        panic!("lvm");
+    };
+    assert_eq!(
+        (lvm.tools.as_path(), lvm.sole_writer),
+        (Path::new("/usr/sbin"), true)
+    );
+    let Strategy::Zfs(zfs) = &of("/run/b").strategy else {
+        panic!("zfs");
+    };
+    assert_eq!(
+        (zfs.tools.as_path(), zfs.property),
+        (Path::new("/opt/zfs"), ZfsProperty::Refquota)
+    );
+    assert!(of("/run/a").early.is_some() && of("/run/b").early.is_some());
+    let words = in_words(&config, &[]);
+    for part in [
+        "as long as 8 GiB stay free in the volume group, which no other host changes",
+        "lvchange --errorwhenfull y",
+        "raises refquota of tank/b by 2 GiB",
+        "QEMU's own disks need werror=stop",
+    ] {
+        assert!(words.contains(part), "{part}\n{words}");
     }
 }
 

@@ -1,18 +1,22 @@
 //! What a section wishes for disks, and what comes of several that are put one on the other.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::Deserialize;
 
 use crate::core::backoff::Backoff;
 use crate::core::headroom::HeadRoom;
-use crate::settings::{OnFailed, Program, Settings, Strategy};
+use crate::settings::{Lvm, OnFailed, Program, Settings, Strategy, Zfs, ZfsProperty};
 
 use super::error::ConfigError;
 use super::units::{Bytes, Span, human};
 
 /// How long a program may take unless said otherwise.
 const PROGRAM_LIMIT: Duration = Duration::from_secs(60);
+
+/// Where the tools of LVM and ZFS are unless said otherwise.
+const TOOLS: &str = "/usr/sbin";
 
 /// The head-room is so many steps at most unless said otherwise.
 const HEAD_ROOM_STEPS: u64 = 4;
@@ -31,6 +35,8 @@ pub enum StrategyName {
     Wait,
     Command,
     Quota,
+    Lvm,
+    Zfs,
 }
 
 /// What is done about other failures.
@@ -42,6 +48,20 @@ pub enum OnFailedName {
     ResumeAfter,
 }
 
+impl StrategyName {
+    /// As it is written.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Leave => "leave",
+            Self::Wait => "wait",
+            Self::Command => "command",
+            Self::Quota => "quota",
+            Self::Lvm => "lvm",
+            Self::Zfs => "zfs",
+        }
+    }
+}
+
 /// What a section says; what it does not say is as in the one above.
 #[derive(Clone, Debug, Default)]
 pub struct Wishes {
@@ -49,6 +69,10 @@ pub struct Wishes {
     pub command: Option<Vec<String>>,
     pub command_time_limit: Option<Span>,
     pub quota_node: Option<String>,
+    pub tools: Option<String>,
+    pub sole_writer: Option<bool>,
+    pub zfs_property: Option<ZfsProperty>,
+    pub dataset: Option<String>,
     pub step: Option<Bytes>,
     pub cap: Option<Bytes>,
     pub enough: Option<Bytes>,
@@ -99,6 +123,10 @@ impl Wishes {
             command: self.command.or(below.command),
             command_time_limit: self.command_time_limit.or(below.command_time_limit),
             quota_node: self.quota_node.or(below.quota_node),
+            tools: self.tools.or(below.tools),
+            sole_writer: self.sole_writer.or(below.sole_writer),
+            zfs_property: self.zfs_property.or(below.zfs_property),
+            dataset: self.dataset.or(below.dataset),
             step: self.step.or(below.step),
             cap: self.cap.or(below.cap),
             enough: self.enough.or(below.enough),
@@ -136,6 +164,9 @@ impl Wishes {
         if self.give_up_after == Some(0) {
             return wrong("give-up-after: 0 attempts are none; use 1 or more".to_owned());
         }
+        if self.command_time_limit.is_some_and(|span| span.0.is_zero()) {
+            return wrong("command-time-limit: nothing ends within 0 s".to_owned());
+        }
         for (key, span) in [
             ("backoff-first", self.backoff_first),
             ("backoff-max", self.backoff_max),
@@ -146,6 +177,17 @@ impl Wishes {
             }
         }
         Ok(())
+    }
+
+    fn tools(&self) -> Result<PathBuf, ConfigError> {
+        let tools = PathBuf::from(self.tools.as_deref().unwrap_or(TOOLS));
+        match tools.is_absolute() {
+            true => Ok(tools),
+            false => Err(ConfigError::new(format!(
+                "tools: '{}' is not an absolute path",
+                tools.display()
+            ))),
+        }
     }
 
     /// How much is to be free before it is full.
@@ -186,36 +228,68 @@ impl Wishes {
         let span = |span: Option<Span>, default: Duration| span.map_or(default, |span| span.0);
         let defaults = Settings::default();
         let strategy = self.strategy.unwrap_or(StrategyName::Leave);
-        for (key, is_said, of, name) in [
+        for (key, is_said, of) in [
             (
                 "command",
                 own.command.is_some(),
-                StrategyName::Command,
-                "command",
+                &[StrategyName::Command][..],
             ),
             (
                 "quota-node",
                 own.quota_node.is_some(),
-                StrategyName::Quota,
-                "quota",
+                &[StrategyName::Quota],
             ),
             (
                 "reserve",
                 own.reserve.is_some(),
-                StrategyName::Quota,
-                "quota",
+                &[StrategyName::Quota, StrategyName::Lvm, StrategyName::Zfs],
             ),
+            (
+                "tools",
+                own.tools.is_some(),
+                &[StrategyName::Lvm, StrategyName::Zfs],
+            ),
+            (
+                "sole-writer",
+                own.sole_writer.is_some(),
+                &[StrategyName::Lvm],
+            ),
+            (
+                "zfs-property",
+                own.zfs_property.is_some(),
+                &[StrategyName::Zfs],
+            ),
+            ("dataset", own.dataset.is_some(), &[StrategyName::Zfs]),
         ] {
-            if is_said && strategy != of {
+            if is_said && !of.contains(&strategy) {
+                let names: Vec<_> = of
+                    .iter()
+                    .map(|name| format!("\"{}\"", name.name()))
+                    .collect();
                 return Err(wrong(format!(
-                    "{key} is of use only with strategy = \"{name}\""
+                    "{key} is of use only with strategy = {}",
+                    names.join(" or ")
                 )));
             }
         }
+        let time_limit = span(self.command_time_limit, PROGRAM_LIMIT);
         let strategy = match strategy {
             StrategyName::Leave => Strategy::Leave,
             StrategyName::Wait => Strategy::Wait,
             StrategyName::Quota => Strategy::Quota(self.quota_node.clone()),
+            StrategyName::Lvm => Strategy::Lvm(Lvm {
+                tools: self.tools().map_err(of_section)?,
+                time_limit,
+                sole_writer: self.sole_writer.unwrap_or(false),
+            }),
+            StrategyName::Zfs => Strategy::Zfs(Zfs {
+                tools: self.tools().map_err(of_section)?,
+                time_limit,
+                property: self.zfs_property.ok_or_else(|| {
+                    wrong("strategy = \"zfs\" needs zfs-property = \"volsize\", \"refquota\" or \"quota\"".to_owned())
+                })?,
+                dataset: self.dataset.clone(),
+            }),
             StrategyName::Command => {
                 let argv = self.command.clone().ok_or_else(|| {
                     wrong(
@@ -255,9 +329,10 @@ impl Wishes {
                 return Err(wrong(why.to_owned()));
             }
             (Strategy::Leave | Strategy::Wait, _) | (_, Some(false)) => None,
-            (Strategy::Command(_) | Strategy::Quota(_), _) => {
-                Some(self.head_room(step, enough).map_err(of_section)?)
-            }
+            (
+                Strategy::Command(_) | Strategy::Quota(_) | Strategy::Lvm(_) | Strategy::Zfs(_),
+                _,
+            ) => Some(self.head_room(step, enough).map_err(of_section)?),
         };
         let backoff = Backoff {
             first: span(self.backoff_first, defaults.backoff.first),

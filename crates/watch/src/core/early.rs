@@ -7,6 +7,8 @@ use super::room::{Kind, Measure};
 
 /// Free space that moves is looked at again after that time at least: statfs(2) costs nothing.
 const POLL_FREE: Duration = Duration::from_millis(100);
+/// What a program has to be run for is looked at less often.
+const POLL_PROGRAM: Duration = Duration::from_secs(1);
 
 /// How far it is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -78,7 +80,7 @@ impl Seen {
     pub fn of(kind: Kind) -> Self {
         match kind {
             Kind::Device | Kind::Quota => Self::Threshold,
-            Kind::Filesystem => Self::Measuring,
+            Kind::Filesystem | Kind::ThinPool | Kind::Dataset => Self::Measuring,
         }
     }
 }
@@ -107,7 +109,7 @@ impl Early {
     pub fn free(&self) -> Option<u64> {
         let measure = self.measure?;
         let below = || Some(measure.size.saturating_sub(self.reached?));
-        measure.free.or_else(below)
+        measure.room().or_else(below)
     }
 
     /// What is known of it is of another node, or of before: forgotten, but how fast it grows.
@@ -123,7 +125,11 @@ impl Early {
 
     /// How long until the next measurement, if the last one has shown growth or not; none: it has come to rest.
     pub fn next_look(&mut self, grows: bool, at_most: Duration) -> Option<Duration> {
-        let least = POLL_FREE.min(at_most);
+        let least = match self.measure.map(|measure| measure.kind) {
+            Some(Kind::ThinPool | Kind::Dataset) => POLL_PROGRAM,
+            _ => POLL_FREE,
+        };
+        let least = least.min(at_most);
         let by_pace = || self.pace.look_again(self.free()?, self.head_room);
         self.every = match grows {
             true => by_pace().unwrap_or(least),
@@ -175,6 +181,7 @@ mod tests {
             kind: Kind::Filesystem,
             size: 1 << 40,
             free: Some(free),
+            exhausted: false,
         };
         early.measure = Some(free(1 << 30));
         let most = ms(1000);

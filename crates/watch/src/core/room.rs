@@ -21,6 +21,19 @@ pub enum Kind {
     Device,
     /// The account of a node of `standfastd`.
     Quota,
+    /// A pool of thin volumes.
+    ThinPool,
+    /// A dataset of ZFS with a quota.
+    Dataset,
+}
+
+/// What there is of something, and what of that is free, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Spare {
+    /// In all.
+    pub size: u64,
+    /// Free.
+    pub free: u64,
 }
 
 /// What the storage behind a disk has.
@@ -33,9 +46,21 @@ pub struct Measure {
     /// What of it is free; none: nobody can say, as of a device.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub free: Option<u64>,
+    /// It takes nothing more, whatever is free: the metadata of a pool is at its end.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub exhausted: bool,
 }
 
 impl Measure {
+    /// What can be written to it; none: nobody can say.
+    #[must_use]
+    pub fn room(self) -> Option<u64> {
+        match self.exhausted {
+            true => Some(0),
+            false => self.free,
+        }
+    }
+
     /// By how much there is more than there was: of size, or of what is free.
     #[must_use]
     pub fn more_than(self, before: Self) -> u64 {
@@ -93,7 +118,7 @@ pub enum Plan {
 fn useful(disk: &Disk, virtual_size: u64, kind: Kind) -> Option<u64> {
     let raw = matches!(disk.driver.as_deref(), Some("raw" | "file" | "host_device"));
     match kind {
-        Kind::Filesystem => None,
+        Kind::Filesystem | Kind::ThinPool | Kind::Dataset => None,
         // Blocks are allocated whole.
         Kind::Quota => Some(virtual_size + virtual_size / 64 + (1 << 20)),
         Kind::Device if raw => Some(virtual_size),
@@ -121,7 +146,8 @@ pub fn can_grow(disk: &Disk, settings: &Settings, measure: Measure) -> bool {
     virtual_size(disk).is_ok_and(|bytes| measure.size < cap(disk, settings, bytes, measure.kind))
 }
 
-/// What is to be done for `disk`. `pool_free` is what the file system below an account has, if that is known.
+/// What is to be done for `disk`. `pool_free` is what lies below what is extended has free, if that is known: the
+/// file system below an account, a volume group, a pool of ZFS.
 #[must_use]
 pub fn plan(
     disk: &Disk,
@@ -130,7 +156,8 @@ pub fn plan(
     pool_free: Option<u64>,
     ask: Ask,
 ) -> Plan {
-    let Measure { kind, size, free } = measure;
+    let Measure { kind, size, .. } = measure;
+    let free = measure.room();
     if ask.early {
         let free = free.or_else(|| Some(size.saturating_sub(ask.used?)));
         if free.is_none_or(|free| free >= ask.head_room) {
@@ -166,15 +193,19 @@ pub fn plan(
         return Plan::AtCap(format!("it has {size} bytes, and may have {cap}"));
     }
     let mut by = headroom::step(settings.step, ask.head_room).min(cap - size);
-    if let (Kind::Quota, Some(pool_free)) = (kind, pool_free) {
-        // All of the account may still be used.
-        let taken = free.unwrap_or(0).saturating_add(settings.reserve);
+    if let Some(pool_free) = pool_free {
+        // All of an account may still be used; a volume has taken what it has.
+        let promised = match kind {
+            Kind::Quota | Kind::Dataset => free.unwrap_or(0),
+            Kind::Filesystem | Kind::Device | Kind::ThinPool => 0,
+        };
+        let taken = promised.saturating_add(settings.reserve);
         // More than a step is taken only if it is there.
         by = by.min(pool_free.saturating_sub(taken).max(settings.step));
         let wanted = by.saturating_add(taken);
         if pool_free < wanted {
             return Plan::Refuse(format!(
-                "the file system below has {pool_free} bytes free, and {wanted} are needed, the reserve \
+                "what lies below has {pool_free} bytes free, and {wanted} are needed, the reserve \
                  of {} included",
                 settings.reserve
             ));
@@ -198,7 +229,7 @@ pub fn verify(before: Measure, after: Measure, by: u64) -> Result<u64, String> {
     let grown = after.more_than(before);
     let needed = match after.kind {
         Kind::Filesystem => by - by / 16,
-        Kind::Device | Kind::Quota => by,
+        Kind::Device | Kind::Quota | Kind::ThinPool | Kind::Dataset => by,
     };
     match grown {
         _ if grown >= needed => Ok(grown),
@@ -244,7 +275,12 @@ mod tests {
     };
 
     fn of(kind: Kind, size: u64, free: Option<u64>) -> Measure {
-        Measure { kind, size, free }
+        Measure {
+            kind,
+            size,
+            free,
+            exhausted: false,
+        }
     }
 
     #[test]
@@ -447,12 +483,15 @@ mod tests {
         let kinds = prop_oneof![
             Just(Kind::Filesystem),
             Just(Kind::Device),
-            Just(Kind::Quota)
+            Just(Kind::Quota),
+            Just(Kind::ThinPool),
+            Just(Kind::Dataset)
         ];
         (kinds, any::<u64>(), any::<Option<u64>>()).prop_map(|(kind, size, free)| Measure {
             kind,
             size,
             free,
+            exhausted: false,
         })
     }
 
@@ -473,10 +512,10 @@ mod tests {
                 prop_assert!(by > 0 && by <= step.max(2 * head_room) && to == measure.size + by);
                 prop_assert!(cap.is_none_or(|cap| to <= cap));
                 let useful_size = u64::try_from(virtual_size.unwrap()).unwrap();
-                if measure.kind != Kind::Filesystem {
+                if matches!(measure.kind, Kind::Device | Kind::Quota) {
                     prop_assert!(to <= useful_size + useful_size / 10 + (64 << 20));
                 }
-                if let (Kind::Quota, Some(pool)) = (measure.kind, pool) {
+                if let Some(pool) = pool {
                     prop_assert!(pool >= by && pool - by >= reserve);
                 }
                 let known = measure.free.is_some() || (early && used.is_some());

@@ -348,6 +348,7 @@ fn flapping_gets_slower_and_ends() {
             kind: Kind::Filesystem,
             size: 1 << 40,
             free: Some(free),
+            exhausted: false,
         });
         let answer = RoomAnswer {
             measure,
@@ -373,6 +374,7 @@ fn new_space_ends_what_was_given_up() {
             kind: Kind::Filesystem,
             size: 1 << 40,
             free: Some(free),
+            exhausted: false,
         }),
         ..answer(result)
     };

@@ -9,17 +9,18 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use qapi::Object;
 use serde_json::json;
-use tokio::sync::{Mutex as Turn, Semaphore};
+use tokio::sync::{Mutex as Turn, Semaphore, SemaphorePermit};
 
 use crate::core::ledger::{Ledger, Limits};
 use crate::core::machine::{RoomAnswer, RoomOrder, RoomResult};
-use crate::core::room::{Kind, Measure, Plan, plan, verify};
+use crate::core::room::{Kind, Measure, Plan, Spare, plan, verify};
 use crate::core::view::quota_of;
 use crate::settings::{OnFailed, Program, Strategy};
 
 use super::link::Link;
-use super::measure::{Found, Measurer};
+use super::measure::Measurer;
 use super::program::{self, Ended};
+use super::volumes::{self, Extensible, Place};
 
 /// What has been extended may show it a little later.
 const SHOWS_WITHIN_MS: [u64; 4] = [0, 100, 400, 1000];
@@ -58,15 +59,6 @@ struct Course {
     ended: Option<Instant>,
 }
 
-/// What is measured for a disk.
-#[derive(Debug)]
-enum Place {
-    /// The account of a node.
-    Quota(String),
-    /// What a path lies on.
-    Path(PathBuf),
-}
-
 impl Desk {
     /// With so many extensions at a time.
     pub fn new(parallel: u32, limits: Limits) -> Self {
@@ -85,8 +77,7 @@ impl Desk {
         *self.limits.lock() = limits;
     }
 
-    /// Makes room for a disk, or says why not.
-    /// It was asked for at `begin`.
+    /// Makes room for a disk, or says why not. It was asked for at `begin`.
     pub async fn make_room(&self, who: &Who, order: &RoomOrder, begin: Instant) -> RoomAnswer {
         let mut course = Course::default();
         let (result, detail) = match self.try_room(who, order, &mut course).await {
@@ -114,7 +105,7 @@ impl Desk {
     /// # Errors
     /// Why that cannot be said.
     pub async fn how_much(&self, who: &Who, order: &RoomOrder) -> Result<Measure, String> {
-        self.measure(who, order).await.map(|(_, measure)| measure)
+        self.measure(who, order).await.map(|place| place.measure)
     }
 
     async fn try_room(
@@ -124,22 +115,38 @@ impl Desk {
         course: &mut Course,
     ) -> Result<(RoomResult, String), String> {
         let none = String::new;
-        let (key, _) = self.measure(who, order).await?;
-        let turn = self.turn(&key);
+        let turn = self.turn(&self.measure(who, order).await?.key);
         let _turn = turn.lock().await;
         // Whoever was before may have made room for all.
-        let (_, found) = self.measure(who, order).await?;
-        (course.before, course.measure) = (Some(found), Some(found));
-        let pool_free = match (found.kind, path(order)) {
-            (Kind::Quota, Ok(path)) => self
-                .measurer
-                .measure(path)
-                .await
-                .ok()
-                .and_then(|(_, pool)| pool.free),
+        let mut place = self.measure(who, order).await?;
+        course.before = Some(place.measure);
+        let metadata = match &place.volume {
+            Some(volume) if order.ask.extend => volume.metadata(),
             _ => None,
         };
-        let (by, to) = match plan(&order.disk, &order.settings, found, pool_free, order.ask) {
+        if let Some((spare, by)) = metadata {
+            let (after, grown) = match self
+                .extend_metadata(who, order, course, place, spare, by)
+                .await?
+            {
+                Ok(done) => done,
+                Err(why) => return Ok((RoomResult::Failed { by }, why)),
+            };
+            let plan = plan(
+                &order.disk,
+                &order.settings,
+                after.measure,
+                after.below,
+                order.ask,
+            );
+            if matches!(plan, Plan::Enough | Plan::NotAtEnd) {
+                return Ok((RoomResult::Grown { by, grown }, "metadata".to_owned()));
+            }
+            place = after;
+        }
+        let found = place.measure;
+        course.measure = Some(found);
+        let (by, to) = match plan(&order.disk, &order.settings, found, place.below, order.ask) {
             Plan::Enough => return Ok((RoomResult::Enough, none())),
             Plan::NotAtEnd => return Ok((RoomResult::NotAtEnd, none())),
             Plan::Full => return Ok((RoomResult::Full, none())),
@@ -147,20 +154,29 @@ impl Desk {
             Plan::Refuse(why) => return Ok((RoomResult::Refused, why)),
             Plan::Extend { by, to } => (by, to),
         };
-        let Ok(_permit) = self.permits.acquire().await else {
-            return Err("the watcher ends".to_owned());
+        let (by, to) = match &place.volume {
+            Some(volume) => {
+                volume.check()?;
+                let Some(whole) = volume.whole(by) else {
+                    let why = format!("{by} bytes are less than can be added to it");
+                    return Ok((RoomResult::AtCap, why));
+                };
+                (whole, found.size.saturating_add(whole))
+            }
+            None => (by, to),
         };
-        let limits = *self.limits.lock();
-        let now = self.began.elapsed();
-        let begun = self.ledger.lock().begin(now, by, limits);
-        begun.map_err(|error| error.to_string())?;
-        course.started = Some(Instant::now());
+        let _permit = self.begin(by).await?;
+        course.started.get_or_insert_with(Instant::now);
         let done = match &order.settings.strategy {
             Strategy::Command(program) => {
                 let ended = run_for(who, order, program, found, by, to).await;
                 ended.map(|ended| ended.words())
             }
             Strategy::Quota(_) => self.set_quota(who, order, to).await,
+            Strategy::Lvm(_) | Strategy::Zfs(_) => match &place.volume {
+                Some(volume) => volume.extend(found.size, by).await,
+                None => Err("nothing extends it".to_owned()),
+            },
             Strategy::Wait | Strategy::Leave => Err("nothing extends it".to_owned()),
         };
         course.ended = Some(Instant::now());
@@ -169,9 +185,9 @@ impl Desk {
         for wait in SHOWS_WITHIN_MS {
             tokio::time::sleep(Duration::from_millis(wait)).await;
             shown = match self.measure(who, order).await {
-                Ok((_, after)) => {
-                    course.measure = Some(after);
-                    verify(found, after, by)
+                Ok(after) => {
+                    course.measure = Some(after.measure);
+                    verify(found, after.measure, by)
                 }
                 Err(why) => Err(why),
             };
@@ -192,7 +208,7 @@ impl Desk {
     /// # Errors
     /// Why not.
     pub async fn health(&self, who: &Who, order: &RoomOrder) -> Result<(), String> {
-        let (_, measure) = self.measure(who, order).await?;
+        let measure = self.measure(who, order).await?.measure;
         match &order.settings.on_failed {
             OnFailed::WhenHealthy(program) => {
                 let ended = run_for(who, order, program, measure, 0, measure.size).await?;
@@ -218,8 +234,62 @@ impl Desk {
         }
     }
 
-    async fn measure(&self, who: &Who, order: &RoomOrder) -> Result<Found, String> {
+    /// Counts an extension that begins now, and waits until it may.
+    async fn begin(&self, by: u64) -> Result<SemaphorePermit<'_>, String> {
+        let permit = self.permits.acquire().await;
+        let permit = permit.map_err(|_| "the watcher ends".to_owned())?;
+        let limits = *self.limits.lock();
+        let now = self.began.elapsed();
+        let begun = self.ledger.lock().begin(now, by, limits);
+        begun.map_err(|error| error.to_string())?;
+        Ok(permit)
+    }
+
+    /// Extends the metadata of a pool by `by`, and says what there is then, and by how much it has grown; or why it
+    /// has not.
+    async fn extend_metadata(
+        &self,
+        who: &Who,
+        order: &RoomOrder,
+        course: &mut Course,
+        place: Place,
+        before: Spare,
+        by: u64,
+    ) -> Result<Result<(Place, u64), String>, String> {
+        let Some(volume) = &place.volume else {
+            return Err("it has no metadata".to_owned());
+        };
+        volume.check()?;
+        if place.below.is_none_or(|free| free < by) {
+            return Err(format!(
+                "{by} bytes are needed for metadata, and are not there"
+            ));
+        }
+        let _permit = self.begin(by).await?;
+        course.started = Some(Instant::now());
+        let done = volume.extend_metadata(by).await;
+        course.ended = Some(Instant::now());
+        let after = self.measure(who, order).await?;
+        course.measure = Some(after.measure);
+        let size = after.volume.as_ref().map_or(0, Extensible::metadata_size);
+        let grown = size.saturating_sub(before.size);
+        if grown >= by {
+            return Ok(Ok((after, grown)));
+        }
+        let said = done.unwrap_or_else(|why| why);
+        Ok(Err(format!(
+            "its metadata has grown by {grown} bytes, {by} were asked for ({said})"
+        )))
+    }
+
+    async fn measure(&self, who: &Who, order: &RoomOrder) -> Result<Place, String> {
         let by_quota = match (&order.settings.strategy, order.disk.quota) {
+            (Strategy::Lvm(lvm), _) => {
+                return volumes::of_lvm(&self.measurer, lvm, path(order)?).await;
+            }
+            (Strategy::Zfs(zfs), _) => {
+                return volumes::of_zfs(&self.measurer, zfs, path(order)).await;
+            }
             (Strategy::Quota(_), _) => true,
             // Who else makes room is to see what is at its end: the account, or what lies below.
             (_, Some(quota)) => {
@@ -227,26 +297,36 @@ impl Desk {
             }
             _ => false,
         };
-        let place = match by_quota {
-            true => Place::Quota(quota_node(order)?.to_owned()),
-            false => Place::Path(path(order)?.to_owned()),
-        };
-        match place {
-            Place::Path(path) => self.measurer.measure(&path).await,
-            Place::Quota(node) => {
-                let nodes = who.link.execute("query-named-block-nodes", Object::new());
-                let answer = nodes.await?;
-                let quota = quota_of(&answer, &node).ok_or_else(|| {
-                    format!("node '{node}' has no quota: name the node that has (quota-node)")
-                })?;
-                let measure = Measure {
-                    kind: Kind::Quota,
-                    size: quota.limit,
-                    free: Some(quota.limit.saturating_sub(quota.used)),
-                };
-                Ok((format!("quota {} {node}", who.socket.display()), measure))
-            }
+        if !by_quota {
+            let (key, measure) = self.measurer.measure(path(order)?).await?;
+            return Ok(Place {
+                key,
+                measure,
+                below: None,
+                volume: None,
+            });
         }
+        let node = quota_node(order)?;
+        let nodes = who.link.execute("query-named-block-nodes", Object::new());
+        let answer = nodes.await?;
+        let quota = quota_of(&answer, node).ok_or_else(|| {
+            format!("node '{node}' has no quota: name the node that has (quota-node)")
+        })?;
+        let pool = match path(order) {
+            Ok(path) => self.measurer.measure(path).await.ok(),
+            Err(_) => None,
+        };
+        Ok(Place {
+            key: format!("quota {} {node}", who.socket.display()),
+            measure: Measure {
+                kind: Kind::Quota,
+                size: quota.limit,
+                free: Some(quota.limit.saturating_sub(quota.used)),
+                exhausted: false,
+            },
+            below: pool.and_then(|(_, pool)| pool.free),
+            volume: None,
+        })
     }
 
     async fn set_quota(&self, who: &Who, order: &RoomOrder, to: u64) -> Result<String, String> {

@@ -65,6 +65,7 @@ fn measure(path: &Path) -> io::Result<Found> {
             kind: Kind::Device,
             size,
             free: None,
+            exhausted: false,
         };
         return Ok((format!("device {:x}", found.rdev()), measure));
     }
@@ -73,6 +74,7 @@ fn measure(path: &Path) -> io::Result<Found> {
         kind: Kind::Filesystem,
         size: figures.f_blocks.saturating_mul(figures.f_frsize),
         free: Some(figures.f_bavail.saturating_mul(figures.f_frsize)),
+        exhausted: false,
     };
     Ok((format!("filesystem {:x}", found.dev()), measure))
 }

@@ -14,6 +14,7 @@ mod service;
 mod session;
 mod sockets;
 mod teller;
+mod volumes;
 mod watcher;
 
 pub use control::{StatusError, ask_status};

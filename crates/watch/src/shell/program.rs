@@ -25,6 +25,8 @@ pub struct Ended {
     pub status: ExitStatus,
     /// What it has printed, errors first, on one line.
     pub said: String,
+    /// The beginning of what it has written to its standard output.
+    pub output: Vec<u8>,
 }
 
 impl Ended {
@@ -132,6 +134,7 @@ pub async fn run(
             Ok(Ended {
                 status,
                 said: one_line(&stderr),
+                output: stdout,
             })
         }
         Ok(Err(error)) => Err(format!("{name} cannot be waited for: {error}")),

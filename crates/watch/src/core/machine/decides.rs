@@ -365,6 +365,10 @@ fn would(strategy: &Strategy, step: u64) -> String {
             format!("would run {} for {step} bytes more", program.argv.join(" "))
         }
         Strategy::Quota(_) => format!("would raise the quota by {step} bytes"),
+        Strategy::Lvm(_) => {
+            format!("would extend the logical volume, or its pool, by {step} bytes")
+        }
+        Strategy::Zfs(zfs) => format!("would raise {} by {step} bytes", zfs.property.name()),
         Strategy::Wait => "would wait until somebody else has made room".to_owned(),
         Strategy::Leave => "would be left".to_owned(),
     }

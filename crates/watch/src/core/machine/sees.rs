@@ -8,7 +8,9 @@ use super::super::incident::{DiskState, Incident, Past, Stage};
 use super::super::notice::{Action, IoError};
 use super::super::record::{Cause, Ending, What};
 use super::super::view::{DISKS_MAX, Disk, HoldScope, IoStatus, RunState};
+use super::super::zfs;
 use super::{Cont, Machine, Order};
+use crate::settings::Strategy;
 
 /// How long after an error its STOP may take.
 const STOP_LIMIT: Duration = Duration::from_secs(5);
@@ -124,11 +126,17 @@ impl Machine {
         if let Cont::Asked(_) = self.cont {
             self.cont = Cont::Idle;
         }
-        let cause = if error.nospace {
-            Cause::Nospace
-        } else {
-            Cause::Failed
+        // QEMU takes what ZFS says for a failure like any other; the dataset's figures have to say the same.
+        let quota = matches!(self.disks[at].settings.strategy, Strategy::Zfs(_))
+            && zfs::is_quota(&error.reason);
+        let cause = match error.nospace {
+            true => Cause::Nospace,
+            false if quota => Cause::Unknown,
+            false => Cause::Failed,
         };
+        if cause == Cause::Unknown && self.disks[at].incident.is_some() {
+            return;
+        }
         if let Some(incident) = &mut self.disks[at].incident {
             // More of the same. What an earlier one only supposed is known now.
             incident.own_event = true;

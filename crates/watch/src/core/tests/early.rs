@@ -10,7 +10,7 @@ use super::super::record::{Ending, Extended, Record, What};
 use super::super::room::{Kind, Measure};
 use super::super::view::{Disk, Growth, Quota, RunState};
 use super::{GROWN, Rig, answer, disk, error, settings};
-use crate::settings::{Settings, Strategy};
+use crate::settings::{Settings, Strategy, Zfs, ZfsProperty};
 
 const MIB: u64 = 1 << 20;
 
@@ -45,6 +45,7 @@ fn of(kind: Kind, mib: u64, free: Option<u64>) -> Measure {
         kind,
         size: mib * MIB,
         free: free.map(|free| free * MIB),
+        exhausted: false,
     }
 }
 
@@ -369,4 +370,42 @@ fn a_guest_that_was_told_of_no_space() {
     assert_eq!(rig.measured(device(1088)), ["early a 67108864"]);
     let orders = rig.early(GROWN, device(1344));
     assert!(orders.iter().all(|order| order != "cont"), "{orders:?}");
+}
+
+/// QEMU takes an exceeded quota of ZFS for a failure: the dataset's figures say whether it is one.
+#[test]
+fn an_exceeded_quota_of_zfs() {
+    let zfs = Settings {
+        strategy: Strategy::Zfs(Zfs {
+            tools: "/sbin".into(),
+            time_limit: Duration::from_secs(1),
+            property: ZfsProperty::Quota,
+            dataset: None,
+        }),
+        ..settings()
+    };
+    let failed = |settings: Settings, reason: &str| {
+        let mut rig = Rig::with(settings, RunState::Running, vec![disk("a")]);
+        let Notice::IoError(error) = error("a", false) else {
+            panic!("an error");
+        };
+        let error = IoError {
+            reason: reason.to_owned(),
+            ..error
+        };
+        // As often as there are requests.
+        rig.notice(Notice::IoError(error.clone()));
+        rig.notice(Notice::IoError(error));
+        let orders = rig.notice(Notice::Stop);
+        (orders, rig)
+    };
+    let (orders, mut rig) = failed(zfs.clone(), "Disk quota exceeded");
+    assert_eq!(orders, ["extend a 1 if at its end"]);
+    assert_eq!(rig.room("a", 1, GROWN), ["status 1"]);
+    let (_, mut rig) = failed(zfs.clone(), "Disk quota exceeded");
+    assert_eq!(rig.room("a", 1, RoomResult::NotAtEnd), [""; 0]);
+    assert_eq!(rig.alerts(), 1);
+    // Anything else, and anybody else's, is a failure.
+    assert_eq!(failed(zfs, "Input/output error").0, [""; 0]);
+    assert_eq!(failed(settings(), "Disk quota exceeded").0, [""; 0]);
 }

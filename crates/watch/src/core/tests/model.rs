@@ -333,6 +333,7 @@ impl Model {
             kind: Kind::Device,
             size: self.qemu.size[at],
             free: None,
+            exhausted: false,
         }
     }
 
