@@ -49,6 +49,24 @@ const PACKAGES: &[Package] = &[
         why: "load that verifies what it wrote",
     },
     Package {
+        name: "libvirt-daemon",
+        probe: Program("libvirtd"),
+        parts: &[Part::E2e],
+        why: "a manager that starts, suspends and resumes domains with our disks",
+    },
+    Package {
+        name: "libvirt-daemon-driver-qemu",
+        probe: File("/usr/lib/x86_64-linux-gnu/libvirt/connection-driver/libvirt_driver_qemu.so"),
+        parts: &[Part::E2e],
+        why: "what makes QEMU's machines of its domains",
+    },
+    Package {
+        name: "libvirt-clients",
+        probe: Program("virsh"),
+        parts: &[Part::E2e],
+        why: "its administrator",
+    },
+    Package {
         name: "nbdkit",
         probe: Program("nbdkit"),
         parts: &[Part::E2e],

@@ -17,30 +17,32 @@
 //! ```
 
 mod agent;
+mod boot;
 mod cpio;
 mod disk;
 mod files;
 mod initramfs;
+mod inside;
 mod kernel;
 mod kernel_log;
 mod start;
 
-use std::fs;
-use std::path::PathBuf;
+use std::ops::Deref;
 use std::process::ExitStatus;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use serde_json::Value;
 use tempfile::TempDir;
 
 pub use self::agent::{Job, Output};
+pub use self::boot::Boot;
 pub use self::disk::{Disk, VhostUserBlk, VirtioBlk};
 pub use self::files::{Files, make_ext4_image, stamp};
+pub use self::inside::Inside;
 pub use self::kernel_log::io_errors;
 pub use self::start::Builder;
 
-use self::agent::Agent;
 use crate::daemon::Daemon;
 use crate::qmp::Qmp;
 
@@ -53,14 +55,21 @@ for dir in $(awk '/^\\/dev\\// { print $2 }' /proc/mounts); do umount \"$dir\" |
 pub struct Guest {
     // Dropped in this order: QEMU first, its directory last.
     qemu: Daemon,
-    agent: Agent,
+    inside: Inside,
     qmp: Qmp,
-    kernel_log: PathBuf,
     /// How often it had booted when [`Guest::wait_boot`] last looked.
     boots: u64,
     /// When it was started or reset.
     since: Instant,
     _dir: TempDir,
+}
+
+impl Deref for Guest {
+    type Target = Inside;
+
+    fn deref(&self) -> &Inside {
+        &self.inside
+    }
 }
 
 impl Guest {
@@ -71,89 +80,11 @@ impl Guest {
     /// If it takes longer than `timeout`; with the end of the kernel log.
     pub fn wait_boot(&mut self, timeout: Duration) -> Result<Duration> {
         self.boots = self
+            .inside
             .agent
             .wait_boot(self.boots, timeout)
             .with_context(|| format!("QEMU's stderr: {}", self.qemu.stderr()))?;
         Ok(self.since.elapsed())
-    }
-
-    /// Starts a shell script in the guest, of at most 16 KiB; any number at the same time.
-    ///
-    /// It has ended when nobody has its output open any more: what it leaves in the background
-    /// should write elsewhere.
-    ///
-    /// # Errors
-    /// If the guest has not booted, or QEMU has ended.
-    pub fn spawn(&self, script: &str) -> Result<Job> {
-        self.agent.spawn(script)
-    }
-
-    /// Runs a shell script in the guest, to its end.
-    ///
-    /// # Errors
-    /// As [`Guest::spawn`]; if it takes longer than `timeout` or the guest is reset meanwhile.
-    pub fn run(&self, script: &str, timeout: Duration) -> Result<Output> {
-        self.spawn(script)?.wait(timeout)
-    }
-
-    /// Runs a shell script in the guest that must succeed; returns what it wrote.
-    ///
-    /// # Errors
-    /// As [`Guest::run`]; if its status is not 0, with what it wrote.
-    pub fn run_ok(&self, script: &str, timeout: Duration) -> Result<String> {
-        let Output { status, output } = self.run(script, timeout)?;
-        ensure!(
-            status == 0,
-            "{script:?} in the guest: status {status}:\n{output}"
-        );
-        Ok(output)
-    }
-
-    /// Mounts a disk, such as `vda`, on a directory that is made.
-    ///
-    /// # Errors
-    /// If the guest cannot.
-    pub fn mount(&self, disk: &str, dir: &str, timeout: Duration) -> Result<()> {
-        let script = format!("mkdir -p '{dir}' && mount -t ext4 '/dev/{disk}' '{dir}'");
-        self.run_ok(&script, timeout).map(drop)
-    }
-
-    /// Writes files, each to the disk. [`Files::write_command`] with [`Guest::spawn`] does it in
-    /// the background.
-    ///
-    /// # Errors
-    /// If one cannot be written.
-    pub fn write_files(&self, files: &Files, timeout: Duration) -> Result<()> {
-        self.run_ok(&files.write_command(), timeout).map(drop)
-    }
-
-    /// Reads files back from the disk.
-    ///
-    /// # Errors
-    /// If one is not what was written; with the place and what is there.
-    pub fn verify_files(&self, files: &Files, timeout: Duration) -> Result<()> {
-        self.run_ok(&files.verify_command(), timeout).map(drop)
-    }
-
-    /// Writes everything to the disks and forgets what is cached.
-    ///
-    /// # Errors
-    /// If the guest cannot.
-    pub fn drop_caches(&self, timeout: Duration) -> Result<()> {
-        let script = "sync && echo 3 >/proc/sys/vm/drop_caches";
-        self.run_ok(script, timeout).map(drop)
-    }
-
-    /// The guest's own time since its boot; it stands still while the VM is stopped. In steps of
-    /// 10 ms.
-    ///
-    /// # Errors
-    /// If the guest does not say.
-    pub fn uptime(&self, timeout: Duration) -> Result<Duration> {
-        let text = self.run_ok("cat /proc/uptime", timeout)?;
-        let seconds = text.split(' ').next().and_then(|first| first.parse().ok());
-        let seconds = seconds.with_context(|| format!("/proc/uptime says {text:?}"))?;
-        Ok(Duration::try_from_secs_f64(seconds)?)
     }
 
     /// Lets the guest unmount its disks and reboot; returns how long the boot took.
@@ -189,7 +120,7 @@ impl Guest {
     fn wait_reset(&mut self, timeout: Duration) -> Result<()> {
         self.qmp.wait_event("RESET", timeout)?;
         self.since = Instant::now();
-        self.boots = self.agent.boots();
+        self.boots = self.inside.agent.boots();
         Ok(())
     }
 
@@ -211,29 +142,5 @@ impl Guest {
     /// QEMU as a process.
     pub fn qemu(&mut self) -> &mut Daemon {
         &mut self.qemu
-    }
-
-    /// What the kernel said on its console, in all boots so far. Of a boot only warnings and errors
-    /// are there, everything thereafter.
-    ///
-    /// # Errors
-    /// If the log cannot be read.
-    pub fn kernel_log(&self) -> Result<String> {
-        let log = fs::read(&self.kernel_log).context("the kernel log")?;
-        Ok(String::from_utf8_lossy(&log).into_owned())
-    }
-
-    /// Makes sure that the guest was not shown any storage error, in any boot so far.
-    ///
-    /// # Errors
-    /// If it was; with those lines of the kernel log.
-    pub fn check_no_io_errors(&self) -> Result<()> {
-        let errors = io_errors(&self.kernel_log()?);
-        ensure!(
-            errors.is_empty(),
-            "the guest's kernel tells of errors:\n{}",
-            errors.join("\n")
-        );
-        Ok(())
     }
 }

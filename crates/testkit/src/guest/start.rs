@@ -1,26 +1,18 @@
 //! How a guest is started.
 
 use std::ffi::{OsStr, OsString};
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 
-use super::agent::Agent;
+use super::Guest;
+use super::boot::Boot;
 use super::disk::{Disk, escape, parse_version};
-use super::kernel::Kernel;
-use super::{Guest, initramfs};
+use super::inside::Inside;
 use crate::command::run;
 use crate::daemon::Daemon;
 use crate::qmp::Qmp;
-
-/// The console is the log. The rest spares an emulated boot what only real machines need; with
-/// `panic=0` a panic stays what it is instead of becoming one more boot. Not `nokaslr`: a kernel
-/// unpacked over the code of the one before makes QEMU throw its translations away one by one, for
-/// which a reboot takes three times as long as a boot.
-const KERNEL_ARGUMENTS: &str = "console=ttyS0 quiet panic=0 mitigations=off tsc=reliable \
-                                no_timer_check cryptomgr.notests lsm=capability";
 
 /// How to start a guest.
 #[derive(Debug)]
@@ -107,34 +99,30 @@ impl Builder {
             .prefix("standfast-guest-")
             .tempdir()?;
         let at = |name: &str| dir.path().join(name);
-        let kernel = Kernel::newest()?;
-        initramfs::write(&at("initramfs"), &kernel)?;
-        // Found empty, rather than not at all, by an error of a guest that never printed.
-        fs::write(at("kernel.log"), "")?;
+        let boot = Boot::prepare(dir.path())?;
 
         let since = Instant::now();
         let qemu = Daemon::builder(&self.qemu)
-            .args(self.arguments(dir.path(), &kernel)?)
+            .args(self.arguments(dir.path(), &boot)?)
             .args(&self.qemu_args)
             .socket(at("qmp"))
             .socket(at("agent"))
             .timeout(Duration::from_secs(60))
             .start()?;
-        let agent = Agent::connect(&at("agent"), &at("kernel.log"))?;
+        let inside = Inside::connect(&at("agent"), &at("kernel.log"))?;
         let mut qmp = Qmp::connect(at("qmp")).context("QEMU's monitor")?;
         qmp.set_timeout(Duration::from_secs(60));
         Ok(Guest {
             qemu,
-            agent,
+            inside,
             qmp,
-            kernel_log: at("kernel.log"),
             boots: 0,
             since,
             _dir: dir,
         })
     }
 
-    fn arguments(&self, dir: &Path, kernel: &Kernel) -> Result<Vec<OsString>> {
+    fn arguments(&self, dir: &Path, boot: &Boot) -> Result<Vec<OsString>> {
         let version = if self.disks.iter().any(Disk::needs_version) {
             let program = self.qemu.to_str().context("QEMU's path is not UTF-8")?;
             let text = run(program, &["--version"])?;
@@ -148,7 +136,7 @@ impl Builder {
             "memory-backend-memfd,id=memory,size={}M,share=on",
             self.memory_mib
         );
-        let kernel_args = [&[KERNEL_ARGUMENTS.to_owned()], self.kernel_args.as_slice()].concat();
+        let kernel_args = [&[boot.arguments.clone()], self.kernel_args.as_slice()].concat();
 
         // pc and q35 boot equally fast, and pc's bus takes hot-plugged disks as it is; microvm does
         // not boot this kernel. qemu64 is cheaper to emulate than max. The keyboard controller stays:
@@ -164,8 +152,8 @@ impl Builder {
         let mut option = |name: &str, value: String| arguments.extend([name.into(), value.into()]);
         option("-smp", self.cpus.to_string());
         option("-object", memory);
-        option("-kernel", kernel.image.display().to_string());
-        option("-initrd", dir.join("initramfs").display().to_string());
+        option("-kernel", boot.kernel.display().to_string());
+        option("-initrd", boot.initramfs.display().to_string());
         option("-append", kernel_args.join(" "));
         option("-chardev", format!("file,id=log,path={}", at("kernel.log")));
         option("-serial", "chardev:log".into());
