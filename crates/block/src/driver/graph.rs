@@ -57,8 +57,7 @@ impl Graph {
                 _ => {}
             }
         }
-        // As in QEMU what is below came before.
-        for node in node.bottom_up() {
+        for node in as_opened(node) {
             if self.nodes.contains_key(node.name()) {
                 continue;
             }
@@ -177,3 +176,29 @@ impl Graph {
         format!("#block{:03}", self.last_generated)
     }
 }
+
+/// `node` and all below it, each once, in the order in which QEMU opens them: a child that is a `file` before its
+/// parent, all others after it.
+fn as_opened(node: &Arc<Node>) -> Vec<Arc<Node>> {
+    fn visit(node: &Arc<Node>, found: &mut Vec<Arc<Node>>) {
+        if found.iter().any(|known| Arc::ptr_eq(known, node)) {
+            return;
+        }
+        let children = node.driver().children();
+        let (files, others): (Vec<_>, Vec<_>) =
+            (children.into_iter()).partition(|child| child.role() == "file");
+        for child in files {
+            visit(&child.node(), found);
+        }
+        found.push(Arc::clone(node));
+        for child in others {
+            visit(&child.node(), found);
+        }
+    }
+    let mut found = Vec::new();
+    visit(node, &mut found);
+    found
+}
+
+#[cfg(test)]
+mod tests;

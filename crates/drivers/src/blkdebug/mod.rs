@@ -88,10 +88,6 @@ impl Driver for Blkdebug {
         }
     }
 
-    fn actual_size(&self) -> Option<u64> {
-        self.image.node().driver().actual_size()
-    }
-
     fn length(&self) -> u64 {
         self.image.length()
     }
