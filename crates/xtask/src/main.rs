@@ -13,6 +13,7 @@ mod lint;
 mod metadata;
 mod packages;
 mod part;
+mod qsd;
 mod report;
 mod run;
 mod test;

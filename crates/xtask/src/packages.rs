@@ -4,6 +4,7 @@ mod apt;
 mod debian;
 mod fitting;
 mod package;
+pub mod peer;
 
 use self::package::Probe::{File, Kernel, Program};
 use self::package::{Package, is_there, list};
@@ -15,19 +16,19 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "qemu-system-x86",
         probe: Program("qemu-system-x86_64"),
-        parts: &[Part::E2e],
+        parts: &[Part::E2e, Part::Qsd],
         why: "boots a guest whose disk is ours",
     },
     Package {
         name: "qemu-system-common",
         probe: Program("qemu-storage-daemon"),
-        parts: &[Part::E2e],
+        parts: &[Part::E2e, Part::Qsd],
         why: "qemu-storage-daemon, the peer whose answers ours are compared with",
     },
     Package {
         name: "qemu-utils",
         probe: Program("qemu-io"),
-        parts: &[Part::E2e],
+        parts: &[Part::E2e, Part::Qsd],
         why: "qemu-img and qemu-io make, check and lock images behind the daemon's back",
     },
     Package {

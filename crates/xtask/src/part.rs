@@ -13,6 +13,8 @@ pub enum Part {
     Loom,
     /// Tests against real daemons, guests and file systems
     E2e,
+    /// The differential corpus: command lines and conversations, against qemu-storage-daemon
+    Qsd,
     /// What the README shows: build a release and run `standfast demo`
     Demo,
     /// Count the instructions per request of a release, and compare with what they were
@@ -48,6 +50,7 @@ mod tests {
                 "unit",
                 "loom",
                 "e2e",
+                "qsd",
                 "demo",
                 "bench-gate",
                 "fuzz-smoke"

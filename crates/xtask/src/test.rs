@@ -4,7 +4,7 @@ use crate::metadata::{Metadata, Target};
 use crate::part::Part;
 use crate::report::Report;
 use crate::run::{cargo, run};
-use crate::{bench, demo, fuzz, lint, packages};
+use crate::{bench, demo, fuzz, lint, packages, qsd};
 use anyhow::{Result, bail};
 use clap::ValueEnum;
 use std::collections::BTreeSet;
@@ -20,6 +20,8 @@ pub struct Args {
     /// Raise the counts: more requests, more random schedules, more time
     #[arg(long)]
     soak: bool,
+    #[command(flatten)]
+    qsd: qsd::QsdArgs,
 }
 
 /// Test targets with this prefix need the packages and run in the part `e2e`.
@@ -50,6 +52,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
             Part::Unit => unit(&tests, args.soak),
             Part::Loom => loom(&tests, &metadata),
             Part::E2e => e2e(&tests, args.soak),
+            Part::Qsd => qsd::main(&args.qsd, &metadata, &PROFILE, args.soak),
             Part::Demo => demo::run(&metadata),
             Part::BenchGate => bench::gate(&metadata, false),
             Part::FuzzSmoke => fuzz::run_all(FUZZ_SMOKE_SECONDS),
