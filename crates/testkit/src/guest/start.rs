@@ -2,6 +2,7 @@
 
 use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
+use std::slice::from_ref;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -136,7 +137,7 @@ impl Builder {
             "memory-backend-memfd,id=memory,size={}M,share=on",
             self.memory_mib
         );
-        let kernel_args = [&[boot.arguments.clone()], self.kernel_args.as_slice()].concat();
+        let kernel_args = [from_ref(&boot.arguments), self.kernel_args.as_slice()].concat();
 
         // pc and q35 boot equally fast, and pc's bus takes hot-plugged disks as it is; microvm does
         // not boot this kernel. qemu64 is cheaper to emulate than max. The keyboard controller stays:
