@@ -81,7 +81,8 @@ impl Assembly {
         limits: TimeLimits,
     ) -> Result<(), SetupError> {
         let (names, definitions) = (&self.names, &self.definitions);
-        nodes::add(&self.registry, names, definitions, options, limits).await
+        let groups = self.objects.groups();
+        nodes::add(&self.registry, groups, names, definitions, options, limits).await
     }
 
     /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it. If the storage
@@ -127,7 +128,8 @@ impl Assembly {
         options: Vec<BlockdevOptions>,
         limit: Option<Duration>,
     ) -> Result<(), SetupError> {
-        let closing = reopen::reopen(&self.registry, &self.definitions, options, limit).await?;
+        let (groups, definitions) = (self.objects.groups(), &self.definitions);
+        let closing = reopen::reopen(&self.registry, groups, definitions, options, limit).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
     }
@@ -285,7 +287,7 @@ impl monitor::Objects for Assembly {
     }
 
     fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
-        self.objects.properties().set(path, property, value)
+        self.objects.set_property(path, property, value)
     }
 }
 

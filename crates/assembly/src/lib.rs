@@ -20,6 +20,7 @@ mod secret;
 mod setup_error;
 mod socket;
 mod strerror;
+mod throttle;
 mod unmake;
 
 pub use assembly::Assembly;

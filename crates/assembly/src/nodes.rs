@@ -7,10 +7,13 @@
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
+use block::{
+    Closing, Driver, GraphError, Node, NodeInfo, Registry, RegistryError, Replacement, drop_beside,
+};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
-    Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota, QuotaOptions,
+    Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
+    Quota, QuotaOptions, Raw, RawOptions, Throttle, ThrottleOptions,
 };
 use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
@@ -22,6 +25,7 @@ use crate::definitions::{Definition, Definitions};
 use crate::lock_wait::wait_for_lock;
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
 use crate::setup_error::SetupError;
+use crate::throttle::Groups;
 
 /// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
 /// Given up at any moment (`limit`, a drop of this future), nothing of it is left: what the storage
@@ -31,6 +35,7 @@ use crate::setup_error::SetupError;
 /// In QEMU's words; nothing is added then.
 pub async fn add(
     registry: &Registry,
+    groups: &Groups,
     names: &Names,
     definitions: &Definitions,
     options: BlockdevOptions,
@@ -41,6 +46,9 @@ pub async fn add(
         mut below,
         reserved: _reserved,
     } = unchain(registry, names, options)?;
+    for link in &links {
+        check(&link.options.base)?;
+    }
     let patience = Patience::new(limits.open);
     let mut made = Made::default();
     let mut defined = Vec::new();
@@ -54,7 +62,7 @@ pub async fn add(
         let child = below.as_ref().map(|below| below.name().to_string());
         defined.push(Definition::new(&name, given, child, within));
         let what = file_of(&options, below.as_deref());
-        let opened = open(&name, options, below.take());
+        let opened = open(&name, options, below.take(), groups);
         let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
         let node = Node::new(&name, driver);
         made.0.push(Arc::clone(&node));
@@ -198,24 +206,31 @@ pub async fn open(
     name: &str,
     options: BlockdevOptions,
     child: Option<Arc<Node>>,
+    groups: &Groups,
 ) -> Result<Box<dyn Driver>, SetupError> {
     let base = options.base;
-    if let Some(mode) = base.detect_zeroes
-        && mode != DetectZeroes::Off
-    {
-        return Err(SetupError::new(format!(
-            "Node '{name}': detect-zeroes={} is not supported, use off",
-            mode.name()
-        )));
-    }
-    match options.variant {
-        BlockdevDriverOptions::File(file) => open_image(name, &base, file, Medium::File).await,
+    let driver: Box<dyn Driver> = match options.variant {
+        BlockdevDriverOptions::File(file) => open_image(name, &base, file, Medium::File).await?,
         BlockdevDriverOptions::HostDevice(file) => {
-            open_image(name, &base, file, Medium::HostDevice).await
+            open_image(name, &base, file, Medium::HostDevice).await?
+        }
+        BlockdevDriverOptions::Raw(raw) => {
+            let file = below(name, child)?;
+            Box::new(Raw::new(raw_options(name, file, &base, &raw)?)?)
         }
         BlockdevDriverOptions::NullCo(null) => {
-            Ok(Box::new(NullCo::new(null_options(&base, null)?)))
+            Box::new(NullCo::new(null_options(&base, &null, false)?))
         }
+        BlockdevDriverOptions::NullAio(null) => {
+            Box::new(NullCo::new(null_options(&base, &null, true)?))
+        }
+        BlockdevDriverOptions::Throttle(throttle) => Box::new(Throttle::new(ThrottleOptions {
+            node_name: name.into(),
+            group: groups.get(&throttle.throttle_group)?,
+            file: below(name, child)?,
+            discard: unmaps(&base),
+            info: node_info(&base),
+        })),
         BlockdevDriverOptions::Quota(quota) => {
             let file = filtered(name, &base, child)?;
             let limit = quota.limit.0;
@@ -225,15 +240,56 @@ pub async fn open(
                 file,
                 limit,
             };
-            Ok(Box::new(Quota::open(options).await?))
+            Box::new(Quota::open(options).await?)
         }
         BlockdevDriverOptions::Blkdebug(blkdebug) => {
             let image = filtered(name, &base, child)?;
-            Ok(Box::new(Blkdebug::new(blkdebug_options(
-                name, image, blkdebug,
-            )?)?))
+            Box::new(Blkdebug::new(blkdebug_options(name, image, blkdebug)?)?)
         }
+    };
+    let mode = match base.detect_zeroes.unwrap_or_default() {
+        DetectZeroes::Off => block::DetectZeroes::Off,
+        DetectZeroes::On => block::DetectZeroes::On,
+        DetectZeroes::Unmap => block::DetectZeroes::Unmap,
+    };
+    Ok(DetectingZeroes::around(driver, mode))
+}
+
+/// What concerns every driver.
+///
+/// # Errors
+/// In QEMU's words: options that do not go together.
+pub fn check(base: &BlockdevBase) -> Result<(), SetupError> {
+    if base.force_share == Some(true) && base.read_only != Some(true) {
+        return Err(SetupError::new(
+            "force-share=on can only be used with read-only images",
+        ));
     }
+    if base.detect_zeroes == Some(DetectZeroes::Unmap) && !unmaps(base) {
+        return Err(SetupError::new(
+            "setting detect-zeroes to unmap is not allowed without setting discard operation to unmap",
+        ));
+    }
+    Ok(())
+}
+
+fn unmaps(base: &BlockdevBase) -> bool {
+    base.discard == Some(DiscardMode::Unmap)
+}
+
+/// How a node is opened that has no storage of its own, or whose child has.
+fn node_info(base: &BlockdevBase) -> NodeInfo {
+    NodeInfo {
+        read_only: base.read_only.unwrap_or(false),
+        cache_direct: base.cache_direct(),
+        cache_no_flush: base.cache_no_flush(),
+        ..NodeInfo::default()
+    }
+}
+
+fn below(name: &str, child: Option<Arc<Node>>) -> Result<Arc<Node>, SetupError> {
+    // The type of the options has a child wherever this is called.
+    child.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))
 }
 
 /// The child of a filter, which passes on whatever the child allows.
@@ -242,8 +298,7 @@ fn filtered(
     base: &BlockdevBase,
     child: Option<Arc<Node>>,
 ) -> Result<Arc<Node>, SetupError> {
-    // The type of the options has a child wherever this is called.
-    let child = child.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))?;
+    let child = below(name, child)?;
     if base.read_only == Some(true) && !child.read_only() {
         return Err(SetupError::new(format!(
             "Node '{name}' cannot be read-only on '{0}', which is not: set read-only=on for '{0}'",
@@ -259,6 +314,11 @@ async fn open_image(
     file: wire::FileOptions,
     medium: Medium,
 ) -> Result<Box<dyn Driver>, SetupError> {
+    if let Some(manager) = file.pr_manager {
+        return Err(SetupError::new(format!(
+            "No persistent reservation manager with id '{manager}'"
+        )));
+    }
     let options = FileOptions {
         node_name: name.into(),
         path: Some(os_text::to_os(&file.filename).into()),
@@ -267,9 +327,9 @@ async fn open_image(
         cache_no_flush: base.cache_no_flush(),
         read_only: base.read_only.unwrap_or(false),
         auto_read_only: base.auto_read_only.unwrap_or(false),
-        discard: match base.discard.unwrap_or_default() {
-            DiscardMode::Ignore => Discard::Ignore,
-            DiscardMode::Unmap => Discard::Unmap,
+        discard: match unmaps(base) {
+            false => Discard::Ignore,
+            true => Discard::Unmap,
         },
         locking: match file.locking.unwrap_or_default() {
             wire::Locking::Auto => Locking::Auto,
@@ -290,14 +350,47 @@ async fn open_image(
     Ok(Box::new(driver))
 }
 
-fn null_options(base: &BlockdevBase, null: wire::NullOptions) -> Result<NullOptions, SetupError> {
-    let size = null.size.unwrap_or(wire::NullOptions::SIZE_DEFAULT);
+fn raw_options(
+    name: &str,
+    file: Arc<Node>,
+    base: &BlockdevBase,
+    raw: &wire::RawOptions,
+) -> Result<RawOptions, SetupError> {
+    Ok(RawOptions {
+        node_name: name.into(),
+        file,
+        offset: not_negative("offset", raw.offset)?.unwrap_or(0),
+        size: not_negative("size", raw.size)?,
+        discard: unmaps(base),
+        info: node_info(base),
+    })
+}
+
+fn null_options(
+    base: &BlockdevBase,
+    null: &wire::NullOptions,
+    asynchronous: bool,
+) -> Result<NullOptions, SetupError> {
+    let latency_ns = null.latency_ns.unwrap_or(0);
+    if i64::try_from(latency_ns).is_err() {
+        return Err(SetupError::new("latency-ns is invalid"));
+    }
     Ok(NullOptions {
-        size: u64::try_from(size)
-            .map_err(|_| SetupError::new(format!("Parameter 'size' is negative: {size}")))?,
-        read_zeroes: null.read_zeroes.unwrap_or(false),
-        latency_ns: null.latency_ns.unwrap_or(0),
-        read_only: base.read_only.unwrap_or(false),
+        size: not_negative("size", null.size)?,
+        read_zeroes: null.read_zeroes,
+        latency_ns,
+        asynchronous,
+        info: node_info(base),
+    })
+}
+
+fn not_negative(name: &str, bytes: Option<i64>) -> Result<Option<u64>, SetupError> {
+    let number = bytes.map(u64::try_from).transpose();
+    number.map_err(|_| {
+        let bytes = bytes.unwrap_or_default();
+        SetupError::new(format!(
+            "Value '{bytes}' is out of range for parameter '{name}'"
+        ))
     })
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use block::Registry;
 use qapi::options::{ObjectOptions, ObjectVariant, VmmSocketOptions};
-use qapi::os_text;
+use qapi::{QmpError, Value, os_text};
 use tokio::sync::{Mutex, MutexGuard};
 use vmm::Peer;
 
@@ -13,6 +13,7 @@ use crate::links;
 use crate::properties::Properties;
 use crate::secret;
 use crate::setup_error::SetupError;
+use crate::throttle::Groups;
 
 /// All objects of the daemon. They have one name space.
 #[derive(Debug)]
@@ -21,6 +22,7 @@ pub struct Objects {
     /// Locked while any object is added or deleted.
     iothreads: Mutex<Iothreads>,
     properties: Properties,
+    groups: Groups,
 }
 
 impl Objects {
@@ -30,6 +32,7 @@ impl Objects {
             registry,
             iothreads: Mutex::default(),
             properties: Properties::default(),
+            groups: Groups::default(),
         }
     }
 
@@ -41,6 +44,19 @@ impl Objects {
     /// The iothreads; nothing is added or deleted meanwhile.
     pub async fn iothreads(&self) -> MutexGuard<'_, Iothreads> {
         self.iothreads.lock().await
+    }
+
+    /// The throttle groups.
+    pub fn groups(&self) -> &Groups {
+        &self.groups
+    }
+
+    /// `qom-set`.
+    ///
+    /// # Errors
+    /// As [`Properties::set`].
+    pub fn set_property(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
+        self.properties.set(&self.groups, path, property, value)
     }
 
     /// Executes `--object` and `object-add`.
@@ -60,8 +76,13 @@ impl Objects {
         }
         let mut iothreads = self.iothreads.lock().await;
         is_free()?;
-        let described = options.variant.clone();
+        let mut described = options.variant.clone();
         self.make(&mut iothreads, options).await?;
+        if let (ObjectVariant::ThrottleGroup(options), Some(limits)) =
+            (&mut described, self.groups.limits(&id))
+        {
+            **options = limits.into();
+        }
         self.properties.add(&id, described, iothreads.handle(&id));
         Ok(())
     }
@@ -76,6 +97,7 @@ impl Objects {
         let peer = match variant {
             ObjectVariant::Iothread(options) => return iothreads.add(&base.id, &options),
             ObjectVariant::Secret(_) => return Ok(()),
+            ObjectVariant::ThrottleGroup(options) => return self.groups.add(&base.id, &options),
             ObjectVariant::VmmQemu(socket) => Peer::Qemu { path: path(socket) },
             ObjectVariant::VmmCloudHypervisor(socket) => {
                 Peer::CloudHypervisor { path: path(socket) }
@@ -92,7 +114,8 @@ impl Objects {
     /// If there is no such object, or it is in use.
     pub async fn delete(&self, id: &str) -> Result<(), SetupError> {
         let mut iothreads = self.iothreads.lock().await;
-        if self.registry.remove_link(id).await? || self.properties.has_secret(id) {
+        let is_gone = self.groups.remove(id)? || self.registry.remove_link(id).await?;
+        if is_gone || self.properties.has_secret(id) {
             self.properties.remove(id);
             return Ok(());
         }

@@ -4,13 +4,14 @@
 use iothread::Handle;
 use parking_lot::Mutex;
 use qapi::de::{Mode, from_object};
-use qapi::options::{IothreadOptions, ObjectVariant, SecretOptions};
+use qapi::options::{IothreadOptions, ObjectVariant, SecretOptions, ThrottleGroupOptions};
 use qapi::qom::{self, Type};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{Object, QmpError, Value};
 
 use crate::iothreads;
 use crate::qom::{OBJECTS, Place, resolve};
+use crate::throttle::Groups;
 
 /// An object, as it was made and changed since.
 #[derive(Debug)]
@@ -31,6 +32,7 @@ impl Known {
         let options = match &self.variant {
             ObjectVariant::Iothread(options) => serde_json::to_value(options),
             ObjectVariant::Secret(options) => serde_json::to_value(options),
+            ObjectVariant::ThrottleGroup(options) => serde_json::to_value(options),
             ObjectVariant::VmmQemu(options)
             | ObjectVariant::VmmCloudHypervisor(options)
             | ObjectVariant::VmmFirecracker(options) => serde_json::to_value(options),
@@ -147,7 +149,13 @@ impl Properties {
     ///
     /// # Errors
     /// As [`Self::get`]; if the property cannot be changed, or not to that value.
-    pub fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
+    pub fn set(
+        &self,
+        groups: &Groups,
+        path: &str,
+        property: &str,
+        value: Value,
+    ) -> Result<(), QmpError> {
         let fixed =
             |kind: &str| QmpError::generic(format!("Property '{kind}.{property}' is not writable"));
         // It says whether there is such a property.
@@ -176,7 +184,14 @@ impl Properties {
                 let change: SecretOptions = from_object(&change, Mode::Json)?;
                 *options = options.changed_by(change);
             }
-            ObjectVariant::VmmQemu(_)
+            ObjectVariant::ThrottleGroup(options) if property == "limits" => {
+                let change: ThrottleGroupOptions = from_object(&change, Mode::Json)?;
+                if let Some(limits) = change.limits {
+                    **options = groups.set_limits(&known.id, &limits)?.into();
+                }
+            }
+            ObjectVariant::ThrottleGroup(_)
+            | ObjectVariant::VmmQemu(_)
             | ObjectVariant::VmmCloudHypervisor(_)
             | ObjectVariant::VmmFirecracker(_)
             | ObjectVariant::VmmCommand(_) => {

@@ -14,9 +14,10 @@ use qapi::Value;
 use qapi::options::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef};
 
 use crate::definitions::{ByName, Definition, Definitions, effective};
-use crate::nodes::{Made, commit, file_of, open};
+use crate::nodes::{Made, check, commit, file_of, open};
 use crate::opening::{Patience, QUIET_TIME_MAX};
 use crate::setup_error::SetupError;
+use crate::throttle::Groups;
 
 /// What every node can change.
 const COMMON: [&str; 6] = [
@@ -44,6 +45,7 @@ fn changeable(driver: &str) -> &'static [&'static str] {
 /// In QEMU's words; nothing has changed then.
 pub async fn reopen(
     registry: &Arc<Registry>,
+    groups: &Groups,
     definitions: &Definitions,
     options: Vec<BlockdevOptions>,
     limit: Option<Duration>,
@@ -78,7 +80,8 @@ pub async fn reopen(
             }),
         };
         let what = file_of(&options, child.as_deref());
-        let opening = open(name, options, child);
+        check(&options.base)?;
+        let opening = open(name, options, child, groups);
         let driver = patience.wait(QUIET_TIME_MAX, name, &what, opening).await?;
         let node = Node::new(name, driver);
         made.0.push(Arc::clone(&node));

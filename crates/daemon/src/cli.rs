@@ -148,7 +148,7 @@ fn command() -> Command {
         .arg(ordered(
             Opt::Blockdev,
             "[driver=]DRIVER,node-name=N[,...]",
-            "Add a node: file, host_device, null-co, quota, blkdebug",
+            "Add a node: file, host_device, raw, throttle, null-co, null-aio, quota, blkdebug",
         ))
         .arg(ordered(
             Opt::Export,
@@ -172,7 +172,8 @@ fn command() -> Command {
         .arg(ordered(
             Opt::Object,
             "TYPE,id=ID[,...]",
-            "Add an object: 'iothread[,poll-max-ns=NS][,thread-pool-max=N]' for exports to be put on; a link to the VMM, \
+            "Add an object: 'iothread[,poll-max-ns=NS][,thread-pool-max=N]' for exports to be put on; \
+             'throttle-group[,limits.bps-total=N][...]'; a link to the VMM, \
              which pauses the VM while requests are held: 'vmm-qemu,path=QMP.sock', \
              'vmm-cloud-hypervisor,path=API.sock', 'vmm-firecracker,path=API.sock', or \
              'vmm-command,pause=ARGV,resume=ARGV[,state=ARGV]', where ARGV is a JSON list",

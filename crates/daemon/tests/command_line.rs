@@ -77,7 +77,7 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     (
         &["--blockdev", "quota,node-name=q,limit=1M,file=zz"],
-        "--blockdev quota,node-name=q,limit=1M,file=zz: Cannot find device='' nor node-name='zz'",
+        "--blockdev quota,node-name=q,limit=1M,file=zz: Cannot find device='zz' nor node-name='zz'",
     ),
     (
         &["--blockdev", "file,node-name=n,filename=@/nosuch"],
@@ -89,13 +89,57 @@ const TABLE: &[(&[&str], &str)] = &[
         "--blockdev file,node-name=n,filename=@: Could not open '@': Is a directory",
     ),
     (
-        &["--blockdev", "null-co,node-name=n,detect-zeroes=on"],
-        "--blockdev null-co,node-name=n,detect-zeroes=on: Node 'n': detect-zeroes=on is not \
-         supported, use off",
+        &["--blockdev", "null-co,node-name=n,detect-zeroes=unmap"],
+        "--blockdev null-co,node-name=n,detect-zeroes=unmap: setting detect-zeroes to unmap is not \
+         allowed without setting discard operation to unmap",
+    ),
+    (
+        // What is wrong with a node is said before anything below it is opened.
+        &[
+            "--blockdev",
+            "raw,node-name=n,force-share=on,file.driver=file,file.filename=@/nosuch",
+        ],
+        "--blockdev raw,node-name=n,force-share=on,file.driver=file,file.filename=@/nosuch: \
+         force-share=on can only be used with read-only images",
     ),
     (
         &["--blockdev", "null-co,node-name=n,size=-1"],
-        "--blockdev null-co,node-name=n,size=-1: Parameter 'size' is negative: -1",
+        "--blockdev null-co,node-name=n,size=-1: Value '-1' is out of range for parameter 'size'",
+    ),
+    (
+        &["--blockdev", "null-co,node-name=n,latency-ns=-1"],
+        "--blockdev null-co,node-name=n,latency-ns=-1: latency-ns is invalid",
+    ),
+    (
+        &[NULL, "--blockdev", "raw,node-name=r,file=n,offset=-1"],
+        "--blockdev raw,node-name=r,file=n,offset=-1: Value '-1' is out of range for parameter \
+         'offset'",
+    ),
+    (
+        &[NULL, "--blockdev", "raw,node-name=r,file=n,size=1000"],
+        "--blockdev raw,node-name=r,file=n,size=1000: Specified size is not multiple of 512",
+    ),
+    (
+        &[
+            "--blockdev",
+            "file,node-name=n,filename=@/nosuch,pr-manager=x",
+        ],
+        "--blockdev file,node-name=n,filename=@/nosuch,pr-manager=x: No persistent reservation \
+         manager with id 'x'",
+    ),
+    (
+        &[
+            NULL,
+            "--blockdev",
+            "throttle,node-name=t,file=n,throttle-group=zz",
+        ],
+        "--blockdev throttle,node-name=t,file=n,throttle-group=zz: Throttle group 'zz' does not \
+         exist",
+    ),
+    (
+        &["--object", "throttle-group,id=g,x-bps-total=1,x-bps-read=2"],
+        "--object throttle-group,id=g,x-bps-total=1,x-bps-read=2: bps/iops/max total values and \
+         read/write values cannot be used at the same time",
     ),
     (
         &[
@@ -259,8 +303,8 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     // Objects.
     (
-        &["--object", "throttle-group,id=t"],
-        "--object throttle-group,id=t: Parameter 'qom-type' does not accept value 'throttle-group'",
+        &["--object", "nosuch,id=t"],
+        "--object nosuch,id=t: Parameter 'qom-type' does not accept value 'nosuch'",
     ),
     (
         &["--object", "iothread,id=i", "--object", "iothread,id=i"],

@@ -1,5 +1,6 @@
-//! `null-co`: a disk of no storage. Writes vanish; reads leave the buffers alone, so that what they
-//! cost is the path and not the memory, unless `read-zeroes` asks for zeroes.
+//! `null-co` and `null-aio`: disks of no storage. Writes vanish; reads leave the buffers alone, so that what
+//! they cost is the path and not the memory, unless `read-zeroes` asks for zeroes. `null-co` answers at once,
+//! `null-aio` in a later turn of the iothread, as storage does.
 
 use std::future::ready;
 use std::ops::Range;
@@ -10,28 +11,24 @@ use block::{
     Stored,
 };
 
+use crate::pseudo_filename;
+
+/// Length of a disk that was given none, in bytes.
+const SIZE_DEFAULT: u64 = 1 << 30;
+
 /// Options of [`NullCo`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NullOptions {
     /// Length in bytes; 1 GiB by default.
-    pub size: u64,
-    /// Whether reads fill the buffers with zeroes.
-    pub read_zeroes: bool,
-    /// How long each request takes, in nanoseconds.
+    pub size: Option<u64>,
+    /// Whether reads fill the buffers with zeroes; by default they do not.
+    pub read_zeroes: Option<bool>,
+    /// How long each request takes at least, in nanoseconds.
     pub latency_ns: u64,
-    /// Whether writes are refused.
-    pub read_only: bool,
-}
-
-impl Default for NullOptions {
-    fn default() -> Self {
-        Self {
-            size: 1 << 30,
-            read_zeroes: false,
-            latency_ns: 0,
-            read_only: false,
-        }
-    }
+    /// Whether it is `null-aio`: nothing is answered at once.
+    pub asynchronous: bool,
+    /// How the node is opened beside.
+    pub info: NodeInfo,
 }
 
 /// See the [module](self).
@@ -45,18 +42,34 @@ impl NullCo {
     pub fn new(options: NullOptions) -> Self {
         Self { options }
     }
+
+    fn reads_zeroes(&self) -> bool {
+        self.options.read_zeroes.unwrap_or(false)
+    }
 }
 
 impl Driver for NullCo {
     fn name(&self) -> &'static str {
-        "null-co"
+        match self.options.asynchronous {
+            false => "null-co",
+            true => "null-aio",
+        }
     }
 
     fn info(&self) -> NodeInfo {
+        let mut options = Vec::new();
+        if let Some(read_zeroes) = self.options.read_zeroes {
+            options.push(("read-zeroes", read_zeroes.into()));
+        }
+        if let Some(size) = self.options.size {
+            options.push(("size", size.into()));
+        }
         NodeInfo {
-            filename: "null-co://".to_owned(),
-            read_only: self.options.read_only,
-            ..NodeInfo::default()
+            filename: match options.is_empty() {
+                true => format!("{}://", self.name()),
+                false => pseudo_filename::of(self.name(), &options, None),
+            },
+            ..self.options.info.clone()
         }
     }
 
@@ -65,20 +78,23 @@ impl Driver for NullCo {
     }
 
     fn length(&self) -> u64 {
-        self.options.size
+        self.options.size.unwrap_or(SIZE_DEFAULT)
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        let zeroes = self.options.read_zeroes && io.op == Operation::Read;
-        if self.options.latency_ns == 0 {
+        let zeroes = self.reads_zeroes() && io.op == Operation::Read;
+        let latency = self.options.latency_ns;
+        if latency == 0 && !self.options.asynchronous {
             if zeroes {
                 io.buffers.fill_zero();
             }
             return IoFuture::ready(Ok(()));
         }
-        let latency = Duration::from_nanos(self.options.latency_ns);
         IoFuture::new(async move {
-            iothread::time::sleep(latency).await;
+            match latency {
+                0 => iothread::yield_now().await,
+                latency => iothread::time::sleep(Duration::from_nanos(latency)).await,
+            }
             if zeroes {
                 io.buffers.fill_zero();
             }
@@ -98,7 +114,7 @@ impl Driver for NullCo {
         let (bytes, stored) = (range.end - range.start, Stored::Here(range.start));
         let all = Extent {
             data: false,
-            zero: self.options.read_zeroes,
+            zero: self.reads_zeroes(),
             ..Extent::data(bytes, stored)
         };
         Box::pin(ready(Ok(vec![all])))
@@ -139,17 +155,58 @@ mod tests {
 
     #[test]
     fn buffers_are_left_alone_unless_zeroes_are_asked_for() {
-        for latency_ns in [0, 2_000_000] {
-            for read_zeroes in [false, true] {
+        for (latency_ns, asynchronous) in
+            [(0, false), (0, true), (2_000_000, false), (2_000_000, true)]
+        {
+            for read_zeroes in [None, Some(false), Some(true)] {
                 let (buffer, took) = read(NullOptions {
                     read_zeroes,
                     latency_ns,
+                    asynchronous,
                     ..NullOptions::default()
                 });
-                let expected = if read_zeroes { 0 } else { 0xee };
+                let expected = if read_zeroes == Some(true) { 0 } else { 0xee };
                 assert_eq!(buffer, [expected; 64]);
                 assert!(took >= Duration::from_nanos(latency_ns));
             }
+        }
+    }
+
+    #[test]
+    fn null_aio_answers_nothing_at_once() {
+        for asynchronous in [false, true] {
+            let options = NullOptions {
+                asynchronous,
+                ..NullOptions::default()
+            };
+            let null = NullCo::new(options);
+            for io in [Io::flush(), Io::discard(0, 512)] {
+                assert_eq!(null.submit(io).is_ready(), !asynchronous, "{}", io.op);
+            }
+            assert_eq!(null.info().filename, format!("{}://", null.name()));
+        }
+    }
+
+    /// As with QEMU: what makes it another disk is part of its name.
+    #[test]
+    fn its_name_tells_what_was_said() {
+        for (size, read_zeroes, name) in [
+            (None, None, "null-co://"),
+            (Some(512), None, r#"json:{"driver":"null-co","size":512}"#),
+            (
+                None,
+                Some(false),
+                r#"json:{"driver":"null-co","read-zeroes":false}"#,
+            ),
+        ] {
+            let null = NullCo::new(NullOptions {
+                size,
+                read_zeroes,
+                latency_ns: 5,
+                ..NullOptions::default()
+            });
+            assert_eq!(null.info().filename, name);
+            assert_eq!(null.length(), size.unwrap_or(1 << 30));
         }
     }
 }

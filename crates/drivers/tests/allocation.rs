@@ -10,11 +10,11 @@ mod tests {
     use std::sync::Arc;
 
     use block::fault::InjectError;
-    use block::{Buffers, Io, Joined, Node, Operation, OwnedBuffer};
+    use block::{Buffers, DetectZeroes, Io, Joined, Node, NodeInfo, Operation, OwnedBuffer};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{
-        Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
-        QuotaOptions,
+        Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
+        Quota, QuotaOptions, Raw, RawOptions,
     };
 
     use super::common::{Bench, node};
@@ -144,13 +144,37 @@ mod tests {
             sector: Some(1000),
             ..InjectError::default()
         };
+        let raw = |file| {
+            let raw = Raw::new(RawOptions {
+                node_name: "raw0".into(),
+                file,
+                offset: 4096,
+                size: None,
+                discard: true,
+                info: NodeInfo::default(),
+            });
+            Box::new(raw.expect("opens"))
+        };
+        let null = || node(NullCo::new(NullOptions::default()));
         let latency = NullOptions {
             latency_ns: 1000,
             ..NullOptions::default()
         };
         for (name, disk) in [
             ("null-co", node(NullCo::new(NullOptions::default()))),
-            ("null-co with latency", node(NullCo::new(latency))),
+            ("null-co with latency", node(NullCo::new(latency.clone()))),
+            ("raw", Node::new("raw0", raw(null()))),
+            (
+                "raw on what takes its time",
+                Node::new("raw0", raw(node(NullCo::new(latency)))),
+            ),
+            (
+                "raw that looks for zeroes",
+                Node::new(
+                    "raw0",
+                    DetectingZeroes::around(raw(null()), DetectZeroes::On),
+                ),
+            ),
             ("blkdebug", blkdebug(Vec::new())),
             ("blkdebug with a rule", blkdebug(vec![other_sector])),
         ] {

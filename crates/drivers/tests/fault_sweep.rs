@@ -12,11 +12,12 @@ mod tests {
     use std::ops::Range;
     use std::sync::Arc;
 
-    use block::{ErrorKind, Node, Operation};
+    use block::{DetectZeroes, ErrorKind, Node, NodeInfo, Operation};
     use iothread::Engine;
     use standfast_drivers::file::{Aio, Discard, Locking};
     use standfast_drivers::{
-        Blkdebug, BlkdebugOptions, FileDriver, FileOptions, Quota, QuotaOptions,
+        Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, Quota, QuotaOptions,
+        Raw, RawOptions,
     };
     use testkit::{FuseCall, FuseFailure, FuseFile, FuseOp};
 
@@ -34,6 +35,8 @@ mod tests {
         File,
         Quota,
         Blkdebug,
+        /// That looks for zeroes.
+        Raw,
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -70,6 +73,18 @@ mod tests {
                 }));
                 Node::new("disk0", Box::new(quota.expect("opens")))
             }
+            Top::Raw => {
+                let raw = Raw::new(RawOptions {
+                    node_name: "disk0".into(),
+                    file,
+                    offset: 0,
+                    size: None,
+                    discard: true,
+                    info: NodeInfo::default(),
+                });
+                let raw = Box::new(raw.expect("opens"));
+                Node::new("disk0", DetectingZeroes::around(raw, DetectZeroes::Unmap))
+            }
             Top::Blkdebug => {
                 let blkdebug = Blkdebug::new(BlkdebugOptions {
                     node_name: "disk0".into(),
@@ -104,6 +119,7 @@ mod tests {
             fua(Op::write(8192, pattern(4, 4096))),
             fua(Op::write(9000, pattern(5, 100))),
             Op::flush(),
+            Op::write(30_000, vec![0; 5000]),
             Op::write(end - 512, pattern(6, 512)),
             split(Op::write(end - 6001, pattern(7, 6001))),
             split(Op::read(end - 7000, 7000)),
@@ -346,5 +362,9 @@ mod tests {
         sweep_filter(Top::Blkdebug, engine);
     }
 
-    on_both_engines!(file, quota, blkdebug);
+    fn raw(engine: Engine) {
+        sweep_filter(Top::Raw, engine);
+    }
+
+    on_both_engines!(file, quota, blkdebug, raw);
 }

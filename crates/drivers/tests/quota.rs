@@ -239,7 +239,7 @@ mod tests {
     #[test]
     fn too_long_a_child_is_refused() {
         let huge = node(NullCo::new(NullOptions {
-            size: LENGTH_MAX + 1,
+            size: Some(LENGTH_MAX + 1),
             ..NullOptions::default()
         }));
         let error = pollster::block_on(Quota::open(QuotaOptions {

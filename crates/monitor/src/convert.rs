@@ -10,8 +10,8 @@ use block::{
     VmLink, WriteCache,
 };
 use qapi::event::{
-    BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError, Event as WireEvent,
-    IoOperationType, Shutdown, ShutdownCause,
+    BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError,
+    BlockWriteThreshold, Event as WireEvent, IoOperationType, Shutdown, ShutdownCause,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
@@ -67,6 +67,15 @@ pub(crate) fn event(event: &Event) -> EventMessage {
                 x_dropped: (*dropped > 0).then_some(*dropped),
             })
         }
+        EventKind::BlockWriteThreshold {
+            node_name,
+            amount,
+            threshold,
+        } => WireEvent::BlockWriteThreshold(BlockWriteThreshold {
+            node_name: node_name.clone(),
+            amount_exceeded: *amount,
+            write_threshold: *threshold,
+        }),
         EventKind::BlockExportQueueBroken { id, queue, reason } => {
             WireEvent::BlockExportQueueBroken(BlockExportQueueBroken {
                 id: id.clone(),
@@ -159,7 +168,11 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
             .collect(),
         active: true,
         encrypted: false,
-        detect_zeroes: DetectZeroes::Off,
+        detect_zeroes: match info.detect_zeroes {
+            block::DetectZeroes::Off => DetectZeroes::Off,
+            block::DetectZeroes::On => DetectZeroes::On,
+            block::DetectZeroes::Unmap => DetectZeroes::Unmap,
+        },
         bps: 0,
         bps_rd: 0,
         bps_wr: 0,
@@ -171,7 +184,8 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
             direct: info.cache_direct,
             no_flush: info.cache_no_flush,
         },
-        write_threshold: 0,
+        // As QEMU does: what does not fit is negative.
+        write_threshold: node.write_threshold().get().cast_signed(),
         image,
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),

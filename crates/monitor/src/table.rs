@@ -67,6 +67,7 @@ commands! {
     "block-export-del" => graph::block_export_del,
     "block_resize" => graph::block_resize,
     "block-latency-histogram-set" => stats::latency_histogram_set,
+    "block-set-write-threshold" => block::set_write_threshold,
     "x-block-export-cont" => run::block_export_cont,
     "x-node-accept-loss" => run::node_accept_loss,
     "x-query-held" => block::query_held,

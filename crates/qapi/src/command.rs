@@ -130,6 +130,16 @@ pub struct BlockLatencyHistogramSet {
     pub boundaries_flush: Option<Vec<u64>>,
 }
 
+/// Arguments of `block-set-write-threshold`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockSetWriteThreshold {
+    /// The node.
+    pub node_name: String,
+    /// The number of the byte beyond which a write is told; 0: none is.
+    pub write_threshold: u64,
+}
+
 /// Arguments of `cont`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

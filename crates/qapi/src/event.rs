@@ -22,6 +22,9 @@ pub enum Event {
     /// An export is gone; its id may be used again.
     #[serde(rename = "BLOCK_EXPORT_DELETED")]
     BlockExportDeleted(BlockExportDeleted),
+    /// A write went beyond the threshold of a node.
+    #[serde(rename = "BLOCK_WRITE_THRESHOLD")]
+    BlockWriteThreshold(BlockWriteThreshold),
     /// A queue of an export is not served any more.
     #[serde(rename = "X_BLOCK_EXPORT_QUEUE_BROKEN")]
     BlockExportQueueBroken(BlockExportQueueBroken),
@@ -32,12 +35,13 @@ pub enum Event {
 
 impl Event {
     /// The names of all events.
-    pub const NAMES: [&'static str; 7] = [
+    pub const NAMES: [&'static str; 8] = [
         "BLOCK_IO_ERROR",
         "STOP",
         "RESUME",
         "SHUTDOWN",
         "BLOCK_EXPORT_DELETED",
+        "BLOCK_WRITE_THRESHOLD",
         "X_BLOCK_EXPORT_QUEUE_BROKEN",
         "X_VMM_LINK",
     ];
@@ -137,6 +141,18 @@ pub struct BlockExportDeleted {
     /// How many requests that it held were dropped with it; absent if none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_dropped: Option<u64>,
+}
+
+/// Data of `BLOCK_WRITE_THRESHOLD`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockWriteThreshold {
+    /// The name of the node.
+    pub node_name: String,
+    /// By how many bytes it was exceeded.
+    pub amount_exceeded: u64,
+    /// The threshold in bytes; none is set any more.
+    pub write_threshold: u64,
 }
 
 /// Data of `X_BLOCK_EXPORT_QUEUE_BROKEN`.

@@ -185,6 +185,27 @@ impl<'a> Buffers<'a> {
         }
     }
 
+    /// Whether all bytes in view are zero: each one as it was when it was looked at, which is once.
+    pub fn is_zero(&self) -> bool {
+        /// What is not zero is mostly so from its beginning.
+        const FIRST: usize = 256;
+        const PIECE: usize = 4096;
+        let mut piece = [0u8; PIECE];
+        let mut left = *self;
+        let mut longest = FIRST;
+        while !left.is_empty() {
+            let (here, rest) = left.split_at(longest.min(left.len()));
+            let copied = here.copy_to(&mut piece);
+            // All of them: without a way out in between this is vectorised.
+            let any = piece[..copied].iter().fold(0, |any, one| any | one);
+            if any != 0 {
+                return false;
+            }
+            (left, longest) = (rest, PIECE);
+        }
+        true
+    }
+
     /// Copies the bytes in view to `to`, as many as both have; returns how many. The memory is read
     /// once: whatever is done with `to` afterwards is done with what was read here.
     pub fn copy_to(&self, to: &mut [u8]) -> usize {

@@ -11,6 +11,7 @@ use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
 use crate::driver::loss::Loss;
+use crate::driver::threshold::WriteThreshold;
 use crate::words::error::Result;
 use crate::words::permissions::Access;
 
@@ -29,6 +30,8 @@ pub struct Capabilities<'a> {
     pub grow: Option<&'a dyn Grow>,
     /// It limits how many bytes are allocated.
     pub quota: Option<&'a dyn AllocationLimit>,
+    /// It compares what it counts itself with the write threshold, and not where writes end.
+    pub write_threshold: Option<&'a WriteThreshold>,
     /// It injects errors.
     pub fault_plan: Option<&'a dyn FaultPlan>,
     /// Other processes see by locks who uses it.

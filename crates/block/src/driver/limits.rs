@@ -43,6 +43,18 @@ impl Default for Limits {
     }
 }
 
+/// Whether zeroes are looked for in what is written to a node (`detect-zeroes`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DetectZeroes {
+    /// No.
+    #[default]
+    Off,
+    /// Yes: they are written as zeroes.
+    On,
+    /// Yes, and their space may be given back.
+    Unmap,
+}
+
 /// How a node is opened, as `query-block` shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct NodeInfo {
@@ -63,6 +75,8 @@ pub struct NodeInfo {
     pub cache_direct: bool,
     /// `cache.no-flush`.
     pub cache_no_flush: bool,
+    /// Whether zeroes are looked for in what is written.
+    pub detect_zeroes: DetectZeroes,
     /// Something the user should know, e.g. that a stop policy cannot hold what this node loses.
     pub warning: Option<String>,
     /// What does the I/O of a node that has storage of its own, below the kernel.

@@ -1,6 +1,6 @@
 //! What a storage driver sees: nodes and the trait that makes them, the memory that requests move and
 //! the future of an operation, locks on ranges, the graph of names, who uses what, what a driver has
-//! lost, how a driver waits, and what only some drivers can do.
+//! lost, how a driver waits, what is told when much is written, and what only some drivers can do.
 
 pub mod beside;
 pub mod buffers;
@@ -21,4 +21,5 @@ pub mod range_lock;
 pub mod sharing;
 pub mod status;
 pub mod threads;
+pub mod threshold;
 pub mod users;

@@ -18,6 +18,7 @@ use crate::driver::io::Io;
 use crate::driver::limits::{Limits, NodeInfo};
 use crate::driver::own_io::WriteBack;
 use crate::driver::status::{self, Extent, Stored};
+use crate::driver::threshold::WriteThreshold;
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
 use crate::words::permissions::Access;
@@ -102,6 +103,7 @@ pub struct Node {
     driver: Box<dyn Driver>,
     read_only: bool,
     wr_highest_offset: AtomicU64,
+    threshold: WriteThreshold,
     users: Users,
     write_back: WriteBack,
     /// It is closed beside, and then this goes.
@@ -119,6 +121,7 @@ impl Node {
             driver,
             read_only,
             wr_highest_offset: AtomicU64::new(0),
+            threshold: WriteThreshold::default(),
             users: Users::default(),
             write_back: WriteBack::default(),
             closed: OnceLock::new(),
@@ -225,16 +228,23 @@ impl Node {
     /// Starts an operation; see [`Driver::submit`].
     pub fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         match self.check(io.op, io.offset, io.bytes) {
-            Ok(()) => self.driver.submit(io),
+            Ok(()) => self.start(io),
             Err(fault) => IoFuture::ready(Err(self.fault_error(fault, &io))),
         }
+    }
+
+    /// As [`Self::submit`], for what was [checked](Self::check).
+    #[inline]
+    pub(crate) fn start<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
+        self.threshold.submitted(&io);
+        self.driver.submit(io)
     }
 
     /// As [`Self::submit`], by an edge: what reaches beyond the end is not refused. There reads find
     /// zeroes, discards nothing, and writes make the node longer, if the edge may resize it.
     fn submit_by<'a>(&'a self, io: Io<'a>, edge: &Child) -> IoFuture<'a> {
         match self.check(io.op, io.offset, io.bytes) {
-            Ok(()) => self.driver.submit(io),
+            Ok(()) => self.start(io),
             Err(fault) => self.submit_beyond(io, fault, edge),
         }
     }

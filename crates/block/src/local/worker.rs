@@ -156,7 +156,7 @@ impl Worker {
             fua,
             losses_accepted,
         };
-        let mut future = self.node.driver().submit(io);
+        let mut future = self.node.start(io);
         if let Some(result) = future.take_ready() {
             // It has nothing left that would have to be dropped, and every request would pay for the
             // question.

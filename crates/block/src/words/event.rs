@@ -56,6 +56,15 @@ pub enum EventKind {
         /// How many requests it held, which were dropped with it.
         dropped: u64,
     },
+    /// `BLOCK_WRITE_THRESHOLD`: a write went beyond the threshold of a node, which is not armed any more.
+    BlockWriteThreshold {
+        /// The node.
+        node_name: String,
+        /// By how many bytes.
+        amount: u64,
+        /// The threshold in bytes.
+        threshold: u64,
+    },
     /// `X_BLOCK_EXPORT_QUEUE_BROKEN`: a queue is not served any more, until its client starts it
     /// anew.
     BlockExportQueueBroken {

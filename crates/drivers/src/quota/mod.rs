@@ -28,7 +28,7 @@ use std::sync::Arc;
 use block::driver::park;
 use block::{
     Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent,
-    Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
+    Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result, WriteThreshold,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -57,6 +57,7 @@ pub struct Quota {
     node_name: Arc<str>,
     file: Child,
     account: Mutex<Account>,
+    threshold: WriteThreshold,
 }
 
 /// The granules that a range touches.
@@ -82,6 +83,7 @@ impl Quota {
             file: Child::of(&node_name, "file", file),
             node_name,
             account: Mutex::new(Account::new(limit, length.div_ceil(GRANULARITY))),
+            threshold: WriteThreshold::default(),
         };
         quota.note_allocated(0).await.map_err(|error| {
             OpenError::new(
@@ -122,7 +124,15 @@ impl Quota {
         if range.is_empty() {
             return Ok(());
         }
-        let ticket = self.account().begin_write(range).map_err(|no_space| {
+        let mut account = self.account();
+        let begun = account.begin_write(range);
+        let wanted = account.allocated()
+            + begun
+                .as_ref()
+                .map_or_else(|no_space| no_space.needed, |_| 0);
+        drop(account);
+        self.threshold.reached(wanted);
+        let ticket = begun.map_err(|no_space| {
             BlockError::new(libc::ENOSPC, no_space)
                 .doing(io.op.name())
                 .at(&self.node_name, io.offset, io.bytes)
@@ -307,6 +317,7 @@ impl Driver for Quota {
             resize: Some(self),
             grow: Some(self),
             quota: Some(self),
+            write_threshold: Some(&self.threshold),
             activate: Some(self),
             ..Capabilities::default()
         }

@@ -1,8 +1,8 @@
 //! Nodes, backends, exports.
 
 use qapi::QmpError;
-use qapi::command::{NoArguments, QueryHeld, QueryNamedBlockNodes};
-use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, HeldRequestInfo};
+use qapi::command::{BlockSetWriteThreshold, NoArguments, QueryHeld, QueryNamedBlockNodes};
+use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, Empty, HeldRequestInfo};
 
 use crate::context::{Context, failed};
 use crate::convert::{self, BackendNodes};
@@ -86,4 +86,17 @@ pub(crate) async fn query_held(
         }
         held
     }))
+}
+
+pub(crate) async fn set_write_threshold(
+    context: &Context,
+    arguments: BlockSetWriteThreshold,
+) -> Result<Empty, QmpError> {
+    let BlockSetWriteThreshold {
+        node_name,
+        write_threshold,
+    } = arguments;
+    let set = (context.registry).set_write_threshold(&node_name, write_threshold);
+    set.map_err(|_| QmpError::generic(format!("Device '{node_name}' not found")))?;
+    Ok(Empty {})
 }

@@ -22,6 +22,10 @@ pub(crate) async fn quota_set(context: &Context, arguments: QuotaSet) -> Result<
     if node.allocation_limit().is_none() {
         return Err(not_a(&node, "quota"));
     }
+    // Negative numbers wrap around on their way here.
+    if i64::try_from(arguments.limit).is_err() {
+        return Err(QmpError::generic("Parameter 'limit' expects uint64"));
+    }
     let set = blocking(move || {
         let limit = node.allocation_limit();
         let limit = limit.ok_or_else(|| not_a(&node, "quota"))?;

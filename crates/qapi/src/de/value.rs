@@ -127,16 +127,20 @@ impl<'de, 'a> Node<'de, 'a> {
         }
     }
 
+    /// Negative numbers wrap around, as with QEMU: whoever takes a `u64` sees a very large one.
     fn unsigned(&self, type_name: &str) -> Result<u64, DeError> {
         match (self.mode, self.input) {
-            (Mode::Json, Input::Value(Value::Number(number))) => {
-                number.as_u64().ok_or_else(|| self.expects(type_name))
-            }
-            (Mode::Json, _) => Err(self.wrong_type("integer")),
+            (Mode::Json, Input::Value(Value::Number(number))) => number
+                .as_u64()
+                .or_else(|| number.as_i64().map(i64::cast_unsigned))
+                .ok_or_else(|| self.expects("uint64")),
+            (Mode::Json, _) => Err(self.expects("uint64")),
             (Mode::Keyval, _) => {
                 let number = parse_integer(self.keyval_text("integer")?)
                     .ok_or_else(|| self.expects("integer"))?;
-                u64::try_from(number).map_err(|_| self.expects(type_name))
+                u64::try_from(number)
+                    .or_else(|_| i64::try_from(number).map(i64::cast_unsigned))
+                    .map_err(|_| self.expects(type_name))
             }
         }
     }

@@ -17,8 +17,14 @@ flat_union! {
         File("file", FileOptions),
         /// A block device of the host. It takes the options of `file`.
         HostDevice("host_device", FileOptions),
-        /// A disk that is all zeroes and forgets what is written.
+        /// The format of images that have none, or of a part of one.
+        Raw("raw", RawOptions),
+        /// A disk that forgets what is written.
         NullCo("null-co", NullOptions),
+        /// The same; no request ends before its submission does.
+        NullAio("null-aio", NullOptions),
+        /// A filter that lets its child do only so much in a second.
+        Throttle("throttle", ThrottleOptions),
         /// A filter that lets its child allocate only so much, then fails with "no space".
         Quota("quota", QuotaOptions),
         /// A filter that fails requests on purpose.
@@ -110,10 +116,22 @@ pub struct FileOptions {
     /// Whether to lock it against other processes. Default: auto.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub locking: Option<Locking>,
+    /// The name of a persistent reservation manager. There are none: an error.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pr_manager: Option<String>,
     /// The I/O engine. Default: io_uring where it is to be had and the file system does not block by it, else
     /// threads.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub aio: Option<AioMode>,
+    /// How many requests are submitted at once at most. Accepted and ignored: an iothread sees to it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub aio_max_batch: Option<i64>,
+    /// Whether the page cache is to be dropped when a migration ends. Accepted and ignored: none ends here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub drop_cache: Option<bool>,
+    /// Whether to check that it was. Accepted and ignored.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_check_cache_dropped: Option<bool>,
 }
 
 /// Whether to lock an image.
@@ -143,7 +161,21 @@ pub enum AioMode {
     IoUring,
 }
 
-/// Options of `null-co`.
+/// Options of `raw`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RawOptions {
+    /// The node with the image.
+    pub file: BlockdevRef,
+    /// Where the image begins there, in bytes. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<i64>,
+    /// How long it is, in bytes: a multiple of 512. Default: up to the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<i64>,
+}
+
+/// Options of `null-co` and `null-aio`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NullOptions {
@@ -158,9 +190,14 @@ pub struct NullOptions {
     pub read_zeroes: Option<bool>,
 }
 
-impl NullOptions {
-    /// The default of `size`, in bytes.
-    pub const SIZE_DEFAULT: i64 = 1 << 30;
+/// Options of `throttle`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ThrottleOptions {
+    /// The `throttle-group` whose limits it keeps, together with all its other members.
+    pub throttle_group: String,
+    /// The node that is limited.
+    pub file: BlockdevRef,
 }
 
 /// Options of `quota`.
@@ -348,7 +385,10 @@ impl BlockdevOptions {
         match &self.variant {
             BlockdevDriverOptions::File(_)
             | BlockdevDriverOptions::HostDevice(_)
-            | BlockdevDriverOptions::NullCo(_) => None,
+            | BlockdevDriverOptions::NullCo(_)
+            | BlockdevDriverOptions::NullAio(_) => None,
+            BlockdevDriverOptions::Raw(options) => Some(("file", &options.file)),
+            BlockdevDriverOptions::Throttle(options) => Some(("file", &options.file)),
             BlockdevDriverOptions::Quota(options) => Some(("file", &options.file)),
             BlockdevDriverOptions::Blkdebug(options) => Some(("image", &options.image)),
         }
@@ -361,7 +401,10 @@ impl BlockdevOptions {
         match &mut self.variant {
             BlockdevDriverOptions::File(_)
             | BlockdevDriverOptions::HostDevice(_)
-            | BlockdevDriverOptions::NullCo(_) => None,
+            | BlockdevDriverOptions::NullCo(_)
+            | BlockdevDriverOptions::NullAio(_) => None,
+            BlockdevDriverOptions::Raw(options) => Some(&mut options.file),
+            BlockdevDriverOptions::Throttle(options) => Some(&mut options.file),
             BlockdevDriverOptions::Quota(options) => Some(&mut options.file),
             BlockdevDriverOptions::Blkdebug(options) => Some(&mut options.image),
         }

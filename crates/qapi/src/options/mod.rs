@@ -17,6 +17,7 @@ mod chardev;
 mod export;
 mod monitor;
 mod object;
+mod throttle;
 mod vmm;
 
 pub use access::SocketAccess;
@@ -24,6 +25,7 @@ pub use blockdev::{
     AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
     BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
     CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions, QuotaOptions,
+    RawOptions, ThrottleOptions,
 };
 pub use chardev::{ChardevBackend, ChardevOptions, ChardevSocketAddress};
 pub use export::{
@@ -36,6 +38,7 @@ pub use object::{
     IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant, SecretFormat,
     SecretOptions,
 };
+pub use throttle::{ThrottleGroupOptions, ThrottleLimits};
 pub use vmm::{VmmArgv, VmmCommandOptions, VmmSocketOptions};
 
 #[cfg(test)]

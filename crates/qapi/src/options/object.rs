@@ -1,5 +1,6 @@
 //! Objects: `--object`, `object-add`.
 
+use super::throttle::ThrottleGroupOptions;
 use super::vmm::{VmmCommandOptions, VmmSocketOptions};
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, id};
@@ -18,6 +19,8 @@ flat_union! {
         Iothread("iothread", IothreadOptions),
         /// A password or key.
         Secret("secret", SecretOptions),
+        /// What nodes may do together in a second.
+        ThrottleGroup("throttle-group", Box<ThrottleGroupOptions>),
         /// A link to QEMU by its monitor.
         VmmQemu("vmm-qemu", VmmSocketOptions),
         /// A link to Cloud Hypervisor by its API.
@@ -205,6 +208,7 @@ impl ObjectOptions {
         match &self.variant {
             ObjectVariant::Iothread(iothread) => iothread.check(),
             ObjectVariant::Secret(secret) => secret.check(),
+            ObjectVariant::ThrottleGroup(group) => group.limits().map(drop),
             ObjectVariant::VmmQemu(socket)
             | ObjectVariant::VmmCloudHypervisor(socket)
             | ObjectVariant::VmmFirecracker(socket) => socket.check(),

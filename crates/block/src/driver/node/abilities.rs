@@ -5,6 +5,7 @@ use crate::driver::capabilities::{AllocationLimit, DiscardStats, Resize};
 use crate::driver::fault::FaultPlan;
 use crate::driver::loss::Loss;
 use crate::driver::own_io::NotOnDisk;
+use crate::driver::threshold::WriteThreshold;
 use crate::words::error::{BlockError, Result};
 
 impl Node {
@@ -54,6 +55,7 @@ impl Node {
             counters.go_on_from(before);
         }
         self.wrote(former.wr_highest_offset());
+        self.write_threshold().go_on_from(former.write_threshold());
     }
 
     /// The length in bytes that [`Self::resize`] to `length` would give the node. May ask the storage.
@@ -92,6 +94,12 @@ impl Node {
     pub fn discard_stats(&self) -> Option<DiscardStats> {
         let counters = self.driver.capabilities().discard_counters?;
         Some(counters.discard_stats())
+    }
+
+    /// The write threshold, which writes to the node are compared with, or what the driver counts.
+    pub fn write_threshold(&self) -> &WriteThreshold {
+        let own = self.driver.capabilities().write_threshold;
+        own.unwrap_or(&self.threshold)
     }
 
     /// Whether the driver does I/O of its own.

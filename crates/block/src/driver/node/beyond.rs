@@ -52,6 +52,7 @@ impl Node {
     /// None: this node does not become longer by being written to.
     fn submit_growing<'a>(&'a self, io: Io<'a>) -> Option<IoFuture<'a>> {
         let grow = self.driver.capabilities().grow?;
+        self.threshold.submitted(&io);
         let growing = Growing {
             node: self,
             before: self.driver.length(),

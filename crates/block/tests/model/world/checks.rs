@@ -203,6 +203,7 @@ impl World {
                 EventKind::Shutdown { .. }
                 | EventKind::BlockExportDeleted { .. }
                 | EventKind::BlockExportQueueBroken { .. }
+                | EventKind::BlockWriteThreshold { .. }
                 | EventKind::VmLink { .. } => {}
             }
         }
