@@ -33,6 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
         let response = match request {
             Ok(Request {
                 execute: _,
+                is_oob: _,
                 arguments,
                 id,
             }) => {

@@ -317,7 +317,7 @@ fn a_monitor_that_connects() {
     let (stream, _) = listener.accept().unwrap();
     let mut lines = BufReader::new(stream.try_clone().unwrap()).lines();
     let greeting: Value = serde_json::from_str(&lines.next().unwrap().unwrap()).unwrap();
-    assert_eq!(greeting["QMP"]["capabilities"], json!([]));
+    assert_eq!(greeting["QMP"]["capabilities"], json!(["oob"]));
     assert_eq!(daemon.terminate(PATIENCE).unwrap().code(), Some(0));
     assert!(
         lines.next().is_none(),

@@ -25,6 +25,7 @@ impl Framing {
                 Ok(value) => Request::parse(value),
                 Err(e) => Err(BadRequest {
                     error: QmpError::generic(e.to_string()),
+                    is_oob: false,
                     id: None,
                 }),
             });

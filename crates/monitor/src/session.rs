@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use qapi::command::QmpCapabilities;
+use qapi::command::{QmpCapabilities, QmpCapability};
 use qapi::de::{self, Mode};
 use qapi::types::Empty;
 use qapi::wire::{BadRequest, Greeting, Request, Response};
@@ -73,6 +73,7 @@ pub(crate) async fn serve(
         context,
         outbox: Arc::clone(&outbox),
         negotiated: false,
+        oob: false,
     };
     let receive = async {
         session.receive(reader).await;
@@ -86,6 +87,8 @@ struct Session {
     context: Arc<Context>,
     outbox: Arc<Outbox>,
     negotiated: bool,
+    /// It may send commands out of band.
+    oob: bool,
 }
 
 impl Session {
@@ -123,21 +126,34 @@ impl Session {
 
     async fn request(&mut self, request: Result<Request, BadRequest>) {
         let request = match request {
+            Ok(Request {
+                is_oob: true, id, ..
+            })
+            | Err(BadRequest {
+                is_oob: true, id, ..
+            }) if !self.oob => Err(BadRequest::not_enabled(id)),
+            request => request,
+        };
+        let request = match request {
             Ok(request) => request,
-            Err(BadRequest { error, id }) => {
+            Err(BadRequest { error, id, .. }) => {
                 self.outbox.push(&Response::new(Err(error), id));
                 return;
             }
         };
         let Request {
             execute,
+            is_oob,
             arguments,
             id,
         } = request;
         let result = match (self.negotiated, execute.as_str()) {
             (false, "qmp_capabilities") => {
                 match de::from_object::<QmpCapabilities>(&arguments, Mode::Json) {
-                    Ok(_) => return self.negotiate(Response::new(value_of(Empty {}), id)).await,
+                    Ok(QmpCapabilities { enable }) => {
+                        self.oob = enable.is_some_and(|list| list.contains(&QmpCapability::Oob));
+                        return self.negotiate(Response::new(value_of(Empty {}), id)).await;
+                    }
                     Err(e) => Err(e),
                 }
             }
@@ -145,6 +161,7 @@ impl Session {
                 class: ErrorClass::CommandNotFound,
                 desc: "Expecting capabilities negotiation with 'qmp_capabilities'".to_owned(),
             }),
+            (true, name) if is_oob => Err(table::out_of_band(name)),
             (true, name) => table::execute(&self.context, name, arguments).await,
         };
         self.outbox.push(&Response::new(result, id));

@@ -2,11 +2,16 @@
 
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::LazyLock;
 
 use qapi::command::NoArguments;
 use qapi::de::{self, Mode};
-use qapi::types::CommandInfo;
+use qapi::event::Event;
+use qapi::introspect::Schema;
+use qapi::types::{CommandInfo, SchemaInfo};
 use qapi::{Object, QmpError, Value};
+
+use serde::de::DeserializeOwned;
 
 use crate::commands::{block, debug, graph, misc, object, run, stats};
 use crate::context::Context;
@@ -18,6 +23,7 @@ type Reply<'a> = Pin<Box<dyn Future<Output = Result<Value, QmpError>> + Send + '
 struct Command {
     name: &'static str,
     run: for<'a> fn(&'a Context, Object) -> Reply<'a>,
+    describe: fn(&mut Schema) -> Result<(), QmpError>,
 }
 
 /// Each command is an async function from the context and its arguments to its result; both are
@@ -32,6 +38,7 @@ macro_rules! commands {
                     let arguments = de::from_object(&arguments, Mode::Json)?;
                     value_of($handler(context, arguments).await?)
                 }),
+                describe: |schema| describe(schema, $name, $handler),
             },)+
         ];
     };
@@ -41,6 +48,7 @@ commands! {
     "qmp_capabilities" => misc::qmp_capabilities,
     "query-version" => misc::query_version,
     "query-commands" => query_commands,
+    "query-qmp-schema" => query_qmp_schema,
     "human-monitor-command" => hmp::human_monitor_command,
     "quit" => misc::quit,
     "query-status" => run::query_status,
@@ -76,6 +84,32 @@ commands! {
     "x-blkdebug-clear" => debug::blkdebug_clear,
 }
 
+/// Adds a command to a schema, with the types that its function has.
+fn describe<'a, A, R, F>(
+    schema: &mut Schema,
+    name: &'static str,
+    _: impl Fn(&'a Context, A) -> F,
+) -> Result<(), QmpError>
+where
+    A: DeserializeOwned,
+    R: DeserializeOwned,
+    F: Future<Output = Result<R, QmpError>>,
+{
+    schema.command::<A, R>(name)
+}
+
+async fn query_qmp_schema(_: &Context, _: NoArguments) -> Result<Vec<SchemaInfo>, QmpError> {
+    static SCHEMA: LazyLock<Result<Vec<SchemaInfo>, QmpError>> = LazyLock::new(|| {
+        let mut schema = Schema::default();
+        for command in COMMANDS {
+            (command.describe)(&mut schema)?;
+        }
+        schema.events::<Event>()?;
+        Ok(schema.infos())
+    });
+    SCHEMA.clone()
+}
+
 async fn query_commands(_: &Context, _: NoArguments) -> Result<Vec<CommandInfo>, QmpError> {
     Ok(COMMANDS
         .iter()
@@ -83,6 +117,15 @@ async fn query_commands(_: &Context, _: NoArguments) -> Result<Vec<CommandInfo>,
             name: command.name.to_owned(),
         })
         .collect())
+}
+
+/// What becomes of a command that is sent out of band: none of ours can be executed so. They answer soon in
+/// any case, as none waits for storage.
+pub(crate) fn out_of_band(name: &str) -> QmpError {
+    match COMMANDS.iter().any(|command| command.name == name) {
+        true => QmpError::generic(format!("The command {name} does not support OOB")),
+        false => QmpError::command_not_found(name),
+    }
 }
 
 /// Executes a command of a session that has negotiated.

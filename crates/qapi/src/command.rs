@@ -11,9 +11,13 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NoArguments {}
 
-/// Capabilities a client may ask for. There are none: `oob` is not offered.
+/// Capabilities a client may ask for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum QmpCapability {}
+#[serde(rename_all = "lowercase")]
+pub enum QmpCapability {
+    /// Commands may be sent out of band. None of ours can be executed so.
+    Oob,
+}
 
 /// Arguments of `qmp_capabilities`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

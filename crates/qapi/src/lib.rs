@@ -9,19 +9,21 @@
 //! * [`de`]: turns either into a Rust type, with errors that name the member (`addr.path`).
 //! * [`os_text`]: file names that are no text, as text.
 //! * [`options`]: what the command line and `blockdev-add` and friends accept.
+//! * [`introspect`]: what commands and events are made of.
 //! * [`qom`]: the types of objects, and their properties.
 //! * [`types`]: what commands return.
 //! * [`command`]: arguments of commands. [`event`]: events. [`wire`]: the QMP envelope.
 //!
 //! All types describe themselves to serde: a member is optional exactly if its type is `Option`,
 //! defaults are in accessor methods, flat unions and alternates follow the conventions of
-//! [`de`]. A deserializer that records what it is asked for can therefore walk the schema.
+//! [`de`]. A deserializer that records what it is asked for walks the schema ([`introspect`]).
 
 pub mod command;
 pub mod de;
 mod error;
 pub mod event;
 pub mod id;
+pub mod introspect;
 pub mod json;
 pub mod keyval;
 pub mod options;

@@ -25,12 +25,12 @@ pub struct GreetingBody {
 }
 
 impl Greeting {
-    /// A greeting that offers no capability.
+    /// A greeting that offers `oob`.
     pub fn new(version: VersionInfo) -> Self {
         Greeting {
             qmp: GreetingBody {
                 version,
-                capabilities: Vec::new(),
+                capabilities: vec!["oob".to_owned()],
             },
         }
     }
@@ -41,6 +41,8 @@ impl Greeting {
 pub struct Request {
     /// The name of the command.
     pub execute: String,
+    /// It is to be executed out of band: the client must have enabled that.
+    pub is_oob: bool,
     /// Its arguments.
     pub arguments: Object,
     /// What the client wants back with the response.
@@ -52,15 +54,33 @@ pub struct Request {
 pub struct BadRequest {
     /// Why.
     pub error: QmpError,
+    /// It is about out of band execution, of which a client that has not enabled it knows nothing.
+    pub is_oob: bool,
     /// What the client wants back with the response.
     pub id: Option<Value>,
+}
+
+/// The member that names a command which is executed out of band.
+const EXEC_OOB: &str = "exec-oob";
+
+impl BadRequest {
+    /// The client has not enabled out of band execution.
+    pub fn not_enabled(id: Option<Value>) -> Self {
+        BadRequest {
+            error: QmpError::generic(format!("QMP input member '{EXEC_OOB}' is unexpected")),
+            is_oob: false,
+            id,
+        }
+    }
 }
 
 impl Request {
     /// Reads a request out of a JSON value.
     pub fn parse(value: Value) -> Result<Self, BadRequest> {
+        let is_oob = value.get(EXEC_OOB).is_some();
         let bad = |desc: &str, id: Option<Value>| BadRequest {
             error: QmpError::generic(desc),
+            is_oob,
             id,
         };
         let Value::Object(mut object) = value else {
@@ -71,9 +91,14 @@ impl Request {
         let mut arguments = Object::new();
         for (name, value) in object {
             match (name.as_str(), value) {
-                ("execute", Value::String(command)) => execute = Some(command),
-                ("execute", _) => {
-                    return Err(bad("QMP input member 'execute' must be a string", id));
+                ("execute" | EXEC_OOB, Value::String(_)) if execute.is_some() => {
+                    let desc = "QMP input member 'execute' clashes with 'exec-oob'";
+                    return Err(bad(desc, id));
+                }
+                ("execute" | EXEC_OOB, Value::String(command)) => execute = Some(command),
+                ("execute" | EXEC_OOB, _) => {
+                    let desc = format!("QMP input member '{name}' must be a string");
+                    return Err(bad(&desc, id));
                 }
                 ("arguments", Value::Object(object)) => arguments = object,
                 ("arguments", _) => {
@@ -87,6 +112,7 @@ impl Request {
         match execute {
             Some(execute) => Ok(Request {
                 execute,
+                is_oob,
                 arguments,
                 id,
             }),

@@ -6,4 +6,5 @@ mod graph;
 mod link;
 mod protocol;
 mod queries;
+mod schema;
 mod vm;

@@ -38,8 +38,8 @@ async fn negotiation() {
     );
     for (arguments, desc) in [
         (
-            r#"{"enable":["oob"]}"#,
-            "Parameter 'enable' does not accept value 'oob'",
+            r#"{"enable":["nosuch"]}"#,
+            "Parameter 'null' does not accept value 'nosuch'",
         ),
         (
             r#"{"enable":1}"#,
@@ -68,6 +68,47 @@ async fn negotiation() {
             "class": "CommandNotFound", "desc": "The command nosuch has not been found",
         }})
     );
+}
+
+/// None can be executed out of band, and it is no error to have asked for that.
+#[tokio::test]
+async fn out_of_band() {
+    let daemon = Daemon::new().await;
+    let mut client = daemon.connect().await;
+    let unexpected = "QMP input member 'exec-oob' is unexpected";
+    let enable = r#"{"execute":"qmp_capabilities","arguments":{"enable":["oob","oob"]}}"#;
+    assert_eq!(client.error(r#"{"exec-oob":"stop"}"#).await, unexpected);
+    assert_eq!(client.command(enable).await, json!({"return": {}}));
+    for (text, desc) in [
+        (
+            r#"{"exec-oob":"stop"}"#,
+            "The command stop does not support OOB",
+        ),
+        (
+            r#"{"exec-oob":1}"#,
+            "QMP input member 'exec-oob' must be a string",
+        ),
+        (
+            r#"{"execute":"stop","exec-oob":"stop"}"#,
+            "QMP input member 'execute' clashes with 'exec-oob'",
+        ),
+    ] {
+        assert_eq!(client.error(text).await, desc);
+    }
+    let unknown = client.command(r#"{"exec-oob":"nosuch","id":1}"#).await;
+    let expected = json!({"id": 1, "error": {
+        "class": "CommandNotFound", "desc": "The command nosuch has not been found",
+    }});
+    assert_eq!(unknown, expected);
+    assert_eq!(client.result("query-status").await["running"], true);
+    let mut other = daemon.client().await;
+    for text in [
+        r#"{"exec-oob":"stop"}"#,
+        r#"{"exec-oob":1}"#,
+        r#"{"execute":"stop","exec-oob":"stop"}"#,
+    ] {
+        assert_eq!(other.error(text).await, unexpected);
+    }
 }
 
 #[tokio::test]

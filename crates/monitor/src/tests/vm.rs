@@ -231,8 +231,8 @@ async fn object_commands_check_their_arguments() {
             "no more threads",
         ),
         (
-            json!({"qom-type": "secret", "id": "s"}),
-            "Parameter 'qom-type' does not accept value 'secret'",
+            json!({"qom-type": "nosuch", "id": "s"}),
+            "Parameter 'qom-type' does not accept value 'nosuch'",
         ),
     ] {
         let add = json!({"execute": "object-add", "arguments": arguments});

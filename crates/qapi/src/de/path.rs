@@ -47,7 +47,8 @@ impl Path<'_> {
         match self {
             Path::Root => "",
             Path::Member(_, name) => name,
-            Path::Element(parent, _) => parent.leaf(),
+            // It has no name, and QEMU says so.
+            Path::Element(..) => "null",
         }
     }
 }

@@ -2,6 +2,7 @@
 
 mod block;
 mod object;
+mod schema;
 mod stats;
 
 pub use block::{
@@ -10,6 +11,12 @@ pub use block::{
     ImageInfoSpecificFile, UnwrittenInfo,
 };
 pub use object::{IothreadInfo, ObjectPropertyInfo, ObjectTypeInfo};
+pub use schema::{
+    JsonType, SchemaInfo, SchemaInfoAlternate, SchemaInfoAlternateMember, SchemaInfoArray,
+    SchemaInfoBase, SchemaInfoBuiltin, SchemaInfoCommand, SchemaInfoEnum, SchemaInfoEnumMember,
+    SchemaInfoEvent, SchemaInfoObject, SchemaInfoObjectMember, SchemaInfoObjectVariant,
+    SchemaInfoVariant, SchemaMetaType,
+};
 pub use stats::{
     BlockDeviceStats, BlockDeviceTimedStats, BlockLatencyHistogramInfo, BlockStats,
     BlockStatsSpecificFile,

@@ -30,8 +30,16 @@ fn request_error_texts() {
             "QMP input member 'arguments' must be an object",
         ),
         (
-            r#"{"exec-oob":"x"}"#,
-            "QMP input member 'exec-oob' is unexpected",
+            r#"{"exec-oob":1}"#,
+            "QMP input member 'exec-oob' must be a string",
+        ),
+        (
+            r#"{"exec-oob":"x","execute":"x"}"#,
+            "QMP input member 'execute' clashes with 'exec-oob'",
+        ),
+        (
+            r#"{"exec-oob":"x","x":1}"#,
+            "QMP input member 'x' is unexpected",
         ),
     ] {
         let bad = Request::parse(json::parse(text).unwrap()).unwrap_err();
@@ -39,6 +47,7 @@ fn request_error_texts() {
             bad,
             BadRequest {
                 error: QmpError::generic(desc),
+                is_oob: text.contains("exec-oob"),
                 id: None
             },
             "{text}"
@@ -66,7 +75,7 @@ fn greeting_and_responses() {
     assert_eq!(
         line(&Greeting::new(version)),
         "{\"QMP\": {\"version\": {\"qemu\": {\"micro\": 0, \"minor\": 2, \"major\": 7}, \
-         \"package\": \"standfast\"}, \"capabilities\": []}}\r\n"
+         \"package\": \"standfast\"}, \"capabilities\": [\"oob\"]}}\r\n"
     );
     let status = StatusInfo {
         running: false,
