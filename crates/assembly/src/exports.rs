@@ -56,6 +56,7 @@ pub async fn add(
     let begin = || registry.begin_use(&base.id, &base.node_name, access(&base));
     // Whoever has a node keeps its image open, and the wait may be long.
     drop(node);
+    check_image(registry, &base)?;
     let Lease { root, claim } = wait_for_lock(begin, RegistryError::is_locked, lock_wait).await?;
     let node = root.node();
     warn_if_unsafe(&base.id, &node, policy);
@@ -131,6 +132,38 @@ fn check_engines(node: &Arc<Node>, threads: &[Handle]) -> Result<(), SetupError>
     Ok(())
 }
 
+/// A guest that goes on with what a former daemon has served has seen an image: it is to be that one.
+fn check_image(registry: &Registry, base: &ExportBase) -> Result<(), SetupError> {
+    let node = registry.node(&base.node_name)?;
+    let left = registry.control().read(|run| {
+        let left = run.image_left(&base.id, &base.node_name);
+        left.cloned()
+    });
+    let image = node.image();
+    let Some(saw) = left.filter(|saw| !saw.is_same(&image)) else {
+        return Ok(());
+    };
+    let what = format!(
+        "the guest of a former daemon has seen image '{saw}' as '{}', and node '{}' is image '{image}'",
+        base.id, base.node_name
+    );
+    if base.x_other_image == Some(true) {
+        tracing::warn!(
+            "export '{}': {what}: it is made, as x-other-image=on says",
+            base.id
+        );
+        return Ok(());
+    }
+    Err(SetupError {
+        desc: format!("Export '{}' is refused: {what}", base.id),
+        hint: Some(
+            "Name the image that the guest has seen. If that is the same, or the VM has ended, use \
+             x-other-image=on"
+                .to_owned(),
+        ),
+    })
+}
+
 /// What an export does with its node. It minds nobody else.
 fn access(base: &ExportBase) -> Access {
     let read = Permissions::CONSISTENT_READ;
@@ -174,6 +207,7 @@ fn vhost_user_blk_options(
         num_queues: options.num_queues(),
         queue_size_max: options.queue_size(),
         configure_mem_slots: options.configure_mem_slots.unwrap_or(false),
+        other_image: base.x_other_image.unwrap_or(false),
         ..vhost_user_blk::Options::new(&base.id)
     };
     made.check().map_err(ExportError::from)?;

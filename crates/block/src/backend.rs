@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
 
 use iothread::mailbox::{self, Receiver, Sender};
+use parking_lot::Mutex;
 
 use crate::control::accounting::histogram::Boundaries;
 use crate::control::accounting::observed::HistogramKind;
@@ -30,12 +31,16 @@ use crate::persist::changes::Saved;
 use crate::words::error_policy::Policy;
 use crate::words::hold_scope::HoldScope;
 use crate::words::ids::{BackendId, ConnectionId, LocalId};
+use crate::words::image::Image;
 use crate::words::request::Request;
 use crate::words::stats::BackendStats;
 use crate::words::write_cache::WriteCache;
 use pollster::block_on;
 
 use self::parts::Parts;
+
+/// Of how many images that it has had a backend knows: an administrator changes them by hand.
+const IMAGES_MAX: usize = 16;
 
 /// One export's access to its root node: error policy, I/O status, held requests, accounting.
 #[derive(Debug)]
@@ -53,6 +58,8 @@ pub struct Backend {
     remembered: AtomicBool,
     /// The length of the root node that clients were told of, in bytes.
     told_length: AtomicU64,
+    /// The images that it has had, the latest last.
+    images: Mutex<Vec<Image>>,
     blockers: SharedBlockers,
     parts: Parts,
 }
@@ -74,7 +81,9 @@ impl Backend {
             node: root.name(),
             policy,
             scope,
+            image: root.node().image(),
         };
+        let images = Mutex::new(vec![config.image.clone()]);
         let used = Arc::clone(&root);
         let told_length = AtomicU64::new(root.length());
         let (id, accounting, losses_accepted) = control
@@ -98,6 +107,7 @@ impl Backend {
             losses_accepted,
             remembered: AtomicBool::new(false),
             told_length,
+            images,
             blockers: SharedBlockers::default(),
             parts: Parts::default(),
         }))
@@ -132,6 +142,50 @@ impl Backend {
             .call(move |state, wiring| state.set_node(id, name, wiring))
             .await;
         before
+    }
+
+    /// The image that clients see.
+    pub fn image(&self) -> Image {
+        self.images.lock().last().cloned().unwrap_or_default()
+    }
+
+    /// Whether it has, or has had, this image: a client that was away meanwhile has seen that one.
+    pub fn has_had(&self, image: &Image) -> bool {
+        let images = self.images.lock();
+        images.iter().any(|known| known.is_same(image))
+    }
+
+    /// Other nodes are below: looks whether clients see another image from now on, and tells run control.
+    /// Called by the registry.
+    pub(crate) async fn look_at_image(&self) -> bool {
+        let image = self.node().image();
+        {
+            let mut images = self.images.lock();
+            if images.last() == Some(&image) {
+                return false;
+            }
+            images.retain(|known| *known != image);
+            let most = images.len().saturating_sub(IMAGES_MAX - 1);
+            images.drain(..most);
+            images.push(image.clone());
+        }
+        let id = self.id;
+        let told = self
+            .control
+            .call(move |state, _| state.set_image(id, image));
+        told.await;
+        true
+    }
+
+    /// The client is there, whose guest uses the image; or it is gone, and may come back. For threads that
+    /// may block.
+    pub fn set_connected(&self, connected: bool) {
+        let id = self.id;
+        let told = self
+            .control
+            .call(move |state, _| state.set_connected(id, connected));
+        // A daemon that ends has saved it.
+        let _: Option<()> = block_on(told);
     }
 
     /// Whether the root node has another length than clients were told of. From now on this one is.

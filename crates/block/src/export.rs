@@ -37,6 +37,10 @@ pub trait Export: Send + Sync + fmt::Debug {
     /// The node has a new length: tell the client. Waits for nobody.
     fn resized(&self) {}
 
+    /// Clients see another image from now on: whatever they keep of it for the next daemon is changed. Waits
+    /// for nobody.
+    fn image_changed(&self) {}
+
     /// Ends it: the listening socket is gone, the client disconnected, nothing is in flight and the
     /// backend removed. What is held is neither completed nor failed.
     fn close(&self) -> BoxFuture<'_, ()>;
@@ -47,6 +51,13 @@ impl dyn Export {
     pub fn tell_resized(&self) {
         self.backend().take_new_length();
         self.resized();
+    }
+
+    /// Other nodes are below.
+    pub(crate) async fn tell_image(&self) {
+        if self.backend().look_at_image().await {
+            self.image_changed();
+        }
     }
 
     /// Tells the client of the length of the node, unless it was told of it before.

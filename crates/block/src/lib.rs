@@ -41,7 +41,8 @@ pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
     Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
-    FlushLatch, Grow, ImageId, ImageLocks, LockError, OwnIo, PerThread, Reopen, Resize, Unwritten,
+    FlushLatch, Grow, Identify, ImageId, ImageLocks, LockError, OwnIo, PerThread, Reopen, Resize,
+    Unwritten,
 };
 pub use driver::closing::Closing;
 pub use driver::fault;
@@ -77,6 +78,7 @@ pub use words::event;
 pub use words::event::{BlockIoError, Event, EventKind};
 pub use words::hold_scope::HoldScope;
 pub use words::ids::{BackendId, ConnectionId, LocalId};
+pub use words::image::Image;
 pub use words::incident::{EndedIncident, ErrorRecord, HeldRecord, HoldEnd, Incident};
 pub use words::io_status::{IoStatus, Status};
 pub use words::permissions::{Access, Permissions};

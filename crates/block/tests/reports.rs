@@ -17,8 +17,8 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, REPORT_INTERVAL, Reported, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, Event, EventKind, HoldScope, LocalId, Observer, OnError, Operation,
-    Policy, Request, Tag, VmOrder, control,
+    Action, BackendId, Cause, Event, EventKind, HoldScope, Image, LocalId, Observer, OnError,
+    Operation, Policy, Request, Tag, VmOrder, control,
 };
 
 /// What each event says: the action and the offset.
@@ -41,6 +41,7 @@ fn config(device: &str) -> BackendConfig {
         node: "disk".into(),
         policy: Policy::new(OnError::Enospc, OnError::Report),
         scope: HoldScope::Request,
+        image: Image::default(),
     }
 }
 

@@ -12,8 +12,8 @@ use standfast_block::run_control::{
     BackendConfig, Effects, Failed, GateMessage, Reported, Resolved, Restored, RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, Event, EventKind, HoldEnd, HoldScope, LocalId, OnError, Operation,
-    Policy, Request, RunState, SavedState, Status, Tag, VmOrder, VmPause,
+    Action, BackendId, Cause, Event, EventKind, HoldEnd, HoldScope, Image, LocalId, OnError,
+    Operation, Policy, Request, RunState, SavedState, Status, Tag, VmOrder, VmPause,
 };
 
 const AT: SystemTime = SystemTime::UNIX_EPOCH;
@@ -60,6 +60,7 @@ impl Daemon {
                 node: "disk".into(),
                 policy: Policy::new(OnError::Stop, OnError::Report),
                 scope,
+                image: Image::default(),
             });
             control.add_local(id, LocalId(number), &mut outbox).unwrap();
             ids.push(id);
@@ -443,6 +444,7 @@ fn config(device: &str, scope: HoldScope) -> BackendConfig {
         node: "disk".into(),
         policy: Policy::new(OnError::Stop, OnError::Report),
         scope,
+        image: Image::default(),
     }
 }
 
@@ -604,4 +606,52 @@ fn the_revision_tells_what_is_to_be_saved() {
         &mut daemon.outbox,
     );
     assert!(changed(&daemon), "the last error");
+}
+
+/// Which image the next daemon has to serve, and as long as somebody may count on it.
+#[test]
+fn the_image_of_a_guest_that_may_be_alive_is_remembered() {
+    let image = |name: &str| Image::new(name, "");
+    let with = |name: &str| BackendConfig {
+        image: image(name),
+        ..config("vda", HoldScope::Vm)
+    };
+    let mut outbox = Outbox::default();
+    let mut before = RunControl::new();
+    let vda = before.add_backend(with("/a"));
+    before.set_connected(vda, true);
+    before.set_image(vda, image("/b"));
+    for (connected, left) in [(false, None), (true, Some(image("/b"))), (false, None)] {
+        before.set_connected(vda, connected);
+        let mut after = RunControl::new();
+        after.restore(before.save());
+        assert_eq!(after.image_left("vda", "disk"), left.as_ref());
+        assert_eq!(after.image_left("vda", "other"), None);
+        assert_eq!(after.image_left("vdb", "disk"), None);
+        // What nobody has asked for is passed on.
+        after.start_ended(&mut outbox);
+        let mut third = RunControl::new();
+        third.restore(after.save());
+        assert_eq!(third.image_left("vda", "disk"), left.as_ref());
+        third.add_backend(with("/b"));
+        assert_eq!(third.image_left("vda", "disk"), None);
+    }
+    // An export that no client has come to says what it has found.
+    before.set_connected(vda, true);
+    let mut after = RunControl::new();
+    after.restore(before.save());
+    after.add_backend(with("/other"));
+    assert_eq!(after.save().backends[0].image, Some(image("/b")));
+
+    // What is held counts on it, whoever is there.
+    let mut after = RunControl::new();
+    let mut held = Daemon::failed(HoldScope::Vm).control.save();
+    held.backends[0].connected = false;
+    held.backends[0].image = Some(image("/c"));
+    let (device, node) = (
+        held.backends[0].device.clone(),
+        held.backends[0].node.clone(),
+    );
+    after.restore(held);
+    assert_eq!(after.image_left(&device, &node), Some(&image("/c")));
 }

@@ -4,7 +4,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use block::Backend;
+use block::{Backend, Image};
 use vhost_user::protocol::message::ConfigRange;
 use vhost_user::{Class, Closed, DeviceHandle, Guest, space};
 
@@ -94,6 +94,7 @@ impl Class for Disk {
     }
 
     fn attach(&mut self) -> Result<(), Closed> {
+        self.backend.set_connected(true);
         pollster::block_on(self.backend.attach())
             .map(drop)
             .ok_or(Closed)
@@ -134,7 +135,36 @@ impl Class for Disk {
         self.cache.to_note()
     }
 
+    fn label(&self) -> Vec<u8> {
+        self.backend.image().to_label()
+    }
+
+    fn check_label(&self, label: &[u8]) -> Result<(), String> {
+        let Some(saw) = Image::from_label(label) else {
+            return Ok(());
+        };
+        if self.backend.has_had(&saw) {
+            return Ok(());
+        }
+        let (id, node, image) = (&self.options.id, self.backend.node(), self.backend.image());
+        let what = format!(
+            "its guest has seen image '{saw}' as '{id}', and node '{}' is image '{image}'",
+            node.name()
+        );
+        if self.options.other_image {
+            tracing::warn!(
+                export = id,
+                "{what}: it is served, as x-other-image=on says"
+            );
+            return Ok(());
+        }
+        Err(format!(
+            "{what}: serve the image that it has seen, or set x-other-image=on if that is the same"
+        ))
+    }
+
     fn found(&mut self, note: u8, guest: Guest<'_>) -> Result<(), Closed> {
+        self.backend.set_connected(true);
         self.cache.found(note, guest)
     }
 
@@ -144,6 +174,7 @@ impl Class for Disk {
 
     fn end(&mut self) {
         self.told_length = None;
+        self.backend.set_connected(false);
         self.cache.end();
     }
 }

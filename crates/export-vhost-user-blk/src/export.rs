@@ -136,6 +136,10 @@ impl Export for VhostUserBlkExport {
         self.served.config_changed();
     }
 
+    fn image_changed(&self) {
+        self.served.set_label(&self.backend.image().to_label());
+    }
+
     fn close(&self) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if !self.served.close().await {

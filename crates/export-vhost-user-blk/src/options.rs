@@ -22,6 +22,8 @@ pub struct Options {
     /// Whether the client may tell changes of its memory instead of all of it. A daemon that replaces
     /// another one while the VM is stopped then does not hear of the rest from QEMU.
     pub configure_mem_slots: bool,
+    /// Whether a client is served that has seen another image.
+    pub other_image: bool,
 }
 
 /// Largest queue there can be, as in QEMU.
@@ -42,6 +44,7 @@ impl Options {
             queue_size_max: QUEUE_SIZE_MAX,
             num_queues: 1,
             configure_mem_slots: false,
+            other_image: false,
         }
     }
 

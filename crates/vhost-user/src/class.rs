@@ -297,6 +297,20 @@ pub trait Class: Send + 'static {
     /// What a fresh inflight region is to have noted.
     fn note(&self) -> u8;
 
+    /// What an inflight region is labelled with: what the device is, to whoever serves it next. At most 1022
+    /// bytes; none: nothing.
+    fn label(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    /// The client hands an inflight region in that is labelled so.
+    ///
+    /// # Errors
+    /// Why this is not the device that it has used: it is disconnected then.
+    fn check_label(&self, _label: &[u8]) -> Result<(), String> {
+        Ok(())
+    }
+
     /// The client hands an inflight region in that has this noted; 0: nothing.
     ///
     /// # Errors

@@ -20,7 +20,7 @@ use std::sync::atomic::AtomicU64;
 
 use crate::ring;
 use crate::shared::{Area, MapError, Mapping, sealed_memfd};
-use crate::trailer::{self, Layout, UnknownVersion};
+use crate::trailer::{self, Label, Layout, UnknownVersion};
 use part::stride;
 pub(crate) use part::{Marked, PartError, QueueRegion};
 
@@ -69,6 +69,8 @@ pub(crate) struct Region {
     trailer: Option<Area>,
     /// What the trailer said when the region was handed in.
     note: u8,
+    /// None in a region of an older daemon.
+    label: Option<Label>,
 }
 
 impl Region {
@@ -78,10 +80,12 @@ impl Region {
         queues: u16,
         queue_size: u16,
         note: u8,
+        label: &[u8],
     ) -> Result<(RegionSpec, File), InflightError> {
         let layout = Layout { queues, queue_size };
         let parts = bytes_of(layout);
-        let bytes = parts + trailer::BYTES as u64;
+        let end = parts + trailer::LABEL_BYTES as u64;
+        let bytes = end + trailer::BYTES as u64;
         let spec = RegionSpec {
             bytes,
             offset: 0,
@@ -92,7 +96,8 @@ impl Region {
         let failed = |source| InflightError::Create { bytes, source };
         let file = sealed_memfd(name, bytes);
         let file = File::from(file.map_err(|errno| failed(errno.into()))?);
-        (file.write_all_at(&trailer::fresh(layout, note), parts)).map_err(failed)?;
+        (file.write_all_at(&trailer::fresh(layout, note), end)).map_err(failed)?;
+        (file.write_all_at(&trailer::fresh_label(label), parts)).map_err(failed)?;
         Ok((spec, file))
     }
 
@@ -109,13 +114,16 @@ impl Region {
         let found = trailer.as_ref().map(trailer::read).transpose()?.flatten();
         trailer = trailer.filter(|_| found.is_some());
         let (layout, note) = found.unwrap_or((said, 0));
-        let behind = found.map_or(0, |_| trailer::BYTES as u64);
-        check(spec, layout, bytes_of(layout) + behind)?;
+        let room = trailer.as_ref().map_or(0, trailer::label_room);
+        let behind = trailer.as_ref().map_or(0, |_| trailer::BYTES + room);
+        check(spec, layout, bytes_of(layout) + behind as u64)?;
+        let label = label_of(&mapping, room);
         Ok(Self {
             mapping,
             layout,
             trailer,
             note,
+            label,
         })
     }
 
@@ -131,6 +139,18 @@ impl Region {
         };
         trailer::set_note(trailer, note);
         true
+    }
+
+    /// What the class of the device has it labelled with; none if it is not.
+    pub fn label(&self) -> Option<Vec<u8>> {
+        self.label.as_ref()?.read()
+    }
+
+    /// Labels it anew, if it has a place for that.
+    pub fn set_label(&self, label: &[u8]) {
+        if let Some(place) = &self.label {
+            place.write(label);
+        }
     }
 
     /// Whether the client has taken memory of it away that was accessed here.
@@ -173,6 +193,13 @@ fn trailer_of(mapping: &Arc<Mapping>) -> Option<Area> {
         .filter(|area| area.is_aligned(align_of::<AtomicU64>()))
 }
 
+/// The place for a label of `room` bytes before the trailer, if there is one.
+fn label_of(mapping: &Arc<Mapping>, room: usize) -> Option<Label> {
+    let start = mapping.len().checked_sub(trailer::BYTES + room)?;
+    let area = mapping.area(start, room).filter(|_| room > 0)?;
+    Label::new(area, room)
+}
+
 /// Bytes of all parts.
 fn bytes_of(Layout { queues, queue_size }: Layout) -> u64 {
     // At most 65535 * (16 + 16 * 65535 + 64): no overflow.
@@ -208,7 +235,7 @@ mod tests {
     }
 
     fn region(queues: u16, size: u16) -> (Region, File, RegionSpec) {
-        let (spec, file) = Region::create("test", queues, size, 0).unwrap();
+        let (spec, file) = Region::create("test", queues, size, 0, b"").unwrap();
         (Region::open(&spec, &file).unwrap(), file, spec)
     }
 
@@ -221,7 +248,7 @@ mod tests {
         assert_eq!(stride(3), 64);
         assert_eq!(stride(4), 128);
         let (region, _file, spec) = region(3, 4);
-        assert_eq!(spec.bytes, 384 + 64);
+        assert_eq!(spec.bytes, 384 + 1024 + 64);
         for queue in 0..3 {
             let mut part = region.queue(queue, 4).unwrap().unwrap();
             assert!(part.recover(0).unwrap().is_empty());
@@ -345,7 +372,7 @@ mod tests {
 
     #[test]
     fn the_note_is_read_once_and_written_at_once() {
-        let (spec, file) = Region::create("test", 2, 8, 1).unwrap();
+        let (spec, file) = Region::create("test", 2, 8, 1, b"").unwrap();
         let region = Region::open(&spec, &file).unwrap();
         assert_eq!(region.note(), 1);
         for note in [0, 1, 2, 0xff] {
@@ -367,6 +394,40 @@ mod tests {
         assert_eq!(area.load_u8(at + 14, Ordering::Relaxed), 3);
     }
 
+    /// What is read is all of what was said last, or nothing; an older daemon has no place for it.
+    #[test]
+    fn labels() {
+        let (spec, file) = Region::create("test", 2, 8, 1, b"first").unwrap();
+        let region = Region::open(&spec, &file).unwrap();
+        let read = || Region::open(&spec, &file).unwrap().label();
+        assert_eq!(read().as_deref(), Some(&b"first"[..]));
+        for label in [&b"second one"[..], b"x", &[7; trailer::LABEL_BYTES_MAX]] {
+            region.set_label(label);
+            assert_eq!(read().as_deref(), Some(label));
+        }
+        for nothing in [&b""[..], &[7; trailer::LABEL_BYTES_MAX + 1]] {
+            region.set_label(nothing);
+            assert_eq!(read(), None);
+        }
+        region.set_label(b"third");
+        let area = region.mapping.area(0, region.mapping.len()).unwrap();
+        let at = area_len(&spec) - trailer::BYTES - trailer::LABEL_BYTES;
+        area.store_u16(at, u16::MAX, Ordering::Relaxed);
+        assert_eq!(read(), None);
+        area.store_u16(at, 5, Ordering::Relaxed);
+        assert_eq!(read().as_deref(), Some(&b"third"[..]));
+        let room = area_len(&spec) - trailer::BYTES + 16;
+        for hostile in [0, 1, 2, 3] {
+            area.store_u16(room, hostile, Ordering::Relaxed);
+            let old = Region::open(&spec, &file).unwrap();
+            old.set_label(b"longer than there is room for");
+            assert_eq!(old.label(), None);
+        }
+        area.store_u16(room, u16::MAX, Ordering::Relaxed);
+        let error = Region::open(&spec, &file).unwrap_err();
+        assert!(matches!(error, InflightError::Spec { .. }), "{error}");
+    }
+
     #[test]
     fn hostile_trailers() {
         let (region, file, spec) = region(2, 8);
@@ -377,11 +438,11 @@ mod tests {
             .unwrap();
         let (version, queues, size) = (at + 8, at + 10, at + 12);
         for (place, value, expected) in [
-            (queues, 0, "448 bytes at offset 0 for 0 queues of 8"),
-            (queues, 3, "it needs 640 bytes"),
+            (queues, 0, "1472 bytes at offset 0 for 0 queues of 8"),
+            (queues, 3, "it needs 1664 bytes"),
             (queues, u16::MAX, "for 65535 queues of 8"),
             (size, 0, "for 2 queues of 0"),
-            (size, 16, "it needs 704 bytes"),
+            (size, 16, "it needs 1728 bytes"),
             (size, u16::MAX, "for 2 queues of 65535"),
             (version, 0, "version 0"),
             (version, 2, "version 2"),
@@ -402,7 +463,7 @@ mod tests {
         area.store_u8(at, 0, Ordering::Relaxed);
         let old = Region::open(&spec, &file).unwrap();
         assert!(old.queue(1, 8).unwrap().is_some() && old.queue(2, 8).unwrap().is_none());
-        let more = RegionSpec { queues: 4, ..spec };
+        let more = RegionSpec { queues: 16, ..spec };
         let error = Region::open(&more, &file).unwrap_err();
         assert!(matches!(error, InflightError::Spec { .. }), "{error}");
         // What is shorter than a trailer has none.

@@ -28,6 +28,7 @@ mod device;
 mod door;
 mod features;
 mod inflight;
+mod labelled;
 mod memory;
 mod populate;
 pub mod protocol;

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use crate::class::{Class, Closed, Part, Shape};
 use crate::device::DeviceHandle;
 use crate::door::Door;
+use crate::labelled::Labelled;
 use crate::protocol::back_channel::BackChannel;
 use crate::queue::HangUp;
 use crate::server::Server;
@@ -35,6 +36,7 @@ pub struct Served<P: Part> {
     device: DeviceHandle<P>,
     back_channel: Arc<BackChannel>,
     unclaimed: Arc<Unclaimed>,
+    labelled: Arc<Labelled>,
     door: Arc<Door>,
     /// Yields none when the control thread has ended.
     ended: Mutex<Option<Receiver<()>>>,
@@ -71,6 +73,7 @@ impl<P: Part> Served<P> {
         };
         let device = DeviceHandle::open(iothreads, &shape, config, &trouble, &hang_up).await?;
         let unclaimed = Arc::new(Unclaimed::default());
+        let labelled = Arc::new(Labelled::default());
         let id = shape.id.clone();
         let session = Session::new(
             class(device.clone()),
@@ -79,6 +82,7 @@ impl<P: Part> Served<P> {
             Arc::clone(&back_channel),
             Arc::clone(&trouble),
             Arc::clone(&unclaimed),
+            Arc::clone(&labelled),
         );
         let (ending, ended) = mailbox::channel();
         let server = Server {
@@ -97,6 +101,7 @@ impl<P: Part> Served<P> {
             device,
             back_channel,
             unclaimed,
+            labelled,
             door,
             ended: Mutex::new(Some(ended)),
         })
@@ -115,6 +120,12 @@ impl<P: Part> Served<P> {
     /// Why requests may come back that nobody in this process has seen; none if there are none.
     pub fn may_hand_back(&self) -> Option<String> {
         self.unclaimed.reason()
+    }
+
+    /// Labels the client's inflight region anew: a client that has it is served as long as
+    /// [`Class::check_label`] takes that.
+    pub fn set_label(&self, label: &[u8]) {
+        self.labelled.set(label);
     }
 
     /// Tells the client that the configuration space has changed.

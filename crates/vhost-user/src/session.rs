@@ -19,6 +19,7 @@ use crate::descriptor::Foreign;
 use crate::device::DeviceHandle;
 use crate::features::{self, NEEDS_RESET, P_GET_VRING_BASE_SKIP_DRAIN};
 use crate::inflight::Region;
+use crate::labelled::Labelled;
 use crate::memory::{Memory, RegionSpec};
 use crate::protocol::answer::Answer;
 use crate::protocol::back_channel::BackChannel;
@@ -65,9 +66,10 @@ impl<C: Class> Session<C> {
         back_channel: Arc<BackChannel>,
         trouble: Arc<Trouble>,
         unclaimed: Arc<Unclaimed>,
+        labelled: Arc<Labelled>,
     ) -> Self {
         Self {
-            life: Life::new(device.clone(), unclaimed),
+            life: Life::new(device.clone(), unclaimed, labelled),
             regions: Regions::new(device.clone()),
             vrings: Vrings::new(device, shape.queues, shape.queue_size_max),
             class,
@@ -248,6 +250,7 @@ impl<C: Class> Session<C> {
             queues,
             size_max,
             self.class.note(),
+            &self.class.label(),
         );
         let (spec, file) = region.map_err(|error| wrong(error.to_string()))?;
         Ok(Answer::Inflight(Inflight { spec, ..inflight }, file.into()))

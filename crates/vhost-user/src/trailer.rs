@@ -11,6 +11,10 @@
 //! | 10 | 2 | number of queues that the region has parts for |
 //! | 12 | 2 | descriptors that each part has room for |
 //! | 14 | 1 | what the class of the device notes there; 0 if it has noted nothing |
+//! | 16 | 2 | how many bytes directly before the trailer are for a label; 0 in a region of an older daemon |
+//!
+//! A label is two bytes with its length, and as many bytes of the class's. It is written over with length 0 in
+//! between, so that whoever reads it finds all of one or none.
 //!
 //! The client's own word on the two numbers is not enough: QEMU hands back what it has asked for, and
 //! not what it was given. The rest is zero. All of it is read once, when the region is handed in:
@@ -18,10 +22,18 @@
 
 use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, Ordering};
 
-use crate::shared::Area;
+use crate::shared::{Area, Cells};
 
 /// Its size in bytes.
 pub(crate) const BYTES: usize = 64;
+
+/// Longest label, in bytes.
+pub(crate) const LABEL_BYTES_MAX: usize = 1022;
+
+/// Room for a label before a fresh trailer, in bytes.
+pub(crate) const LABEL_BYTES: usize = LABEL_BYTES_MAX + 2;
+const LABEL_ROOM_BYTES: u16 = 1024;
+const _: () = assert!(LABEL_ROOM_BYTES as usize == LABEL_BYTES);
 
 const MAGIC: [u8; 8] = *b"STNDFINF";
 const VERSION: u16 = 1;
@@ -29,6 +41,7 @@ const VERSION: u16 = 1;
 const VERSION_PLACE: usize = 4;
 const QUEUES: usize = 5;
 const QUEUE_SIZE: usize = 6;
+const LABEL_ROOM: usize = 8;
 /// Place of 8 bits.
 const NOTE: usize = 14;
 
@@ -56,11 +69,23 @@ pub(crate) fn fresh(layout: Layout, note: u8) -> [u8; BYTES] {
         (VERSION_PLACE, VERSION),
         (QUEUES, layout.queues),
         (QUEUE_SIZE, layout.queue_size),
+        (LABEL_ROOM, LABEL_ROOM_BYTES),
     ] {
         bytes[2 * place..2 * place + 2].copy_from_slice(&value.to_le_bytes());
     }
     bytes[NOTE] = note;
     bytes
+}
+
+/// The bytes of a fresh label.
+pub(crate) fn fresh_label(label: &[u8]) -> Vec<u8> {
+    let label = if label.len() > LABEL_BYTES_MAX {
+        &[]
+    } else {
+        label
+    };
+    let length = u16::try_from(label.len()).unwrap_or(0);
+    [&length.to_le_bytes()[..], label].concat()
 }
 
 /// What the trailer in `area` says; none if it is none: the region was made by an older daemon.
@@ -90,4 +115,59 @@ pub(crate) fn read(area: &Area) -> Result<Option<(Layout, u8)>, UnknownVersion> 
 pub(crate) fn set_note(area: &Area, note: u8) {
     let byte = &area.cells::<AtomicU8>(NOTE, 1)[0];
     byte.store(note, Ordering::Release);
+}
+
+/// How many bytes before the trailer in `area` are for a label.
+pub(crate) fn label_room(area: &Area) -> usize {
+    let room = &area.cells::<AtomicU16>(0, BYTES / 2)[LABEL_ROOM];
+    usize::from(u16::from_le(room.load(Ordering::Acquire)))
+}
+
+/// A place for a label.
+#[derive(Debug)]
+pub(crate) struct Label(Area, usize);
+
+impl Label {
+    /// `area` has so many bytes, of which two are for the length.
+    pub(crate) fn new(area: Area, bytes: usize) -> Option<Self> {
+        let is_one = bytes > 2 && area.is_aligned(align_of::<AtomicU16>());
+        is_one.then_some(Self(area, bytes))
+    }
+
+    fn length(&self) -> Cells<AtomicU16> {
+        self.0.cells::<AtomicU16>(0, 1)
+    }
+
+    fn text(&self, bytes: usize) -> Cells<AtomicU8> {
+        self.0.cells::<AtomicU8>(2, bytes)
+    }
+
+    /// What it says; none if nothing does.
+    pub(crate) fn read(&self) -> Option<Vec<u8>> {
+        let length = u16::from_le(self.length()[0].load(Ordering::Acquire));
+        let bytes = usize::from(length);
+        if bytes == 0 || bytes > self.1 - 2 {
+            return None;
+        }
+        let text = self.text(bytes);
+        Some(
+            text.iter()
+                .map(|byte| byte.load(Ordering::Relaxed))
+                .collect(),
+        )
+    }
+
+    /// Says something else; nothing, if there is no room for it.
+    pub(crate) fn write(&self, label: &[u8]) {
+        let length = &self.length()[0];
+        length.store(0, Ordering::SeqCst);
+        if label.len() > self.1 - 2 {
+            return;
+        }
+        for (to, from) in self.text(label.len()).iter().zip(label) {
+            to.store(*from, Ordering::SeqCst);
+        }
+        let bytes = u16::try_from(label.len()).unwrap_or(0);
+        length.store(bytes.to_le(), Ordering::SeqCst);
+    }
 }

@@ -13,6 +13,7 @@ use crate::driver::io::Io;
 use crate::driver::loss::Loss;
 use crate::driver::threshold::WriteThreshold;
 use crate::words::error::Result;
+use crate::words::image::Image;
 use crate::words::permissions::Access;
 
 /// What a driver can do beside its storage. It is the same for the whole life of the driver.
@@ -32,6 +33,8 @@ pub struct Capabilities<'a> {
     pub quota: Option<&'a dyn AllocationLimit>,
     /// It compares what it counts itself with the write threshold, and not where writes end.
     pub write_threshold: Option<&'a WriteThreshold>,
+    /// It knows which image it is.
+    pub identify: Option<&'a dyn Identify>,
     /// It injects errors.
     pub fault_plan: Option<&'a dyn FaultPlan>,
     /// Other processes see by locks who uses it.
@@ -135,6 +138,13 @@ pub trait Grow: fmt::Debug {
     /// has written before it reads as zeroes. If it fails, the length is what others have made of it.
     /// Exports that see another length then hear of it from [`crate::Node`].
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
+}
+
+/// Storage that is told from other storage, whatever it contains. Of a driver that has none of its own the first
+/// child counts.
+pub trait Identify: fmt::Debug {
+    /// What the guest sees. Asks nobody.
+    fn image(&self) -> Image;
 }
 
 /// A limit of the bytes that are allocated.

@@ -5,6 +5,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::words::image::Image;
 use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::IoStatus;
 use crate::words::run_state::RunState;
@@ -31,6 +32,10 @@ pub struct SavedBackend {
     pub last_error: Option<ErrorRecord>,
     /// Whether its guest believes in a write cache.
     pub write_cache: WriteCache,
+    /// The image that its clients saw; none: there were none, or a former version of the daemon did not say.
+    pub image: Option<Image>,
+    /// Whether a client was there: its guest may still use the image.
+    pub connected: bool,
     /// Up to which number losses of its nodes are void for its client.
     pub losses_accepted: u32,
     /// The counters; the idle time is not saved.

@@ -156,6 +156,7 @@ impl Registry {
         // Whoever takes the former ones out next is the last one who has them.
         for export in &exports {
             export.backend().graph_changed().await;
+            export.tell_image().await;
         }
         drop((drained, nodes));
         for export in exports {

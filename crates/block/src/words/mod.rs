@@ -6,6 +6,7 @@ pub mod error_policy;
 pub mod event;
 pub mod hold_scope;
 pub mod ids;
+pub mod image;
 pub mod incident;
 pub mod io_status;
 pub mod permissions;

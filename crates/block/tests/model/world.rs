@@ -14,8 +14,8 @@ use standfast_block::run_control::{
     RunControl,
 };
 use standfast_block::{
-    Action, BackendId, Cause, ClientError, EndedIncident, Event, HoldEnd, HoldScope, LocalId,
-    Operation, Policy, Request, RunState, Status, Tag, VmOrder,
+    Action, BackendId, Cause, ClientError, EndedIncident, Event, HoldEnd, HoldScope, Image,
+    LocalId, Operation, Policy, Request, RunState, Status, Tag, VmOrder,
 };
 
 /// A mistake that is put in on purpose, to see that the model finds it.
@@ -254,6 +254,7 @@ impl World {
             node: device.as_str().into(),
             policy,
             scope,
+            image: Image::default(),
         });
         let locals = (0..IOTHREADS).map(|iothread| self.new_local(iothread, policy, scope));
         let locals: Vec<_> = locals.collect();

@@ -1,7 +1,8 @@
 //! What a file can do beside its storage ([`Capabilities`](block::Capabilities)).
 
 use block::{
-    ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Loss, Operation, Reopen, Resize, Result,
+    ContBlocker, DiscardCounters, DiscardStats, FlushLatch, Identify, Image, Loss, Operation,
+    Reopen, Resize, Result,
 };
 
 use super::driver::FileDriver;
@@ -40,6 +41,12 @@ impl Resize for FileDriver {
 
     fn resize(&self, length: u64) -> Result<()> {
         self.change_length(length)
+    }
+}
+
+impl Identify for FileDriver {
+    fn image(&self) -> Image {
+        self.identity.clone()
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use block::driver::owned::{ALIGNMENT, PIECE_MAX};
 use block::range_lock::{RangeLock, Serialiser};
-use block::{BlockError, ErrorKind, ImageId, Io, NodeEngine, OneBeside, Operation};
+use block::{BlockError, ErrorKind, Image, ImageId, Io, NodeEngine, OneBeside, Operation};
 use iothread::ops::Lane;
 
 use super::deallocation::Deallocation;
@@ -15,6 +15,7 @@ use super::device_size::DeviceSize;
 use super::engine::Chosen;
 use super::flush::Flusher;
 use super::geometry::{self, Geometry};
+use super::identity;
 use super::lock::Locked;
 use super::measure::Length;
 use super::open;
@@ -31,6 +32,8 @@ pub struct FileDriver {
     pub(super) node_name: Arc<str>,
     pub(super) filename: String,
     pub(super) image: ImageId,
+    /// Which image it is, as guests may be told again.
+    pub(super) identity: Image,
     pub(super) kind: Kind,
     pub(super) read_only: bool,
     pub(super) locking: Locking,
@@ -153,6 +156,7 @@ impl FileDriver {
             ));
         }
         let fd = opened.fd.as_fd();
+        let identity = identity::of(fd, &opened.stat, &options.filename);
         let chosen = Chosen::of(&options, fd, kind)?;
         let deallocates = match options.discard {
             Discard::Unmap if opened.read_only => Deallocates::default(),
@@ -203,6 +207,7 @@ impl FileDriver {
             fd: Locked::new(opened.fd, &options.filename, locks),
             filename: options.filename,
             image: opened.stat.image,
+            identity,
             kind,
             read_only: opened.read_only,
             locking: options.locking,

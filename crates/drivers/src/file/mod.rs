@@ -36,6 +36,7 @@ mod file_systems;
 mod flush;
 mod geometry;
 mod grow;
+mod identity;
 mod image_locks;
 mod lock;
 mod measure;
@@ -207,6 +208,7 @@ impl Driver for FileDriver {
             reopen: Some(self),
             grow: Some(self),
             image_locks: Some(self),
+            identify: Some(self),
             discard_counters: Some(self),
             ..Capabilities::default()
         }

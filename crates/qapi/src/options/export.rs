@@ -60,6 +60,9 @@ pub struct ExportBase {
     /// Lengths in seconds of the intervals over which `query-blockstats` shows averages. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub stats_intervals: Option<Vec<u32>>,
+    /// Serve a guest that has seen another image, as a former daemon or the guest's VMM says. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_other_image: Option<bool>,
 }
 
 impl ExportBase {

@@ -100,7 +100,7 @@ impl<F: Format> Bench<F> {
         }
         let size = 1 << (exponent % (SIZE_EXPONENT_MAX + 1));
         let region = (flags & 4 != 0).then(|| {
-            let (spec, file) = Region::create("vring", 1, size, 0).expect("a region");
+            let (spec, file) = Region::create("vring", 1, size, 0, b"").expect("a region");
             let mapping = Mapping::of_file(file.as_fd(), 0, spec.bytes).expect("a mapping");
             let area = mapping.area(0, mapping.len()).expect("all of it");
             Kept { spec, file, area }

@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn region(heads: &[u16]) -> Arc<Region> {
-        let (spec, file) = Region::create("test", 1, 4, 0).unwrap();
+        let (spec, file) = Region::create("test", 1, 4, 0, b"").unwrap();
         let region = Region::open(&spec, &file).unwrap();
         let mut part = region.queue(0, 4).unwrap().unwrap();
         part.recover(5).unwrap();
@@ -231,7 +231,7 @@ mod tests {
             let found: Vec<_> = marked.unwrap().iter().map(|marked| marked.head).collect();
             assert_eq!(found, heads);
         }
-        let (spec, file) = Region::create("test", 1, 4, 0).unwrap();
+        let (spec, file) = Region::create("test", 1, 4, 0, b"").unwrap();
         let fresh = Arc::new(Region::open(&spec, &file).unwrap());
         let mut state = state();
         let marked = start(&mut state, 5, Some(fresh), 0, BASE);

@@ -9,6 +9,7 @@ use super::refused::{Result, wrong};
 use crate::class::{Class, Closed, Guest, Part};
 use crate::device::DeviceHandle;
 use crate::inflight::{Region, RegionSpec};
+use crate::labelled::Labelled;
 use crate::unclaimed::Unclaimed;
 use crate::witness::Witness;
 
@@ -26,10 +27,15 @@ pub(super) struct Life<P: Part> {
     /// Says whether the client still has it; outlives the connection.
     witness: Option<Witness>,
     unclaimed: Arc<Unclaimed>,
+    labelled: Arc<Labelled>,
 }
 
 impl<P: Part> Life<P> {
-    pub fn new(device: DeviceHandle<P>, unclaimed: Arc<Unclaimed>) -> Self {
+    pub fn new(
+        device: DeviceHandle<P>,
+        unclaimed: Arc<Unclaimed>,
+        labelled: Arc<Labelled>,
+    ) -> Self {
         Self {
             device,
             attached: false,
@@ -38,6 +44,7 @@ impl<P: Part> Life<P> {
             region: None,
             witness: None,
             unclaimed,
+            labelled,
         }
     }
 
@@ -59,6 +66,7 @@ impl<P: Part> Life<P> {
 
     /// The connection is gone. What waits is kept for a client that comes back with its region.
     pub fn end(&mut self) {
+        self.labelled.none();
         self.region = None;
         self.begun = false;
     }
@@ -94,7 +102,14 @@ impl<P: Part> Life<P> {
                 (Region::open(spec, &File::from(fd)), None)
             }
         };
-        let region = region.map_err(|error| wrong(error.to_string()))?;
+        let region = Arc::new(region.map_err(|error| wrong(error.to_string()))?);
+        if let Some(label) = region.label() {
+            class.check_label(&label).map_err(wrong)?;
+        }
+        let label = class.label();
+        if region.label().as_ref() != Some(&label) {
+            region.set_label(&label);
+        }
         // Before anybody could believe that there is nothing.
         self.unclaimed
             .in_queues((0..queues).filter(|queue| region.has_marks(*queue)));
@@ -107,7 +122,8 @@ impl<P: Part> Life<P> {
         self.begun = true;
         class.recorded();
         let note = region.note();
-        self.region = Some(Arc::new(region));
+        self.labelled.is(&region);
+        self.region = Some(region);
         self.witness = witness;
         Ok(note)
     }
@@ -147,6 +163,7 @@ impl<P: Part> Life<P> {
         class.abandon()?;
         self.unclaimed.nothing();
         self.awaited = false;
+        self.labelled.none();
         (self.region, self.witness) = (None, None);
         self.begun = false;
         self.forget_all()

@@ -13,6 +13,7 @@ use crate::words::error_policy::{Action, Policy};
 use crate::words::event::{BlockIoError, Event, EventKind};
 use crate::words::hold_scope::HoldScope;
 use crate::words::ids::LocalId;
+use crate::words::image::Image;
 use crate::words::incident::{ErrorRecord, HeldRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::Request;
@@ -33,6 +34,8 @@ pub struct BackendConfig {
     pub policy: Policy,
     /// What a stop error freezes.
     pub scope: HoldScope,
+    /// The image that clients see.
+    pub image: Image,
 }
 
 /// The state of one backend.
@@ -54,6 +57,10 @@ pub struct BackendState {
     accounting: Arc<Accounting>,
     losses_accepted: Arc<AtomicU32>,
     claimed: bool,
+    /// A client is there, or was when a former daemon ended: a guest may use the image.
+    connected: bool,
+    /// The image that clients have seen, if there have been any.
+    seen: Option<Image>,
 }
 
 impl BackendState {
@@ -63,6 +70,8 @@ impl BackendState {
         let saved = saved.unwrap_or_default();
         Self {
             claimed,
+            connected: saved.connected,
+            seen: saved.image,
             io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
@@ -83,6 +92,24 @@ impl BackendState {
 
     pub(super) fn set_node(&mut self, node: Arc<str>) {
         self.config.node = node;
+    }
+
+    pub(super) fn set_image(&mut self, image: Image) {
+        if let Some(seen) = &mut self.seen {
+            seen.clone_from(&image);
+        }
+        self.config.image = image;
+    }
+
+    /// Whether that is something new.
+    pub(super) fn set_connected(&mut self, connected: bool) -> bool {
+        let seen = match connected {
+            true => Some(self.config.image.clone()),
+            false => self.seen.clone(),
+        };
+        let before = (self.connected, std::mem::replace(&mut self.seen, seen));
+        self.connected = connected;
+        before != (self.connected, self.seen.clone())
     }
 
     /// Whether it began with what a former daemon had saved.
@@ -210,6 +237,8 @@ impl BackendState {
             first_error: self.first_error.clone(),
             last_error: self.last_error.clone(),
             write_cache: self.write_cache,
+            image: self.seen.clone(),
+            connected: self.connected,
             losses_accepted: self.losses_accepted.load(Ordering::SeqCst),
             stats: self.accounting.read(),
         }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::persist::saved::SavedState;
 use crate::words::ids::{BackendId, LocalId};
+use crate::words::image::Image;
 use crate::words::incident::HoldEnd;
 use crate::words::run_state::RunState;
 use crate::words::vm::VmOrder;
@@ -67,6 +68,27 @@ impl RunControl {
                 self.forgotten(&void, fx);
             }
         }
+    }
+
+    /// Clients of a backend see this image from now on.
+    pub fn set_image(&mut self, backend: BackendId, image: Image) {
+        if let Some(state) = self.backends.get_mut(&backend) {
+            state.set_image(image);
+            self.revision += 1;
+        }
+    }
+
+    /// The client of a backend is there, or is gone and may come back.
+    pub fn set_connected(&mut self, backend: BackendId, connected: bool) {
+        let state = self.backends.get_mut(&backend);
+        let news = state.is_some_and(|state| state.set_connected(connected));
+        self.revision += u64::from(news);
+    }
+
+    /// The image that a guest may still use, or have requests for, which a former daemon has served as the
+    /// export `device` on the node `node`. None: there is no such guest.
+    pub fn image_left(&self, device: &str, node: &str) -> Option<&Image> {
+        self.unclaimed.image_left(device, node)
     }
 
     /// A backend's part on an iothread starts; messages posted to it arrive from now on. A gate

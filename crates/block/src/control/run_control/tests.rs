@@ -4,6 +4,7 @@ use super::*;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, OnError};
 use crate::words::ids::LocalId;
+use crate::words::image::Image;
 use crate::words::incident::EndedIncident;
 use crate::words::request::{Operation, Request, Tag};
 
@@ -43,6 +44,7 @@ fn config(device: &str, scope: HoldScope) -> BackendConfig {
         node: "disk".into(),
         policy: Policy::new(OnError::Stop, OnError::Report),
         scope,
+        image: Image::default(),
     }
 }
 

@@ -2,6 +2,7 @@
 //! that id on that node is added.
 
 use crate::persist::saved::SavedBackend;
+use crate::words::image::Image;
 use crate::words::incident::Incident;
 
 /// Of how many exports state is kept beyond the start of a daemon that does not make them: who gives
@@ -48,6 +49,14 @@ impl Unclaimed {
         let same = |saved: &SavedBackend| saved.device == device && saved.node == node;
         let index = self.saved.iter().position(same)?;
         Some(self.saved.remove(index))
+    }
+
+    /// What [`super::RunControl::image_left`] says.
+    pub(super) fn image_left(&self, device: &str, node: &str) -> Option<&Image> {
+        let same = |saved: &&SavedBackend| saved.device == device && saved.node == node;
+        let saved = self.saved.iter().find(same)?;
+        let image = saved.image.as_ref();
+        image.filter(|_| saved.connected || saved.incident.is_some())
     }
 
     /// The export that has claimed it was not made.

@@ -7,8 +7,21 @@ use crate::driver::loss::Loss;
 use crate::driver::own_io::NotOnDisk;
 use crate::driver::threshold::WriteThreshold;
 use crate::words::error::{BlockError, Result};
+use crate::words::image::Image;
 
 impl Node {
+    /// The image that those above it see.
+    pub fn image(&self) -> Image {
+        let driver = &self.driver;
+        if let Some(identify) = driver.capabilities().identify {
+            return identify.image();
+        }
+        match driver.children().first() {
+            Some(child) => child.node().image(),
+            None => Image::new(&driver.info().filename, ""),
+        }
+    }
+
     /// See [`crate::driver::capabilities::Activate`]. Most drivers remember nothing.
     ///
     /// # Errors

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::driver::loss::LOSS_NUMBER_MAX;
 use crate::persist::saved::{SavedBackend, SavedLoss, SavedState};
 use crate::words::error::{Cause, ErrorKind};
+use crate::words::image::Image;
 use crate::words::incident::{ErrorRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
 use crate::words::request::{Operation, Request, Tag};
@@ -142,6 +143,11 @@ struct JsonBackend {
     /// Daemons of old wrote none.
     #[serde(default = "unknown")]
     write_cache: String,
+    /// Daemons of old wrote none of these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    image: Option<JsonImage>,
+    #[serde(default)]
+    connected: bool,
     #[serde(default)]
     losses_accepted: u32,
     stats: JsonStats,
@@ -149,6 +155,12 @@ struct JsonBackend {
 
 fn unknown() -> String {
     WriteCache::Unknown.name().to_owned()
+}
+
+#[derive(Serialize, Deserialize)]
+struct JsonImage {
+    name: String,
+    object: String,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -222,6 +234,11 @@ impl From<&SavedBackend> for JsonBackend {
             first_error: saved.first_error.as_ref().map(JsonError::from),
             last_error: saved.last_error.as_ref().map(JsonError::from),
             write_cache: saved.write_cache.name().to_owned(),
+            image: saved.image.as_ref().map(|image| JsonImage {
+                name: image.name().to_owned(),
+                object: image.object().to_owned(),
+            }),
+            connected: saved.connected,
             losses_accepted: saved.losses_accepted,
             stats: (&saved.stats).into(),
         }
@@ -263,6 +280,8 @@ impl TryFrom<JsonBackend> for SavedBackend {
                 &json.write_cache,
                 "write-cache",
             )?,
+            image: (json.image).map(|image| Image::new(&image.name, &image.object)),
+            connected: json.connected,
             losses_accepted: Some(json.losses_accepted)
                 .filter(|&number| number <= LOSS_NUMBER_MAX)
                 .ok_or(DecodeError::Value("losses-accepted"))?,

@@ -91,10 +91,11 @@ fn backend() -> impl Strategy<Value = SavedBackend> {
     let incidents = (0..u64::MAX, proptest::option::of(incident));
     let cache = proptest::sample::select(&WriteCache::ALL[..]);
     let accepted = 0..=LOSS_NUMBER_MAX;
-    let rest = (cache, accepted);
+    let image = (".{0,20}", "[0-9:]{0,20}").prop_map(|(name, object)| Image::new(&name, &object));
+    let rest = (cache, accepted, proptest::option::of(image), any::<bool>());
     (".*", ".*", status, incidents, errors, stats, rest).prop_map(
         |(device, node, io_status, (incidents, incident), errors, stats, rest)| {
-            let (write_cache, losses_accepted) = rest;
+            let (write_cache, losses_accepted, image, connected) = rest;
             SavedBackend {
                 device,
                 node,
@@ -104,6 +105,8 @@ fn backend() -> impl Strategy<Value = SavedBackend> {
                 first_error: errors.0,
                 last_error: errors.1,
                 write_cache,
+                image,
+                connected,
                 losses_accepted,
                 stats,
             }
