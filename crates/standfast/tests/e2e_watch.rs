@@ -8,9 +8,9 @@
 mod common;
 
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{Setup, standfast};
+use common::{Setup, soak, standfast};
 use frontend::{Disk, Options};
 use rustix::process::Signal;
 use serde_json::{Value, json};
@@ -379,6 +379,87 @@ fn another_configuration() {
     setup.write("[[machines]]\nsockets = [\"/nonexistent\"]\n");
     watcher.signal(Signal::HUP).unwrap();
     setup.wait_status("it is forgotten", |status| status["machines"] == json!([]));
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
+    drop(disk);
+    assert!(daemon.terminate(PATIENCE).unwrap().success());
+}
+
+/// Storage that stays full: attempts come ever later, are told of, and end when there is room, within one step of
+/// the back-off.
+#[test]
+fn storage_that_stays_full() {
+    let tmpfs = Tmpfs::new(2 * MIB).unwrap();
+    let setup = Setup::new(&format!(
+        "{GROWS}backoff-first = \"100ms\"\nbackoff-max = \"2s\"\ngive-up-after = 100000\n"
+    ));
+    setup.script("grow", "exit 1");
+    let (mut daemon, mut disk) = full(&setup, &tmpfs);
+    let mut watcher = setup.watch(1);
+    let time = Duration::from_secs(soak(4, 120));
+    std::thread::sleep(time);
+    let (attempts, lines) = (setup.count("extension"), watcher.stderr().lines().count());
+    tmpfs.resize(16 * MIB).unwrap();
+    let begin = Instant::now();
+    ends_well(&mut disk);
+    println!(
+        "{attempts} attempts and {lines} lines in {time:?}; it went on {:?} after there was room",
+        begin.elapsed()
+    );
+    // A step is three quarters of 2 s at least.
+    let most = usize::try_from(time.as_millis() / 1500).unwrap() + 8;
+    assert!(attempts <= most && lines <= 4 * most, "{attempts} {lines}");
+    eventually("it is told", || setup.count("incident-ended") == 1);
+    assert_eq!(setup.history()[0]["ending"], "continued");
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
+    drop(disk);
+    assert!(daemon.terminate(PATIENCE).unwrap().success());
+}
+
+/// The same, and somebody impatient who sends `cont` every 100 ms: the watcher does not join in.
+#[test]
+fn somebody_impatient() {
+    let tmpfs = Tmpfs::new(2 * MIB).unwrap();
+    let wait = GROWS.replace(
+        "strategy = \"command\"\ncommand = [\"@PLACE@/grow\"]\nearly = false",
+        "strategy = \"wait\"\npoll = \"1s\"",
+    );
+    let setup = Setup::new(&wait);
+    let (mut daemon, mut disk) = full(&setup, &tmpfs);
+    let mut watcher = setup.watch(1);
+    eventually("it waits", || setup.count("decision") > 0);
+    // The daemon has one monitor socket; another client may wait its turn there.
+    let mut qmp = Qmp::connect(setup.place.file("vm.qmp")).unwrap();
+    let conts = soak(30, 1200);
+    for _ in 0..conts {
+        qmp.execute("cont", Value::Null).unwrap();
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let events = qmp.take_events(Duration::from_millis(100)).unwrap();
+    let (records, lines) = (setup.records().len(), watcher.stderr().lines().count());
+    println!(
+        "{conts} conts: {} events, {records} records, {lines} lines of the watcher",
+        events.len()
+    );
+    // Each `cont` is one incident more, no cascade.
+    assert!(
+        events.len() <= 8 * conts && records <= 8 * conts,
+        "{} {records}",
+        events.len()
+    );
+    assert!(disk.wait_any(Duration::ZERO).unwrap().is_none());
+    let continued = || {
+        let records = setup.records();
+        let ended = records
+            .iter()
+            .filter(|record| record["ending"] == "continued");
+        ended.count()
+    };
+    assert_eq!(continued(), 0);
+    tmpfs.resize(16 * MIB).unwrap();
+    let begin = Instant::now();
+    ends_well(&mut disk);
+    println!("it went on {:?} after there was room", begin.elapsed());
+    eventually("it is told", || continued() == 1);
     assert!(watcher.terminate(PATIENCE).unwrap().success());
     drop(disk);
     assert!(daemon.terminate(PATIENCE).unwrap().success());

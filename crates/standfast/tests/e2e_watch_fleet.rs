@@ -10,10 +10,10 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Setup, standfast};
+use common::{Script, Setup, disk, event, soak, standfast, usage};
 use frontend::{Disk, Options};
 use serde_json::{Value, json};
-use testkit::place::{LIMIT_BYTES, PATIENCE, Place, stderr};
+use testkit::place::{LIMIT_BYTES, PATIENCE, Place, eventually, stderr};
 use testkit::{Daemon, Driver, Mix, Qmp, Rng, Workload};
 
 const STEP: u64 = 64 << 10;
@@ -22,10 +22,7 @@ const STEP: u64 = 64 << 10;
 /// one. Nothing is extended twice for one want, and the journal has no gap.
 #[test]
 fn machines_go_on_whatever_becomes_of_the_watcher() {
-    let (machines, kills): (usize, u64) = match std::env::var_os("STANDFAST_SOAK") {
-        None => (6, 4),
-        Some(_) => (50, 60),
-    };
+    let (machines, kills): (usize, u64) = soak((6, 4), (50, 60));
     let places: Vec<_> = (0..machines).map(|_| Place::new()).collect();
     let start = |place: &Place| {
         let daemon = Daemon::builder(env!("CARGO_BIN_EXE_standfast")).arg("demo-daemon");
@@ -130,4 +127,61 @@ fn machines_go_on_whatever_becomes_of_the_watcher() {
         .filter(|told| told["ending"] == json!("continued"))
         .count();
     assert!(continued >= machines, "{continued}");
+}
+
+/// Hundreds of machines in one process: nothing happens, and nothing is done.
+#[test]
+fn many_machines_cost_little() {
+    let machines = soak(50, 500);
+    let setup = Setup::new(
+        "[[machines]]\nsockets = [\"@PLACE@/*.qmp\"]\nstrategy = \"command\"\ncommand = [\"/bin/true\"]\n",
+    );
+    let start = |number: usize| {
+        let image = setup.place.file(&format!("{number}.img"));
+        std::fs::write(&image, "").unwrap();
+        let script = Script::start(
+            setup.place.file(&format!("{number}.qmp")),
+            disk(&image, 1 << 30),
+        );
+        script.state.lock().unwrap().stats = json!([{"device": "vda", "qdev": "vda", "node-name": "disk0",
+            "stats": {"wr_highest_offset": 0, "wr_bytes": 0}}]);
+        script
+    };
+    let mut watcher = setup.start(&[]);
+    setup.wait_status("it is there", |status| status["machines"].is_array());
+    let (_, alone) = usage(watcher.pid());
+    let scripts: Vec<_> = (0..machines).map(start).collect();
+    setup.wait_status("all are watched", |status| {
+        let seen = status["machines"].as_array().into_iter().flatten();
+        seen.filter(|machine| machine["early"][0]["head-room"].is_u64())
+            .count()
+            == machines
+    });
+    let idle = Duration::from_secs(soak(3, 60));
+    let (before, _) = usage(watcher.pid());
+    std::thread::sleep(idle);
+    let (after, memory) = usage(watcher.pid());
+    let used = after - before;
+    let each = memory.saturating_sub(alone) / machines as u64;
+    println!(
+        "{machines} machines: {used:?} of a processor in {idle:?} without anything to do; {} KiB each, {} MiB in all",
+        each >> 10,
+        memory >> 20
+    );
+    assert!(used < idle / 10, "{used:?}");
+    assert!(each < 256 << 10, "{each} bytes for each machine");
+    // They are all heard, still.
+    for script in &scripts {
+        script.send(format!("{}\n", event("STOP")).as_bytes());
+    }
+    let asked = |script: &Script| {
+        let state = script.state.lock().unwrap();
+        let asked = state
+            .heard
+            .iter()
+            .filter(|(name, _)| name == "query-status");
+        asked.count() >= 2
+    };
+    eventually("all are asked", || scripts.iter().all(asked));
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
 }

@@ -12,7 +12,7 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use common::{Script, Setup, disk, error, event};
+use common::{Script, Setup, disk, error, event, soak};
 use serde_json::{Value, json};
 use testkit::Tmpfs;
 use testkit::place::{PATIENCE, eventually};
@@ -168,7 +168,7 @@ fn what_stays_full_is_not_flapped() {
     let script = machine(&setup, "a.qmp", &tmpfs);
     let mut watcher = setup.watch(1);
     script.fail(Duration::ZERO);
-    for _ in 0..20 {
+    for _ in 0..soak(20, 2400) {
         std::thread::sleep(Duration::from_millis(50));
         // Somebody continues it, and it fails again.
         script.state.lock().unwrap().status = "running";
@@ -184,16 +184,16 @@ fn what_stays_full_is_not_flapped() {
     assert_eq!(setup.history().last().unwrap()["ending"], "continued");
 }
 
-/// Ten machines on one file system: one extension is for all.
+/// Many machines on one file system: one extension is for all.
 #[test]
 fn one_extension_is_for_all_that_wait() {
     let tmpfs = full();
     let setup = Setup::new(GROWS);
     grows(&setup, &tmpfs);
-    let scripts: Vec<_> = (0..10)
+    let scripts: Vec<_> = (0..50)
         .map(|n| machine(&setup, &format!("{n}.qmp"), &tmpfs))
         .collect();
-    let mut watcher = setup.watch(10);
+    let mut watcher = setup.watch(50);
     for script in &scripts {
         script.fail(Duration::ZERO);
     }
@@ -298,4 +298,60 @@ fn mad_machines_keep_nobody_from_being_served() {
     });
     assert!(watcher.terminate(PATIENCE).unwrap().success());
     drop(silent);
+}
+
+/// The two sockets of a VM whose daemon is linked with its VMM: as long as the daemon holds something, only the daemon
+/// gets a `cont`.
+#[test]
+fn two_sockets_of_one_vm() {
+    two_sockets(true);
+}
+
+#[test]
+fn without_a_link_they_are_two_machines() {
+    two_sockets(false);
+}
+
+fn two_sockets(linked: bool) {
+    let (small, other) = (full(), full());
+    let wait = "strategy = \"wait\"\npoll = \"100ms\"\nstep = \"1M\"\n";
+    let setup = Setup::new(&format!(
+        "[[machines]]\nsockets = [\"@PLACE@/*.daemon\"]\nvmm = \"@PLACE@/*.qemu\"\n{wait}\
+         [[machines]]\nsockets = [\"@PLACE@/*.qemu\"]\n{wait}"
+    ));
+    let daemon = machine(&setup, "vm.daemon", &small);
+    if linked {
+        daemon.state.lock().unwrap().link = json!({"id": "vm0", "type": "vmm-qemu",
+            "state": "connected", "vm": "paused", "paused-by": "other"});
+    }
+    // A disk of its own beside the daemon's.
+    let qemu = machine(&setup, "vm.qemu", &other);
+    let mut watcher = setup.watch(2);
+    daemon.stop();
+    eventually("it is seen", || setup.count("incident-began") == 1);
+    qemu.stop();
+    eventually("both are", || setup.count("incident-began") == 2);
+    // QEMU's own disk has room again, the daemon's has none.
+    other.resize(16 * MIB).unwrap();
+    if linked {
+        eventually("it waits for the daemon", || {
+            let records = setup.records();
+            records
+                .iter()
+                .any(|record| record["reason"].to_string().contains("goes on first"))
+        });
+        std::thread::sleep(Duration::from_millis(500));
+    } else {
+        eventually("it goes on alone", || qemu.conts().len() == 1);
+    }
+    assert_eq!(
+        (daemon.conts().len(), qemu.conts().len()),
+        (0, usize::from(!linked))
+    );
+    small.resize(16 * MIB).unwrap();
+    eventually("both go on", || {
+        (daemon.conts().len(), qemu.conts().len()) == (1, 1)
+    });
+    assert_eq!(daemon.conts()[0] < qemu.conts()[0], linked);
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
 }

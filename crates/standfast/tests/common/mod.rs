@@ -29,6 +29,30 @@ pub fn soak<T>(few: T, many: T) -> T {
     }
 }
 
+/// What a process has used of processors so far, and how much memory it has now, in bytes.
+pub fn usage(pid: u32) -> (Duration, u64) {
+    let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
+    let stat = read("stat");
+    let fields: Vec<_> = stat
+        .rsplit(')')
+        .next()
+        .unwrap()
+        .split_whitespace()
+        .collect();
+    // Hundredths of a second, in user and in kernel.
+    let ticks: u64 = fields[11..13]
+        .iter()
+        .map(|ticks| ticks.parse::<u64>().unwrap())
+        .sum();
+    let status = read("status");
+    let memory = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
+    let kib: u64 = memory.trim().trim_end_matches(" kB").parse().unwrap();
+    (Duration::from_millis(ticks * 10), kib << 10)
+}
+
 /// Runs the tool.
 pub fn standfast(args: &[&str]) -> Output {
     let mut tool = Command::new(env!("CARGO_BIN_EXE_standfast"));
@@ -146,6 +170,8 @@ impl Setup {
 /// How a machine that is a script is.
 pub struct State {
     pub status: &'static str,
+    /// Its link to a VMM, if it has one.
+    pub link: Value,
     pub block: Value,
     pub stats: Value,
     /// What is sent when the next client has negotiated.
@@ -194,6 +220,7 @@ impl Script {
         let listener = UnixListener::bind(&socket).unwrap();
         let state = State {
             status: "running",
+            link: Value::Null,
             block,
             stats: json!([]),
             events: Vec::new(),
@@ -241,7 +268,12 @@ impl Script {
             let mut messages = Vec::new();
             let result = match name.as_str() {
                 "query-status" => {
-                    json!({"status": state.status, "running": state.status == "running"})
+                    let mut status =
+                        json!({"status": state.status, "running": state.status == "running"});
+                    if !state.link.is_null() {
+                        status["x-vmm"] = state.link.clone();
+                    }
+                    status
                 }
                 "query-block" => state.block.clone(),
                 "block-set-write-threshold" => {
@@ -290,6 +322,11 @@ impl Script {
         self.state.lock().unwrap().status = "io-error";
         self.send(format!("{}\n", event("STOP")).as_bytes());
         failed
+    }
+
+    /// Stops for want of space, as [`Self::fail`] with a STOP at once.
+    pub fn stop(&self) {
+        self.fail(Duration::ZERO);
     }
 
     /// When each `cont` came.

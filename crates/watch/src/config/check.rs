@@ -33,6 +33,11 @@ pub fn in_words(config: &Config, sockets: &[PathBuf]) -> String {
                 .push("  no such socket is there now; they are watched when they come".to_owned()),
             there => lines.extend(there.iter().map(|socket| format!("  {}", socket.display()))),
         }
+        if let Some(vmm) = &section.vmm {
+            lines.push(format!(
+                "  If it has a link: one VM with {vmm}, which is not continued as long as requests are held here"
+            ));
+        }
         for (selector, settings) in &section.disks {
             lines.push(format!("  Disks with {}:", of_selector(selector)));
             lines.extend(of_settings(settings));

@@ -19,6 +19,9 @@ pub struct Section {
     pub name: Option<String>,
     /// Where they are: paths with patterns.
     pub sockets: Vec<Pattern>,
+    /// Where the VMM is with which the machine is linked, if that is watched, too: a path, in which `*` is the socket's
+    /// name up to its last point.
+    pub vmm: Option<String>,
     /// What is wanted for all disks that no selector names.
     pub settings: Arc<Settings>,
     /// What is wanted for others; the first that matches counts.
@@ -42,6 +45,19 @@ impl Section {
         if raw.name.is_some() && (raw.sockets.len() > 1 || !plain) {
             return wrong("name: several machines cannot have one name");
         }
+        if let Some(vmm) = &raw.vmm {
+            let several = raw.sockets.len() > 1 || !plain;
+            if !vmm.starts_with('/') || vmm.matches('*').count() > 1 {
+                return wrong(&format!(
+                    "vmm: '{vmm}' is not an absolute path in which '*' stands for a socket's name"
+                ));
+            }
+            if several && !vmm.contains('*') {
+                return wrong(
+                    "vmm: several machines cannot have one VMM; '*' stands for a socket's name up to its last point",
+                );
+            }
+        }
         let wishes = own.clone().over(defaults);
         let settings = Arc::new(wishes.settings(&called, &own)?);
         let disks = raw.disks.into_iter().enumerate();
@@ -49,6 +65,7 @@ impl Section {
             .map(|(number, disk)| Self::disk(&format!("{called}: disks[{number}]"), disk, &wishes));
         Ok(Self {
             name: raw.name,
+            vmm: raw.vmm,
             sockets: raw
                 .sockets
                 .iter()
@@ -93,6 +110,13 @@ impl Section {
     /// Whether a socket is one of these.
     pub(super) fn has(&self, socket: &str) -> bool {
         self.sockets.iter().any(|pattern| pattern.matches(socket))
+    }
+
+    /// The socket of the VMM that is linked with the machine behind a socket.
+    #[must_use]
+    pub fn vmm_of(&self, socket: &Path) -> Option<PathBuf> {
+        let name = socket.file_stem().unwrap_or_default().to_string_lossy();
+        Some(PathBuf::from(self.vmm.as_ref()?.replace('*', &name)))
     }
 
     /// What the machine behind a socket is called.

@@ -111,6 +111,7 @@ section! {
     RawMachine {
         name: Option<String>,
         sockets: Vec<String>,
+        vmm: Option<String>,
         disks: Vec<RawDisk>,
     }
 }

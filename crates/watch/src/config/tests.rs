@@ -204,6 +204,14 @@ fn mistakes() {
         ),
         (&machine("give-up-after = 0"), "give-up-after"),
         (
+            &machine("vmm = \"qemu\""),
+            "vmm: 'qemu' is not an absolute path",
+        ),
+        (
+            "[[machines]]\nsockets = [\"/run/*\"]\nvmm = \"/run/qemu\"",
+            "several machines cannot have one VMM",
+        ),
+        (
             &machine("strategy = \"zfs\""),
             "strategy = \"zfs\" needs zfs-property",
         ),
@@ -264,6 +272,20 @@ fn mistakes() {
         let error = Config::parse(text).map(|_| ()).expect_err(text).to_string();
         assert!(error.contains(says), "{text}\n{error}");
     }
+}
+
+#[test]
+fn two_sockets_of_one_vm() {
+    let config = Config::parse(
+        "[[machines]]\nsockets = [\"/run/vm/*.daemon\"]\nvmm = \"/run/vm/*.qemu\"\n\
+         [[machines]]\nsockets = [\"/run/vm/*.qemu\"]",
+    )
+    .unwrap();
+    let socket = Path::new("/run/vm/a.b.daemon");
+    let section = config.section("/run/vm/a.b.daemon").unwrap();
+    assert_eq!(section.vmm_of(socket), Some("/run/vm/a.b.qemu".into()));
+    assert_eq!(config.machines[1].vmm_of(socket), None);
+    assert!(in_words(&config, &[]).contains("one VM with /run/vm/*.qemu"));
 }
 
 #[test]

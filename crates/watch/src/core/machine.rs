@@ -27,7 +27,7 @@ use super::incident::{DiskState, Stage};
 use super::notice::IoError;
 use super::record::Record;
 use super::room::{Ask, Measure};
-use super::view::{Disk, RunState};
+use super::view::{Disk, HoldScope, RunState};
 
 /// Which settings a disk has.
 pub trait Rules: std::fmt::Debug {
@@ -168,6 +168,8 @@ pub struct Machine {
     quiet_until: Duration,
     /// Somebody else's pause was told of.
     told_of_pause: bool,
+    /// A `standfastd` that is linked with this VMM keeps the VM from running: that one goes on first.
+    held_by_other: bool,
     /// Numbers of incidents, which the machines of a watcher share.
     numbers: Arc<AtomicU64>,
     chance: Chance,
@@ -199,6 +201,7 @@ impl Machine {
             look_again: None,
             quiet_until: Duration::ZERO,
             told_of_pause: false,
+            held_by_other: false,
             numbers,
             chance: Chance::new(seed),
             orders: Vec::new(),
@@ -236,6 +239,13 @@ impl Machine {
     #[must_use]
     pub fn state(&self) -> Option<&RunState> {
         self.state.as_ref()
+    }
+
+    /// Whether it, or a disk of it, is kept from running, or may be: what is not known is no good news.
+    #[must_use]
+    pub fn is_held(&self) -> bool {
+        let of_vm = |disk: &DiskState| disk.incident.is_some() && disk.disk.scope == HoldScope::Vm;
+        self.state != Some(RunState::Running) || self.disks.iter().any(of_vm)
     }
 
     /// Its disks.

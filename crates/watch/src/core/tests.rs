@@ -305,6 +305,26 @@ fn somebody_elses_pause_is_left_alone() {
     assert_eq!(told.count(), 1);
 }
 
+/// With a link only the daemon gets the `cont` while it holds something: it resumes the VM itself.
+#[test]
+fn the_daemon_that_is_linked_goes_on_first() {
+    let mut rig = Rig::new(settings());
+    rig.machine.hold(rig.now, true);
+    rig.notice(error("a", true));
+    assert_eq!(rig.notice(Notice::Stop), ["extend a 1"]);
+    assert_eq!(rig.room("a", 1, GROWN), [""; 0]);
+    // That is nothing to wake somebody for.
+    assert_eq!((rig.alerts(), rig.endings().len()), (0, 0));
+    rig.machine.hold(rig.now, false);
+    assert_eq!(rig.orders(), ["status 1"]);
+    // It stops again before the answer is there.
+    rig.machine.hold(rig.now, true);
+    assert_eq!(rig.status(1, RunState::IoError), [""; 0]);
+    rig.machine.hold(rig.now, false);
+    assert_eq!(rig.orders(), ["status 2"]);
+    assert_eq!(rig.status(2, RunState::IoError), ["cont"]);
+}
+
 /// Storage that has room, and a machine that stops again at once all the same.
 #[test]
 fn flapping_gets_slower_and_ends() {

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::desk::Desk;
 use super::fleet::Fleet;
+use super::pairs::Pairs;
 use super::teller::Teller;
 
 /// What the tasks of all machines share.
@@ -19,6 +20,8 @@ pub struct Context {
     pub teller: Teller,
     /// How all are.
     pub fleet: Arc<Fleet>,
+    /// Sockets that are of one VM.
+    pub pairs: Pairs,
     /// Numbers of incidents.
     pub numbers: Arc<AtomicU64>,
     /// Where locks are.

@@ -15,8 +15,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::config::Section;
-use crate::core;
-use crate::core::incident::{DiskState, Stage};
 use crate::core::machine::{Machine, Order};
 use crate::core::notice::Notice;
 use crate::core::record::{Record, What};
@@ -25,9 +23,10 @@ use crate::core::view::{Disk, RunState};
 use super::beside::{Beside, Done, Work};
 use super::context::Context;
 use super::desk::Who;
-use super::fleet::{EarlyStatus, IncidentStatus, MachineStatus};
+use super::fleet::MachineStatus;
 use super::link::{Call, Link};
 use super::lock::{Lock, LockError};
+use super::shows;
 
 /// An answer that takes longer does not come.
 const ANSWER_LIMIT: Duration = Duration::from_secs(60);
@@ -88,6 +87,10 @@ pub struct Session {
     link: Link,
     calls: mpsc::Receiver<Call>,
     beside: Beside,
+    /// Whether a `standfastd` that is linked with the VMM behind this socket keeps the VM from running.
+    held_by_other: watch::Receiver<bool>,
+    /// Whether it has a link to a VMM itself.
+    linked: bool,
     /// The disks of an [`Order::Look`] whose second answer is to come.
     look_disks: Vec<Disk>,
     told: Option<String>,
@@ -108,6 +111,7 @@ impl Session {
         let seed = jiff::Timestamp::now().as_nanosecond().unsigned_abs() ^ name.len() as u128;
         let seed = u64::try_from(seed & u128::from(u64::MAX)).unwrap_or(0);
         let machine = Machine::new(&name, rules, context.dry_run, numbers, seed);
+        let held_by_other = context.pairs.listen(&socket);
         Some(Self {
             context,
             socket,
@@ -117,6 +121,8 @@ impl Session {
             link,
             calls,
             beside: Beside::default(),
+            held_by_other,
+            linked: false,
             look_disks: Vec::new(),
             told: None,
         })
@@ -141,6 +147,7 @@ impl Session {
                 End::Taken(why) => (why, "taken"),
             };
             self.machine.disconnected(self.now());
+            self.tell_pair(false);
             self.beside.forget_next();
             self.tell_orders();
             self.tell_lost(&why, state);
@@ -156,6 +163,7 @@ impl Session {
                 break Outcome::Gone;
             }
         };
+        self.tell_pair(false);
         // What it has begun is not cut off; who asks for the connection is told that there is none.
         self.calls.close();
         while self.calls.recv().await.is_some() {}
@@ -233,6 +241,9 @@ impl Session {
     async fn serve(&mut self, mut connection: Connection<UnixStream>) -> End {
         let mut wants = HashMap::new();
         self.look_disks.clear();
+        self.linked = false;
+        let held = *self.held_by_other.borrow_and_update();
+        self.machine.hold(self.now(), held);
         self.machine.connected();
         let (mut greeted, mut messages) = (false, 0_u32);
         loop {
@@ -252,6 +263,7 @@ impl Session {
             }
             if greeted {
                 self.show();
+                self.tell_pair(self.linked && self.machine.is_held());
             }
             if self.context.once && self.machine.is_settled() && self.beside.is_empty() {
                 return End::Settled;
@@ -304,6 +316,10 @@ impl Session {
                 () = sleep_until(by.unwrap_or(never)), if by.is_some() => {
                     return End::Lost(format!("it has not answered within {} s", ANSWER_LIMIT.as_secs()));
                 }
+                Ok(()) = self.held_by_other.changed() => {
+                    let held = *self.held_by_other.borrow_and_update();
+                    self.machine.hold(self.now(), held);
+                }
                 changed = self.section.changed() => {
                     let section = self.section.borrow_and_update().clone();
                     match section.filter(|_| changed.is_ok()) {
@@ -329,7 +345,7 @@ impl Session {
             }
             Of::LookState => {
                 // qemu-storage-daemon has no run state.
-                let state = result.ok().as_ref().and_then(RunState::parse);
+                let state = self.run_state(result.ok());
                 let disks = std::mem::take(&mut self.look_disks);
                 self.machine.looked(now, state, disks);
             }
@@ -348,7 +364,7 @@ impl Session {
             }
             Of::Arm(disk, threshold) => self.machine.armed(now, &disk, threshold, plain(result)),
             Of::Status(number) => {
-                let state = result.ok().as_ref().and_then(RunState::parse);
+                let state = self.run_state(result.ok());
                 self.machine.status(now, number, state);
             }
             Of::Cont => self.machine.continued(now, plain(result)),
@@ -364,6 +380,25 @@ impl Session {
             }
         }
         Ok(())
+    }
+
+    /// The run state, and whether there is a link.
+    fn run_state(&mut self, answer: Option<Value>) -> Option<RunState> {
+        let answer = answer?;
+        self.linked = answer.get("x-vmm").is_some_and(Value::is_object);
+        RunState::parse(&answer)
+    }
+
+    /// Tells the machine behind the VMM's socket whether this one keeps the VM from running.
+    fn tell_pair(&self, held: bool) {
+        let vmm = self
+            .section
+            .borrow()
+            .as_ref()
+            .and_then(|section| section.vmm_of(&self.socket));
+        if let Some(vmm) = vmm {
+            self.context.pairs.set(&vmm, held);
+        }
     }
 
     /// Carries out what the machine orders.
@@ -472,49 +507,10 @@ impl Session {
         self.context.teller.refresh();
     }
 
-    fn early(&self) -> Vec<EarlyStatus> {
-        let watched = self.machine.disks().iter().filter(|disk| {
-            disk.settings.early.is_some() && disk.early.stage != core::early::Stage::Off
-        });
-        let status = |disk: &DiskState| EarlyStatus {
-            disk: disk.disk.name.clone(),
-            head_room: disk.early.head_room,
-            bytes_per_second: disk.early.pace.rate(),
-            extension_milliseconds: disk.early.pace.took().as_millis().try_into().unwrap_or(0),
-        };
-        watched.map(status).collect()
-    }
-
     /// Shows how it is to whoever asks.
     fn show(&self) {
-        let incidents = self.machine.disks().iter().filter_map(|disk| {
-            let incident = disk.incident.as_ref()?;
-            Some(IncidentStatus {
-                disk: disk.disk.name.clone(),
-                incident: incident.number,
-                stage: stage(&incident.stage).to_owned(),
-                seconds: 0,
-                began: incident.began,
-            })
-        });
-        let incidents: Vec<_> = incidents.collect();
-        // Not asked for since its STOP.
-        let unknown = if incidents.is_empty() {
-            "paused"
-        } else {
-            "io-error"
-        };
-        let state = self.machine.state().map_or(unknown, RunState::name);
-        let is_new = self.context.fleet.set(MachineStatus {
-            machine: self.name.clone(),
-            socket: self.socket.clone(),
-            state: state.to_owned(),
-            why: None,
-            incidents,
-            disks: self.machine.disks().len(),
-            early: self.early(),
-        });
-        if is_new {
+        let status = shows::status(&self.machine, &self.name, &self.socket);
+        if self.context.fleet.set(status) {
             self.context.teller.refresh();
         }
     }
@@ -542,17 +538,4 @@ fn want(of: Of) -> Want {
 
 fn plain(result: Result<Value, qapi::QmpError>) -> Result<(), String> {
     result.map(drop).map_err(|error| error.to_string())
-}
-
-fn stage(stage: &Stage) -> &'static str {
-    match stage {
-        Stage::AwaitStop { .. } => "waiting for the machine to stop",
-        Stage::Room => "making room",
-        Stage::Health => "asking whether the storage is healthy",
-        Stage::Wait { .. } => "waiting before the next attempt",
-        Stage::Ready => "ready to go on",
-        Stage::Continuing => "going on",
-        Stage::Left => "left to somebody else",
-        Stage::GaveUp { .. } => "given up",
-    }
 }

@@ -25,6 +25,7 @@ use super::control;
 use super::desk::Desk;
 use super::figures::Figures;
 use super::fleet::Fleet;
+use super::pairs::Pairs;
 use super::service;
 use super::session::{Outcome, Session};
 use super::sockets;
@@ -140,6 +141,7 @@ async fn watch(config: Config, options: &Options) -> Result<bool, WatchError> {
         desk: Desk::new(config.parallel, config.limits),
         teller: Teller::new(journal, figures, alert, prints),
         fleet: Arc::clone(&fleet),
+        pairs: Pairs::default(),
         numbers: Arc::default(),
         runtime_directory: config.runtime_directory.clone(),
         dry_run: options.dry_run,

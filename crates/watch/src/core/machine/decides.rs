@@ -197,6 +197,9 @@ impl Machine {
         if !ready {
             return;
         }
+        if self.held_by_other {
+            return self.leave_it_to_the_daemon();
+        }
         if let Some(RunState::Other(name)) = self.state.clone() {
             return self.leave_the_pause(&name);
         }
@@ -211,6 +214,16 @@ impl Machine {
         }
         if self.is_all_ready() {
             self.cont = Cont::Asked(self.ask_status());
+        }
+    }
+
+    /// Its `cont` resumes the VM, too; one here would be against its will.
+    fn leave_it_to_the_daemon(&mut self) {
+        if !std::mem::replace(&mut self.told_of_pause, true) {
+            let reason = "the daemon that is linked with it holds requests: that one goes on first";
+            let decision = "wait";
+            let reason = reason.to_owned();
+            self.tell(None, What::Decision { decision, reason }, false);
         }
     }
 

@@ -35,6 +35,15 @@ impl Machine {
         self.told_of_pause = false;
     }
 
+    /// Whether a `standfastd` that is linked with this VMM keeps the VM from running.
+    pub fn hold(&mut self, now: Duration, held: bool) {
+        self.held_by_other = held;
+        if !held {
+            self.told_of_pause = false;
+            self.go_on(now);
+        }
+    }
+
     /// What it answers to [`Order::Look`]: as soon as the run state is there.
     pub fn looked(&mut self, now: Duration, state: Option<RunState>, disks: Vec<Disk>) {
         self.looking = false;
@@ -83,7 +92,7 @@ impl Machine {
             return self.go_on(now);
         }
         match state {
-            Some(RunState::IoError) if self.is_all_ready() => {
+            Some(RunState::IoError) if self.is_all_ready() && !self.held_by_other => {
                 self.cont = Cont::Sent;
                 self.orders.push(Order::Cont);
             }

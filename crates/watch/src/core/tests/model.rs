@@ -53,6 +53,8 @@ enum Step {
     /// An administrator stops or continues it.
     Stop,
     Cont,
+    /// The daemon that is linked with it holds something, or nothing any more.
+    Hold(bool),
     /// The connection breaks, and is there again.
     Break,
 }
@@ -229,6 +231,10 @@ struct Model {
     earlies: VecDeque<Box<RoomOrder>>,
     conts: usize,
     extended: usize,
+    /// Whether the daemon that is linked with it holds something.
+    held: bool,
+    /// Whether it was continued nevertheless.
+    against: bool,
 }
 
 fn at(name: &str) -> usize {
@@ -274,6 +280,8 @@ impl Model {
             earlies: VecDeque::new(),
             conts: 0,
             extended: 0,
+            held: false,
+            against: false,
         };
         model.machine.connected();
         model.carry_out();
@@ -290,6 +298,7 @@ impl Model {
                 Order::Status(number) => self.qemu.commands.push_back(Command::Status(number)),
                 Order::Cont => {
                     self.conts += 1;
+                    self.against |= self.held;
                     self.qemu.commands.push_back(Command::Cont);
                 }
                 Order::Room(order) => self.rooms.push_back(order),
@@ -431,6 +440,10 @@ impl Model {
                     self.qemu.touched = true;
                 }
             }
+            Step::Hold(held) => {
+                self.held = held;
+                self.machine.hold(self.now, held);
+            }
             Step::Break => {
                 self.machine.disconnected(self.now);
                 self.carry_out();
@@ -441,6 +454,7 @@ impl Model {
             }
         }
         self.carry_out();
+        prop_assert!(!self.against, "continued while the daemon holds something");
         Ok(())
     }
 
@@ -461,6 +475,7 @@ impl Model {
 
     /// From now on nobody disturbs it: it must run, with nothing held, after some time.
     fn come_to_rest(&mut self) -> Result<(), TestCaseError> {
+        self.step(Step::Hold(false))?;
         for _ in 0..2000 {
             for step in [Step::Loop, Step::Execute, Step::Hear, Step::Room(true)] {
                 self.step(step)?;
@@ -505,6 +520,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => any::<u16>().prop_map(Step::Pass),
         1 => Just(Step::Stop),
         1 => Just(Step::Cont),
+        1 => any::<bool>().prop_map(Step::Hold),
         1 => Just(Step::Break),
     ];
     prop::collection::vec(step, 1..200)
