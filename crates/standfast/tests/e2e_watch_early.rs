@@ -15,9 +15,10 @@ use std::time::{Duration, Instant};
 
 use common::report::Report;
 use common::{Script, Setup, disk, soak};
+use frontend::{Disk, Options, Request};
 use serde_json::{Value, json};
-use testkit::place::{PATIENCE, eventually};
-use testkit::{Guest, LoopDevice, Tmpfs, VirtioBlk};
+use testkit::place::{PATIENCE, Place, eventually};
+use testkit::{Daemon, Guest, LoopDevice, Qmp, Tmpfs, VirtioBlk};
 
 const MIB: u64 = 1 << 20;
 
@@ -157,6 +158,102 @@ fn a_fixed_head_room_beside_it() {
     assert!(report.early.len() + report.pauses >= 2, "{report:?}");
 }
 
+/// A client that writes at up to so many bytes a second, one MiB after the other.
+fn write_through(disk: &mut Disk, bytes: u64, rate: u64) -> Duration {
+    const DEPTH: usize = 8;
+    let data = vec![0x5a; 1 << 20];
+    let begin = Instant::now();
+    let mut under_way = 0;
+    let mut at = 0;
+    while at < bytes || under_way > 0 {
+        while at < bytes && under_way < DEPTH {
+            let sector = at / 512;
+            let request = Request::Write {
+                sector,
+                data: &data,
+            };
+            disk.submit(0, request).unwrap();
+            under_way += 1;
+            at += MIB;
+            disk.kick(0).unwrap();
+        }
+        let (_, completion) = disk
+            .wait_any(Duration::from_secs(120))
+            .unwrap()
+            .expect("it ends");
+        assert!(completion.is_ok(), "{completion:?}");
+        under_way -= 1;
+        let least = Duration::from_millis(at * 1000 / rate);
+        std::thread::sleep(least.saturating_sub(begin.elapsed()));
+    }
+    begin.elapsed()
+}
+
+/// The account of a `quota` node of `standfastd`.
+fn account(what: &str, keys: &str, bytes: u64) -> Report {
+    let setup = Setup::new(&format!(
+        "[limits]\nextensions-per-hour = 10000\n[[machines]]\nsockets = [\"@PLACE@/qmp.sock\"]\nstrategy = \"quota\"\n{keys}"
+    ));
+    let place = &setup.place;
+    let dir = tempfile_in_target();
+    let image = dir.path().join("disk.img");
+    truncate(&image, bytes);
+    let mut daemon = daemon(place, &image, 32 * MIB).start().unwrap();
+    let mut watcher = setup.watch(1);
+    let mut qmp = Qmp::connect(place.file("qmp.sock")).unwrap();
+    eventually("it is armed", || armed(&mut qmp) > 0);
+    let mut disk = Disk::connect(place.file("vda.sock"), Options::default()).unwrap();
+    let took = write_through(&mut disk, bytes, soak(64 * MIB, 1 << 30));
+    drop(disk);
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
+    assert!(daemon.terminate(PATIENCE).unwrap().success());
+    let report = Report::new(what, &setup.records(), bytes, took);
+    report.print();
+    report
+}
+
+/// The disk `vda` with a quota on a file.
+fn daemon(place: &Place, image: &Path, limit: u64) -> testkit::daemon::Builder {
+    let node = json!({"driver": "quota", "node-name": "disk0", "limit": limit, "file": {
+        "driver": "file", "filename": image, "cache": {"direct": true}}});
+    let export = json!({"type": "vhost-user-blk", "id": "vda", "node-name": "disk0", "writable": true,
+        "werror": "stop", "addr": {"type": "unix", "path": place.name("vda.sock")}});
+    let chardev = format!(
+        "socket,id=qmp,path={},server=on,wait=off",
+        place.name("qmp.sock")
+    );
+    Daemon::builder(env!("CARGO_BIN_EXE_standfast"))
+        .arg("demo-daemon")
+        .timeout(PATIENCE)
+        .args(["--blockdev", &node.to_string()])
+        .args(["--export", &export.to_string()])
+        .args(["--chardev", &chardev, "--monitor", "chardev=qmp"])
+        .socket(place.file("vda.sock"))
+        .socket(place.file("qmp.sock"))
+}
+
+/// The write threshold of `disk0`.
+fn armed(qmp: &mut Qmp) -> u64 {
+    let nodes = qmp.execute("query-named-block-nodes", Value::Null).unwrap();
+    let nodes = nodes.as_array().unwrap().iter();
+    let mut named = nodes.filter(|node| node["node-name"] == "disk0");
+    named.next().unwrap()["write_threshold"].as_u64().unwrap()
+}
+
+/// No pause after the first two extensions, whatever it writes.
+#[test]
+fn a_client_of_standfastd_is_never_paused() {
+    // What is tested in short is slow enough for a busy machine: the soak is not.
+    let short = "step = \"16M\"\nhead-room-min = \"24M\"\nhead-room-max = \"32M\"\n";
+    let keys = soak(short, "step = \"32M\"\nhead-room-max = \"2G\"\n");
+    let bytes = soak(192 * MIB, 8192 * MIB);
+    let report = account("quota, adaptive head-room", keys, bytes);
+    assert!(report.early.len() >= 2, "{report:?}");
+    assert_eq!(report.late_pauses, 0, "{report:?}");
+    let fixed = "step = \"32M\"\nhead-room-min = \"1M\"\nhead-room-max = \"1M\"\n";
+    account("quota, fixed head-room of 1 MiB", fixed, bytes);
+}
+
 /// A sparse file on a file system: offsets say nothing, so free space is looked at while the guest writes.
 #[test]
 fn a_file_system_is_extended_before_it_is_full() {
@@ -206,4 +303,34 @@ fn a_file_system_is_extended_before_it_is_full() {
         (0, 0)
     );
     assert!(watcher.terminate(PATIENCE).unwrap().success());
+}
+
+/// A watcher that is killed leaves a threshold behind; the next one takes up where that was.
+#[test]
+fn another_watcher_takes_over() {
+    let setup = Setup::new(
+        "[[machines]]\nsockets = [\"@PLACE@/qmp.sock\"]\nstrategy = \"quota\"\nstep = \"8M\"\n",
+    );
+    let place = &setup.place;
+    let dir = tempfile_in_target();
+    let image = dir.path().join("disk.img");
+    truncate(&image, 64 * MIB);
+    let mut daemon = daemon(place, &image, 16 * MIB).start().unwrap();
+    let mut qmp = Qmp::connect(place.file("qmp.sock")).unwrap();
+    let mut first = setup.watch(1);
+    eventually("it is armed", || armed(&mut qmp) > 0);
+    first.kill().unwrap();
+    let mut disk = Disk::connect(place.file("vda.sock"), Options::default()).unwrap();
+    // Nobody hears it.
+    write_through(&mut disk, 15 * MIB, 1 << 30);
+    assert_eq!(armed(&mut qmp), 0);
+    let mut second = setup.watch(1);
+    eventually("it is extended", || {
+        setup.records().iter().any(|record| record["early"] == true)
+    });
+    eventually("it is armed again", || armed(&mut qmp) > 0);
+    assert_eq!(setup.count("incident-began"), 0);
+    assert!(second.terminate(PATIENCE).unwrap().success());
+    drop(disk);
+    assert!(daemon.terminate(PATIENCE).unwrap().success());
 }

@@ -115,7 +115,12 @@ impl Desk {
         course: &mut Course,
     ) -> Result<(RoomResult, String), String> {
         let none = String::new;
-        let turn = self.turn(&self.measure(who, order).await?.key);
+        let key = match (&order.settings.strategy, quota_node(order)) {
+            // That need not be asked for.
+            (Strategy::Quota(_), Ok(node)) => quota_key(who, node),
+            _ => self.measure(who, order).await?.key,
+        };
+        let turn = self.turn(&key);
         let _turn = turn.lock().await;
         // Whoever was before may have made room for all.
         let mut place = self.measure(who, order).await?;
@@ -307,7 +312,9 @@ impl Desk {
             });
         }
         let node = quota_node(order)?;
-        let nodes = who.link.execute("query-named-block-nodes", Object::new());
+        // Without what is below each.
+        let flat = Object::from_iter([("flat".to_owned(), true.into())]);
+        let nodes = who.link.execute("query-named-block-nodes", flat);
         let answer = nodes.await?;
         let quota = quota_of(&answer, node).ok_or_else(|| {
             format!("node '{node}' has no quota: name the node that has (quota-node)")
@@ -317,7 +324,7 @@ impl Desk {
             Err(_) => None,
         };
         Ok(Place {
-            key: format!("quota {} {node}", who.socket.display()),
+            key: quota_key(who, node),
             measure: Measure {
                 kind: Kind::Quota,
                 size: quota.limit,
@@ -338,6 +345,11 @@ impl Desk {
         who.link.execute("x-quota-set", arguments).await?;
         Ok(String::new())
     }
+}
+
+/// What the account of a node is called here.
+fn quota_key(who: &Who, node: &str) -> String {
+    format!("quota {} {node}", who.socket.display())
 }
 
 fn quota_node(order: &RoomOrder) -> Result<&str, String> {
