@@ -192,11 +192,15 @@ mod tests {
     fn its_name_tells_what_was_said() {
         for (size, read_zeroes, name) in [
             (None, None, "null-co://"),
-            (Some(512), None, r#"json:{"driver":"null-co","size":512}"#),
+            (
+                Some(512),
+                None,
+                r#"json:{"driver": "null-co", "size": 512}"#,
+            ),
             (
                 None,
                 Some(false),
-                r#"json:{"driver":"null-co","read-zeroes":false}"#,
+                r#"json:{"read-zeroes": false, "driver": "null-co"}"#,
             ),
         ] {
             let null = NullCo::new(NullOptions {

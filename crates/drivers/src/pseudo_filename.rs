@@ -5,6 +5,18 @@ use serde_json::{Map, Value};
 
 const PREFIX: &str = "json:";
 
+/// The order in which QEMU writes members: that of its hash table, which nobody should count on, and some do.
+const ORDER: [&str; 8] = [
+    "throttle-group",
+    "read-zeroes",
+    "offset",
+    "driver",
+    "size",
+    "file",
+    "image",
+    "filename",
+];
+
 /// The pseudo file name of a node of `driver` with these `options` and this child.
 pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> String {
     let mut all = Map::new();
@@ -15,60 +27,113 @@ pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> Str
     if let Some(child) = child {
         all.insert(child.role().to_owned(), described(child));
     }
-    format!("{PREFIX}{}", Value::Object(all))
+    let mut text = PREFIX.to_owned();
+    write(&Value::Object(all), &mut text);
+    text
 }
 
-/// Whether `filename` is one.
-pub fn is_pseudo(filename: &str) -> bool {
-    filename.starts_with(PREFIX)
+/// Whether the file name of a child is that of a node above it which shows all of it. As in QEMU only what stores
+/// itself has one that leads to the same.
+pub fn names_its_parent(child: &Child) -> bool {
+    let node = child.node();
+    node.driver().name() != "raw" && !node.driver().info().filename.starts_with(PREFIX)
 }
 
 fn described(child: &Child) -> Value {
     let node = child.node();
-    let filename = node.driver().info().filename;
+    let driver = node.driver();
+    let filename = driver.info().filename;
     let known = filename.strip_prefix(PREFIX);
     if let Some(known) = known.and_then(|json| serde_json::from_str(json).ok()) {
         return known;
     }
-    let driver = node.driver().name();
     let mut all = Map::new();
-    all.insert("driver".to_owned(), driver.into());
-    // The name of a protocol says no more than its driver.
-    if filename != format!("{driver}://") {
-        all.insert("filename".to_owned(), filename.into());
+    all.insert("driver".to_owned(), driver.name().into());
+    match (driver.name(), driver.children().first()) {
+        ("raw", Some(below)) => {
+            all.insert(below.role().to_owned(), described(below));
+        }
+        // The name of a protocol says no more than its driver.
+        (name, _) if filename == format!("{name}://") => {}
+        _ => {
+            all.insert("filename".to_owned(), filename.into());
+        }
     }
     Value::Object(all)
 }
 
+/// As QEMU writes JSON.
+fn write(value: &Value, text: &mut String) {
+    let Value::Object(members) = value else {
+        text.push_str(&value.to_string());
+        return;
+    };
+    let place = |name: &str| ORDER.iter().position(|known| *known == name);
+    let mut members: Vec<_> = members.iter().collect();
+    members.sort_by_key(|(name, _)| place(name).unwrap_or(ORDER.len()));
+    text.push('{');
+    for (number, (name, value)) in members.into_iter().enumerate() {
+        if number > 0 {
+            text.push_str(", ");
+        }
+        text.push_str(&Value::from(name.as_str()).to_string());
+        text.push_str(": ");
+        write(value, text);
+    }
+    text.push('}');
+}
+
 #[cfg(test)]
 mod tests {
-    use super::*;
-    use crate::{NullCo, NullOptions};
-    use block::Node;
-    use serde_json::json;
+    use crate::{NullCo, NullOptions, Raw, RawOptions};
+    use block::{Node, NodeInfo};
+    use std::sync::Arc;
 
+    fn null(read_zeroes: Option<bool>) -> Arc<Node> {
+        let options = NullOptions {
+            read_zeroes,
+            size: read_zeroes.map(|_| 4096),
+            ..NullOptions::default()
+        };
+        Node::new("null0", Box::new(NullCo::new(options)))
+    }
+
+    fn raw(file: &Arc<Node>, offset: u64) -> Arc<Node> {
+        let raw = Raw::new(RawOptions {
+            node_name: "raw0".into(),
+            file: Arc::clone(file),
+            offset,
+            size: None,
+            discard: false,
+            info: NodeInfo::default(),
+        });
+        Node::new("raw0", Box::new(raw.expect("opens")))
+    }
+
+    /// Word for word as QEMU 7.2 and 10 say.
     #[test]
-    fn a_child_is_described_as_it_is_named() {
-        for (read_zeroes, expected) in [
-            (None, json!({ "driver": "null-co" })),
+    fn nodes_are_named_or_described_as_by_qemu() {
+        let (plain, zeroes) = (null(None), null(Some(true)));
+        let described = r#"{"read-zeroes": true, "driver": "null-co", "size": 4096}"#;
+        for (node, name) in [
+            (plain.clone(), "null-co://".to_owned()),
+            (zeroes.clone(), format!("json:{described}")),
+            (raw(&plain, 0), "null-co://".to_owned()),
             (
-                Some(true),
-                json!({ "driver": "null-co", "read-zeroes": true }),
+                raw(&zeroes, 0),
+                format!(r#"json:{{"driver": "raw", "file": {described}}}"#),
+            ),
+            (
+                raw(&plain, 512),
+                r#"json:{"offset": 512, "driver": "raw", "file": {"driver": "null-co"}}"#.to_owned(),
+            ),
+            (
+                raw(&raw(&plain, 0), 0),
+                r#"json:{"driver": "raw", "file": {"driver": "raw", "file": {"driver": "null-co"}}}"#
+                    .to_owned(),
             ),
         ] {
-            let options = NullOptions {
-                read_zeroes,
-                ..NullOptions::default()
-            };
-            let null = Node::new("null0", Box::new(NullCo::new(options)));
-            let child = Child::of(&"raw0".into(), "file", null);
-            let name = of("raw", &[("offset", 512.into())], Some(&child));
-            let described: Value = serde_json::from_str(&name["json:".len()..]).expect("JSON");
-            assert_eq!(
-                described,
-                json!({ "driver": "raw", "offset": 512, "file": expected })
-            );
+            assert_eq!(node.driver().info().filename, name);
         }
-        assert!(is_pseudo("json:{}") && !is_pseudo("/json:x"));
     }
 }

@@ -137,17 +137,16 @@ impl Driver for Raw {
     }
 
     fn info(&self) -> NodeInfo {
-        let filename = self.file.info().filename;
         let mut options = Vec::new();
-        if self.is_window() {
+        if self.offset > 0 {
             options.push(("offset", self.offset.into()));
         }
         if let Some(size) = self.size {
             options.push(("size", size.into()));
         }
         NodeInfo {
-            filename: match options.is_empty() && !pseudo_filename::is_pseudo(&filename) {
-                true => filename,
+            filename: match options.is_empty() && pseudo_filename::names_its_parent(&self.file) {
+                true => self.file.info().filename,
                 false => pseudo_filename::of("raw", &options, Some(&self.file)),
             },
             child_offset: Some(self.offset),

@@ -79,9 +79,23 @@ impl House {
 
     /// An export with a stop policy, whose socket is named after it.
     pub fn export(&self, id: &str, node: &str, writable: bool) -> Result<(), String> {
-        let options = json!({ "type": "vhost-user-blk", "id": id, "node-name": node,
+        self.add_export(
+            json!({ "type": "vhost-user-blk", "id": id, "node-name": node,
             "writable": writable, "werror": "stop", "rerror": "stop",
-            "addr": { "type": "unix", "path": self.path(id) } });
+            "addr": { "type": "unix", "path": self.path(id) } }),
+        )
+    }
+
+    /// The same, writable, with another hold scope.
+    pub fn export_of_scope(&self, id: &str, node: &str, scope: &str) -> Result<(), String> {
+        self.add_export(
+            json!({ "type": "vhost-user-blk", "id": id, "node-name": node,
+            "writable": true, "werror": "stop", "rerror": "stop", "hold-scope": scope,
+            "addr": { "type": "unix", "path": self.path(id) } }),
+        )
+    }
+
+    fn add_export(&self, options: Value) -> Result<(), String> {
         let options = ExportOptions::parse(&options.to_string()).unwrap();
         said(self.wait(self.assembly.add_export(options, TimeLimits::START)))
     }

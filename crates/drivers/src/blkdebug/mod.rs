@@ -52,7 +52,8 @@ impl Blkdebug {
     ///
     /// An `align` that is no power of two, or out of range.
     pub fn new(options: BlkdebugOptions) -> Result<Self, OpenError> {
-        let align = options.align.unwrap_or(1);
+        // As for QEMU, 0 is not said.
+        let align = options.align.filter(|align| *align > 0).unwrap_or(1);
         if !align.is_power_of_two() || align >= ALIGN_MAX {
             return Err(OpenError::new(
                 libc::EINVAL,
@@ -244,13 +245,14 @@ mod tests {
 
     #[test]
     fn align_is_a_power_of_two_and_shows() {
-        for align in [0, 3, 1 << 30, u32::MAX] {
+        for align in [3, 1 << 30, u32::MAX] {
             let error = open(Vec::new(), Some(align)).expect_err("no alignment");
             assert_eq!(
                 error.desc,
                 format!("Cannot meet constraints with align {align}")
             );
         }
+        open(Vec::new(), Some(0)).expect("opens");
         let node = open(Vec::new(), Some(4096)).expect("opens");
         assert_eq!(node.driver().limits().request_alignment, 4096);
         assert_eq!(node.driver().info().filename, "blkdebug::null-co://");

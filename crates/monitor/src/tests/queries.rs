@@ -306,6 +306,8 @@ async fn quota_and_blkdebug() {
         client.error(&quota("q", "-1")).await,
         "Parameter 'limit' expects uint64"
     );
+    let none = r#"{"execute":"x-quota-set","arguments":{"node-name":"q"}}"#;
+    assert_eq!(client.error(none).await, "Parameter 'limit' is missing");
 
     let inject = |more: &str| {
         format!(r#"{{"execute":"x-blkdebug-inject","arguments":{{"node-name":"d"{more}}}}}"#)

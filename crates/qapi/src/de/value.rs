@@ -134,6 +134,7 @@ impl<'de, 'a> Node<'de, 'a> {
                 .as_u64()
                 .or_else(|| number.as_i64().map(i64::cast_unsigned))
                 .ok_or_else(|| self.expects("uint64")),
+            (Mode::Json, Input::Missing) => Err(self.missing()),
             (Mode::Json, _) => Err(self.expects("uint64")),
             (Mode::Keyval, _) => {
                 let number = parse_integer(self.keyval_text("integer")?)
