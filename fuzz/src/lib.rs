@@ -11,7 +11,7 @@ use std::fmt::Debug;
 pub fn parse_options(text: &str) {
     // The syntax of chardevs has no JSON, so there is nothing to compare with.
     match ChardevOptions::parse(text) {
-        Ok(options) => assert!(qapi::id::is_wellformed(&options.id)),
+        Ok((options, _)) => assert!(qapi::id::is_wellformed(&options.id)),
         Err(error) => check_error(&error),
     }
     round_trip(text, BlockdevOptions::parse);

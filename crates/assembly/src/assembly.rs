@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
+use monitor::Descriptors;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
@@ -11,6 +12,8 @@ use qapi::{QmpError, Value};
 use crate::blocking::tidy_up;
 use crate::closing::{self, CLOSE_TIME_MAX};
 use crate::definitions::Definitions;
+use crate::error_defaults::ErrorDefaults;
+use crate::nodes::Means;
 use crate::objects::Objects;
 use crate::opening::{Names, OPEN_TIME_MAX, TimeLimits};
 use crate::setup_error::SetupError;
@@ -27,6 +30,8 @@ pub struct Assembly {
     names: Names,
     definitions: Definitions,
     exports: Names,
+    descriptors: Arc<Descriptors>,
+    error_defaults: ErrorDefaults,
 }
 
 impl Assembly {
@@ -38,12 +43,31 @@ impl Assembly {
             names: Names::default(),
             definitions: Definitions::default(),
             exports: Names::default(),
+            descriptors: Arc::default(),
+            error_defaults: ErrorDefaults::default(),
         }
     }
 
     /// Nodes and exports by name.
     pub fn registry(&self) -> &Arc<Registry> {
         &self.registry
+    }
+
+    /// Descriptors that clients of monitors have passed: nodes and exports are made of them, too.
+    pub fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
+    }
+
+    /// From now on exports that do not say what becomes of errors report them, as qemu-storage-daemon's.
+    pub fn report_errors(&self) {
+        self.error_defaults.report();
+    }
+
+    fn means(&self) -> Means<'_> {
+        Means {
+            groups: self.objects.groups(),
+            descriptors: &self.descriptors,
+        }
     }
 
     /// Starts the iothread of exports that name none.
@@ -81,8 +105,15 @@ impl Assembly {
         limits: TimeLimits,
     ) -> Result<(), SetupError> {
         let (names, definitions) = (&self.names, &self.definitions);
-        let groups = self.objects.groups();
-        nodes::add(&self.registry, groups, names, definitions, options, limits).await
+        nodes::add(
+            &self.registry,
+            self.means(),
+            names,
+            definitions,
+            options,
+            limits,
+        )
+        .await
     }
 
     /// Executes `blockdev-del`: closes a node that nothing uses, with what was defined in it. If the storage
@@ -128,8 +159,9 @@ impl Assembly {
         options: Vec<BlockdevOptions>,
         limit: Option<Duration>,
     ) -> Result<(), SetupError> {
-        let (groups, definitions) = (self.objects.groups(), &self.definitions);
-        let closing = reopen::reopen(&self.registry, groups, definitions, options, limit).await?;
+        let definitions = &self.definitions;
+        let closing =
+            reopen::reopen(&self.registry, self.means(), definitions, options, limit).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
     }
@@ -189,14 +221,16 @@ impl Assembly {
     /// In QEMU's words; nothing is added then.
     pub async fn add_export(
         &self,
-        options: ExportOptions,
+        mut options: ExportOptions,
         limits: TimeLimits,
     ) -> Result<(), SetupError> {
         let mut reserved = self.exports.reserve();
         if !reserved.add(&options.base.id) {
             return Err(RegistryError::DuplicateExport(options.base.id).into());
         }
-        exports::add(&self.registry, &self.objects, options, limits.lock).await
+        self.error_defaults.fill(&mut options.base);
+        let (objects, descriptors) = (&self.objects, &self.descriptors);
+        exports::add(&self.registry, objects, descriptors, options, limits.lock).await
     }
 
     /// The first half of an orderly end: run control and the link to the VMM end, what is in flight

@@ -11,6 +11,7 @@ use block::{
 use export_vhost_user_blk::{self as vhost_user_blk, ExportError, VhostUserBlkExport};
 use iothread::Handle;
 use listener::{Socket, inherited_socket};
+use monitor::Descriptors;
 use qapi::options::{
     self as wire, ExportBase, ExportOptions, ExportVariant, SocketAddressVariant,
     VhostUserBlkOptions,
@@ -33,6 +34,7 @@ const SERIAL_BYTES_MAX: usize = 20;
 pub async fn add(
     registry: &Registry,
     objects: &Objects,
+    descriptors: &Descriptors,
     options: ExportOptions,
     lock_wait: Duration,
 ) -> Result<(), SetupError> {
@@ -64,7 +66,7 @@ pub async fn add(
     warn_of_odd_end(&base.id, &node, options.logical_block_size);
     let made = async {
         // Nobody connects to what waits for a lock.
-        let socket = socket(&wire.addr.variant).await?;
+        let socket = socket(&wire.addr.variant, descriptors).await?;
         let scope = hold_scope(&base);
         let backend = Backend::new(registry.control(), &base.id, root, policy, scope).await;
         let backend = backend.ok_or_else(SetupError::shutting_down)?;
@@ -99,13 +101,24 @@ pub async fn add(
     }
 }
 
-async fn socket(address: &SocketAddressVariant) -> Result<Socket, SetupError> {
+async fn socket(
+    address: &SocketAddressVariant,
+    descriptors: &Descriptors,
+) -> Result<Socket, SetupError> {
     match address {
         SocketAddressVariant::Unix(address) => {
             bind(Path::new(&os_text::to_os(&address.path)), address.access()).await
         }
         SocketAddressVariant::Fd(address) => {
-            Ok(Socket::inherited(inherited_socket(&address.str, true)?)?)
+            // What was passed by a client of a monitor has a name, which begins with no digit.
+            let is_number = address
+                .str
+                .starts_with(|c: char| c.is_ascii_digit() || c == '-');
+            let socket = match is_number {
+                true => inherited_socket(&address.str, true)?,
+                false => descriptors.take(&address.str)?,
+            };
+            Ok(Socket::inherited(socket)?)
         }
     }
 }

@@ -15,6 +15,7 @@ use drivers::{
     Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
     Quota, QuotaOptions, Raw, RawOptions, Throttle, ThrottleOptions,
 };
+use monitor::Descriptors;
 use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
     DiscardMode,
@@ -22,10 +23,20 @@ use qapi::options::{
 use qapi::{QmpError, os_text};
 
 use crate::definitions::{Definition, Definitions};
+use crate::fdset;
 use crate::lock_wait::wait_for_lock;
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
 use crate::setup_error::SetupError;
 use crate::throttle::Groups;
+
+/// What nodes refer to beside other nodes.
+#[derive(Clone, Copy, Debug)]
+pub struct Means<'a> {
+    /// Throttle groups.
+    pub groups: &'a Groups,
+    /// Descriptors that clients of monitors have passed.
+    pub descriptors: &'a Arc<Descriptors>,
+}
 
 /// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
 /// Given up at any moment (`limit`, a drop of this future), nothing of it is left: what the storage
@@ -35,7 +46,7 @@ use crate::throttle::Groups;
 /// In QEMU's words; nothing is added then.
 pub async fn add(
     registry: &Registry,
-    groups: &Groups,
+    means: Means<'_>,
     names: &Names,
     definitions: &Definitions,
     options: BlockdevOptions,
@@ -62,7 +73,7 @@ pub async fn add(
         let child = below.as_ref().map(|below| below.name().to_string());
         defined.push(Definition::new(&name, given, child, within));
         let what = file_of(&options, below.as_deref());
-        let opened = open(&name, options, below.take(), groups);
+        let opened = open(&name, options, below.take(), means);
         let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
         let node = Node::new(&name, driver);
         made.0.push(Arc::clone(&node));
@@ -206,13 +217,18 @@ pub async fn open(
     name: &str,
     options: BlockdevOptions,
     child: Option<Arc<Node>>,
-    groups: &Groups,
+    Means {
+        groups,
+        descriptors,
+    }: Means<'_>,
 ) -> Result<Box<dyn Driver>, SetupError> {
     let base = options.base;
     let driver: Box<dyn Driver> = match options.variant {
-        BlockdevDriverOptions::File(file) => open_image(name, &base, file, Medium::File).await?,
+        BlockdevDriverOptions::File(file) => {
+            open_image(name, descriptors, &base, file, Medium::File).await?
+        }
         BlockdevDriverOptions::HostDevice(file) => {
-            open_image(name, &base, file, Medium::HostDevice).await?
+            open_image(name, descriptors, &base, file, Medium::HostDevice).await?
         }
         BlockdevDriverOptions::Raw(raw) => {
             let file = below(name, child)?;
@@ -310,6 +326,7 @@ fn filtered(
 
 async fn open_image(
     name: &str,
+    descriptors: &Arc<Descriptors>,
     base: &BlockdevBase,
     file: wire::FileOptions,
     medium: Medium,
@@ -322,6 +339,7 @@ async fn open_image(
     let options = FileOptions {
         node_name: name.into(),
         path: Some(os_text::to_os(&file.filename).into()),
+        opener: fdset::opener(descriptors, &file.filename)?,
         filename: file.filename,
         cache_direct: base.cache_direct(),
         cache_no_flush: base.cache_no_flush(),

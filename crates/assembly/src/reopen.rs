@@ -14,10 +14,9 @@ use qapi::Value;
 use qapi::options::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef};
 
 use crate::definitions::{ByName, Definition, Definitions, effective};
-use crate::nodes::{Made, check, commit, file_of, open};
+use crate::nodes::{Made, Means, check, commit, file_of, open};
 use crate::opening::{Patience, QUIET_TIME_MAX};
 use crate::setup_error::SetupError;
-use crate::throttle::Groups;
 
 /// What every node can change.
 const COMMON: [&str; 6] = [
@@ -45,7 +44,7 @@ fn changeable(driver: &str) -> &'static [&'static str] {
 /// In QEMU's words; nothing has changed then.
 pub async fn reopen(
     registry: &Arc<Registry>,
-    groups: &Groups,
+    means: Means<'_>,
     definitions: &Definitions,
     options: Vec<BlockdevOptions>,
     limit: Option<Duration>,
@@ -81,7 +80,7 @@ pub async fn reopen(
         };
         let what = file_of(&options, child.as_deref());
         check(&options.base)?;
-        let opening = open(name, options, child, groups);
+        let opening = open(name, options, child, means);
         let driver = patience.wait(QUIET_TIME_MAX, name, &what, opening).await?;
         let node = Node::new(name, driver);
         made.0.push(Arc::clone(&node));

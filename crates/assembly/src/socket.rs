@@ -13,14 +13,35 @@ use crate::blocking::beside;
 use crate::setup_error::SetupError;
 use crate::strerror::strerror;
 
+/// The longest path of a unix socket (`sun_path` without its final NUL).
+const PATH_BYTES_MAX: usize = 107;
+
 /// Binds `path` for those that `access` names, with a lock beside it: the file is removed with what is
 /// returned. The file system and the user database may take their time: nobody else waits for them.
 ///
 /// # Errors
 /// If the path is in use, or cannot be bound; if there is no such user or group.
 pub async fn bind(path: &Path, access: SocketAccess) -> Result<Socket, SetupError> {
+    if path.as_os_str().len() > PATH_BYTES_MAX {
+        return Err(SetupError::new(format!(
+            "UNIX socket path '{}' is too long\nPath must be less than {} bytes",
+            path.display(),
+            PATH_BYTES_MAX + 1
+        )));
+    }
     let path = path.to_owned();
-    beside(move || Ok(bind_socket(&path, resolve(&access)?)?)).await
+    beside(move || {
+        let bound = bind_socket(&path, resolve(&access)?);
+        bound.map_err(|error| match &error {
+            // Whatever file of it that was: the socket's name is the one that is known.
+            SocketError::System { source, .. } => SetupError {
+                hint: Some(error.to_string()),
+                ..bind_error(&path, source)
+            },
+            _ => error.into(),
+        })
+    })
+    .await
 }
 
 /// Binds `path` as [`bind`] does, to be listened on here: the file is removed with what is returned
@@ -99,10 +120,15 @@ mod tests {
         assert!(error.hint.unwrap().contains("in use by another process"));
         drop(bound);
         assert!(!path.exists());
+        let long = format!("/{}", "x".repeat(107));
+        assert_eq!(
+            made(Path::new(&long)).unwrap_err().desc,
+            format!("UNIX socket path '{long}' is too long\nPath must be less than 108 bytes")
+        );
         let error = made(Path::new("/nonexistent/s")).unwrap_err();
         assert_eq!(
             error.desc,
-            "Failed to bind socket to /nonexistent/s.lock: No such file or directory"
+            "Failed to bind socket to /nonexistent/s: No such file or directory"
         );
     }
 }

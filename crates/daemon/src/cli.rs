@@ -1,18 +1,30 @@
 //! The command line: what qemu-storage-daemon accepts, in two passes.
 //!
-//! The first pass finds mistakes of syntax, `--help`, `--version` and `--pidfile`. Everything else
-//! becomes a list of [`Step`]s, which the second pass executes strictly in the order given: a thing
+//! The first pass finds mistakes of syntax, `--help`, `--version`, and what concerns the process. Everything
+//! else becomes a list of [`Step`]s, which the second pass executes strictly in the order given: a thing
 //! must be defined before it is referred to.
+//!
+//! clap describes the options and writes the help; the words are taken apart by [`getopt`], because
+//! that is what scripts that are written for qemu-storage-daemon count on.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Arg, ArgAction, Command, ValueHint};
 use qapi::os_text;
+use qapi::types::VersionTriple;
+
+use super::getopt::{self, Known, Word};
 
 /// What the daemon is called in its messages.
 pub const PROGRAM: &str = "standfastd";
+
+/// The version of QEMU whose monitor ours follows.
+pub const QEMU_VERSION: VersionTriple = VersionTriple {
+    major: 7,
+    minor: 2,
+    micro: 0,
+};
 
 /// An option that is executed in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,15 +39,24 @@ pub enum Opt {
     Chardev,
     /// `--monitor`
     Monitor,
+    /// `--nbd-server`
+    NbdServer,
+    /// `--config`, ours
+    Config,
 }
 
+/// Options that qemu-storage-daemon does not have.
+const OURS: [&str; 3] = ["compat", "config", "state-dir"];
+
 impl Opt {
-    const ALL: [Self; 5] = [
+    const ALL: [Self; 7] = [
         Self::Object,
         Self::Blockdev,
         Self::Export,
         Self::Chardev,
         Self::Monitor,
+        Self::NbdServer,
+        Self::Config,
     ];
 
     /// Its name without the dashes.
@@ -46,6 +67,8 @@ impl Opt {
             Self::Export => "export",
             Self::Chardev => "chardev",
             Self::Monitor => "monitor",
+            Self::NbdServer => "nbd-server",
+            Self::Config => "config",
         }
     }
 }
@@ -66,8 +89,22 @@ pub struct CommandLine {
     pub pidfile: Option<PathBuf>,
     /// `--state-dir`; given more than once, the last counts.
     pub state_dir: Option<PathBuf>,
+    /// `--daemonize`
+    pub daemonize: bool,
+    /// `--compat`; given more than once, the last counts.
+    pub compat: Compat,
     /// All else, in order.
     pub steps: Vec<Step>,
+}
+
+/// Whose defaults count where ours are others.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Compat {
+    /// Ours.
+    #[default]
+    None,
+    /// Those of qemu-storage-daemon: errors are reported to the guest.
+    Qsd,
 }
 
 /// Why there is nothing to run.
@@ -115,7 +152,7 @@ unix:/run/vm/qemu-link.sock,server=on,wait=off' for the link alone):
 
 Environment:
   STANDFAST_LOG  what is logged to stderr, e.g. 'debug' or 'warn,standfast_block=trace'; RUST_LOG is \
-read if it is not set. Default: info and above.
+read if it is not set. Default: warnings and errors; where stderr is the journal of systemd, info, too.
 
 SIGTERM, SIGINT, SIGHUP and QMP's 'quit' end the daemon in order; requests that are held then are \
 neither completed nor failed. Started again with the same options, it serves them again: at once, or \
@@ -143,8 +180,6 @@ fn command() -> Command {
         .after_help(EXAMPLES)
         .disable_help_flag(true)
         .disable_version_flag(true)
-        .infer_long_args(true)
-        .args_override_self(true)
         .arg(ordered(
             Opt::Blockdev,
             "[driver=]DRIVER,node-name=N[,...]",
@@ -161,12 +196,13 @@ fn command() -> Command {
         .arg(ordered(
             Opt::Chardev,
             "BACKEND,id=ID[,...]",
-            "Add a character device for a monitor: socket,path=P,server=on,wait=off\
-             [,mode=0660][,owner=U][,group=G] or stdio",
+            "Add a character device for a monitor: 'socket,path=P' or 'socket,host=H,port=P' with \
+             server=on,wait=off or reconnect-ms=N; stdio, pty, file, ringbuf, null. \
+             '--chardev help' lists them. Ours: mode=0660, owner, group of a socket that is made",
         ))
         .arg(ordered(
             Opt::Monitor,
-            "[chardev=]ID[,pretty=on]",
+            "[chardev=]ID[,mode=control][,pretty=on]",
             "Run a QMP monitor on a character device",
         ))
         .arg(ordered(
@@ -176,8 +212,37 @@ fn command() -> Command {
              'throttle-group[,limits.bps-total=N][...]'; a link to the VMM, \
              which pauses the VM while requests are held: 'vmm-qemu,path=QMP.sock', \
              'vmm-cloud-hypervisor,path=API.sock', 'vmm-firecracker,path=API.sock', or \
-             'vmm-command,pause=ARGV,resume=ARGV[,state=ARGV]', where ARGV is a JSON list",
+             'vmm-command,pause=ARGV,resume=ARGV[,state=ARGV]', where ARGV is a JSON list. \
+             '--object help' lists the types, '--object TYPE,help' their properties",
         ))
+        .arg(ordered(
+            Opt::NbdServer,
+            "addr.type=unix,addr.path=P",
+            "Refused: there is no NBD server, exports are vhost-user-blk",
+        ))
+        .arg(ordered(
+            Opt::Config,
+            "FILE",
+            "Execute what a TOML or JSON file lists, here: objects, blockdevs, exports, chardevs, monitors",
+        ))
+        .arg(
+            Arg::new("compat")
+                .long("compat")
+                .value_name("qsd|none")
+                .help(
+                    "With 'qsd' exports that do not say werror or rerror report errors to the guest, as \
+                     qemu-storage-daemon does; without, a full disk is held (auto)",
+                ),
+        )
+        .arg(
+            Arg::new("daemonize")
+                .long("daemonize")
+                .help(
+                    "Go to the background: the command returns when everything is set up. Standard \
+                     streams are /dev/null from then on, and the working directory is /",
+                )
+                .action(ArgAction::SetTrue),
+        )
         .arg(
             Arg::new("pidfile")
                 .long("pidfile")
@@ -200,6 +265,13 @@ fn command() -> Command {
                 .allow_hyphen_values(true),
         )
         .arg(
+            Arg::new("trace")
+                .long("trace")
+                .short('T')
+                .value_name("PATTERN")
+                .help("Accepted and ignored: there are no trace events, see STANDFAST_LOG"),
+        )
+        .arg(
             Arg::new("help")
                 .long("help")
                 .short('h')
@@ -215,71 +287,89 @@ fn command() -> Command {
         )
 }
 
-/// The first pass. `args` begins with the program's name, which is not looked at.
+/// The options that there are, as getopt sees them.
+fn known(command: &Command) -> Vec<Known> {
+    let known = command.get_arguments().filter_map(|arg| {
+        let name = arg.get_long()?;
+        Some(Known {
+            name: name.to_owned(),
+            letter: arg.get_short(),
+            has_argument: arg.get_action().takes_values(),
+            is_qemus: !OURS.contains(&name),
+        })
+    });
+    let mut known: Vec<_> = known.collect();
+    known.sort_by(|a, b| a.name.cmp(&b.name));
+    known
+}
+
+/// The first pass. `args` begins with the program's name, which is not looked at. As in
+/// qemu-storage-daemon the first mistake, `--help` or `--version` ends it.
 ///
 /// # Errors
 /// What to print instead of running.
 pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Exit> {
-    let args = std::iter::once(PROGRAM.into()).chain(args.into_iter().skip(1));
-    let mut matches = command().try_get_matches_from(args).map_err(refuse)?;
-    let mut steps = Vec::new();
-    for opt in Opt::ALL {
-        let places: Vec<usize> = matches
-            .indices_of(opt.name())
-            .map(Iterator::collect)
-            .unwrap_or_default();
-        let values = matches.remove_many::<OsString>(opt.name());
-        let values = values.into_iter().flatten();
-        let steps_of = values.map(|arg| Step {
-            opt,
-            arg: os_text::from_os(&arg),
-        });
-        steps.extend(places.into_iter().zip(steps_of));
+    let mut command = command();
+    let known = known(&command);
+    let mut line = CommandLine::default();
+    for word in getopt::scan(&known, args.into_iter().skip(1)) {
+        let (name, argument) = match word.map_err(|text| refuse(&text))? {
+            Word::Option(name, argument) => (name, argument.unwrap_or_default()),
+            Word::Other(word) => {
+                let word = os_text::from_os(&word);
+                return Err(refuse(&format!("{word}: Unexpected argument")));
+            }
+        };
+        match name.as_str() {
+            "help" => return Err(Exit::Print(command.render_help().to_string())),
+            "version" => return Err(Exit::Print(version())),
+            "daemonize" => line.daemonize = true,
+            "pidfile" => line.pidfile = Some(argument.into()),
+            "state-dir" => line.state_dir = Some(argument.into()),
+            "compat" => line.compat = compat(&os_text::from_os(&argument))?,
+            // There are no trace events.
+            "trace" => {
+                if matches!(argument.as_encoded_bytes(), b"help" | b"?") {
+                    return Err(Exit::Print(String::new()));
+                }
+            }
+            name => {
+                if let Some(opt) = Opt::ALL.into_iter().find(|opt| opt.name() == name) {
+                    let arg = os_text::from_os(&argument);
+                    line.steps.push(Step { opt, arg });
+                }
+            }
+        }
     }
-    steps.sort_by_key(|(place, _)| *place);
-    Ok(CommandLine {
-        pidfile: matches.remove_one("pidfile"),
-        state_dir: matches.remove_one("state-dir"),
-        steps: steps.into_iter().map(|(_, step)| step).collect(),
-    })
+    Ok(line)
+}
+
+fn compat(name: &str) -> Result<Compat, Exit> {
+    match name {
+        "qsd" => Ok(Compat::Qsd),
+        "none" => Ok(Compat::None),
+        _ => Err(refuse(&format!(
+            "--compat {name}: Parameter 'compat' does not accept value '{name}', use 'qsd' or 'none'"
+        ))),
+    }
+}
+
+/// The third word is the version: that is where scripts look for it.
+fn version() -> String {
+    let VersionTriple {
+        major,
+        minor,
+        micro,
+    } = QEMU_VERSION;
+    format!(
+        "{PROGRAM} version {} (speaks as qemu-storage-daemon {major}.{minor}.{micro})\n",
+        env!("CARGO_PKG_VERSION")
+    )
 }
 
 /// Says a mistake of syntax as getopt and QEMU do.
-fn refuse(error: clap::Error) -> Exit {
-    let culprit = |kind| match error.get(kind) {
-        Some(ContextValue::String(text)) => text.clone(),
-        Some(ContextValue::Strings(texts)) => texts.join(" "),
-        _ => String::new(),
-    };
-    let text = match error.kind() {
-        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            return Exit::Print(error.render().to_string());
-        }
-        ErrorKind::UnknownArgument => {
-            let word = culprit(ContextKind::InvalidArg);
-            match word.strip_prefix('-') {
-                Some(option) if option.starts_with('-') => {
-                    format!("unrecognized option '{word}'")
-                }
-                Some(option) => format!("invalid option -- '{option}'"),
-                None => format!("{word}: Unexpected argument"),
-            }
-        }
-        ErrorKind::InvalidValue if culprit(ContextKind::InvalidValue).is_empty() => {
-            let option = culprit(ContextKind::InvalidArg);
-            let option = option.split_whitespace().next().unwrap_or_default();
-            format!("option '{option}' requires an argument")
-        }
-        ErrorKind::InvalidUtf8 => "an argument is not valid UTF-8".to_owned(),
-        _ => {
-            let text = error.render().to_string();
-            let line = text.lines().next().unwrap_or_default();
-            line.trim_start_matches("error: ").to_owned()
-        }
-    };
-    Exit::Error(format!(
-        "{PROGRAM}: {text}\nTry '{PROGRAM} --help' for more information."
-    ))
+fn refuse(text: &str) -> Exit {
+    Exit::Error(format!("{PROGRAM}: {text}"))
 }
 
 #[cfg(test)]
@@ -332,45 +422,73 @@ mod tests {
     }
 
     #[test]
-    fn arguments_are_taken_as_getopt_does() {
+    fn what_concerns_the_process() {
         let parsed = line(&["--blockdev", "--export", "--pidf", "/a", "--pidfile=/b"]).unwrap();
         assert_eq!(parsed.steps.len(), 1);
         assert_eq!(parsed.steps[0].arg, "--export");
         assert_eq!(parsed.pidfile, Some(PathBuf::from("/b")));
         assert_eq!(parsed.state_dir, None);
-        let parsed = line(&["--state-dir", "/s", "--state-dir=/t"]).unwrap();
+        let parsed = line(&["--state-dir", "/s", "--state-dir=/t", "--d"]).unwrap();
         assert_eq!(parsed.state_dir, Some(PathBuf::from("/t")));
+        assert!(parsed.daemonize);
         // An '=' or a comma in the value is the value's.
         let parsed = line(&["--blockdev=driver=file,filename=a=b"]).unwrap();
         assert_eq!(parsed.steps[0].arg, "driver=file,filename=a=b");
         assert_eq!(line(&[]).unwrap(), CommandLine::default());
+        assert_eq!(
+            line(&["-T", "x", "--tr=y"]).unwrap(),
+            CommandLine::default()
+        );
+        assert_eq!(line(&["--trace", "help"]), Err(Exit::Print(String::new())));
+        assert_eq!(line(&["--compat=qsd"]).unwrap().compat, Compat::Qsd);
+        assert!(line(&["--compat=qemu"]).is_err());
     }
 
     #[test]
     fn mistakes_are_said_in_getopt_s_words() {
-        let hint = "\nTry 'standfastd --help' for more information.";
         for (args, text) in [
             (&["--frob"][..], "unrecognized option '--frob'"),
-            (&["--frob=1"], "unrecognized option '--frob'"),
+            (&["--frob=1"], "unrecognized option '--frob=1'"),
             (&["bar"], "bar: Unexpected argument"),
+            (&["-"], "-: Unexpected argument"),
             (&["-x"], "invalid option -- 'x'"),
             (&["--blockdev"], "option '--blockdev' requires an argument"),
             (&["--pidfile"], "option '--pidfile' requires an argument"),
+            (
+                &["--da=1"],
+                "option '--daemonize' doesn't allow an argument",
+            ),
+            // The first one counts, whatever the second pass would say.
+            (
+                &["--blockdev", "x", "--frob", "--help"],
+                "unrecognized option '--frob'",
+            ),
         ] {
-            let expected = Exit::Error(format!("standfastd: {text}{hint}"));
+            let expected = Exit::Error(format!("standfastd: {text}"));
             assert_eq!(line(args), Err(expected), "{args:?}");
         }
     }
 
+    /// Scripts that find out what they have look for these (avocado-vt: names in the help, the third word of
+    /// the version).
     #[test]
     fn help_and_version_are_printed() {
-        for args in ["--help", "-h", "--he"] {
-            let Err(Exit::Print(text)) = line(&[args]) else {
-                panic!("{args} prints nothing");
+        for args in [
+            &["--help"][..],
+            &["-h"],
+            &["--he"],
+            &["-hx"],
+            &["--blockdev=x", "--help", "--frob"],
+        ] {
+            let Err(Exit::Print(text)) = line(args) else {
+                panic!("{args:?} prints nothing");
             };
             for word in [
                 "--blockdev",
                 "--export",
+                "--daemonize",
+                "--nbd-server",
+                "--trace",
                 "--state-dir",
                 "werror=stop",
                 "Usage: standfastd",
@@ -378,8 +496,13 @@ mod tests {
                 assert!(text.contains(word), "{word} is missing in\n{text}");
             }
         }
-        let version = format!("standfastd {}\n", env!("CARGO_PKG_VERSION"));
-        assert_eq!(line(&["-V"]), Err(Exit::Print(version.clone())));
-        assert_eq!(line(&["--version"]), Err(Exit::Print(version)));
+        for args in ["-V", "--version"] {
+            let Err(Exit::Print(text)) = line(&[args]) else {
+                panic!("{args} prints nothing");
+            };
+            let third = text.split_whitespace().nth(2);
+            assert_eq!(third, Some(env!("CARGO_PKG_VERSION")), "{text}");
+            assert_eq!(text.lines().count(), 1);
+        }
     }
 }

@@ -2,13 +2,18 @@
 
 mod chardevs;
 mod cli;
+mod config;
+mod daemonize;
 mod descriptors;
+mod getopt;
 mod incidents;
 pub mod logging;
+mod options_help;
 mod pidfile;
 mod service;
 mod shutdown;
 mod state;
+mod steps;
 mod terminal;
 
 pub use self::cli::PROGRAM;
@@ -21,28 +26,20 @@ use std::pin::pin;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use assembly::{Assembly, CLOSE_TIME_MAX, SetupError, TimeLimits, beside, tidy_up};
+use assembly::{Assembly, CLOSE_TIME_MAX, SetupError, beside, tidy_up};
 use block::{Registry, Saver};
 use iothread::mailbox::Receiver;
 use monitor::Monitor;
-use qapi::options::{
-    BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,
-};
 use qapi::os_text;
-use qapi::types::{VersionInfo, VersionTriple};
+use qapi::types::VersionInfo;
 
-use self::chardevs::Chardevs;
-use self::cli::{CommandLine, Exit, Opt, Step};
+use self::chardevs::{Chardevs, say_on_stdout};
+use self::cli::{CommandLine, Compat, Exit, Opt, QEMU_VERSION};
+use self::daemonize::{Process, Startup};
 use self::incidents::IncidentLog;
 use self::pidfile::Pidfile;
 use self::shutdown::Signals;
-
-/// The version of QEMU whose monitor ours follows.
-const QEMU_VERSION: VersionTriple = VersionTriple {
-    major: 7,
-    minor: 2,
-    micro: 0,
-};
+use self::steps::{Executed, Steps};
 
 /// Runs the daemon; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
@@ -56,6 +53,13 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             };
         }
         Err(Exit::Error(text)) => return fail_with(&text),
+    };
+    // No thread is started before that.
+    let startup = match line.daemonize.then(daemonize::daemonize).transpose() {
+        Ok(None) => None,
+        Ok(Some(Process::Daemon(startup))) => Some(startup),
+        Ok(Some(Process::Ends(code))) => return code,
+        Err(error) => return fail(&format!("cannot go to the background: {error}")),
     };
     if let Err(text) = logging::init() {
         return fail(&text);
@@ -71,7 +75,7 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(runtime) => runtime,
         Err(error) => return fail(&format!("cannot start the control plane: {error}")),
     };
-    let code = runtime.block_on(run(line));
+    let code = runtime.block_on(run(line, startup));
     // Neither a read from standard input nor a question to storage that hangs can be taken back.
     runtime.shutdown_background();
     logging::finish();
@@ -90,16 +94,26 @@ fn fail_with(text: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
+/// What came of the second pass.
+enum SetUp {
+    /// All is there.
+    Ready,
+    /// An option has asked for help: this is said, and the daemon ends.
+    Help(String, ExitCode),
+    /// The daemon was told to end, for that reason.
+    Ends(&'static str),
+}
+
 /// Everything the command line makes. Fields are dropped in order: what uses others comes first.
 struct Daemon {
     monitor: Monitor,
-    chardevs: Chardevs,
+    chardevs: Arc<Chardevs>,
     assembly: Arc<Assembly>,
     pidfile: Option<Pidfile>,
     saver: Option<Saver>,
 }
 
-async fn run(line: CommandLine) -> ExitCode {
+async fn run(line: CommandLine, startup: Option<Startup>) -> ExitCode {
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot listen for signals: {error}")),
@@ -113,21 +127,38 @@ async fn run(line: CommandLine) -> ExitCode {
     let assembly = Arc::new(Assembly::new(Arc::clone(&registry)));
     let objects: Arc<dyn monitor::Objects> = Arc::<Assembly>::clone(&assembly);
     let graph: Arc<dyn monitor::Graph> = Arc::<Assembly>::clone(&assembly);
+    let descriptors = Arc::clone(assembly.descriptors());
+    let chardevs = Arc::new(Chardevs::new(startup.is_some(), Arc::clone(&descriptors)));
+    let devices = Arc::<Chardevs>::clone(&chardevs);
+    let monitor = Monitor::new(registry, objects, graph, devices, descriptors, version()).await;
     let mut daemon = Daemon {
-        monitor: Monitor::new(registry, objects, graph, version()).await,
-        chardevs: Chardevs::default(),
+        monitor,
+        chardevs,
         assembly,
         pidfile: None,
         saver: None,
     };
     let ended = tokio::select! {
-        result = daemon.set_up(line) => result.map(|()| None),
-        reason = shutdown::requested(&mut signals, &mut quit) => Ok(Some(reason)),
+        result = daemon.set_up(line) => result,
+        reason = shutdown::requested(&mut signals, &mut quit) => Ok(SetUp::Ends(reason)),
     };
-    let (reason, code) = match ended {
+    let ready = ended.and_then(|set_up| {
+        if let (SetUp::Ready, Some(startup)) = (&set_up, startup) {
+            // From then on nobody reads it.
+            logging::finish();
+            let ready = startup.ready();
+            ready.map_err(|error| format!("cannot go to the background: {error}"))?;
+        }
+        Ok(set_up)
+    });
+    let (reason, code) = match ready {
         Err(text) => (shutdown::HOST_ERROR, fail(&text)),
-        Ok(Some(reason)) => (reason, ExitCode::SUCCESS),
-        Ok(None) => (
+        Ok(SetUp::Ends(reason)) => (reason, ExitCode::SUCCESS),
+        Ok(SetUp::Help(text, code)) => {
+            say_on_stdout(&text);
+            (shutdown::HOST_ERROR, code)
+        }
+        Ok(SetUp::Ready) => (
             daemon.serve(&mut signals, &mut quit).await,
             ExitCode::SUCCESS,
         ),
@@ -152,26 +183,35 @@ fn version() -> VersionInfo {
 
 impl Daemon {
     /// The second pass.
-    async fn set_up(&mut self, line: CommandLine) -> Result<(), String> {
+    async fn set_up(&mut self, line: CommandLine) -> Result<SetUp, String> {
         let registry = self.assembly.registry();
         if let Some(dir) = &line.state_dir {
             let restored = state::restore(dir, registry).await;
             self.saver =
                 restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?;
         }
+        if line.compat == Compat::Qsd {
+            self.assembly.report_errors();
+        }
         // Without io_uring there is no point in anything else.
         if !line.steps.iter().any(|step| step.opt == Opt::Object) {
             let started = self.assembly.start_iothread().await;
             started.map_err(|error| error.desc)?;
         }
+        let steps = Steps {
+            assembly: &self.assembly,
+            chardevs: &self.chardevs,
+        };
         for step in line.steps {
             let (name, arg) = (step.opt.name(), step.arg.clone());
-            self.execute(step)
-                .await
-                .map_err(|SetupError { desc, hint }| {
-                    let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
-                    format!("--{name} {arg}: {desc}{hint}")
-                })?;
+            let executed = steps.execute(step).await;
+            let executed = executed.map_err(|SetupError { desc, hint }| {
+                let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
+                format!("--{name} {arg}: {desc}{hint}")
+            })?;
+            if let Executed::Help(text, code) = executed {
+                return Ok(SetUp::Help(text, code));
+            }
         }
         if self.saver.is_some() {
             state::left_over(self.assembly.registry()).await;
@@ -179,26 +219,7 @@ impl Daemon {
         if let Some(path) = line.pidfile {
             self.pidfile = Some(write_pidfile(path).await?);
         }
-        Ok(())
-    }
-
-    async fn execute(&mut self, Step { opt, arg }: Step) -> Result<(), SetupError> {
-        match opt {
-            Opt::Object => {
-                let options = ObjectOptions::parse(&arg)?;
-                self.assembly.add_object(options).await
-            }
-            Opt::Blockdev => {
-                let options = BlockdevOptions::parse(&arg)?;
-                self.assembly.add_node(options, TimeLimits::START).await
-            }
-            Opt::Export => {
-                let options = ExportOptions::parse(&arg)?;
-                self.assembly.add_export(options, TimeLimits::START).await
-            }
-            Opt::Chardev => self.chardevs.add(ChardevOptions::parse(&arg)?).await,
-            Opt::Monitor => self.chardevs.attach(&MonitorOptions::parse(&arg)?),
-        }
+        Ok(SetUp::Ready)
     }
 
     /// Serves monitors until a signal or `quit`; returns the reason.

@@ -16,7 +16,8 @@ pub enum PidfileError {
     Create(PathBuf, io::Error),
     /// Another instance lives.
     #[error(
-        "Cannot lock pid file '{}': another instance holds it (end it, or give another path)",
+        "Cannot lock pid file: Resource temporarily unavailable\nAnother instance holds '{}': end it, or \
+         give another path",
         .0.display()
     )]
     Locked(PathBuf),
@@ -60,10 +61,9 @@ impl Pidfile {
             // Whoever had it may have removed it between the two: then we hold a file without a
             // name.
             if same_file(&file, path).map_err(failed)? {
-                break Self {
-                    path: path.to_owned(),
-                    file,
-                };
+                // The working directory may become another one.
+                let path = std::path::absolute(path).map_err(failed)?;
+                break Self { path, file };
             }
         };
         let written = pidfile

@@ -242,7 +242,7 @@ const TABLE: &[(&[&str], &str)] = &[
             "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e",
         ],
         "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e: Failed to bind \
-         socket to @/no/e.lock: No such file or directory",
+         socket to @/no/e: No such file or directory",
     ),
     (
         &[
@@ -259,7 +259,7 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     (
         &["--chardev", "socket,id=c"],
-        "--chardev socket,id=c: Parameter 'path' is missing",
+        "--chardev socket,id=c: Unable to parse FD number ",
     ),
     (
         &["--chardev", "socket,id=c,fd=99999,server=on,wait=off"],
@@ -310,7 +310,95 @@ const TABLE: &[(&[&str], &str)] = &[
         &["--object", "iothread,id=i", "--object", "iothread,id=i"],
         "--object iothread,id=i: attempt to add duplicate property 'i' to object (type 'container')",
     ),
+    // Help.
+    (
+        &["--blockdev", "null-co,help"],
+        "--blockdev null-co,help: Help is not available for this option",
+    ),
+    (
+        &["--export", "help"],
+        "--export help: Help is not available for this option",
+    ),
+    (
+        &["--monitor", "?"],
+        "--monitor ?: Help is not available for this option",
+    ),
+    (
+        &["--object", "help,iothread"],
+        "--object help,iothread: Expected '=' after parameter 'iothread'",
+    ),
+    (
+        &["--nbd-server", "help"],
+        "--nbd-server help: Help is not available for this option",
+    ),
+    (
+        &["--nbd-server", "addr.type=unix,addr.path=@/nbd"],
+        "--nbd-server addr.type=unix,addr.path=@/nbd: an NBD server is not supported",
+    ),
+    // More of character devices.
+    (
+        &["--chardev", "null,id=c,mux,foo=1"],
+        "--chardev null,id=c,mux,foo=1: Invalid parameter 'foo'",
+    ),
+    (
+        &["--chardev", "file,id=c,path=@/no/f"],
+        "--chardev file,id=c,path=@/no/f: Could not open '@/no/f': No such file or directory",
+    ),
+    (
+        &["--chardev", "null,id=c,logfile=@/no/f"],
+        "--chardev null,id=c,logfile=@/no/f: Could not create '@/no/f': No such file or directory",
+    ),
+    (
+        &["--chardev", "pty,id=c,path=@/no/p"],
+        "--chardev pty,id=c,path=@/no/p: Failed to create PTY symlink: No such file or directory",
+    ),
+    (
+        &["--chardev", "socket,id=c,path=@/no/s,server=on,wait=off"],
+        "--chardev socket,id=c,path=@/no/s,server=on,wait=off: Failed to bind socket to @/no/s: No \
+         such file or directory",
+    ),
+    (
+        &["--chardev", "socket,id=c,host=127.0.0.1,port=x"],
+        "--chardev socket,id=c,host=127.0.0.1,port=x: address resolution failed for 127.0.0.1:x: \
+         Servname not supported for ai_socktype",
+    ),
+    (
+        &["--chardev", "socket,id=c,host=127.0.0.1,port=1"],
+        "--chardev socket,id=c,host=127.0.0.1,port=1: Failed to connect to '127.0.0.1:1': \
+         Connection refused",
+    ),
+    (
+        &[
+            "--chardev",
+            "socket,id=c,host=127.0.0.1,port=0,ipv4=off,server=on,wait=off",
+        ],
+        "--chardev socket,id=c,host=127.0.0.1,port=0,ipv4=off,server=on,wait=off: address \
+         resolution failed for 127.0.0.1:0: Address family for hostname not supported",
+    ),
+    (
+        &["--chardev", "socket,id=c,path=nosuch,abstract=on"],
+        "--chardev socket,id=c,path=nosuch,abstract=on: Failed to connect to 'nosuch': Connection \
+         refused",
+    ),
+    (
+        &["--daemonize", "--chardev", "stdio,id=c"],
+        "--chardev stdio,id=c: cannot use stdio with -daemonize",
+    ),
+    // Images that are passed.
+    (
+        &["--blockdev", "file,node-name=n,filename=/dev/fdset/x"],
+        "--blockdev file,node-name=n,filename=/dev/fdset/x: Could not parse fdset /dev/fdset/x",
+    ),
+    (
+        &["--blockdev", "file,node-name=n,filename=/dev/fdset/3"],
+        "--blockdev file,node-name=n,filename=/dev/fdset/3: Could not dup FD for /dev/fdset/3 flags \
+         2: No such file or directory",
+    ),
     // The pid file.
+    (
+        &["--daemonize", "--pidfile", "@"],
+        "cannot create PID file: Could not create '@': Is a directory",
+    ),
     (
         &["--pidfile", "@/no/pid"],
         "cannot create PID file: Could not create '@/no/pid': No such file or directory",
@@ -381,18 +469,67 @@ fn help_and_version() {
     for option in ["--help", "-h"] {
         let output = refused(&[option]);
         assert_eq!(output.status.code(), Some(0));
-        assert!(
-            stdout(&output).contains("Usage: standfastd"),
-            "{}",
-            stdout(&output)
-        );
+        let said = stdout(&output);
+        assert!(said.contains("Usage: standfastd"), "{said}");
     }
-    let version = env!("CARGO_PKG_VERSION");
-    assert_eq!(
-        stdout(&refused(&["--version"])),
-        format!("standfastd {version}\n")
+    for option in ["--version", "-V"] {
+        let output = refused(&[option]);
+        let said = stdout(&output);
+        let third = said.split_whitespace().nth(2);
+        assert_eq!(third, Some(env!("CARGO_PKG_VERSION")), "{said}");
+    }
+}
+
+#[test]
+fn help_of_options() {
+    for (args, first, code) in [
+        (
+            &["--object", "help"][..],
+            "List of user creatable objects:",
+            0,
+        ),
+        (&["--object", "iothread,help"], "iothread options:", 0),
+        (
+            &["--chardev", "help"],
+            "Available chardev backend types: ",
+            0,
+        ),
+        (&["--chardev", "socket,help"], "chardev options:", 1),
+        // What is before it is executed, what is behind it is not.
+        (
+            &[NULL, "--object=?", "--monitor=x"],
+            "List of user creatable objects:",
+            0,
+        ),
+        (
+            &["--daemonize", "--object", "help"],
+            "List of user creatable objects:",
+            1,
+        ),
+    ] {
+        let output = refused(args);
+        let said = stdout(&output);
+        assert_eq!(said.lines().next(), Some(first), "{args:?}");
+        assert_eq!(output.status.code(), Some(code), "{args:?}");
+        assert_eq!(stderr(&output), "", "{args:?}");
+    }
+    let output = refused(&["--monitor=x", "--object=help"]);
+    assert_eq!(stdout(&output), "");
+}
+
+#[test]
+fn short_forms_are_warned_of() {
+    let place = place();
+    let chardev = format!("socket,id=c,path={},server,nowait", place.name("q"));
+    let said = stderr(&refused(&["--chardev", &chardev, "--monitor", "d"]));
+    let expected = format!(
+        "standfastd: --chardev {chardev}: warning: short-form boolean option 'server' deprecated\n\
+         Please use server=on instead\n\
+         standfastd: --chardev {chardev}: warning: short-form boolean option 'nowait' deprecated\n\
+         Please use wait=off instead\n\
+         standfastd: --monitor d: chardev \"d\" not found\n"
     );
-    assert_eq!(stdout(&refused(&["-V"])), format!("standfastd {version}\n"));
+    assert_eq!(said, expected);
 }
 
 /// The control plane has no error for that, so the daemon asks before it makes it.

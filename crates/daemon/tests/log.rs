@@ -64,6 +64,7 @@ fn nobody_reads_stderr_and_everything_goes_on() {
     let place = Place::new();
     let (reader, writer) = full_pipe();
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_standfastd"));
+    daemon.env("STANDFAST_LOG", "warn,standfast=info");
     for name in ["a", "b"] {
         daemon.args(["--blockdev", &format!("null-co,node-name={name}")]);
         daemon.args(["--export", &export(&place, name)]);
@@ -109,6 +110,7 @@ fn a_reader_that_comes_back_gets_what_has_waited() {
     let (reader, writer) = full_pipe();
     let chardev = format!("socket,id=c,path={},server=on,wait=off", place.name("q"));
     let daemon = Command::new(env!("CARGO_BIN_EXE_standfastd"))
+        .env("STANDFAST_LOG", "warn,standfast=info")
         .args(["--chardev", &chardev, "--monitor", "c"])
         .stdin(Stdio::null())
         .stderr(writer)

@@ -67,8 +67,8 @@ pub fn bind_socket(path: &Path, access: Access) -> Result<Socket, SocketError> {
         Ok(listener) => Ok(Socket {
             listener,
             _made: Made::Files(Files {
-                path: path.to_owned(),
-                lock_path,
+                path: absolute(path),
+                lock_path: absolute(&lock_path),
                 _lock: lock,
             }),
         }),
@@ -78,6 +78,11 @@ pub fn bind_socket(path: &Path, access: Access) -> Result<Socket, SocketError> {
             Err(error)
         }
     }
+}
+
+/// The working directory may be another one when it is removed.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn take_lock(path: &Path, lock_path: &Path) -> Result<File, SocketError> {

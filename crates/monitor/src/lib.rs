@@ -14,11 +14,15 @@
 //! Sessions and the run control task belong on the same current-thread runtime: then nothing comes
 //! between what a query reads and the reply that says it.
 
+mod base64;
 mod changes;
+mod chardevs;
 mod commands;
 mod context;
 mod convert;
 mod counters;
+mod descriptors;
+mod door;
 mod framing;
 mod graph;
 mod hmp;
@@ -31,12 +35,14 @@ mod session;
 mod storage;
 mod table;
 
+pub use chardevs::Chardevs;
+pub use descriptors::{Descriptors, fdset_of};
+pub use door::{Connection, Door, Input, Other, UnixInput};
 pub use framing::{Framing, requests};
 pub use graph::Graph;
 pub use objects::Objects;
 pub use outbox::OUTPUT_BYTES_MAX;
 pub use server::{Monitor, SESSIONS_MAX};
-pub use session::Input;
 
 #[cfg(test)]
 mod tests;

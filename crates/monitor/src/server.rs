@@ -14,12 +14,15 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use crate::changes::Changes;
-use crate::context::Context;
+use crate::chardevs::Chardevs;
+use crate::context::Shared;
+use crate::descriptors::Descriptors;
+use crate::door::{Connection, Door, Input};
 use crate::graph::Graph;
 use crate::hub::Hub;
 use crate::objects::Objects;
 use crate::outbox::Outbox;
-use crate::session::{self, Input};
+use crate::session;
 use crate::storage::Storage;
 
 /// Most sessions at once on one listener. Further clients wait in its backlog.
@@ -31,17 +34,19 @@ const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 /// All QMP sessions of a daemon. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Monitor {
-    context: Arc<Context>,
+    shared: Arc<Shared>,
     hub: Arc<Hub>,
 }
 
 impl Monitor {
-    /// A monitor over `registry`, `objects` and `graph` that introduces itself as `version`. Its sessions
-    /// will get the events from now on.
+    /// A monitor over all of that, which introduces itself as `version`. Its sessions will get the events
+    /// from now on.
     pub async fn new(
         registry: Arc<Registry>,
         objects: Arc<dyn Objects>,
         graph: Arc<dyn Graph>,
+        chardevs: Arc<dyn Chardevs>,
+        descriptors: Arc<Descriptors>,
         version: VersionInfo,
     ) -> Self {
         let hub = Arc::new(Hub::new());
@@ -50,10 +55,12 @@ impl Monitor {
             .observe(Arc::clone(&hub) as Arc<dyn Observer>)
             .await;
         Monitor {
-            context: Arc::new(Context {
+            shared: Arc::new(Shared {
                 registry,
                 objects,
                 graph,
+                chardevs,
+                descriptors,
                 version,
                 storage: Storage::default(),
                 changes: Changes::default(),
@@ -69,7 +76,13 @@ impl Monitor {
     /// If the socket cannot be used in this runtime.
     pub async fn serve(&self, listener: StdUnixListener, layout: Layout) -> io::Result<()> {
         listener.set_nonblocking(true)?;
-        let listener = UnixListener::from_std(listener)?;
+        self.serve_door(UnixListener::from_std(listener)?, layout)
+            .await;
+        Ok(())
+    }
+
+    /// Serves all that come through a door, as [`Self::serve`].
+    pub async fn serve_door(&self, door: impl Door, layout: Layout) {
         let places = Arc::new(Semaphore::new(SESSIONS_MAX));
         let mut sessions = JoinSet::new();
         let mut number: u64 = 0;
@@ -77,17 +90,16 @@ impl Monitor {
             let accept = async {
                 // The semaphore is never closed, so that an error cannot occur.
                 let place = Arc::clone(&places).acquire_owned().await;
-                (place, listener.accept().await)
+                (place, door.next().await)
             };
             tokio::select! {
                 () = self.hub.closing() => break,
                 Some(_) = sessions.join_next() => {}
                 (place, accepted) = accept => match accepted {
-                    Ok((stream, _)) => {
+                    Ok(Connection { reader, writer }) => {
                         number += 1;
                         let monitor = self.clone();
                         sessions.spawn(async move {
-                            let (reader, writer) = stream.into_split();
                             let name = format!("client {number}");
                             monitor.session(name, reader, writer, layout).await;
                             drop(place);
@@ -100,9 +112,13 @@ impl Monitor {
                 },
             }
         }
-        drop(listener);
+        drop(door);
         while sessions.join_next().await.is_some() {}
-        Ok(())
+    }
+
+    /// Waits until [`Self::close`] is called.
+    pub async fn closing(&self) {
+        self.hub.closing().await;
     }
 
     /// Serves one client on standard input and output. Returns when the input ends, or after
@@ -133,7 +149,7 @@ impl Monitor {
         let Some(presence) = self.hub.enter(&outbox) else {
             return;
         };
-        session::serve(Arc::clone(&self.context), outbox, reader, writer).await;
+        session::serve(Arc::clone(&self.shared), outbox, reader, writer).await;
         drop(presence);
     }
 

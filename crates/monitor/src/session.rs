@@ -4,17 +4,17 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use qapi::command::{QmpCapabilities, QmpCapability};
 use qapi::de::{self, Mode};
 use qapi::types::Empty;
 use qapi::wire::{BadRequest, Greeting, Request, Response};
 use qapi::{ErrorClass, QmpError};
-use rustix::event::{PollFd, PollFlags, Timespec};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, Stdin};
-use tokio::net::UnixStream;
-use tokio::net::unix::OwnedReadHalf;
+use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use crate::context::Context;
+use crate::context::{Context, Shared};
+use crate::descriptors;
+use crate::door::Input;
 use crate::framing::{Framing, value_of};
 use crate::outbox::Outbox;
 use crate::table;
@@ -24,29 +24,6 @@ const READ_BYTES_MAX: usize = 16 << 10;
 
 /// How often it is looked whether a client has left whose command is under way.
 const LEFT_POLL: Duration = Duration::from_millis(100);
-
-/// Where requests come from.
-pub trait Input: AsyncRead + Unpin {
-    /// Whether the other end has left for good: neither sends nor reads any more. A client that has only
-    /// sent all that it wants to say still gets its answers.
-    fn has_left(&self) -> bool;
-}
-
-impl Input for OwnedReadHalf {
-    fn has_left(&self) -> bool {
-        let stream: &UnixStream = self.as_ref();
-        // HUP is always looked for.
-        let mut fds = [PollFd::new(stream, PollFlags::empty())];
-        let found = rustix::event::poll(&mut fds, Some(&Timespec::default()));
-        found.is_ok() && fds[0].revents().intersects(PollFlags::HUP | PollFlags::ERR)
-    }
-}
-
-impl Input for Stdin {
-    fn has_left(&self) -> bool {
-        false
-    }
-}
 
 /// Waits until the client of a command that is under way has left.
 async fn left(reader: &impl Input, outbox: &Outbox) {
@@ -63,14 +40,17 @@ async fn left(reader: &impl Input, outbox: &Outbox) {
 
 /// Serves one client until it is gone or `outbox` is told to finish.
 pub(crate) async fn serve(
-    context: Arc<Context>,
+    shared: Arc<Shared>,
     outbox: Arc<Outbox>,
     reader: impl Input,
     writer: impl AsyncWrite + Unpin,
 ) {
-    outbox.push(&Greeting::new(context.version.clone()));
+    outbox.push(&Greeting::new(shared.version.clone()));
     let session = Session {
-        context,
+        context: Context {
+            shared,
+            passed: Mutex::default(),
+        },
         outbox: Arc::clone(&outbox),
         negotiated: false,
         oob: false,
@@ -83,8 +63,14 @@ pub(crate) async fn serve(
     futures_util::future::join(receive, outbox.send_to(writer)).await;
 }
 
+impl Drop for Session {
+    fn drop(&mut self) {
+        descriptors::close(std::mem::take(self.context.passed.get_mut()));
+    }
+}
+
 struct Session {
-    context: Arc<Context>,
+    context: Context,
     outbox: Arc<Outbox>,
     negotiated: bool,
     /// It may send commands out of band.
@@ -105,6 +91,11 @@ impl Session {
                 Ok(0) | Err(_) => return,
                 Ok(n) => &buffer[..n],
             };
+            let passed = reader.take_descriptors();
+            if !passed.is_empty() {
+                let former = std::mem::replace(&mut *self.context.passed.lock(), passed);
+                descriptors::close(former);
+            }
             framing.feed(bytes, |request| requests.push_back(request));
             while let Some(request) = requests.pop_front() {
                 // A client that sends and does not read is not served; only events are for ever

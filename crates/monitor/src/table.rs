@@ -13,7 +13,7 @@ use qapi::{Object, QmpError, Value};
 
 use serde::de::DeserializeOwned;
 
-use crate::commands::{block, debug, graph, misc, object, run, stats};
+use crate::commands::{block, chardev, debug, descriptor, graph, misc, object, run, stats};
 use crate::context::Context;
 use crate::framing::value_of;
 use crate::hmp;
@@ -76,6 +76,19 @@ commands! {
     "block_resize" => graph::block_resize,
     "block-latency-histogram-set" => stats::latency_histogram_set,
     "block-set-write-threshold" => block::set_write_threshold,
+    "query-chardev" => chardev::query,
+    "query-chardev-backends" => chardev::backends,
+    "chardev-add" => chardev::add,
+    "chardev-change" => chardev::change,
+    "chardev-remove" => chardev::remove,
+    "chardev-send-break" => chardev::send_break,
+    "ringbuf-write" => chardev::ringbuf_write,
+    "ringbuf-read" => chardev::ringbuf_read,
+    "add-fd" => descriptor::add_fd,
+    "remove-fd" => descriptor::remove_fd,
+    "query-fdsets" => descriptor::query_fdsets,
+    "getfd" => descriptor::getfd,
+    "closefd" => descriptor::closefd,
     "x-block-export-cont" => run::block_export_cont,
     "x-node-accept-loss" => run::node_accept_loss,
     "x-query-held" => block::query_held,

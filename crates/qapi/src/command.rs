@@ -1,7 +1,9 @@
 //! Arguments of commands.
 
+mod chardev;
 mod object;
 
+pub use chardev::{AddFd, ChardevId, DataFormat, FdName, RemoveFd, RingbufRead, RingbufWrite};
 pub use object::{QomGet, QomList, QomListProperties, QomListTypes, QomSet};
 
 use crate::options::{BlkdebugEvent, BlkdebugIoType, BlockdevOptions};

@@ -4,6 +4,7 @@
 //! keyvals = [ keyval { "," keyval } [ "," ] ]
 //! keyval  = key "=" value              a comma in a value is doubled
 //!         | value                      first only: the implied key's value
+//!         | "help" | "?"               asks for help
 //! key     = name { "." ( name | index ) }
 //! ```
 //!
@@ -17,6 +18,14 @@ const FRAGMENT_BYTES_MAX: usize = 127;
 
 /// Parses keyval text. `implied_key` is the key of a first item that has no `=`.
 pub fn parse(text: &str, implied_key: Option<&str>) -> Result<Object, QmpError> {
+    match parse_help(text, implied_key)? {
+        (object, false) => Ok(object),
+        (_, true) => Err(QmpError::generic("Help is not available for this option")),
+    }
+}
+
+/// As [`parse`], for options that have help; whether it is asked for.
+pub fn parse_help(text: &str, implied_key: Option<&str>) -> Result<(Object, bool), QmpError> {
     if text.len() > TEXT_BYTES_MAX {
         return Err(QmpError::generic(format!(
             "Options of {} bytes are too long, at most {TEXT_BYTES_MAX} are accepted",
@@ -26,14 +35,32 @@ pub fn parse(text: &str, implied_key: Option<&str>) -> Result<Object, QmpError> 
     let mut root = Object::new();
     let mut rest = text;
     let mut implied_key = implied_key;
+    let mut help = false;
     while !rest.is_empty() {
-        rest = item(&mut root, rest, implied_key.take())?;
+        let implied_key = implied_key.take();
+        if let Some(after) = help_item(rest) {
+            help = true;
+            rest = after;
+        } else {
+            rest = item(&mut root, rest, implied_key)?;
+        }
     }
     listify(root, &mut String::new()).and_then(|value| match value {
-        Value::Object(object) => Ok(object),
+        Value::Object(object) => Ok((object, help)),
         // The first fragment of a key is never an index.
         _ => Err(QmpError::generic("Invalid parameter ''")),
     })
+}
+
+/// What follows an item that asks for help.
+fn help_item(text: &str) -> Option<&str> {
+    let rest = text
+        .strip_prefix("help")
+        .or_else(|| text.strip_prefix('?'))?;
+    if rest.is_empty() {
+        return Some(rest);
+    }
+    rest.strip_prefix(',')
 }
 
 /// Parses one item; returns what follows its comma.

@@ -123,6 +123,7 @@ impl Builder {
         let mut command = Command::new(&self.program);
         command
             .args(&self.args)
+            .env("STANDFAST_LOG", "warn,standfast=info")
             .envs(self.env)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())

@@ -17,8 +17,11 @@ use tracing_subscriber::EnvFilter;
 use self::limit::Limited;
 use self::writer::{LOG, Line};
 
-/// Ours from info, what we are built on from warn.
-const DEFAULT: &str = "warn,standfast=info";
+/// Where only what matters is wanted: as qemu-storage-daemon, which says nothing when all is well.
+const QUIET: &str = "warn";
+
+/// Where lines have a place of their own: ours from info, what we are built on from warn.
+const JOURNAL: &str = "warn,standfast=info";
 
 /// How long the last lines may take. A stderr that nobody reads then does not keep the process.
 const LAST_LINES: Duration = Duration::from_secs(1);
@@ -34,7 +37,7 @@ pub fn init() -> Result<(), String> {
         .find_map(|name| Some((name, std::env::var(name).ok()?)))
         .filter(|(_, value)| !value.trim().is_empty());
     let filter = match filter {
-        None => EnvFilter::new(DEFAULT),
+        None => EnvFilter::new(if is_journal() { JOURNAL } else { QUIET }),
         Some((name, value)) => EnvFilter::builder().parse(&value).map_err(|error| {
             format!("{name}='{value}' is not a log filter: {error}; use e.g. {name}=debug")
         })?,
@@ -53,6 +56,15 @@ pub fn init() -> Result<(), String> {
         .map_event_format(Limited)
         .init();
     Ok(())
+}
+
+/// Whether stderr is the journal of systemd, which says so by device and inode (systemd.exec(5)).
+fn is_journal() -> bool {
+    let Ok(told) = std::env::var("JOURNAL_STREAM") else {
+        return false;
+    };
+    let stat = rustix::fs::fstat(std::io::stderr());
+    stat.is_ok_and(|stat| told == format!("{}:{}", stat.st_dev, stat.st_ino))
 }
 
 /// Says `text` on stderr, before or after [`init`], and waits until it is out, as far as somebody reads

@@ -60,7 +60,7 @@ use block::{
 };
 
 pub use self::driver::{FileDriver, Medium};
-pub use self::options::{Aio, Discard, FileOptions, Locking};
+pub use self::options::{Aio, Discard, FileOptions, Locking, OpenImage};
 
 impl FileDriver {
     async fn flush(&self, losses_accepted: u32) -> Result<()> {

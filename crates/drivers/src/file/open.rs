@@ -115,10 +115,11 @@ fn open_descriptor(options: &FileOptions) -> Result<(OwnedFd, bool), OpenError> 
         // Such as a NUL in the file name.
         None => error.to_string(),
     };
-    Err(OpenError::new(
-        errno,
-        format!("Could not open '{name}': {reason}"),
-    ))
+    let text = match &options.opener {
+        Some(opener) => opener.failed(writable, &reason),
+        None => format!("Could not open '{name}': {reason}"),
+    };
+    Err(OpenError::new(errno, text))
 }
 
 fn write_protected(name: &str) -> OpenError {
@@ -133,6 +134,9 @@ fn write_protected(name: &str) -> OpenError {
 }
 
 fn try_open(options: &FileOptions, writable: bool, direct: bool) -> io::Result<OwnedFd> {
+    if let Some(opener) = &options.opener {
+        return opener.open(writable, direct);
+    }
     let flags = libc::O_NONBLOCK | libc::O_NOCTTY | if direct { libc::O_DIRECT } else { 0 };
     OpenOptions::new()
         .read(true)

@@ -1,5 +1,8 @@
 //! How an image is to be opened.
 
+use std::fmt;
+use std::io;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -39,6 +42,19 @@ pub enum Aio {
     IoUringAnywhere,
 }
 
+/// What opens an image that is not to be had by its path.
+pub trait OpenImage: Send + Sync + fmt::Debug {
+    /// Opens it for reading, or for reading and writing; `direct`: with O_DIRECT, else without it. What is
+    /// returned ends with an exec. It may be asked several times, and may wait for the storage.
+    ///
+    /// # Errors
+    /// EACCES, if it cannot be written or read; others are the system's.
+    fn open(&self, writable: bool, direct: bool) -> io::Result<OwnedFd>;
+
+    /// What is said when it fails.
+    fn failed(&self, writable: bool, reason: &str) -> String;
+}
+
 /// Options of [`FileDriver`](super::FileDriver). The defaults are QEMU's.
 #[derive(Clone, Debug, Default)]
 pub struct FileOptions {
@@ -48,6 +64,8 @@ pub struct FileOptions {
     pub filename: String,
     /// The path itself, if that is something else: it need not be UTF-8.
     pub path: Option<PathBuf>,
+    /// What opens it; none: the path does.
+    pub opener: Option<Arc<dyn OpenImage>>,
     /// `cache.direct`: O_DIRECT, past the page cache.
     pub cache_direct: bool,
     /// `cache.no-flush`: nothing is ever made durable.

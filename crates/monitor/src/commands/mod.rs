@@ -2,7 +2,9 @@
 //! to its result.
 
 pub(crate) mod block;
+pub(crate) mod chardev;
 pub(crate) mod debug;
+pub(crate) mod descriptor;
 pub(crate) mod graph;
 pub(crate) mod misc;
 pub(crate) mod object;

@@ -18,9 +18,10 @@ use serde_json::json;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
+use super::chardevs::FakeChardevs;
 use super::graph::FakeGraph;
 use super::link::{FakeLink, FakeObjects};
-use crate::{Graph, Monitor, Objects};
+use crate::{Connection, Graph, Monitor, Objects};
 
 /// A gate that a thread waits at.
 #[derive(Debug, Default)]
@@ -308,7 +309,15 @@ impl Daemon {
         let shared: Arc<dyn Objects> = Arc::<FakeObjects>::clone(&objects);
         let graph = FakeGraph::new(&registry);
         let asked: Arc<dyn Graph> = Arc::<FakeGraph>::clone(&graph);
-        let monitor = Monitor::new(Arc::clone(&registry), shared, asked, version).await;
+        let monitor = Monitor::new(
+            Arc::clone(&registry),
+            shared,
+            asked,
+            Arc::new(FakeChardevs::default()),
+            Arc::default(),
+            version,
+        )
+        .await;
         Daemon {
             registry,
             monitor,
@@ -433,7 +442,7 @@ impl Daemon {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let monitor = self.monitor.clone();
         tokio::spawn(async move {
-            let (reader, writer) = theirs.into_split();
+            let Connection { reader, writer } = theirs.into();
             monitor
                 .session("test".to_owned(), reader, writer, Layout::Compact)
                 .await;

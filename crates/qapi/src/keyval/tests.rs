@@ -31,6 +31,25 @@ fn builds_objects_and_arrays() {
 }
 
 #[test]
+fn help() {
+    let help =
+        |text| parse_help(text, Some("driver")).map(|(object, help)| (Value::Object(object), help));
+    assert_eq!(help("help"), Ok((json!({}), true)));
+    assert_eq!(help("?,"), Ok((json!({}), true)));
+    assert_eq!(help("a,help"), Ok((json!({"driver": "a"}), true)));
+    assert_eq!(
+        help("a,?,x=1"),
+        Ok((json!({"driver": "a", "x": "1"}), true))
+    );
+    assert_eq!(help("helper"), Ok((json!({"driver": "helper"}), false)));
+    assert_eq!(help("driver=help"), Ok((json!({"driver": "help"}), false)));
+    for text in ["help", "a,help", "?"] {
+        assert_eq!(error(text), "Help is not available for this option");
+    }
+    assert_eq!(error("help,a"), "Expected '=' after parameter 'a'");
+}
+
+#[test]
 fn error_texts() {
     for (text, desc) in [
         ("=x", "Invalid parameter ''"),

@@ -27,7 +27,12 @@ pub use blockdev::{
     CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions, QuotaOptions,
     RawOptions, ThrottleOptions,
 };
-pub use chardev::{ChardevBackend, ChardevOptions, ChardevSocketAddress};
+pub use chardev::{
+    CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,
+    ChardevAddressVariant, ChardevBackend, ChardevBackendBase, ChardevCommon, ChardevFile,
+    ChardevKind, ChardevOptions, ChardevPty, ChardevRingbuf, ChardevSocket, ChardevStdio,
+    ChardevVariant, Data, InetAddress, ParameterKind, UnixName,
+};
 pub use export::{
     BlockExportIothreads, ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress,
     HoldScope, OnError, SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant,

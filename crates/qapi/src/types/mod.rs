@@ -1,6 +1,7 @@
 //! What commands return. Members whose names begin with `x-` are ours; all are optional.
 
 mod block;
+mod chardev;
 mod object;
 mod schema;
 mod stats;
@@ -9,6 +10,9 @@ pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
     BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
     ImageInfoSpecificFile, UnwrittenInfo,
+};
+pub use chardev::{
+    AddfdInfo, ChardevBackendInfo, ChardevInfo, ChardevReturn, FdsetFdInfo, FdsetInfo,
 };
 pub use object::{IothreadInfo, ObjectPropertyInfo, ObjectTypeInfo};
 pub use schema::{
