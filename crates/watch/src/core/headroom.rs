@@ -96,10 +96,12 @@ impl Pace {
 }
 
 /// By how much storage is extended at once: what is configured, or twice the head-room, so that the next extension
-/// is not due at once.
+/// is not due at once: in whole MiB, as no device has a part of a sector.
 #[must_use]
 pub fn step(configured: u64, head_room: u64) -> u64 {
-    configured.max(head_room.saturating_mul(2))
+    const WHOLE: u64 = 1 << 20;
+    let twice = head_room.saturating_mul(2).div_ceil(WHOLE);
+    configured.max(twice.saturating_mul(WHOLE))
 }
 
 /// Where the next event is wanted, as an offset below `size`; never 0, which would be none. Where the head-room
@@ -188,8 +190,9 @@ mod tests {
         }
         assert_eq!(marks, [2048, 2816, 3200, 3392, 3584]);
         assert_eq!(mark(10, 0, 100), 1);
-        assert_eq!(step(4, 1), 4);
-        assert_eq!((step(4, 3), step(4, u64::MAX)), (6, u64::MAX));
+        assert_eq!(step(4 * MIB, 2 * MIB), 4 * MIB);
+        assert_eq!(step(4 * MIB, 2 * MIB + 1), 5 * MIB);
+        assert_eq!((step(4, 0), step(4, u64::MAX)), (4, u64::MAX));
     }
 
     #[test]

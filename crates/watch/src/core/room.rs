@@ -11,6 +11,9 @@ use super::view::Disk;
 /// No disk and no storage is larger; who says so lies.
 const ABSURD: u64 = 1 << 60;
 
+/// What is extended grows by a multiple of that, in bytes.
+const GRAIN: u64 = 4096;
+
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
@@ -210,6 +213,13 @@ pub fn plan(
                 settings.reserve
             ));
         }
+    }
+    // A device has whole sectors, an account whole granules; what is rounded away would never come.
+    if kind != Kind::Filesystem {
+        by -= by % GRAIN;
+    }
+    if by == 0 {
+        return Plan::AtCap(format!("it has {size} bytes, and may have {cap}"));
     }
     Plan::Extend { by, to: size + by }
 }
@@ -447,8 +457,23 @@ mod tests {
             to: 2 * GIB + by,
         };
         assert_eq!(pool(4 * GIB), to(2 * GIB));
-        assert_eq!(pool(GIB / 4 + GIB + 5), to(GIB + 5));
+        assert_eq!(pool(GIB / 4 + GIB + 4096 + 5), to(GIB + 4096));
         assert!(matches!(pool(GIB), Plan::Refuse(_)));
+        // A device that a program was asked to make larger by a part of a sector is never as large as that.
+        let odd = |virtual_size, head_room| {
+            let disk = disk("qcow2", virtual_size);
+            plan(&disk, &settings(), lv, None, ask(head_room, Some(4 * GIB)))
+        };
+        for plan in [
+            odd(20 << 30, 57_653_282),
+            odd(20 << 30, 3 * GIB + 1),
+            odd((4 << 30) + 512, GIB),
+        ] {
+            assert!(
+                matches!(plan, Plan::Extend { by, .. } if by > 0 && by % 4096 == 0),
+                "{plan:?}"
+            );
+        }
         assert!(can_grow(&qcow2, &settings(), lv));
         assert!(!can_grow(&disk("raw", 4 << 30), &settings(), lv));
         assert!(!can_grow(&disk("qcow2", -1), &settings(), lv));
@@ -509,7 +534,8 @@ mod tests {
             let settings = Settings { step, enough: step / 2, cap, reserve, ..Settings::default() };
             let ask = Ask { own_event, early, head_room, used, ..EVENT };
             if let Plan::Extend { by, to } = plan(&disk, &settings, measure, pool, ask) {
-                prop_assert!(by > 0 && by <= step.max(2 * head_room) && to == measure.size + by);
+                prop_assert!(by > 0 && by <= step.max(2 * head_room + (1 << 20)));
+                prop_assert!(to == measure.size + by);
                 prop_assert!(cap.is_none_or(|cap| to <= cap));
                 let useful_size = u64::try_from(virtual_size.unwrap()).unwrap();
                 if matches!(measure.kind, Kind::Device | Kind::Quota) {
