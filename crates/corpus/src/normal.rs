@@ -49,7 +49,14 @@ impl Normal {
         let text = numbers(&text, "#block", "#block");
         let text = numbers(&text, "/dev/pts/", "/dev/pts/N");
         let text = numbers(&text, "process id ", "process id N");
-        numbers(&text, "(process ", "(process N")
+        let text = numbers(&text, "(process ", "(process N");
+        text.lines().next().and_then(version).map_or_else(
+            || text.clone(),
+            |name| {
+                // What follows says whose the program is.
+                format!("{name} version {{version}}\n")
+            },
+        )
     }
 
     /// A message, all the way down.
@@ -74,6 +81,13 @@ impl Normal {
             _ => value.clone(),
         }
     }
+}
+
+/// The name before `version 1.2.3...`, if a line says that and no more.
+fn version(line: &str) -> Option<&str> {
+    let (name, version) = line.split_once(" version ")?;
+    let is_version = version.starts_with(|c: char| c.is_ascii_digit());
+    (is_version && name == "{program}").then_some(name)
 }
 
 /// Each place where digits follow `before` has `after` instead of both.
@@ -104,6 +118,11 @@ mod tests {
             normal.text("/usr/bin/qsd: qsd: /tmp/q1/a #block123 #blocks"),
             "{program}: {program}: {dir}/a #block #blocks"
         );
+        assert_eq!(
+            normal.text("qsd version 10.0.2 (Debian 1:10)\nCopyright\n"),
+            normal.text("/usr/bin/qsd version 0.1.0\n")
+        );
+        assert_eq!(normal.text("qsd 0.1.0\n"), "{program} 0.1.0\n");
         let event = json!({"event": "X", "timestamp": {"seconds": 1}, "data": {"f": "/tmp/q1/a"}});
         assert_eq!(
             normal.value(&event),

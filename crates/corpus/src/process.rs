@@ -9,6 +9,8 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
+/// Said of a program that had to be killed.
+pub const DOES_NOT_END: &str = "does not end";
 /// How often is looked whether something has happened.
 const LOOK: Duration = Duration::from_millis(4);
 /// How long an orderly end may take.
@@ -112,7 +114,7 @@ impl Process {
         }
         let status = self.child.wait()?;
         let exit = match waited {
-            Waited::Nothing => "does not end".into(),
+            Waited::Nothing => DOES_NOT_END.into(),
             _ => exit(status),
         };
         let text = |thread: &mut Option<JoinHandle<String>>| {

@@ -41,7 +41,9 @@ fn object<'a>(
     let Some(entity) = types.get(name) else {
         return;
     };
-    if above.contains(&name) || above.len() >= DEPTH_MAX {
+    // Enumerations have members, too: those that we do not have are seen where they are used.
+    let has_arguments = entity["meta-type"] == "object";
+    if !has_arguments || above.contains(&name) || above.len() >= DEPTH_MAX {
         return;
     }
     above.push(name);
@@ -106,7 +108,7 @@ mod tests {
              "members": [{"name": "driver", "type": "3"}, {"name": "size", "type": "int", "default": null},
                          {"name": "list", "type": "[int]"}],
              "variants": [{"case": "file", "type": "4"}]},
-            {"name": "3", "meta-type": "enum", "values": ["file"]},
+            {"name": "3", "meta-type": "enum", "values": ["file"], "members": [{"name": "file"}]},
             {"name": "4", "meta-type": "object", "members": [{"name": "child", "type": "1"}]},
             {"name": "int", "meta-type": "builtin", "json-type": "int"},
             {"name": "[int]", "meta-type": "array", "element-type": "int"},

@@ -110,6 +110,12 @@ const PACKAGES: &[Package] = &[
         why: "the parser of the Prometheus project, which is strict about our metrics",
     },
     Package {
+        name: "python3-venv",
+        probe: Program("python3"),
+        parts: &[Part::Qsd],
+        why: "an environment for qemu.qmp, QEMU's own client of QMP",
+    },
+    Package {
         name: "busybox-static",
         probe: Program("busybox"),
         parts: &[Part::E2e],

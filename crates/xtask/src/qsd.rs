@@ -1,5 +1,7 @@
 //! `cargo xtask test qsd`: the differential corpus against qemu-storage-daemon.
 
+mod python;
+
 use crate::metadata::Metadata;
 use crate::packages::peer;
 use crate::run::{cargo, root, run};
@@ -82,6 +84,9 @@ pub fn main(
     let is_wanted = |case: &Case| args.cases.iter().any(|part| case.name.contains(part));
     cases.retain(|case| args.cases.is_empty() || is_wanted(case));
     let ledger = Ledger::parse(&read(&root.join(LEDGER))?)?;
+    if args.cases.is_empty() {
+        python::run_against(&programs.ours.path, &directory)?;
+    }
     let outcomes = corpus::runner::run(&cases, &programs, THREADS);
     let judged = judge(&outcomes, &ledger);
     fs::write(directory.join("differences.txt"), &judged.all)?;

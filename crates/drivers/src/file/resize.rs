@@ -2,7 +2,9 @@
 
 use std::sync::atomic::Ordering;
 
-use block::{BlockError, Result};
+use block::{BlockError, Cause, Result};
+
+use rustix::io::Errno;
 
 use super::driver::FileDriver;
 use super::probe::{self, Kind};
@@ -24,8 +26,8 @@ impl FileDriver {
                 ));
             }
         }
-        let node = node_length(self.kind, image, self.zero_align)
-            .ok_or_else(|| BlockError::from(std::io::Error::from_raw_os_error(libc::EFBIG)))?;
+        let node =
+            node_length(self.kind, image, self.zero_align).ok_or_else(|| could_not(Errno::FBIG))?;
         Ok((node, image))
     }
 
@@ -49,15 +51,18 @@ impl FileDriver {
                 format!("'{}' is open for reading only", self.filename),
             ));
         }
-        let failed = |error: std::io::Error| {
-            BlockError::from(error)
-                .doing("resize")
-                .at(&self.node_name, 0, length)
-        };
-        self.tail.prepare(node, &self.fd).map_err(failed)?;
-        rustix::fs::ftruncate(self.fd(), length).map_err(|errno| failed(errno.into()))?;
+        let prepared = self.tail.prepare(node, &self.fd);
+        prepared.map_err(|error| could_not(Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
+        rustix::fs::ftruncate(self.fd(), length).map_err(could_not)?;
         self.length.store(node, Ordering::Release);
         self.tail.set(image, node);
         Ok(())
     }
+}
+
+/// In QEMU's words, which are all that whoever asked for the resize is told.
+fn could_not(errno: Errno) -> BlockError {
+    let errno = errno.raw_os_error();
+    let reason = Cause::of_errno(errno).reason();
+    BlockError::new(errno, format!("Could not resize file: {reason}"))
 }

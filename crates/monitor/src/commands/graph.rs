@@ -84,6 +84,9 @@ pub(crate) async fn blockdev_set_iothread(
     Ok(Empty {})
 }
 
+/// The longest node that QEMU has: what 63 bits can say, in whole GiB.
+const LENGTH_BYTES_MAX: u64 = i64::MAX.cast_unsigned() >> 30 << 30;
+
 pub(crate) async fn block_resize(
     context: &Context,
     arguments: BlockResize,
@@ -99,6 +102,10 @@ pub(crate) async fn block_resize(
     };
     let size = u64::try_from(arguments.size)
         .map_err(|_| QmpError::generic("Parameter 'size' expects a >0 size"))?;
+    if size > LENGTH_BYTES_MAX {
+        let desc = format!("offset({size}) exceeds maximum({LENGTH_BYTES_MAX})");
+        return Err(QmpError::generic(desc));
+    }
     if node.read_only() {
         return Err(QmpError::generic("Image is read-only"));
     }
