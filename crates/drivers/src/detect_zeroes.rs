@@ -66,7 +66,9 @@ impl Driver for DetectingZeroes {
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        if io.op == Operation::Write && io.bytes > 0 && io.buffers.is_zero() {
+        // No memory is no zeroes, either.
+        let has_all = io.bytes > 0 && io.buffers.len() as u64 == io.bytes;
+        if io.op == Operation::Write && has_all && io.buffers.is_zero() {
             let zeroes = Io::write_zeroes(io.offset, io.bytes, self.unmap);
             return self.driver.submit(zeroes.on_behalf_of(&io));
         }

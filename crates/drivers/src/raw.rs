@@ -12,8 +12,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{
-    Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io,
-    IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Reopen, Resize, Result,
+    Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Grow, Identify,
+    Image, Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Reopen, Resize, Result,
 };
 
 use crate::OpenError;
@@ -217,6 +217,7 @@ impl Driver for Raw {
             reopen: Some(self),
             grow: grows.then_some(self),
             activate: Some(self),
+            identify: (self.offset > 0).then_some(self),
             ..Capabilities::default()
         }
     }
@@ -238,6 +239,13 @@ impl Resize for Raw {
     fn resize(&self, length: u64) -> Result<()> {
         let below = self.length_below(length)?;
         self.file.node().resize(below)
+    }
+}
+
+/// What begins elsewhere in the same image is another disk: what was held of one must not be done to the other.
+impl Identify for Raw {
+    fn image(&self) -> Image {
+        self.file.node().image().from_byte(self.offset)
     }
 }
 

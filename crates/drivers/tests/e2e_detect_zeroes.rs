@@ -108,6 +108,26 @@ mod tests {
         }
     }
 
+    /// A write without memory was all zeroes.
+    #[test]
+    fn a_write_without_its_memory_is_refused_as_ever() {
+        let bench = Bench::new();
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        image.as_file().write_all_at(&[7; 4096], 0).expect("space");
+        let node = detecting(image.path(), false, DetectZeroes::On);
+        let run = move || async move {
+            let write = Io {
+                bytes: 4096,
+                ..Io::write(0, Buffers::EMPTY)
+            };
+            node.submit(write).await
+        };
+        let handle = bench.handle();
+        let error = handle.run_blocking(run).expect("it runs");
+        assert_eq!(error.expect_err("refused").errno(), libc::EINVAL);
+        assert_eq!(std::fs::read(image.path()).expect("readable"), [7; 4096]);
+    }
+
     /// Says what it was sent, and looks at the memory of a write once more at its end.
     #[derive(Debug, Default)]
     struct Seen {

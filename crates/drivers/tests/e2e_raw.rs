@@ -371,6 +371,20 @@ mod tests {
         );
     }
 
+    /// A daemon that is started again with another window is not taken for one that serves the same image.
+    #[test]
+    fn another_window_is_another_image() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        image.as_file().set_len(1 << 20).expect("sparse");
+        let file = file(image.path(), false);
+        let of = |offset, size| raw(&file, offset, size).image();
+        assert_eq!(of(0, None), file.image());
+        assert_eq!(of(0, Some(4096)), file.image());
+        assert!(of(512, None).is_same(&of(512, Some(4096))));
+        assert!(!of(512, None).is_same(&of(1024, None)));
+        assert!(!of(512, None).is_same(&file.image()));
+    }
+
     /// All of it once more, without io_uring.
     #[test]
     fn again_on_threads() {

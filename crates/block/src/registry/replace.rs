@@ -136,7 +136,14 @@ impl Registry {
         if done.is_ok() && is_reopened {
             let pairs = moves.iter().map(|one| (&one.from, &one.to));
             match self.graph().replace(pairs) {
-                Some(gone) => left = gone,
+                Some(gone) => {
+                    // Not before: one that fails leaves it where it is, and whoever has armed the former node
+                    // meanwhile has armed this one.
+                    moves
+                        .iter()
+                        .for_each(|Move { from, to, .. }| to.take_threshold_of(from));
+                    left = gone;
+                }
                 None => done = Err(RegistryError::ShuttingDown),
             }
         }

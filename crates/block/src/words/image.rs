@@ -5,7 +5,7 @@
 //! object under the same name. Either makes it the same image. What differs in both is another one: the base
 //! of a snapshot, a disk of somebody else.
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 
 /// Longest name that is kept, in bytes: of a longer one its end.
 const NAME_BYTES_MAX: usize = 900;
@@ -57,6 +57,16 @@ impl Image {
         self.name == other.name || (!self.object.is_empty() && self.object == other.object)
     }
 
+    /// What begins at byte `offset` of it, where that is a disk of its own: another beginning is another disk.
+    #[must_use]
+    pub fn from_byte(&self, offset: u64) -> Self {
+        let of = |text: &str| match text.is_empty() {
+            true => String::new(),
+            false => format!("{text}+{offset}"),
+        };
+        Self::new(&of(&self.name), &of(&self.object))
+    }
+
     /// It as bytes, to be kept by a client.
     pub fn to_label(&self) -> Vec<u8> {
         let parts = [self.object.as_bytes(), b"\0", self.name.as_bytes()];
@@ -71,9 +81,16 @@ impl Image {
     }
 }
 
+/// On one line, whatever a client has made of its label.
 impl fmt::Display for Image {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.name)
+        for letter in self.name.chars() {
+            match letter.is_control() {
+                true => write!(f, "{}", letter.escape_default())?,
+                false => f.write_char(letter)?,
+            }
+        }
+        Ok(())
     }
 }
 
@@ -90,6 +107,26 @@ mod tests {
         assert!(!image.is_same(&Image::new("/a/disk0.snap", "4:5:6")));
         let unknown = Image::new("null-co://", "");
         assert!(!unknown.is_same(&Image::new("/a/disk0", "")));
+    }
+
+    /// A window of an image was taken for any other one of it.
+    #[test]
+    fn each_beginning_is_another_disk() {
+        let image = Image::new("/a/disk0", "1:2:3");
+        let (one, other) = (image.from_byte(512), image.from_byte(1024));
+        assert!(one.is_same(&image.from_byte(512)));
+        assert!(!one.is_same(&other) && !one.is_same(&image));
+        assert!(one.is_same(&Image::new("/b/disk0", "1:2:3").from_byte(512)));
+        let unknown = Image::new("null-co://", "").from_byte(512);
+        assert!(!unknown.is_same(&Image::new("/a/disk0", "").from_byte(512)));
+    }
+
+    /// A client's label went to the log as it was, lines of its own and all.
+    #[test]
+    fn it_is_shown_on_one_line() {
+        let label = b"\0/a\n2026 ERROR \x1b[31mall is lost/d\xc3\xa4'";
+        let shown = Image::from_label(label).unwrap().to_string();
+        assert_eq!(shown, "/a\\n2026 ERROR \\u{1b}[31mall is lost/d\u{e4}'");
     }
 
     #[test]

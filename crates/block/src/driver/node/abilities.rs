@@ -68,6 +68,10 @@ impl Node {
             counters.go_on_from(before);
         }
         self.wrote(former.wr_highest_offset());
+    }
+
+    /// It has taken the place of `former` for good: what is armed there is armed here from now on.
+    pub(crate) fn take_threshold_of(&self, former: &Self) {
         self.write_threshold().go_on_from(former.write_threshold());
     }
 

@@ -9,7 +9,7 @@ use pollster::block_on;
 use super::*;
 use crate::control::task::control;
 use crate::driver::capabilities::{
-    Activate, Capabilities, ImageId, ImageLocks, LockError, OwnIo, Resize, Unwritten,
+    Activate, Capabilities, ImageId, ImageLocks, LockError, OwnIo, Reopen, Resize, Unwritten,
 };
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
@@ -95,6 +95,7 @@ impl Driver for Fake {
             None => Capabilities {
                 image_locks: Some(self),
                 resize: Some(self),
+                reopen: Some(self),
                 ..Capabilities::default()
             },
             Some(_) => Capabilities {
@@ -176,6 +177,12 @@ impl OwnIo for Fake {
             bytes: 1,
             what: "something".to_owned(),
         })
+    }
+}
+
+impl Reopen for Fake {
+    fn hand_over(&self) -> BlockResult<()> {
+        Ok(())
     }
 }
 
@@ -298,4 +305,36 @@ fn what_is_still_written_stays_locked() {
     let root = begin(&registry, "top", READS).expect("nobody is in the way");
     end(&registry, root);
     assert_eq!(world.locked(), NOBODY);
+}
+
+/// The threshold went with the new opening before it was known whether that stays: one that failed left the node
+/// without.
+#[test]
+fn a_threshold_goes_with_a_reopening_that_has_come_about() {
+    let (registry, world) = house();
+    let root = begin(&registry, "top", READS).expect("nobody is in the way");
+    let file = || registry.node("file").expect("it is there");
+    let armed = || file().write_threshold().get();
+    let former = file();
+    for fails in [true, false] {
+        let fake = Fake {
+            name: "file",
+            world: Arc::clone(&world),
+            below: None,
+        };
+        let again = Node::new("file", Box::new(fake));
+        let reopening = block_on(registry.prepare_reopen(vec![Arc::clone(&again)]));
+        let reopening = reopening.expect("nobody is in the way");
+        // However late.
+        registry
+            .set_write_threshold("file", 4096)
+            .expect("it is there");
+        world.cannot_tell.store(fails, Ordering::Relaxed);
+        let done = block_on(registry.commit(reopening));
+        assert_eq!(done.is_err(), fails);
+        assert_eq!(Arc::ptr_eq(&file(), &again), !fails);
+        assert_eq!(armed(), 4096, "{fails}");
+    }
+    assert_eq!(former.write_threshold().get(), 0);
+    end(&registry, root);
 }
