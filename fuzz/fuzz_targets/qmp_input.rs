@@ -5,10 +5,10 @@
 use libfuzzer_sys::fuzz_target;
 use monitor::{Framing, requests};
 use qapi::command::{
-    BlkdebugClear, BlkdebugInject, BlockExportCont, BlockLatencyHistogramSet, BlockResize,
-    HumanMonitorCommand, NoArguments, NodeAcceptLoss, QmpCapabilities, QomGet, QomList,
-    QomListProperties, QomListTypes, QomSet, QueryBlockstats, QueryHeld, QueryNamedBlockNodes,
-    QuotaSet,
+    BlkdebugClear, BlkdebugInject, BlockExportCont, BlockJobCancel, BlockJobId, BlockJobSetSpeed,
+    BlockLatencyHistogramSet, BlockResize, BlockdevCreate, HumanMonitorCommand, JobId, NoArguments,
+    NodeAcceptLoss, QmpCapabilities, QomGet, QomList, QomListProperties, QomListTypes, QomSet,
+    QueryBlockstats, QueryHeld, QueryNamedBlockNodes, QuotaSet, Transaction,
 };
 use qapi::de::{Mode, from_object};
 use qapi::wire::{Layout, Request, Response, to_line};
@@ -65,6 +65,12 @@ fn check_arguments(arguments: &Object) {
     read::<BlockExportCont>(arguments);
     read::<NodeAcceptLoss>(arguments);
     read::<QueryHeld>(arguments);
+    read::<BlockdevCreate>(arguments);
+    read::<JobId>(arguments);
+    read::<BlockJobId>(arguments);
+    read::<BlockJobCancel>(arguments);
+    read::<BlockJobSetSpeed>(arguments);
+    read::<Transaction>(arguments);
     read::<QomList>(arguments);
     read::<QomGet>(arguments);
     read::<QomSet>(arguments);

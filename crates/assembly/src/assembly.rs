@@ -1,16 +1,19 @@
 //! The assembly: all of it under one name.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
 use monitor::Descriptors;
+use qapi::command::BlockdevCreateFile;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
 
 use crate::blocking::tidy_up;
 use crate::closing::{self, CLOSE_TIME_MAX};
+use crate::create;
 use crate::definitions::Definitions;
 use crate::error_defaults::ErrorDefaults;
 use crate::nodes::Means;
@@ -284,6 +287,14 @@ impl monitor::Graph for Assembly {
 
     fn delete_export(&self, id: String, hard: bool) -> BoxFuture<'_, Result<(), QmpError>> {
         Box::pin(async move { Ok(Self::delete_export(self, &id, hard).await?) })
+    }
+
+    fn create_file(
+        &self,
+        options: BlockdevCreateFile,
+        cancelled: Arc<AtomicBool>,
+    ) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(create::file(options, cancelled).await?) })
     }
 
     fn set_iothread(

@@ -5,6 +5,7 @@ mod access;
 mod assembly;
 mod blocking;
 mod closing;
+mod create;
 mod definitions;
 mod error_defaults;
 mod exports;

@@ -19,6 +19,7 @@ pub mod control;
 pub mod driver;
 pub mod export;
 pub mod gate;
+pub mod jobs;
 pub mod local;
 pub mod persist;
 pub mod registry;

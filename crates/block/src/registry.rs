@@ -28,6 +28,7 @@ use crate::driver::growth::Growth;
 use crate::driver::loss::Loss;
 use crate::driver::node::Node;
 use crate::export::Export;
+use crate::jobs::Jobs;
 use crate::persist::saved::{SavedLoss, SavedState};
 use crate::persist::saver::Saver;
 use crate::persist::state_file::StateFile;
@@ -55,6 +56,7 @@ pub struct Registry {
     /// What nodes had lost when a former daemon ended, until they exist: what is not claimed is kept.
     losses: Mutex<Vec<SavedLoss>>,
     link: Mutex<Option<Arc<dyn VmLink>>>,
+    jobs: Arc<Jobs>,
     quit: Sender<&'static str>,
 }
 
@@ -69,6 +71,7 @@ impl Registry {
         let registry = Arc::new_cyclic(|registry| {
             let growth = Arc::new(Self::growth(registry, &control));
             Self {
+                jobs: Jobs::new(control.clone()),
                 control,
                 graph: Mutex::new(Graph::telling(&growth)),
                 growth,
@@ -87,6 +90,11 @@ impl Registry {
     /// Run control.
     pub fn control(&self) -> &Control {
         &self.control
+    }
+
+    /// What goes on in the background.
+    pub fn jobs(&self) -> &Arc<Jobs> {
+        &self.jobs
     }
 
     /// Asks the daemon to end; `reason` is the one of the `SHUTDOWN` event.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use block::event::EventKind;
+use block::jobs::state::Status as AtStatus;
 use block::run_control::{BackendState, RunControl};
 use block::{
     Action, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node, RunState, Status,
@@ -11,13 +12,14 @@ use block::{
 };
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError,
-    BlockWriteThreshold, Event as WireEvent, IoOperationType, Shutdown, ShutdownCause,
+    BlockWriteThreshold, Event as WireEvent, IoOperationType, JobStatusChange, Shutdown,
+    ShutdownCause,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
-    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, RunState as WireRunState, StatusInfo,
-    UnwrittenInfo, VmmInfo,
+    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, JobStatus, RunState as WireRunState,
+    StatusInfo, UnwrittenInfo, VmmInfo,
 };
 use qapi::wire::EventMessage;
 
@@ -25,6 +27,19 @@ use crate::image;
 use crate::storage::Sizes;
 
 /// An event, as it is sent.
+/// Where a job is.
+pub(crate) fn job_status(status: AtStatus) -> JobStatus {
+    match status {
+        AtStatus::Created => JobStatus::Created,
+        AtStatus::Running => JobStatus::Running,
+        AtStatus::Waiting => JobStatus::Waiting,
+        AtStatus::Pending => JobStatus::Pending,
+        AtStatus::Aborting => JobStatus::Aborting,
+        AtStatus::Concluded => JobStatus::Concluded,
+        AtStatus::Null => JobStatus::Null,
+    }
+}
+
 pub(crate) fn event(event: &Event) -> EventMessage {
     let wire = match &event.kind {
         EventKind::BlockIoError(error) => WireEvent::BlockIoError(BlockIoError {
@@ -67,6 +82,10 @@ pub(crate) fn event(event: &Event) -> EventMessage {
                 x_dropped: (*dropped > 0).then_some(*dropped),
             })
         }
+        EventKind::JobStatusChange { id, status } => WireEvent::JobStatusChange(JobStatusChange {
+            id: id.clone(),
+            status: job_status(*status),
+        }),
         EventKind::BlockWriteThreshold {
             node_name,
             amount,

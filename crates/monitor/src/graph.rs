@@ -1,9 +1,12 @@
 //! The graph as monitors change it: nodes and exports come and go, but how they are made is not known here.
 
 use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use block::BoxFuture;
 use qapi::QmpError;
+use qapi::command::BlockdevCreateFile;
 use qapi::options::{BlockdevOptions, ExportOptions};
 
 /// Everything that makes and unmakes nodes and exports. Options have been checked by themselves. The errors
@@ -38,6 +41,17 @@ pub trait Graph: Send + Sync + fmt::Debug {
     /// # Errors
     /// If there is no such export, or it has a client.
     fn delete_export(&self, id: String, hard: bool) -> BoxFuture<'_, Result<(), QmpError>>;
+
+    /// `blockdev-create` of driver `file`: as long as the storage takes. `cancelled` becomes true when nobody
+    /// wants it any more.
+    ///
+    /// # Errors
+    /// If it cannot be made, or somebody uses what is there.
+    fn create_file(
+        &self,
+        options: BlockdevCreateFile,
+        cancelled: Arc<AtomicBool>,
+    ) -> BoxFuture<'_, Result<(), QmpError>>;
 
     /// `x-blockdev-set-iothread`; none: the daemon's own.
     ///

@@ -13,7 +13,7 @@ use qapi::{Object, QmpError, Value};
 
 use serde::de::DeserializeOwned;
 
-use crate::commands::{block, chardev, debug, descriptor, graph, misc, object, run, stats};
+use crate::commands::{block, chardev, debug, descriptor, graph, job, misc, object, run, stats};
 use crate::context::Context;
 use crate::framing::value_of;
 use crate::hmp;
@@ -74,6 +74,23 @@ commands! {
     "block-export-add" => graph::block_export_add,
     "block-export-del" => graph::block_export_del,
     "block_resize" => graph::block_resize,
+    "blockdev-create" => job::blockdev_create,
+    "query-jobs" => job::query_jobs,
+    "job-cancel" => job::cancel,
+    "job-pause" => job::pause,
+    "job-resume" => job::resume,
+    "job-complete" => job::complete,
+    "job-finalize" => job::finalize,
+    "job-dismiss" => job::dismiss,
+    "query-block-jobs" => job::query_block_jobs,
+    "block-job-cancel" => job::block_job_cancel,
+    "block-job-pause" => job::block_job,
+    "block-job-resume" => job::block_job,
+    "block-job-complete" => job::block_job,
+    "block-job-set-speed" => job::block_job_set_speed,
+    "block-job-finalize" => job::block_job_by_id,
+    "block-job-dismiss" => job::block_job_by_id,
+    "transaction" => job::transaction,
     "block-latency-histogram-set" => stats::latency_histogram_set,
     "block-set-write-threshold" => block::set_write_threshold,
     "query-chardev" => chardev::query,

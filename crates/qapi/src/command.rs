@@ -1,9 +1,17 @@
 //! Arguments of commands.
 
 mod chardev;
+mod job;
 mod object;
 
 pub use chardev::{AddFd, ChardevId, DataFormat, FdName, RemoveFd, RingbufRead, RingbufWrite};
+pub use job::{
+    Abort, AbortWrapper, BlockJobCancel, BlockJobId, BlockJobSetSpeed, BlockdevCreate,
+    BlockdevCreateBase, BlockdevCreateDriver, BlockdevCreateFile, BlockdevCreateNothing,
+    BlockdevCreateOptions, BlockdevCreateVariant, CompletionMode, JobId, PreallocMode, Transaction,
+    TransactionAction, TransactionActionBase, TransactionActionKind, TransactionActionVariant,
+    TransactionProperties,
+};
 pub use object::{QomGet, QomList, QomListProperties, QomListTypes, QomSet};
 
 use crate::options::{BlkdebugEvent, BlkdebugIoType, BlockdevOptions};

@@ -1,6 +1,6 @@
 //! Events: what the daemon tells without being asked.
 
-use crate::types::VmmInfo;
+use crate::types::{JobStatus, VmmInfo};
 use serde::{Deserialize, Serialize};
 
 /// An event and its data.
@@ -25,6 +25,9 @@ pub enum Event {
     /// A write went beyond the threshold of a node.
     #[serde(rename = "BLOCK_WRITE_THRESHOLD")]
     BlockWriteThreshold(BlockWriteThreshold),
+    /// A job is somewhere else.
+    #[serde(rename = "JOB_STATUS_CHANGE")]
+    JobStatusChange(JobStatusChange),
     /// A queue of an export is not served any more.
     #[serde(rename = "X_BLOCK_EXPORT_QUEUE_BROKEN")]
     BlockExportQueueBroken(BlockExportQueueBroken),
@@ -35,13 +38,14 @@ pub enum Event {
 
 impl Event {
     /// The names of all events.
-    pub const NAMES: [&'static str; 8] = [
+    pub const NAMES: [&'static str; 9] = [
         "BLOCK_IO_ERROR",
         "STOP",
         "RESUME",
         "SHUTDOWN",
         "BLOCK_EXPORT_DELETED",
         "BLOCK_WRITE_THRESHOLD",
+        "JOB_STATUS_CHANGE",
         "X_BLOCK_EXPORT_QUEUE_BROKEN",
         "X_VMM_LINK",
     ];
@@ -153,6 +157,15 @@ pub struct BlockWriteThreshold {
     pub amount_exceeded: u64,
     /// The threshold in bytes; none is set any more.
     pub write_threshold: u64,
+}
+
+/// Data of `JOB_STATUS_CHANGE`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobStatusChange {
+    /// The job.
+    pub id: String,
+    /// Where it is now.
+    pub status: JobStatus,
 }
 
 /// Data of `X_BLOCK_EXPORT_QUEUE_BROKEN`.

@@ -5,6 +5,7 @@ use std::time::SystemTime;
 use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Direction};
 use crate::words::io_status::Status;
+use crate::words::job::JobStatus;
 use crate::words::request::Operation;
 use crate::words::vm::LinkStatus;
 
@@ -64,6 +65,13 @@ pub enum EventKind {
         amount: u64,
         /// The threshold in bytes.
         threshold: u64,
+    },
+    /// `JOB_STATUS_CHANGE`: a job is somewhere else.
+    JobStatusChange {
+        /// The job.
+        id: String,
+        /// Where it is now.
+        status: JobStatus,
     },
     /// `X_BLOCK_EXPORT_QUEUE_BROKEN`: a queue is not served any more, until its client starts it
     /// anew.

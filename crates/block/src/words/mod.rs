@@ -9,6 +9,7 @@ pub mod ids;
 pub mod image;
 pub mod incident;
 pub mod io_status;
+pub mod job;
 pub mod permissions;
 pub mod request;
 pub mod run_state;

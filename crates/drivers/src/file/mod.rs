@@ -27,6 +27,7 @@
 
 mod at_once;
 mod capabilities;
+mod create;
 mod deallocation;
 mod device_discard;
 mod device_size;
@@ -59,6 +60,7 @@ use block::{
     BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, Limits, NodeInfo, Operation, Result,
 };
 
+pub use self::create::{Preallocation, create};
 pub use self::driver::{FileDriver, Medium};
 pub use self::options::{Aio, Discard, FileOptions, Locking, OpenImage};
 

@@ -6,6 +6,7 @@ pub(crate) mod chardev;
 pub(crate) mod debug;
 pub(crate) mod descriptor;
 pub(crate) mod graph;
+pub(crate) mod job;
 pub(crate) mod misc;
 pub(crate) mod object;
 pub(crate) mod run;

@@ -1,9 +1,11 @@
 //! Nodes and exports that come and go: what is asked of the assembly, and what is answered.
 
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex};
 
 use block::{BoxFuture, HoldScope, Registry};
 use qapi::QmpError;
+use qapi::command::BlockdevCreateFile;
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::json;
 
@@ -64,6 +66,15 @@ impl Graph for FakeGraph {
 
     fn delete_export(&self, id: String, hard: bool) -> BoxFuture<'_, Result<(), QmpError>> {
         self.ask(&id, format!("end {id} hard={hard}"))
+    }
+
+    fn create_file(
+        &self,
+        options: BlockdevCreateFile,
+        _: Arc<AtomicBool>,
+    ) -> BoxFuture<'_, Result<(), QmpError>> {
+        let name = options.filename;
+        self.ask(&name, format!("create {name}"))
     }
 
     fn set_iothread(

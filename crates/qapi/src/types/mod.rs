@@ -2,6 +2,7 @@
 
 mod block;
 mod chardev;
+mod job;
 mod object;
 mod schema;
 mod stats;
@@ -14,6 +15,7 @@ pub use block::{
 pub use chardev::{
     AddfdInfo, ChardevBackendInfo, ChardevInfo, ChardevReturn, FdsetFdInfo, FdsetInfo,
 };
+pub use job::{BlockJobInfo, JobInfo, JobStatus, JobType};
 pub use object::{IothreadInfo, ObjectPropertyInfo, ObjectTypeInfo};
 pub use schema::{
     JsonType, SchemaInfo, SchemaInfoAlternate, SchemaInfoAlternateMember, SchemaInfoArray,

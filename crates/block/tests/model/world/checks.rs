@@ -204,6 +204,7 @@ impl World {
                 | EventKind::BlockExportDeleted { .. }
                 | EventKind::BlockExportQueueBroken { .. }
                 | EventKind::BlockWriteThreshold { .. }
+                | EventKind::JobStatusChange { .. }
                 | EventKind::VmLink { .. } => {}
             }
         }
