@@ -214,7 +214,9 @@ impl Assembly {
     /// # Errors
     /// In QEMU's words; nothing has changed then.
     pub async fn delete_export(&self, id: &str, force: bool) -> Result<(), SetupError> {
-        Ok(self.registry.remove_export(id, force).await?)
+        self.registry.remove_export(id, force).await?;
+        self.forget_nodes().await;
+        Ok(())
     }
 
     /// Executes `--export` and `block-export-add`: makes the export and its backend. Others come and go

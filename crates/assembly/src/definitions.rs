@@ -4,9 +4,7 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use qapi::options::{BlockdevOptions, BlockdevRef};
-
-use crate::nodes::inherit;
+use qapi::options::{BlockdevBase, BlockdevOptions, BlockdevRef};
 
 /// The definition of one node.
 #[derive(Clone, Debug)]
@@ -44,6 +42,18 @@ impl Definition {
             Some((_, BlockdevRef::Definition(_))) | None => None,
         }
     }
+}
+
+/// What a node that is defined in another one takes from that.
+pub fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
+    let cache = child.cache.get_or_insert_default();
+    let parents = parent.cache.unwrap_or_default();
+    cache.direct = cache.direct.or(parents.direct);
+    cache.no_flush = cache.no_flush.or(parents.no_flush);
+    child.read_only = child.read_only.or(parent.read_only);
+    child.auto_read_only = child.auto_read_only.or(parent.auto_read_only);
+    child.force_share = child.force_share.or(parent.force_share);
+    child.discard = child.discard.or(parent.discard);
 }
 
 /// The definitions of some nodes, by name.

@@ -120,6 +120,9 @@ async fn socket(
             };
             Ok(Socket::inherited(socket)?)
         }
+        SocketAddressVariant::Inet(_) | SocketAddressVariant::Vsock(_) => Err(SetupError::new(
+            "Only socket address types 'unix' and 'fd' are supported",
+        )),
     }
 }
 

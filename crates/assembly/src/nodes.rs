@@ -22,7 +22,7 @@ use qapi::options::{
 };
 use qapi::{QmpError, os_text};
 
-use crate::definitions::{Definition, Definitions};
+use crate::definitions::{Definition, Definitions, inherit};
 use crate::fdset;
 use crate::lock_wait::wait_for_lock;
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
@@ -195,18 +195,6 @@ fn unchain(
             reserved,
         });
     }
-}
-
-/// What a node that is defined in another one takes from that.
-pub fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
-    let cache = child.cache.get_or_insert_default();
-    let parents = parent.cache.unwrap_or_default();
-    cache.direct = cache.direct.or(parents.direct);
-    cache.no_flush = cache.no_flush.or(parents.no_flush);
-    child.read_only = child.read_only.or(parent.read_only);
-    child.auto_read_only = child.auto_read_only.or(parent.auto_read_only);
-    child.force_share = child.force_share.or(parent.force_share);
-    child.discard = child.discard.or(parent.discard);
 }
 
 /// Opens one node, on `child` if its driver has one.

@@ -173,6 +173,38 @@ mod tests {
         theirs.close();
     }
 
+    /// A node that had come in as a part of another one, and was exported by itself, stayed for ever when both
+    /// were gone: nobody could delete it, and its name was taken.
+    #[test]
+    fn a_part_goes_with_its_last_user() {
+        let house = House::new();
+        let image = house.image("disk0.img");
+        let part = json!({ "driver": "file", "node-name": "part", "filename": image });
+        let whole = json!({ "driver": "blkdebug", "node-name": "whole", "image": part });
+        for _ in 0..2 {
+            house.node(&whole).unwrap();
+            house.export("vda", "part", true).unwrap();
+            house.export("vdb", "whole", true).unwrap();
+            house.delete_export("vdb", true).unwrap();
+            house.delete_node("whole").unwrap();
+            assert!(house.registry.node("part").is_ok(), "it is used");
+            assert!(!writes(&image));
+            house.delete_export("vda", true).unwrap();
+            assert!(house.registry.nodes().is_empty());
+            assert!(writes(&image));
+        }
+        // By itself it stays, and so does a part while the whole is there.
+        house.node(&part).unwrap();
+        house.export("vda", "part", true).unwrap();
+        house.delete_export("vda", true).unwrap();
+        house.delete_node("part").unwrap();
+        house.node(&whole).unwrap();
+        house.export("vda", "part", true).unwrap();
+        house.delete_export("vda", true).unwrap();
+        assert_eq!(house.registry.nodes().len(), 2);
+        house.close();
+    }
+
     /// While one export waits for the lock of a daemon that may be dying, others come and go.
     #[test]
     fn an_export_that_waits_for_a_lock_waits_alone() {

@@ -86,6 +86,19 @@ impl Graph {
         removed
     }
 
+    /// As [`Self::remove`], of a node that came in as a part of another one and is used by nobody any more;
+    /// nothing, if it is none such.
+    pub fn remove_orphan(&mut self, node: &Arc<Node>) -> Vec<Arc<Node>> {
+        let known = self.nodes.get(node.name());
+        let is_orphan = known.is_some_and(|known| Arc::ptr_eq(&known.node, node))
+            && !self.owned.contains(node.name())
+            && node.users().is_empty();
+        match is_orphan {
+            true => self.remove(node),
+            false => Vec::new(),
+        }
+    }
+
     /// The `removed` use nothing any more; what came in as a part of them and nobody else uses goes with
     /// them.
     fn remove_below(&mut self, removed: &mut Vec<Arc<Node>>) {

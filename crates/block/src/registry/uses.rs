@@ -7,6 +7,7 @@ use super::claims::Claim;
 use super::grants::Plan;
 use super::taken::Taken;
 use crate::driver::beside::beside;
+use crate::driver::closing::Closing;
 use crate::driver::node::{Child, Node};
 use crate::driver::users::{Use, User};
 use crate::registry_error::RegistryError;
@@ -65,12 +66,24 @@ impl Registry {
         Ok(Lease { root, claim })
     }
 
-    /// A user of `node` has gone: what nobody needs any more is given back.
+    /// A user of `node` has gone: what nobody needs any more is given back. A node that came in as a part of
+    /// another one, which is gone, goes with its last user.
     pub async fn end_use(&self, node: &Arc<Node>) {
         // Another one may have its place by now, and the locks of its users.
         let find = || Ok([self.node(node.name()).unwrap_or_else(|_| Arc::clone(node))]);
         let more = std::slice::from_ref(node);
-        if let Ok(Claimed { claim, nodes, .. }) = self.claim_found(find, more).await {
+        let claimed = self.claim_found(find, more).await;
+        if let Ok(Claimed {
+            claim,
+            found: [now],
+            mut nodes,
+        }) = claimed
+        {
+            let removed = self.graph().remove_orphan(&now);
+            nodes.retain(|node| !removed.iter().any(|gone| Arc::ptr_eq(gone, node)));
+            drop(now);
+            // They are closed when the last one lets go of them.
+            drop(Closing::of(removed));
             settle(&nodes, claim).await;
         }
     }

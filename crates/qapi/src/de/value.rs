@@ -66,6 +66,14 @@ impl<'de, 'a> Node<'de, 'a> {
         }
     }
 
+    /// Of an alternate QEMU prints the last name alone.
+    fn wrong_alternate(&self, expected: &str) -> DeError {
+        DeError::new(format_args!(
+            "Invalid parameter type for '{}', expected: {expected}",
+            self.path.leaf()
+        ))
+    }
+
     fn expects(&self, what: &str) -> DeError {
         DeError::new(format_args!("Parameter '{}' expects {what}", self.name()))
     }
@@ -353,10 +361,10 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
                 Input::Value(Value::Object(_)) | Input::Object(_) => ALTERNATE_OBJECT,
                 Input::Value(Value::Array(_)) => ALTERNATE_ARRAY,
                 Input::Value(Value::Null) => ALTERNATE_NULL,
-                Input::Value(_) => return Err(self.wrong_type(name)),
+                Input::Value(_) => return Err(self.wrong_alternate(name)),
             };
             if !variants.contains(&variant) {
-                return Err(self.wrong_type(name));
+                return Err(self.wrong_alternate(name));
             }
             return visitor.visit_enum(Alternative {
                 variant,

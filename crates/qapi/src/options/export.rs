@@ -226,6 +226,10 @@ flat_union! {
         Unix("unix", UnixAddress),
         /// A file descriptor that was passed in.
         Fd("fd", FdAddress),
+        /// A host and a port, which no export listens on.
+        Inet("inet", InetSocketAddress),
+        /// A virtual machine's socket, which no export listens on.
+        Vsock("vsock", VsockAddress),
     }
 }
 
@@ -272,6 +276,38 @@ pub struct FdAddress {
 /// Most intervals of an export: each request counts in all of them.
 pub const STATS_INTERVALS_MAX: usize = 32;
 
+/// A host and a port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct InetSocketAddress {
+    /// Its name or address.
+    pub host: String,
+    /// The number of the port.
+    pub port: String,
+    /// Whether the host is an address in any case.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub numeric: Option<bool>,
+    /// The last port to be tried.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub to: Option<u16>,
+    /// Whether to use IPv4.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv4: Option<bool>,
+    /// Whether to use IPv6.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<bool>,
+}
+
+/// A virtual machine's socket.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct VsockAddress {
+    /// Which machine.
+    pub cid: String,
+    /// The number of the port.
+    pub port: String,
+}
+
 /// Longest serial number virtio-blk has room for, in bytes.
 pub const SERIAL_BYTES_MAX: usize = 20;
 
@@ -311,7 +347,9 @@ impl ExportOptions {
 impl VhostUserBlkOptions {
     /// The block size in bytes.
     pub fn logical_block_size(&self) -> u64 {
+        // 0 is as if it were not given, as in QEMU.
         self.logical_block_size
+            .filter(|size| size.0 != 0)
             .map_or(LOGICAL_BLOCK_SIZE_MIN, |size| size.0)
     }
 
@@ -326,8 +364,14 @@ impl VhostUserBlkOptions {
     }
 
     fn check(&self, export_id: &str) -> Result<(), QmpError> {
-        if let SocketAddressVariant::Unix(address) = &self.addr.variant {
-            address.access().check()?;
+        match &self.addr.variant {
+            SocketAddressVariant::Unix(address) => address.access().check()?,
+            SocketAddressVariant::Fd(_) => {}
+            SocketAddressVariant::Inet(_) | SocketAddressVariant::Vsock(_) => {
+                return Err(QmpError::generic(
+                    "Only socket address types 'unix' and 'fd' are supported",
+                ));
+            }
         }
         let size = self.logical_block_size();
         if !(LOGICAL_BLOCK_SIZE_MIN..=LOGICAL_BLOCK_SIZE_MAX).contains(&size) {

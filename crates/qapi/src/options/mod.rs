@@ -35,8 +35,8 @@ pub use chardev::{
 };
 pub use export::{
     BlockExportIothreads, ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress,
-    HoldScope, OnError, SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant,
-    UnixAddress, VhostUserBlkOptions,
+    HoldScope, InetSocketAddress, OnError, SocketAddress, SocketAddressBase, SocketAddressType,
+    SocketAddressVariant, UnixAddress, VhostUserBlkOptions, VsockAddress,
 };
 pub use monitor::{MonitorMode, MonitorOptions};
 pub use object::{

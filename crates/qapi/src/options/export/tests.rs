@@ -213,7 +213,7 @@ fn who_may_connect_to_an_export() {
             ExportOptions::parse(&text).map_err(|e| e.desc)?.variant;
         match options.addr.variant {
             SocketAddressVariant::Unix(address) => Ok(address.access()),
-            SocketAddressVariant::Fd(_) => Err("a descriptor".to_owned()),
+            _ => Err("another one".to_owned()),
         }
     };
     let access = parsed("addr.mode=0660,addr.group=kvm").unwrap();
