@@ -23,14 +23,20 @@ const COMMANDS: [Command; 9] = [
     ("system_reset", "", "reset the system"),
 ];
 
-const INFO: [Command; 4] = [
+const INFO: [Command; 6] = [
     (
         "block",
         "[-n] [-v] [device]",
         "show info of one block device or all block devices \
          (-n: show named nodes; -v: show details)",
     ),
+    (
+        "block-jobs",
+        "",
+        "show progress of ongoing block device operations",
+    ),
     ("blockstats", "", "show block device statistics"),
+    ("iothreads", "", "show iothreads"),
     ("status", "", "show the current VM status (running|paused)"),
     ("version", "", "show the version of QEMU"),
 ];
@@ -47,18 +53,12 @@ fn find(commands: &[Command], name: &str) -> Option<Command> {
 
 /// All names of a command, by one of them.
 pub(super) fn name(name: &str) -> Option<&'static str> {
-    // `info` has commands of its own.
-    let command = find(&COMMANDS, name).filter(|_| name != "info");
-    command.map(|(names, ..)| names)
+    find(&COMMANDS, name).map(|(names, ..)| names)
 }
 
-/// What is not known of these words.
-pub(super) fn unknown(words: &[&str]) -> String {
-    match words {
-        ["info", name, ..] => format!("info {name}"),
-        [name, ..] => (*name).to_owned(),
-        [] => String::new(),
-    }
+/// Whether there is `info name`.
+pub(super) fn is_info(name: &str) -> bool {
+    find(&INFO, name).is_some()
 }
 
 /// What there is to ask.
@@ -67,12 +67,20 @@ pub(super) fn info() -> String {
 }
 
 /// The help on a topic; on all commands, if there is none.
-pub(super) fn of(topic: &[&str]) -> String {
-    let found = match topic {
-        [] => return COMMANDS.iter().map(|command| line("", *command)).collect(),
-        ["info"] => return info(),
-        ["info", name, ..] => find(&INFO, name).map(|command| line("info ", command)),
-        [name, ..] => find(&COMMANDS, name).map(|command| line("", command)),
+pub(super) fn of(topic: &[String]) -> String {
+    let mut words = topic.iter().map(String::as_str);
+    let (first, second) = (words.next(), words.next());
+    let found = match (first, second) {
+        (None, _) => return COMMANDS.iter().map(|command| line("", *command)).collect(),
+        (Some("info"), None) => return info(),
+        (Some("info"), Some(name)) => find(&INFO, name).map(|command| line("info ", command)),
+        (Some(name), _) => find(&COMMANDS, name).map(|command| line("", command)),
     };
-    found.unwrap_or_else(|| format!("unknown command: '{}'\n", unknown(topic)))
+    found.unwrap_or_else(|| {
+        let said = match (first, second) {
+            (Some("info"), Some(name)) => format!("info {name}"),
+            (first, _) => first.unwrap_or_default().to_owned(),
+        };
+        format!("unknown command: '{said}'\n")
+    })
 }

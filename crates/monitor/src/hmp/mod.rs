@@ -2,8 +2,8 @@
 //! `human-monitor-command` in QEMU; the texts are QEMU's because scripts match them.
 
 mod help;
+mod line;
 mod text;
-mod words;
 
 use qapi::command::{
     BlockResize, Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats,
@@ -14,7 +14,7 @@ use qapi::{QmpError, Size};
 use crate::commands::{block, graph, misc, object, run as run_control, stats};
 use crate::context::Context;
 
-use self::words::words;
+use self::line::{Line, Malformed};
 
 /// HMP over QMP.
 pub(crate) async fn human_monitor_command(
@@ -33,82 +33,151 @@ async fn execute(context: &Context, line: &str) -> String {
     printed.replace('\n', "\r\n")
 }
 
-async fn run(context: &Context, line: &str) -> Result<String, QmpError> {
-    // Its argument is the rest of the line, as it stands.
-    if let Some(options) = argument(line, "object_add") {
-        return match options {
-            "" => Ok(missing("object_add")),
-            _ => {
-                object::add(context, ObjectOptions::parse(options)?).await?;
-                Ok(String::new())
-            }
-        };
+async fn run(context: &Context, text: &str) -> Result<String, QmpError> {
+    let mut line = Line::new(text);
+    let typed = line.name();
+    match typed {
+        "" => return Ok(String::new()),
+        "info" => return info(context, line).await,
+        "help" | "?" => return Ok(line.words().map_or_else(none, |topic| help::of(&topic))),
+        _ => {}
     }
-    let words = match words(line) {
-        Ok(words) => words,
-        Err(text) => return Ok(text),
+    let Some(names) = help::name(typed) else {
+        return Ok(unknown(&line));
     };
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    Ok(match words.as_slice() {
-        [] => String::new(),
-        ["stop" | "s"] => {
-            run_control::stop(context, NoArguments {}).await?;
-            String::new()
-        }
-        ["cont" | "c"] => {
-            run_control::cont(context, Cont::default()).await?;
-            String::new()
-        }
-        ["system_reset"] => {
-            run_control::system_reset(context, NoArguments {}).await?;
-            String::new()
-        }
-        ["object_del"] => missing("object_del"),
-        ["object_del", id] => {
-            let id = (*id).to_owned();
+    match names {
+        // Its argument is the rest of the line, as it stands.
+        "object_add" => match line.rest() {
+            "" => return Ok(expected(names, "string", typed)),
+            options => {
+                object::add(context, ObjectOptions::parse(options)?).await?;
+            }
+        },
+        "object_del" => {
+            let Ok(Some(id)) = line.word() else {
+                return Ok(expected(names, "string", typed));
+            };
+            if !line.is_at_end() {
+                return Ok(extraneous(names, typed));
+            }
             object::delete(context, ObjectDel { id }).await?;
-            String::new()
         }
-        ["quit" | "q"] => {
-            context.registry.quit("host-qmp-quit");
-            String::new()
+        "block_resize" => return block_resize(context, line).await,
+        _ if !line.is_at_end() => return Ok(extraneous(names, typed)),
+        "stop|s" => {
+            run_control::stop(context, NoArguments {}).await?;
         }
-        ["block_resize", arguments @ ..] => block_resize(context, arguments).await?,
-        ["info"] => help::info(),
-        ["help" | "?", topic @ ..] => help::of(topic),
-        ["info", "version"] => text::version(&misc::query_version(context, NoArguments {}).await?),
-        ["info", "status"] => {
-            text::status(&run_control::query_status(context, NoArguments {}).await?)
+        "cont|c" => {
+            run_control::cont(context, Cont::default()).await?;
         }
-        ["info", "blockstats"] => {
+        "system_reset" => {
+            run_control::system_reset(context, NoArguments {}).await?;
+        }
+        "quit|q" => context.registry.quit("host-qmp-quit"),
+        _ => return Ok(unknown(&line)),
+    }
+    Ok(String::new())
+}
+
+async fn info(context: &Context, mut line: Line<'_>) -> Result<String, QmpError> {
+    let name = line.name();
+    if name == "block" {
+        return info_block(context, line).await;
+    }
+    if help::is_info(name) && !line.is_at_end() {
+        return Ok(extraneous(name, &format!("info {name}")));
+    }
+    Ok(match name {
+        "" => help::info(),
+        "block-jobs" => "No active jobs\n".to_owned(),
+        "blockstats" => {
             text::blockstats(&stats::query_blockstats(context, QueryBlockstats::default()).await?)
         }
-        ["info", "block", options @ ..] => info_block(context, options).await?,
-        ["info", name @ ("status" | "blockstats" | "version"), ..] => {
-            extraneous(name, &format!("info {name}"))
-        }
-        [name, ..] => match help::name(name) {
-            Some(names) => extraneous(names, name),
-            None => format!("unknown command: '{}'\n", help::unknown(&words)),
-        },
+        "iothreads" => text::iothreads(&object::query_iothreads(context, NoArguments {}).await?),
+        "status" => text::status(&run_control::query_status(context, NoArguments {}).await?),
+        "version" => text::version(&misc::query_version(context, NoArguments {}).await?),
+        _ => unknown(&line),
     })
+}
+
+async fn info_block(context: &Context, mut line: Line<'_>) -> Result<String, QmpError> {
+    let flags = line.flag('n', "v");
+    let flags = flags.and_then(|nodes| Ok((nodes, line.flag('v', "")?)));
+    let (nodes, verbose) = match flags {
+        Ok(flags) => flags,
+        Err(letter) => {
+            return Ok(format!(
+                "block: unsupported option -{letter}\n\
+                 Try \"help info block\" for more information\n"
+            ));
+        }
+    };
+    let device = match line.word() {
+        Ok(device) => device,
+        Err(Malformed) => return Ok(expected("block", "block device name", "info block")),
+    };
+    let device = device.as_deref();
+    if !line.is_at_end() {
+        return Ok(extraneous("block", "info block"));
+    }
+    if !nodes {
+        let backends = text::backends(&block::backends(context).await?, device, verbose);
+        // A name that is no device may be one of a node.
+        if device.is_none() || !backends.is_empty() {
+            return Ok(backends);
+        }
+    }
+    Ok(text::nodes(
+        &block::nodes(context, false).await?,
+        device,
+        verbose,
+    ))
+}
+
+async fn block_resize(context: &Context, mut line: Line<'_>) -> Result<String, QmpError> {
+    let name = "block_resize";
+    let Ok(Some(device)) = line.word() else {
+        return Ok(expected(name, "block device name", name));
+    };
+    let size = size_of(line.name());
+    let size = size.and_then(|(size, behind)| Some((i64::try_from(size).ok()?, behind)));
+    let Some((size, behind)) = size else {
+        return Ok(format!("invalid size\n{}", more(name)));
+    };
+    if !behind.is_empty() || !line.is_at_end() {
+        return Ok(extraneous(name, name));
+    }
+    let resize = BlockResize {
+        device: Some(device),
+        node_name: None,
+        size,
+    };
+    graph::block_resize(context, resize).await?;
+    Ok(String::new())
+}
+
+/// As in QEMU, which tells the user on its standard error alone.
+fn none(_: Malformed) -> String {
+    String::new()
+}
+
+fn unknown(line: &Line<'_>) -> String {
+    format!("unknown command: '{}'\n", line.said())
+}
+
+fn more(topic: &str) -> String {
+    format!("Try \"help {topic}\" for more information\n")
 }
 
 fn extraneous(name: &str, topic: &str) -> String {
     format!(
-        "{name}: extraneous characters at the end of line\n\
-         Try \"help {topic}\" for more information\n"
+        "{name}: extraneous characters at the end of line\n{}",
+        more(topic)
     )
 }
 
-fn missing(name: &str) -> String {
-    format!("{name}: string expected\nTry \"help {name}\" for more information\n")
-}
-
-/// The rest of the line, if its first word is `command`.
-fn argument<'a>(line: &'a str, command: &str) -> Option<&'a str> {
-    let rest = line.trim_start().strip_prefix(command)?;
-    (rest.is_empty() || rest.starts_with(char::is_whitespace)).then(|| rest.trim())
+fn expected(name: &str, what: &str, topic: &str) -> String {
+    format!("{name}: {what} expected\n{}", more(topic))
 }
 
 /// The size that `text` begins with, in MiB where it has no unit, and what comes behind it.
@@ -128,70 +197,9 @@ fn size_of(text: &str) -> Option<(u64, &str)> {
     Some((Size::parse(&format!("{number}{unit}"))?.0, rest))
 }
 
-async fn block_resize(context: &Context, arguments: &[&str]) -> Result<String, QmpError> {
-    let more = "Try \"help block_resize\" for more information\n";
-    let [device, rest @ ..] = arguments else {
-        return Ok(format!("block_resize: block device name expected\n{more}"));
-    };
-    let size = rest.first().and_then(|text| size_of(text));
-    let size = size.and_then(|(size, behind)| Some((i64::try_from(size).ok()?, behind)));
-    let Some((size, behind)) = size else {
-        return Ok(format!("invalid size\n{more}"));
-    };
-    if rest.len() > 1 || !behind.is_empty() {
-        return Ok(extraneous("block_resize", "block_resize"));
-    }
-    let resize = BlockResize {
-        device: Some((*device).to_owned()),
-        node_name: None,
-        size,
-    };
-    graph::block_resize(context, resize).await?;
-    Ok(String::new())
-}
-
-async fn info_block(context: &Context, options: &[&str]) -> Result<String, QmpError> {
-    let (mut nodes, mut verbose) = (false, false);
-    let mut rest = options;
-    while let [option, after @ ..] = rest
-        && let Some(letters) = option.strip_prefix('-')
-    {
-        for letter in letters.chars() {
-            match letter {
-                'n' => nodes = true,
-                'v' => verbose = true,
-                _ => {
-                    return Ok(format!(
-                        "block: unsupported option -{letter}\n\
-                         Try \"help info block\" for more information\n"
-                    ));
-                }
-            }
-        }
-        rest = after;
-    }
-    let device = match rest {
-        [] => None,
-        [device] => Some(*device),
-        _ => return Ok(extraneous("block", "info block")),
-    };
-    if !nodes {
-        let backends = text::backends(&block::backends(context).await?, device, verbose);
-        // A name that is no device may be one of a node.
-        if device.is_none() || !backends.is_empty() {
-            return Ok(backends);
-        }
-    }
-    Ok(text::nodes(
-        &block::nodes(context, false).await?,
-        device,
-        verbose,
-    ))
-}
-
 #[cfg(test)]
 mod tests {
-    use super::{argument, size_of};
+    use super::size_of;
 
     #[test]
     fn sizes_are_in_mebibytes() {
@@ -211,14 +219,5 @@ mod tests {
         ] {
             assert_eq!(size_of(text), size, "{text}");
         }
-    }
-
-    #[test]
-    fn an_argument_is_the_rest_of_the_line() {
-        let of = |line| argument(line, "object_add");
-        assert_eq!(of(" object_add  a,b=\"c d\" "), Some("a,b=\"c d\""));
-        assert_eq!(of("object_add"), Some(""));
-        assert_eq!(of("object_addx a"), None);
-        assert_eq!(of("info object_add"), None);
     }
 }

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockStats, ImageInfo, ImageInfoSpecific,
-    RunState, StatusInfo, VersionInfo, VersionTriple,
+    IothreadInfo, RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
 /// Printing to a string cannot fail.
@@ -35,6 +35,25 @@ pub(super) fn status(info: &StatusInfo) -> String {
         if let Some(error) = &vmm.error {
             print!(out, "    {error}\n");
         }
+    }
+    out
+}
+
+/// `info iothreads`.
+pub(super) fn iothreads(list: &[IothreadInfo]) -> String {
+    let mut out = String::new();
+    for one in list {
+        print!(
+            out,
+            "{}:\n  thread_id={}\n  poll-max-ns={}\n  poll-grow={}\n  poll-shrink={}\n  \
+             aio-max-batch={}\n",
+            one.id,
+            one.thread_id,
+            one.poll_max_ns,
+            one.poll_grow,
+            one.poll_shrink,
+            one.aio_max_batch
+        );
     }
     out
 }

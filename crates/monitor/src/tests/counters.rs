@@ -294,6 +294,39 @@ async fn what_people_type() {
             "block_resize e 1 2",
             format!("block_resize: {extraneous}{}", more("block_resize")),
         ),
+        ("info block-jobs", "No active jobs\r\n".to_owned()),
+        (
+            "info block-jobs x",
+            format!("block-jobs: {extraneous}{}", more("info block-jobs")),
+        ),
+        // The names of commands have no quotes.
+        (
+            "info \"block\"",
+            "unknown command: 'info \"block\"'\r\n".to_owned(),
+        ),
+        (" foo bar", "unknown command: ' foo'\r\n".to_owned()),
+        // Flags have an order, and each is a word.
+        (
+            "info block -n -n",
+            format!("block: unsupported option -n\r\n{}", more("info block")),
+        ),
+        (
+            "info block -v -n a",
+            format!("block: {extraneous}{}", more("info block")),
+        ),
+        ("info block -nv", String::new()),
+        (
+            "info block \"e",
+            format!(
+                "block: block device name expected\r\n{}",
+                more("info block")
+            ),
+        ),
+        (
+            "object_del \"e",
+            format!("object_del: string expected\r\n{}", more("object_del")),
+        ),
+        ("help \"stop", String::new()),
         // As in QEMU a node is no device.
         (
             "block_resize filter 1",
