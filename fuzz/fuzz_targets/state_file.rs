@@ -6,7 +6,7 @@
 
 use block::run_control::{BackendConfig, Effects, GateMessage, RunControl};
 use block::state_file::{SLOT_BYTES, parse, seal_slot};
-use block::{Event, HoldScope, Image, LocalId, OnError, Policy, SavedState, VmOrder};
+use block::{Event, HoldScope, LocalId, OnError, Policy, SavedState, VmOrder};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
@@ -55,7 +55,7 @@ fn restore(state: SavedState) {
             node: saved.node.as_str().into(),
             policy,
             scope: HoldScope::Device,
-            image: Image::default(),
+            image: saved.image.clone().unwrap_or_default(),
         });
         control
             .add_local(id, LocalId(local), &mut Nobody)

@@ -5,6 +5,7 @@
 //! counted apart. Histograms and intervals ([`observed`]) are behind a lock, which is not looked at as long as
 //! nobody wants them.
 
+pub mod class;
 pub mod histogram;
 pub mod interval;
 pub mod observed;
@@ -19,6 +20,7 @@ use parking_lot::Mutex;
 use crate::words::request::Operation;
 use crate::words::stats::BackendStats;
 
+use self::class::Class;
 use self::histogram::Boundaries;
 use self::observed::{HistogramKind, Histograms, IntervalStats, Observed};
 
@@ -37,34 +39,6 @@ impl Counter {
 
     fn get(&self) -> u64 {
         self.0.load(Ordering::Relaxed)
-    }
-}
-
-/// The accounting class of an operation, as QEMU has it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Class {
-    /// Reads.
-    Rd,
-    /// Writes and write-zeroes.
-    Wr,
-    /// Flushes.
-    Flush,
-    /// Discards.
-    Unmap,
-}
-
-impl Class {
-    /// All of them, in their order.
-    const ALL: [Self; 4] = [Self::Rd, Self::Wr, Self::Flush, Self::Unmap];
-
-    /// The class of an operation.
-    pub const fn of(op: Operation) -> Self {
-        match op {
-            Operation::Read => Self::Rd,
-            Operation::Write | Operation::WriteZeroes { .. } => Self::Wr,
-            Operation::Flush => Self::Flush,
-            Operation::Discard => Self::Unmap,
-        }
     }
 }
 

@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use block::fault::{InjectError, SetState};
 use block::{
-    BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io, IoFuture, Limits, Node,
-    NodeInfo, Resize,
+    BlockError, BoxFuture, Capabilities, Child, DetectZeroes, Driver, Extent, Grow, Io, IoFuture,
+    Limits, Node, NodeInfo, Resize,
 };
 
 use crate::OpenError;
@@ -80,6 +80,7 @@ impl Driver for Blkdebug {
             filename: format!("blkdebug::{}", child.filename),
             child_offset: Some(0),
             filter: true,
+            detect_zeroes: DetectZeroes::default(),
             // These are the child's to give.
             host_file: false,
             extent_size_hint: None,

@@ -27,8 +27,9 @@ use std::sync::Arc;
 
 use block::driver::park;
 use block::{
-    Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, Driver, Extent,
-    Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result, WriteThreshold,
+    Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, DetectZeroes,
+    Driver, Extent, Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
+    WriteThreshold,
 };
 use parking_lot::{Mutex, MutexGuard};
 
@@ -265,6 +266,7 @@ impl Driver for Quota {
         NodeInfo {
             child_offset: Some(0),
             filter: true,
+            detect_zeroes: DetectZeroes::default(),
             // These are the child's to give.
             host_file: false,
             extent_size_hint: None,

@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use super::Class;
+use super::class::Class;
 use super::histogram::{Boundaries, Histogram};
 use super::interval::{Latencies, TimedAverage};
 
