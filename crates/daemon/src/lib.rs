@@ -15,6 +15,7 @@ mod shutdown;
 mod state;
 mod steps;
 mod terminal;
+mod vhost_user_program;
 
 pub use self::cli::PROGRAM;
 
@@ -44,7 +45,17 @@ use self::steps::{Executed, Steps};
 /// Runs the daemon; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     descriptors::take_over();
-    let line = match cli::parse(args) {
+    start(cli::parse(args))
+}
+
+/// Runs the back-end program of the vhost-user specification; `args` begins with its name.
+pub fn vhost_user_blk_main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    descriptors::take_over();
+    start(vhost_user_program::parse(args))
+}
+
+fn start(line: Result<CommandLine, Exit>) -> ExitCode {
+    let line = match line {
         Ok(line) => line,
         Err(Exit::Print(text)) => {
             return match io::stdout().write_all(text.as_bytes()) {

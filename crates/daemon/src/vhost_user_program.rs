@@ -1,0 +1,138 @@
+//! `standfast-vhost-user-blk`: one disk, started as the vhost-user specification says that back-ends of type
+//! "block" are. There is no monitor, and so nobody who could say `cont`: errors are reported to the guest.
+
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::FileTypeExt;
+use std::path::Path;
+
+use assembly::strerror;
+use qapi::os_text;
+
+use super::cli::{CommandLine, Exit, Opt, Step};
+use super::getopt::{self, Known, Word};
+
+/// What it is called in its messages.
+const NAME: &str = "standfast-vhost-user-blk";
+
+const USAGE: &str = "\
+Usage: standfast-vhost-user-blk (--socket-path=PATH | --fd=FDNUM) --blk-file=PATH [--read-only]
+       standfast-vhost-user-blk --print-capabilities
+
+Serves one image to one VM over vhost-user, as the back-end program conventions of vhost-user say.
+  --socket-path=PATH    make this socket and listen on it
+  --fd=FDNUM            listen on the unix socket that is passed as this descriptor
+  --blk-file=PATH       the image: a file, or a block device
+  --read-only           the guest cannot write
+  --print-capabilities  print what it can, in JSON, and end
+
+Errors of the storage are reported to the guest. To hold them, use standfastd.
+";
+
+const CAPABILITIES: &str = "{\"type\": \"block\", \"features\": [\"read-only\", \"blk-file\"]}\n";
+
+/// What is wanted.
+#[derive(Debug, Default)]
+struct Wanted {
+    socket_path: Option<OsString>,
+    fd: Option<OsString>,
+    blk_file: Option<OsString>,
+    read_only: bool,
+}
+
+/// What the program is to do; `args` begins with its name.
+///
+/// # Errors
+/// What to print instead.
+pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Exit> {
+    let args: Vec<_> = args.into_iter().skip(1).collect();
+    // All else is ignored then.
+    if args.iter().any(|arg| arg == "--print-capabilities") {
+        return Err(Exit::Print(CAPABILITIES.to_owned()));
+    }
+    let refuse = |text: String| Exit::Error(format!("{NAME}: {text}"));
+    let known = [
+        ("blk-file", true),
+        ("fd", true),
+        ("help", false),
+        ("print-capabilities", false),
+        ("read-only", false),
+        ("socket-path", true),
+    ]
+    .map(|(name, has_argument)| Known {
+        name: name.to_owned(),
+        letter: (name == "help").then_some('h'),
+        has_argument,
+        is_qemus: true,
+    });
+    let mut wanted = Wanted::default();
+    for word in getopt::scan(&known, args) {
+        match word.map_err(refuse)? {
+            Word::Option(name, argument) => match name.as_str() {
+                "blk-file" => wanted.blk_file = argument,
+                "fd" => wanted.fd = argument,
+                "socket-path" => wanted.socket_path = argument,
+                "read-only" => wanted.read_only = true,
+                "print-capabilities" => return Err(Exit::Print(CAPABILITIES.to_owned())),
+                _ => return Err(Exit::Print(USAGE.to_owned())),
+            },
+            Word::Other(word) => {
+                let word = os_text::from_os(&word);
+                return Err(refuse(format!("{word}: Unexpected argument")));
+            }
+        }
+    }
+    command_line(&wanted).map_err(refuse)
+}
+
+/// A value of keyval.
+fn value(text: &OsString) -> String {
+    os_text::from_os(text).replace(',', ",,")
+}
+
+/// The same as a command line of the daemon.
+fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
+    let Some(file) = &wanted.blk_file else {
+        return Err("--blk-file is missing".to_owned());
+    };
+    let address = match (&wanted.socket_path, &wanted.fd) {
+        (Some(path), None) => format!("addr.type=unix,addr.path={}", value(path)),
+        (None, Some(number)) => format!("addr.type=fd,addr.str={}", value(number)),
+        (None, None) => return Err("--socket-path or --fd is missing".to_owned()),
+        (Some(_), Some(_)) => {
+            return Err("--socket-path and --fd are mutually exclusive".to_owned());
+        }
+    };
+    let kind = fs::metadata(Path::new(file)).map_err(|error| {
+        let name = os_text::from_os(file);
+        format!("Could not open '{name}': {}", strerror(&error))
+    })?;
+    let driver = match kind.file_type().is_block_device() {
+        true => "host_device",
+        false => "file",
+    };
+    let (read_only, writable) = match wanted.read_only {
+        true => ("on", "off"),
+        false => ("off", "on"),
+    };
+    let step = |opt, arg| Step { opt, arg };
+    Ok(CommandLine {
+        steps: vec![
+            step(
+                Opt::Blockdev,
+                format!(
+                    "{driver},node-name=disk,filename={},cache.direct=on,read-only={read_only}",
+                    value(file)
+                ),
+            ),
+            step(
+                Opt::Export,
+                format!(
+                    "vhost-user-blk,id=disk,node-name=disk,writable={writable},werror=report,\
+                     rerror=report,{address}"
+                ),
+            ),
+        ],
+        ..CommandLine::default()
+    })
+}
