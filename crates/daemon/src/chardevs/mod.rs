@@ -1,7 +1,7 @@
 //! `--chardev` and `--monitor`, `chardev-add` and its like: where QMP sessions come from.
 //!
 //! A character device is made from its options ([`source`], with [`socket`], [`pty`], [`ring`],
-//! [`file`]), and waits until a monitor takes it; what it needs to be served is then in [`serve`].
+//! [`mod@file`]), and waits until a monitor takes it; what it needs to be served is then in [`serve`].
 
 mod file;
 mod pty;
