@@ -200,6 +200,9 @@ impl Player<'_> {
 
     fn answer(&mut self, name: &str) -> Result<()> {
         let answer = self.talk()?.answer();
+        if name == "quit" && answer.get("return").is_some() {
+            self.talk()?.will_end();
+        }
         if name == "query-qmp-schema"
             && let Some(schema) = answer["return"].as_array()
         {

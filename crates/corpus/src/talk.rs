@@ -27,6 +27,8 @@ pub struct Talk {
     events: VecDeque<Value>,
     /// What the next message carries.
     descriptor: Option<File>,
+    /// The other side has agreed to end: what it says until then will come.
+    ends: bool,
 }
 
 #[derive(Debug)]
@@ -61,6 +63,7 @@ impl Talk {
             messages,
             events: VecDeque::new(),
             descriptor: None,
+            ends: false,
         }
     }
 
@@ -76,6 +79,11 @@ impl Talk {
     /// The next message carries this file.
     pub fn carries(&mut self, file: File) {
         self.descriptor = Some(file);
+    }
+
+    /// The other side has said that it ends.
+    pub fn will_end(&mut self) {
+        self.ends = true;
     }
 
     /// Sends a line. That nobody reads it is seen by the answer that does not come.
@@ -136,7 +144,9 @@ impl Talk {
     /// has ended.
     pub fn rest(&mut self, has_ended: bool) -> Vec<Value> {
         let end = Instant::now() + ANSWER_MAX;
-        while has_ended && let Ok(message) = self.next(end) {
+        while (has_ended || self.ends)
+            && let Ok(message) = self.next(end)
+        {
             self.events.push_back(message);
         }
         self.events.extend(self.messages.try_iter());
