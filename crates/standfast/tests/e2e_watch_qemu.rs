@@ -30,6 +30,8 @@ fn a_guest_of_plain_qemu_never_learns_of_it() {
     make_ext4_image(&image, 192 * MIB).unwrap();
     let setup = Setup::new(
         r#"
+[limits]
+extensions-per-hour = 10000
 [[machines]]
 sockets = ["@PLACE@/*.qmp"]
 strategy = "command"
