@@ -52,7 +52,7 @@ impl Inside {
     /// Runs a shell script in the guest, to its end.
     ///
     /// # Errors
-    /// As [`Guest::spawn`]; if it takes longer than `timeout` or the guest is reset meanwhile.
+    /// As [`Self::spawn`]; if it takes longer than `timeout` or the guest is reset meanwhile.
     pub fn run(&self, script: &str, timeout: Duration) -> Result<Output> {
         self.spawn(script)?.wait(timeout)
     }
@@ -60,7 +60,7 @@ impl Inside {
     /// Runs a shell script in the guest that must succeed; returns what it wrote.
     ///
     /// # Errors
-    /// As [`Guest::run`]; if its status is not 0, with what it wrote.
+    /// As [`Self::run`]; if its status is not 0, with what it wrote.
     pub fn run_ok(&self, script: &str, timeout: Duration) -> Result<String> {
         let Output { status, output } = self.run(script, timeout)?;
         ensure!(
@@ -79,7 +79,7 @@ impl Inside {
         self.run_ok(&script, timeout).map(drop)
     }
 
-    /// Writes files, each to the disk. [`Files::write_command`] with [`Guest::spawn`] does it in
+    /// Writes files, each to the disk. [`Files::write_command`] with [`Self::spawn`] does it in
     /// the background.
     ///
     /// # Errors
