@@ -296,6 +296,12 @@ pub struct InetSocketAddress {
     /// Whether to use IPv6.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ipv6: Option<bool>,
+    /// Whether silent connections are looked after.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub keep_alive: Option<bool>,
+    /// Whether to use multipath TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mptcp: Option<bool>,
 }
 
 /// A virtual machine's socket.
