@@ -77,9 +77,12 @@ mod tests {
             added
         }
 
+        /// Sorted.
         fn names(&self) -> Vec<String> {
             let nodes = self.registry.nodes();
-            nodes.iter().map(|node| node.name().to_string()).collect()
+            let mut names: Vec<_> = nodes.iter().map(|node| node.name().to_string()).collect();
+            names.sort();
+            names
         }
 
         /// All that was opened has been closed, and nobody holds a lock.

@@ -505,7 +505,7 @@ fn the_second_of_two_daemons_is_refused() -> Result<()> {
     let socket = server.socket("vda").display().to_string();
     let export = |node: &str, socket: &str| {
         json!({ "type": "vhost-user-blk", "id": "vda", "node-name": node, "writable": true,
-            "addr": { "type": "unix", "path": socket } })
+            "werror": "auto", "addr": { "type": "unix", "path": socket } })
         .to_string()
     };
     let same_image = [

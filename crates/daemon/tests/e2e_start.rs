@@ -100,6 +100,7 @@ fn a_directory_that_cannot_be_written_is_no_obstacle() -> Result<()> {
 /// Starts a second daemon, which is bound to end by itself.
 fn second(arguments: &[&str]) -> Result<Output> {
     let mut daemon = Command::new(env!("CARGO_BIN_EXE_standfastd"));
+    daemon.env("STANDFAST_LOG", "info");
     Ok(daemon.args(arguments).output()?)
 }
 

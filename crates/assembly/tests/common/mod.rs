@@ -152,9 +152,13 @@ impl House {
                 ..Workload::default()
             };
             let mut load = Driver::new(workload);
-            while !ends.load(Ordering::Relaxed) {
+            // Once at least, however soon it ends.
+            loop {
                 load.fill(&mut disk)?;
                 load.reap(&mut disk)?;
+                if ends.load(Ordering::Relaxed) {
+                    break;
+                }
             }
             load.plan_no_more();
             load.drain(&mut disk)?;

@@ -150,6 +150,8 @@ impl Setup {
         let socket = self.path(&format!("{id}.sock"));
         let mut options = json!({
             "type": "vhost-user-blk", "id": id, "node-name": node, "writable": true,
+            // The default, said, so that the daemon need not warn of it.
+            "werror": "auto",
             "addr": { "type": "unix", "path": socket },
         });
         if let (Value::Object(options), Value::Object(more)) = (&mut options, more) {

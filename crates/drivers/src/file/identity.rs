@@ -1,11 +1,11 @@
 //! Which image it is ([`Image`]): told by the kernel, so that nobody has to wait for the storage.
 
-use std::fs::{self, File};
+use std::fs;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 
 use block::Image;
+use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::probe::{Kind, Stat};
 
@@ -25,14 +25,14 @@ fn name_of(fd: BorrowedFd<'_>, filename: &str) -> String {
 
 /// Device, inode and when it was made: an inode that was used again is another file.
 fn object_of(fd: BorrowedFd<'_>, stat: &Stat) -> String {
-    let made = fd.try_clone_to_owned().and_then(|fd| {
-        let metadata = File::from(fd).metadata()?;
-        metadata.created()
+    // By the descriptor that there is: a copy that is closed is a flush on some file systems.
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let told = statx(fd, c"", flags, StatxFlags::BTIME).ok();
+    let told = told.filter(|told| told.stx_mask & StatxFlags::BTIME.bits() != 0);
+    let made = told.map_or(0, |told| {
+        let seconds = i128::from(told.stx_btime.tv_sec);
+        seconds * 1_000_000_000 + i128::from(told.stx_btime.tv_nsec)
     });
-    let made = made
-        .ok()
-        .and_then(|made| made.duration_since(UNIX_EPOCH).ok());
-    let made = made.map_or(0, |made| made.as_nanos());
     format!("{:x}:{:x}:{made:x}", stat.image.device, stat.image.inode)
 }
 
@@ -72,6 +72,7 @@ fn text(path: &Path) -> String {
 mod tests {
     use super::super::probe;
     use super::*;
+    use std::fs::File;
     use std::os::fd::AsFd;
 
     fn image(path: &Path) -> Image {

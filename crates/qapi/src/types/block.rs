@@ -125,8 +125,10 @@ pub struct BlockDeviceInfo {
     /// How many backing files there are; a node that is filtered counts as one.
     pub backing_file_depth: i64,
     /// The nodes below (QEMU 10.1).
+    #[serde(default)]
     pub children: Vec<BlockdevChild>,
     /// Whether it may be used; always.
+    #[serde(default)]
     pub active: bool,
     /// Whether it is encrypted.
     pub encrypted: bool,

@@ -51,6 +51,7 @@ pub struct BlockDeviceStats {
     /// Bytes written.
     pub wr_bytes: u64,
     /// Bytes appended to zones; there are none, here and in the following.
+    #[serde(default)]
     pub zone_append_bytes: u64,
     /// Bytes discarded.
     pub unmap_bytes: u64,
@@ -59,6 +60,7 @@ pub struct BlockDeviceStats {
     /// Writes and write-zeroes done.
     pub wr_operations: u64,
     /// Appends to zones done.
+    #[serde(default)]
     pub zone_append_operations: u64,
     /// Flushes done.
     pub flush_operations: u64,
@@ -69,6 +71,7 @@ pub struct BlockDeviceStats {
     /// Time in writes, in nanoseconds.
     pub wr_total_time_ns: u64,
     /// Time in appends to zones, in nanoseconds.
+    #[serde(default)]
     pub zone_append_total_time_ns: u64,
     /// Time in flushes, in nanoseconds.
     pub flush_total_time_ns: u64,
@@ -81,6 +84,7 @@ pub struct BlockDeviceStats {
     /// Writes merged with others; none are.
     pub wr_merged: u64,
     /// Appends to zones merged with others.
+    #[serde(default)]
     pub zone_append_merged: u64,
     /// Discards merged with others; none are.
     pub unmap_merged: u64,
@@ -92,6 +96,7 @@ pub struct BlockDeviceStats {
     /// Writes failed.
     pub failed_wr_operations: u64,
     /// Appends to zones failed.
+    #[serde(default)]
     pub failed_zone_append_operations: u64,
     /// Flushes failed.
     pub failed_flush_operations: u64,
@@ -102,6 +107,7 @@ pub struct BlockDeviceStats {
     /// Writes refused.
     pub invalid_wr_operations: u64,
     /// Appends to zones refused.
+    #[serde(default)]
     pub invalid_zone_append_operations: u64,
     /// Flushes refused.
     pub invalid_flush_operations: u64,
