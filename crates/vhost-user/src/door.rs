@@ -7,7 +7,7 @@
 
 use std::io;
 use std::net::Shutdown;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -16,7 +16,6 @@ use std::time::{Duration, Instant};
 use listener::Socket;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec};
-use rustix::net::sockopt;
 
 use crate::trouble::Trouble;
 
@@ -162,9 +161,30 @@ fn is_gone(stream: &UnixStream) -> bool {
     matches!(rustix::event::poll(&mut fds, Some(&now)), Ok(1))
 }
 
+/// The process at the other end, as our PID namespace counts it. The kernel says 0 of one that is
+/// outside of ours (a VMM in another container); that is nobody we could name.
+///
+/// rustix reads the credentials into a type that cannot be 0, so it cannot be asked (undefined
+/// behaviour in 1.1).
 fn process(stream: &UnixStream) -> Option<i32> {
-    let peer = sockopt::socket_peercred(stream).ok()?;
-    Some(peer.pid.as_raw_nonzero().get())
+    let mut peer = libc::ucred {
+        pid: 0,
+        uid: 0,
+        gid: 0,
+    };
+    let mut len = libc::socklen_t::try_from(size_of_val(&peer)).ok()?;
+    // SAFETY: the kernel writes at most `len` bytes to `peer`, which is that long, lives until the
+    // call is over, and is valid for any bytes.
+    let result = unsafe {
+        libc::getsockopt(
+            stream.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_PEERCRED,
+            (&raw mut peer).cast(),
+            &raw mut len,
+        )
+    };
+    (result == 0 && peer.pid > 0).then_some(peer.pid)
 }
 
 /// Accepts clients.

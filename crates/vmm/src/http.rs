@@ -10,6 +10,8 @@ use hyper::{Method, Request};
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use crate::peer;
+
 /// Longest body of an answer, in bytes.
 const BODY_BYTES_MAX: usize = 1 << 20;
 
@@ -54,7 +56,7 @@ pub(crate) async fn request(
     let stream = UnixStream::connect(path)
         .await
         .map_err(HttpError::Connect)?;
-    let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+    let process = peer::process(&stream);
     let broken = |e: hyper::Error| HttpError::Broken(chain(&e));
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
         .await

@@ -10,6 +10,7 @@ mod firecracker;
 mod http;
 mod limits;
 pub mod machine;
+mod peer;
 mod qemu;
 mod report;
 mod task;

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use crate::machine::{Action, Answer, Failure};
+use crate::peer;
 use crate::report::Report;
 use crate::time_limit::TIME_LIMIT;
 
@@ -172,7 +173,7 @@ impl Qemu {
                  unix:{path},server=on,wait=off'"
             ))
         })?;
-        let process = stream.peer_cred().ok().and_then(|peer| peer.pid());
+        let process = peer::process(&stream);
         self.waits_for = "greeting";
         // Nothing that is asked here has a long answer.
         let wire = Wire::with_limits(stream, json::Limits::default());
