@@ -169,8 +169,8 @@ fn ordered(opt: Opt, value: &'static str, help: &'static str) -> Arg {
         .allow_hyphen_values(true)
 }
 
-/// The description that clap works by.
-fn command() -> Command {
+/// The description of the command line: of its help, its manual page, and what completes it.
+pub fn command() -> Command {
     Command::new(PROGRAM)
         .version(env!("CARGO_PKG_VERSION"))
         .about(
@@ -220,15 +220,21 @@ fn command() -> Command {
             "addr.type=unix,addr.path=P",
             "Refused: there is no NBD server, exports are vhost-user-blk",
         ))
-        .arg(ordered(
-            Opt::Config,
-            "FILE",
-            "Execute what a TOML or JSON file lists, here: objects, blockdevs, exports, chardevs, monitors",
-        ))
+        .arg(
+            ordered(
+                Opt::Config,
+                "FILE",
+                "Execute what a TOML or JSON file lists, here: objects, blockdevs, exports, chardevs, \
+                 monitors",
+            )
+            .value_hint(ValueHint::FilePath),
+        )
         .arg(
             Arg::new("compat")
                 .long("compat")
                 .value_name("qsd|none")
+                .value_parser(["qsd", "none"])
+                .hide_possible_values(true)
                 .help(
                     "With 'qsd' exports that do not say werror or rerror report errors to the guest, as \
                      qemu-storage-daemon does; without, a full disk is held (auto)",
@@ -288,7 +294,7 @@ fn command() -> Command {
 }
 
 /// The options that there are, as getopt sees them.
-fn known(command: &Command) -> Vec<Known> {
+pub fn known(command: &Command) -> Vec<Known> {
     let known = command.get_arguments().filter_map(|arg| {
         let name = arg.get_long()?;
         Some(Known {

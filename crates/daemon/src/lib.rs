@@ -17,7 +17,8 @@ mod steps;
 mod terminal;
 mod vhost_user_program;
 
-pub use self::cli::PROGRAM;
+pub use self::cli::{PROGRAM, command};
+pub use self::vhost_user_program::command as vhost_user_blk_command;
 
 use std::ffi::OsString;
 use std::io::{self, Write};

@@ -7,27 +7,18 @@ use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
 use assembly::strerror;
+use clap::{Arg, ArgAction, Command, ValueHint};
 use qapi::os_text;
 
-use super::cli::{CommandLine, Exit, Opt, Step};
-use super::getopt::{self, Known, Word};
+use super::cli::{self, CommandLine, Exit, Opt, Step};
+use super::getopt::{self, Word};
 
 /// What it is called in its messages.
 const NAME: &str = "standfast-vhost-user-blk";
 
 const USAGE: &str = "\
-Usage: standfast-vhost-user-blk (--socket-path=PATH | --fd=FDNUM) --blk-file=PATH [--read-only]
-       standfast-vhost-user-blk --print-capabilities
-
-Serves one image to one VM over vhost-user, as the back-end program conventions of vhost-user say.
-  --socket-path=PATH    make this socket and listen on it
-  --fd=FDNUM            listen on the unix socket that is passed as this descriptor
-  --blk-file=PATH       the image: a file, or a block device
-  --read-only           the guest cannot write
-  --print-capabilities  print what it can, in JSON, and end
-
-Errors of the storage are reported to the guest. To hold them, use standfastd.
-";
+standfast-vhost-user-blk (--socket-path=PATH | --fd=FDNUM) --blk-file=PATH [--read-only]
+       standfast-vhost-user-blk --print-capabilities";
 
 const CAPABILITIES: &str = "{\"type\": \"block\", \"features\": [\"read-only\", \"blk-file\"]}\n";
 
@@ -38,6 +29,51 @@ struct Wanted {
     fd: Option<OsString>,
     blk_file: Option<OsString>,
     read_only: bool,
+}
+
+/// The description of the command line: of its help, its manual page, and what completes it.
+pub fn command() -> Command {
+    let option = |name: &'static str, help: &'static str| Arg::new(name).long(name).help(help);
+    let path = |name, help| {
+        option(name, help)
+            .value_name("PATH")
+            .value_parser(clap::value_parser!(OsString))
+            .value_hint(ValueHint::FilePath)
+    };
+    Command::new(NAME)
+        .version(env!("CARGO_PKG_VERSION"))
+        .about(
+            "Serves one image to one VM over vhost-user, as the conventions for back-end programs of \
+             vhost-user say.",
+        )
+        .override_usage(USAGE)
+        .after_help(
+            "Errors of the storage are reported to the guest. To hold them, use standfastd.",
+        )
+        .disable_help_flag(true)
+        .disable_version_flag(true)
+        .arg(path("socket-path", "Make this socket and listen on it"))
+        .arg(
+            option(
+                "fd",
+                "Listen on the unix socket that is passed as this descriptor",
+            )
+            .value_name("FDNUM"),
+        )
+        .arg(path("blk-file", "The image: a file, or a block device"))
+        .arg(option("read-only", "The guest cannot write").action(ArgAction::SetTrue))
+        .arg(
+            option(
+                "print-capabilities",
+                "Print what it can, in JSON, and end; all else is ignored then",
+            )
+            .action(ArgAction::SetTrue),
+        )
+        .arg(
+            option("help", "Show this help")
+                .short('h')
+                .action(ArgAction::Help),
+        )
 }
 
 /// What the program is to do; `args` begins with its name.
@@ -51,20 +87,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
         return Err(Exit::Print(CAPABILITIES.to_owned()));
     }
     let refuse = |text: String| Exit::Error(format!("{NAME}: {text}"));
-    let known = [
-        ("blk-file", true),
-        ("fd", true),
-        ("help", false),
-        ("print-capabilities", false),
-        ("read-only", false),
-        ("socket-path", true),
-    ]
-    .map(|(name, has_argument)| Known {
-        name: name.to_owned(),
-        letter: (name == "help").then_some('h'),
-        has_argument,
-        is_qemus: true,
-    });
+    let mut command = command();
+    let known = cli::known(&command);
     let mut wanted = Wanted::default();
     for word in getopt::scan(&known, args) {
         match word.map_err(refuse)? {
@@ -74,7 +98,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
                 "socket-path" => wanted.socket_path = argument,
                 "read-only" => wanted.read_only = true,
                 "print-capabilities" => return Err(Exit::Print(CAPABILITIES.to_owned())),
-                _ => return Err(Exit::Print(USAGE.to_owned())),
+                _ => return Err(Exit::Print(command.render_help().to_string())),
             },
             Word::Other(word) => {
                 let word = os_text::from_os(&word);

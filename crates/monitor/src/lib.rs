@@ -43,6 +43,7 @@ pub use graph::Graph;
 pub use objects::Objects;
 pub use outbox::OUTPUT_BYTES_MAX;
 pub use server::{Monitor, SESSIONS_MAX};
+pub use table::schema;
 
 #[cfg(test)]
 mod tests;

@@ -3,11 +3,13 @@
 //! * `cargo xtask test [PART...] [--soak]`: everything that must hold before a change goes in.
 //! * `cargo xtask lint [PART...]`: style, lints, circles, licences, advisories, documentation.
 //! * `cargo xtask bench [LOAD...]`: standfastd against qemu-storage-daemon.
+//! * `cargo xtask dist [DIRECTORY]`: manual pages and shell completions.
 //! * `cargo xtask fuzz [TARGET...] [--seconds N]`: the parsers that face strangers.
 
 mod bench;
 mod circles;
 mod demo;
+mod dist;
 mod fuzz;
 mod lint;
 mod metadata;
@@ -41,6 +43,8 @@ enum Command {
     Lint(lint::Args),
     /// Measure standfastd against qemu-storage-daemon
     Bench(bench::Args),
+    /// Write the manual pages and shell completions
+    Dist(dist::Args),
     /// Feed the parsers random input
     Fuzz(fuzz::Args),
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Command::Test(args) => test::main(&args),
         Command::Lint(args) => Ok(lint::main(&args)),
         Command::Bench(args) => bench::main(&args),
+        Command::Dist(args) => dist::main(&args),
         Command::Fuzz(args) => fuzz::main(&args),
     };
     result.unwrap_or_else(|error| {

@@ -116,6 +116,36 @@ const PACKAGES: &[Package] = &[
         why: "an environment for qemu.qmp, QEMU's own client of QMP",
     },
     Package {
+        name: "man-db",
+        probe: Program("man"),
+        parts: &[Part::E2e],
+        why: "shows our manual pages, and warns of their mistakes",
+    },
+    Package {
+        name: "groff-base",
+        probe: Program("groff"),
+        parts: &[Part::E2e],
+        why: "what sets them",
+    },
+    Package {
+        name: "mandoc",
+        probe: Program("mandoc"),
+        parts: &[Part::E2e],
+        why: "the stricter judge of manual pages",
+    },
+    Package {
+        name: "zsh",
+        probe: Program("zsh"),
+        parts: &[Part::E2e],
+        why: "reads our completions, as bash does",
+    },
+    Package {
+        name: "fish",
+        probe: Program("fish"),
+        parts: &[Part::E2e],
+        why: "reads our completions, too",
+    },
+    Package {
         name: "busybox-static",
         probe: Program("busybox"),
         parts: &[Part::E2e],

@@ -15,7 +15,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use qapi::{Object, os_text};
 
 use self::client::Client;
@@ -101,6 +101,11 @@ enum Command {
     },
 }
 
+/// The description of the command line: of its help, its manual pages, and what completes it.
+pub fn command() -> clap::Command {
+    Cli::command()
+}
+
 /// Runs the tool; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
     let cli = match Cli::try_parse_from(args) {
@@ -166,10 +171,9 @@ fn qmp(socket: &Path, command: &str, arguments: &[OsString]) -> Result<(), Failu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn clap_agrees_with_itself() {
-        Cli::command().debug_assert();
+        command().debug_assert();
     }
 }
