@@ -129,6 +129,39 @@ mod tests {
         assert!(few * 3 + 41 > many, "{few} {many}");
     }
 
+    /// Once the first one in the line alone minded the time, and when its iothread was stuck nobody in the
+    /// group went on; nor did a disk's other iothread.
+    #[test]
+    fn nobody_waits_for_an_iothread_that_is_stuck() {
+        for is_same_disk in [false, true] {
+            let group = group(iops(100));
+            let first = member(&group);
+            let other = match is_same_disk {
+                false => member(&group),
+                true => Arc::clone(&first),
+            };
+            let stuck = Greedy::on(&first, 6);
+            eventually("all of it waits", || stuck.done() > 20);
+            let (go_on, blocked) = std::sync::mpsc::channel::<()>();
+            let is_stuck = Arc::<AtomicBool>::default();
+            let told = Arc::clone(&is_stuck);
+            let hangs = stuck.bench.handle().spawn(move || async move {
+                told.store(true, Ordering::Relaxed);
+                let _ = blocked.recv();
+            });
+            hangs.expect("it runs");
+            eventually("it is stuck", || is_stuck.load(Ordering::Relaxed));
+            let before = stuck.done();
+            let others = Greedy::on(&other, 4);
+            eventually("others go on", || others.done() > 40);
+            assert_eq!(stuck.done(), before, "it is stuck");
+            drop(go_on);
+            eventually("it goes on", || stuck.done() > before + 20);
+            others.end();
+            stuck.end();
+        }
+    }
+
     /// What a limit comes to in 10 s, of operations and of bytes. It measures, and so it is not run with the others.
     #[test]
     #[ignore = "measures for half a minute: cargo test --release --test e2e_throttle -- --ignored --nocapture"]

@@ -1,8 +1,10 @@
 //! A throttle group: one budget for all its members, on whichever iothreads they are.
 //!
 //! Whose turn it is, is decided under one lock, which nobody keeps for longer than a look at the buckets. Who
-//! has to wait stands in a line for its kind. The first of a line minds the time: it alone has a timer; when
-//! that has run out it looks who may go, and wakes those. All others sleep until they are told.
+//! has to wait stands in a line for its kind. One on each thread minds the time (`minders`): it alone has a
+//! timer; when that has run out it looks who may go, and wakes those. All others sleep until they are told.
+//! A thread that is stuck keeps nobody on another one: what its requests are allowed meanwhile is what they
+//! would have had, and is theirs when it goes on.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -10,6 +12,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::{Context, Poll, Waker};
+use std::thread::{self, ThreadId};
 use std::time::{Duration, Instant};
 
 use iothread::time::{Sleep, sleep_until};
@@ -18,12 +21,10 @@ use parking_lot::Mutex;
 use super::bucket::{Budget, Kind};
 use super::limits::ThrottleLimits;
 use super::line::{Line, Member, Waiting};
+use super::minders::Minders;
 
 /// The furthest that anybody minds the time.
 const FAR: Duration = Duration::from_secs(3600);
-
-/// What two looks at the same buckets may differ by.
-const SLACK: Duration = Duration::from_micros(1);
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -40,6 +41,10 @@ struct State {
     budget: Budget,
     /// Those who wait to read, and to write.
     lines: [Line; 2],
+    minders: Minders<ThreadId>,
+    /// When somebody may go; none: nobody waits.
+    until: Option<Instant>,
+    /// Those who wait, and those who may go and do not know it yet.
     waiting: BTreeMap<u64, Entry>,
     last_waiting: u64,
     /// Who goes first where both may.
@@ -50,12 +55,11 @@ struct State {
 #[derive(Debug)]
 struct Entry {
     member: Member,
+    thread: ThreadId,
     kind: Kind,
     bytes: u64,
     /// It may go, and what it takes has been taken.
     goes: bool,
-    /// It minds the time until then.
-    minds: Option<Instant>,
     waker: Option<Waker>,
 }
 
@@ -87,6 +91,8 @@ impl ThrottleGroup {
             state: Mutex::new(State {
                 budget: Budget::new(limits, Instant::now()),
                 lines: Default::default(),
+                minders: Minders::default(),
+                until: None,
                 waiting: BTreeMap::new(),
                 last_waiting: 0,
                 turn: Kind::Read,
@@ -134,11 +140,12 @@ impl ThrottleGroup {
         self.limited[index(kind)].load(Ordering::Relaxed)
     }
 
-    /// A request of `member` wants to begin. None: it may, and has taken what it needs.
+    /// A request of `member` wants to begin, on this thread, and stays there. None: it may, and has taken what
+    /// it needs.
     pub(super) fn enter(&self, member: Member, kind: Kind, bytes: u64) -> Option<Turn<'_>> {
         let now = Instant::now();
         let mut state = self.state.lock();
-        if state.waiting.is_empty() && state.budget.wait(kind, now).is_none() {
+        if state.until.is_none() && state.budget.wait(kind, now).is_none() {
             state.budget.take(kind, bytes);
             return None;
         }
@@ -146,12 +153,13 @@ impl ThrottleGroup {
         let number = state.last_waiting;
         let entry = Entry {
             member,
+            thread: thread::current().id(),
             kind,
             bytes,
             goes: false,
-            minds: None,
             waker: None,
         };
+        state.minders.push(entry.thread, Waiting(number));
         state.waiting.insert(number, entry);
         state.lines[index(kind)].push(member, Waiting(number));
         let wakers = state.let_go(now);
@@ -172,25 +180,30 @@ impl ThrottleGroup {
 }
 
 impl State {
-    /// Lets all go that may, and has the first of each line mind the time.
+    /// Lets all go that may, and has the time minded for the others.
     fn let_go(&mut self, now: Instant) -> Wakers {
         let mut wakers = Wakers::new();
         while self.let_one_go(now, &mut wakers) {}
-        for kind in [Kind::Read, Kind::Write] {
-            let Some(Waiting(first)) = self.lines[index(kind)].first() else {
-                continue;
+        let [reads, writes] = [Kind::Read, Kind::Write].map(|kind| {
+            let wait = match self.lines[index(kind)].is_empty() {
+                true => return None,
+                false => self.budget.wait(kind, now).unwrap_or_default(),
             };
-            let wait = self.budget.wait(kind, now).unwrap_or_default();
             // What does not fit the clock is looked at again.
-            let until = now.checked_add(wait).unwrap_or(now + FAR);
-            // One who looks too early looks again, so that only what comes sooner is news.
-            let is_news = |known: Instant| known <= now || known > until + SLACK;
-            if let Some(entry) = self.waiting.get_mut(&first)
-                && entry.minds.is_none_or(is_news)
-            {
-                entry.minds = Some(until);
-                wakers.extend(entry.waker.take());
-            }
+            Some(now.checked_add(wait).unwrap_or(now + FAR))
+        });
+        self.until = match (reads, writes) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        let Self {
+            minders, waiting, ..
+        } = self;
+        if let Some(until) = self.until {
+            minders.mind(until, |Waiting(number)| {
+                let entry = waiting.get_mut(&number);
+                wakers.extend(entry.and_then(|entry| entry.waker.take()));
+            });
         }
         wakers
     }
@@ -201,9 +214,11 @@ impl State {
                 continue;
             }
             let first = self.lines[index(kind)].pop();
-            let entry = first.and_then(|Waiting(first)| self.waiting.get_mut(&first));
-            if let Some(entry) = entry {
+            if let Some(first) = first
+                && let Some(entry) = self.waiting.get_mut(&first.0)
+            {
                 entry.goes = true;
+                self.minders.remove(entry.thread, first);
                 self.budget.take(kind, entry.bytes);
                 wakers.extend(entry.waker.take());
             }
@@ -223,6 +238,7 @@ impl State {
             (true, false) => return Wakers::new(),
             (false, _) => {
                 self.lines[index(entry.kind)].remove(entry.member, Waiting(number));
+                self.minders.remove(entry.thread, Waiting(number));
             }
         }
         self.let_go(Instant::now())
@@ -255,7 +271,13 @@ enum Answer {
 impl Turn<'_> {
     fn ask(&self, waker: &Waker) -> Answer {
         let mut state = self.group.state.lock();
-        let Some(entry) = state.waiting.get_mut(&self.number) else {
+        let State {
+            waiting,
+            minders,
+            until,
+            ..
+        } = &mut *state;
+        let Some(entry) = waiting.get_mut(&self.number) else {
             return Answer::Go;
         };
         if entry.goes {
@@ -269,9 +291,11 @@ impl Turn<'_> {
         {
             entry.waker = Some(waker.clone());
         }
-        match entry.minds {
-            Some(until) => Answer::Mind(until),
-            None => Answer::Sleep,
+        match *until {
+            Some(until) if minders.minds(entry.thread, Waiting(self.number), until) => {
+                Answer::Mind(until)
+            }
+            _ => Answer::Sleep,
         }
     }
 

@@ -33,12 +33,6 @@ impl Line {
         }
     }
 
-    /// Whose turn it is.
-    pub fn first(&self) -> Option<Waiting> {
-        let (_, line) = self.members.front()?;
-        line.front().copied()
-    }
-
     /// The first one goes; the others of its member have their turn after those of all others.
     pub fn pop(&mut self) -> Option<Waiting> {
         let (member, mut line) = self.members.pop_front()?;
@@ -76,13 +70,11 @@ mod tests {
             line.push(Member(member), Waiting(waiting));
         }
         let mut gone = Vec::new();
-        while let Some(first) = line.first() {
-            assert_eq!(line.pop(), Some(first));
-            gone.push(first.0);
+        while let Some(Waiting(first)) = line.pop() {
+            gone.push(first);
         }
         assert_eq!(gone, [1, 4, 5, 2, 6, 3]);
         assert!(line.is_empty());
-        assert_eq!(line.pop(), None);
     }
 
     #[test]
@@ -95,10 +87,10 @@ mod tests {
         line.remove(Member(1), Waiting(1));
         line.remove(Member(2), Waiting(7));
         line.remove(Member(9), Waiting(1));
-        assert_eq!(line.first(), Some(Waiting(4)));
-        line.remove(Member(1), Waiting(4));
-        assert_eq!(line.first(), Some(Waiting(3)));
-        line.remove(Member(2), Waiting(3));
+        assert_eq!(line.pop(), Some(Waiting(4)));
+        line.push(Member(1), Waiting(5));
+        line.remove(Member(1), Waiting(5));
+        assert_eq!(line.pop(), Some(Waiting(3)));
         assert!(line.is_empty());
     }
 }

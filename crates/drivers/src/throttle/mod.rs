@@ -5,12 +5,13 @@
 //! but the request itself: no drain, no stop of a ring, no removal; and what is held has taken nothing. What
 //! was allowed is passed on, and counts, however it ends; if it is done again that counts anew, as it asks the
 //! storage anew. Flushes are not limited, nor is a discard that the node ignores. The rules of the budget are in
-//! `bucket`, those of the line in `line`, and how the two meet in `group`.
+//! `bucket`, those of the line in `line`, of who minds the time in `minders`, and how they meet in `group`.
 
 mod bucket;
 mod group;
 mod limits;
 mod line;
+mod minders;
 
 use std::ops::Range;
 use std::sync::Arc;
