@@ -177,6 +177,7 @@ impl Driver for Raw {
         };
         Limits {
             alignment_offset,
+            origin: child.origin + self.offset,
             discard: child.discard && self.discard,
             unmap_zeroes: child.unmap_zeroes && self.discard,
             ..child

@@ -371,6 +371,18 @@ mod tests {
         );
     }
 
+    /// Alignments are the storage's, wherever the window begins there.
+    #[test]
+    fn alignments_count_from_where_the_storage_begins() {
+        let image = tempfile::NamedTempFile::new().expect("a file");
+        image.as_file().set_len(1 << 20).expect("sparse");
+        let file = file(image.path(), false);
+        let outer = raw(&file, 4096 + 512, None);
+        let inner = raw(&outer, 1024, Some(4096));
+        let origins = [&file, &outer, &inner].map(|node| node.driver().limits().origin);
+        assert_eq!(origins, [0, 4608, 5632]);
+    }
+
     /// A daemon that is started again with another window is not taken for one that serves the same image.
     #[test]
     fn another_window_is_another_image() {

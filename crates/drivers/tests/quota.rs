@@ -4,11 +4,11 @@ mod common;
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
+    use std::os::unix::fs::{FileExt, MetadataExt};
     use std::sync::Arc;
     use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-    use std::task::{Context, Waker};
+    use std::task::{Context, Poll, Waker};
 
     use block::driver::park;
     use block::fault::{InjectError, IoType};
@@ -18,9 +18,10 @@ mod tests {
     };
     use standfast_drivers::file::Discard;
     use standfast_drivers::quota::LENGTH_MAX;
+    use standfast_drivers::throttle::{Rate, ThrottleLimits};
     use standfast_drivers::{
         Blkdebug, BlkdebugOptions, FileDriver, FileOptions, NullCo, NullOptions, Quota,
-        QuotaOptions,
+        QuotaOptions, Raw, RawOptions, Throttle as Throttled, ThrottleGroup, ThrottleOptions,
     };
 
     use super::common::{Bench, Op, node, pattern};
@@ -445,29 +446,139 @@ mod tests {
         }
     }
 
-    /// What a child has parked is taken back for a drain, and may never be submitted again: as long as it
-    /// is there it has its place, and then nothing.
+    /// What a child has parked is taken back for a drain, and may never be submitted again; and as long as it
+    /// waits it has no place that somebody else would need.
     #[test]
-    fn what_is_taken_back_has_allocated_nothing() {
+    fn what_is_parked_has_allocated_nothing() {
         let throttle = Node::new("throttle0", Box::new(Throttle));
         let disk = quota(throttle, LENGTH);
         pollster::block_on(async {
-            for taken_back in [true, false] {
-                let io = Io::write_zeroes(0, 8 * KIB, false);
+            for (taken_back, io) in [
+                (true, Io::write_zeroes(0, 8 * KIB, false)),
+                (false, Io::write_zeroes(0, 8 * KIB, false)),
+                (true, Io::write_zeroes(KIB, 16 * KIB, true)),
+                (false, Io::write_zeroes(KIB, 16 * KIB, true)),
+            ] {
                 let mut parked = Some(Box::pin(disk.submit(io)));
                 let mut cx = Context::from_waker(Waker::noop());
                 let polled = parked.as_mut().map(|future| future.as_mut().poll(&mut cx));
                 assert!(polled.is_some_and(|polled| polled.is_pending()));
                 let has = || limit(&disk).quota().1;
-                assert_eq!(has(), 8 * KIB);
+                assert_eq!(has(), 0, "it has not begun");
                 match taken_back {
                     true => park::take_back(|| drop(parked.take())),
                     false => drop(parked),
                 }
-                let left = if taken_back { 0 } else { 8 * KIB };
-                assert_eq!(has(), left, "in doubt it counts");
+                assert_eq!(has(), 0);
             }
         });
+    }
+
+    /// Writes that waited for the budget of a throttle had their places reserved, and others were refused for
+    /// what was not written yet. Now it is who begins first; and whose place has gone by then fails as a whole
+    /// and has used no budget.
+    #[test]
+    fn who_waits_for_a_throttle_has_reserved_nothing() {
+        let bench = Bench::new();
+        let write_limit = |average| ThrottleLimits {
+            bps_write: Rate {
+                average,
+                ..Rate::default()
+            },
+            ..ThrottleLimits::default()
+        };
+        let group = ThrottleGroup::new("group0", write_limit(0)).expect("none");
+        let image = image();
+        let throttle = Throttled::new(ThrottleOptions {
+            node_name: "throttle0".into(),
+            file: file(&image, Discard::Unmap),
+            group: Arc::clone(&group),
+            discard: true,
+            info: NodeInfo::default(),
+        });
+        let throttle = Node::new("throttle0", Box::new(throttle));
+        let disk = quota(throttle, 8 * KIB);
+        bench.run(&disk, Op::write(0, data(4096))).expect("space");
+        // Less than one in an hour, and one is done at once.
+        group.set_limits(write_limit(1)).expect("it makes sense");
+        bench.run(&disk, Op::write(0, data(4096))).expect("at once");
+        let (handle, node) = (bench.handle(), Arc::clone(&disk));
+        let (told, ended) = std::sync::mpsc::channel();
+        let waits = move || async move {
+            let mut both = [64, 128].map(|at| Op::write(at * KIB, data(4096)));
+            let [first, second] = &mut both;
+            let first = first.run(&node);
+            let second = second.run(&node);
+            let (mut first, mut second) = (Box::pin(first), Box::pin(second));
+            let mut results = [None, None];
+            let mut has_told = false;
+            std::future::poll_fn(|cx| {
+                for (result, future) in results.iter_mut().zip([&mut first, &mut second]) {
+                    if result.is_none()
+                        && let Poll::Ready(ended) = future.as_mut().poll(cx)
+                    {
+                        *result = Some(ended);
+                    }
+                }
+                if !std::mem::replace(&mut has_told, true) {
+                    told.send(None).expect("somebody asks");
+                }
+                match results.iter().all(Option::is_some) {
+                    true => Poll::Ready(()),
+                    false => Poll::Pending,
+                }
+            })
+            .await;
+            told.send(Some(results)).expect("somebody asks");
+        };
+        handle.spawn(waits).expect("it runs");
+        assert!(ended.recv().expect("it runs").is_none());
+        assert_eq!(limit(&disk).quota(), (8 * KIB, 4 * KIB), "both wait");
+        group.set_limits(write_limit(0)).expect("it makes sense");
+        let results = ended.recv().expect("they end").expect("results");
+        let failed: Vec<_> = results.into_iter().flatten().map(Result::err).collect();
+        let kinds = [None, Some(ErrorKind::NoSpace)];
+        let found: Vec<_> = failed
+            .iter()
+            .map(|error| error.as_ref().map(BlockError::kind))
+            .collect();
+        assert_eq!(found, kinds, "the first of them has the place");
+        assert_eq!(limit(&disk).quota(), (8 * KIB, 8 * KIB));
+        let mut there = vec![0; 4096];
+        let read = image.as_file().read_exact_at(&mut there, 128 * KIB);
+        read.expect("inside");
+        assert_eq!(there, vec![0; 4096], "nothing of it is written");
+    }
+
+    /// A window that begins between two blocks of the storage: what is discarded there frees other blocks than
+    /// those that lie at the same offsets in the window, and fewer.
+    #[test]
+    fn a_discard_counts_what_the_storage_gives_back() {
+        let bench = Bench::new();
+        for (offset, freed) in [(0, 16 * KIB), (4096, 16 * KIB), (512, 8 * KIB)] {
+            let image = image();
+            let window = Raw::new(RawOptions {
+                node_name: "raw0".into(),
+                file: file(&image, Discard::Unmap),
+                offset,
+                size: Some(512 * KIB),
+                discard: true,
+                info: NodeInfo::default(),
+            });
+            let window = Node::new("raw0", Box::new(window.expect("opens")));
+            let disk = quota(window, 512 * KIB);
+            bench
+                .run(&disk, Op::write(0, data(64 * KIB)))
+                .expect("space");
+            let has = || limit(&disk).quota().1;
+            assert_eq!(has(), 64 * KIB);
+            bench
+                .run(&disk, Op::discard(0, 16 * KIB))
+                .expect("it frees");
+            assert_eq!(has(), 64 * KIB - freed, "at {offset}");
+            let allocated = image.as_file().metadata().expect("there").blocks() * 512;
+            assert!(has() >= allocated, "{allocated} at {offset}");
+        }
     }
 
     /// All of it once more, without io_uring.

@@ -12,6 +12,9 @@ pub struct Limits {
     pub memory_alignment: u32,
     /// Granularity that discard works best with.
     pub discard_alignment: u32,
+    /// Where byte 0 of the node is in the storage that asks for these alignments: they count from that one's
+    /// byte 0.
+    pub origin: u64,
     /// What the storage writes without reading first; 0: not known. As the following: advice for
     /// guests.
     pub physical_block: u32,
@@ -33,6 +36,7 @@ impl Default for Limits {
             request_alignment: 1,
             memory_alignment: 1,
             discard_alignment: 512,
+            origin: 0,
             physical_block: 0,
             minimum_io: 0,
             optimal_io: 0,

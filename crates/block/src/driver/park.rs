@@ -18,7 +18,8 @@
 //! * a wait for something that a parked request may have (a lock that is kept while it waits) is an [`until`]
 //!   too.
 //!
-//! A filter that passes on its child's future, or awaits it, has nothing to do.
+//! A filter that passes on its child's future, or awaits it, has nothing to do; one that has taken something
+//! for the request may ask whether it waits below ([`poll()`]) and give it back meanwhile (`quota`).
 
 use std::cell::Cell;
 use std::future::Future;
@@ -74,6 +75,15 @@ pub fn take_back(drop: impl FnOnce()) {
 /// a driver above that has taken something for it (a part of a quota) gives it back as a whole.
 pub fn is_taken_back() -> bool {
     TAKEN_BACK.try_with(Cell::get).unwrap_or(false)
+}
+
+/// Polls what a request of a driver above has become below, and says whether it is parked there.
+pub fn poll<F: Future>(future: Pin<&mut F>, cx: &mut Context<'_>) -> (Poll<F::Output>, bool) {
+    // What has been polled before by the same task says nothing of this.
+    WAITS.set(ptr::null());
+    let polled = future.poll(cx);
+    let is_parked = polled.is_pending() && is_waiting(cx.waker());
+    (polled, is_parked)
 }
 
 /// Whether the future that was just polled with `waker`, and is pending, waits in an [`until`].
@@ -182,6 +192,21 @@ mod tests {
         let seen: Vec<_> = (0..5).map(|_| waits(future.as_mut(), &own)).collect();
         assert_eq!(seen, [false, true, false, false, true]);
         assert!(!is_waiting(&other), "that is another request");
+    }
+
+    #[test]
+    fn who_polls_hears_of_its_own_alone() {
+        let own = waker();
+        let mut cx = Context::from_waker(&own);
+        let mut parked = pin!(until(pending::<()>()));
+        let mut begun = pin!(pending::<()>());
+        assert!(poll(parked.as_mut(), &mut cx).1);
+        assert!(!poll(begun.as_mut(), &mut cx).1, "the same task");
+        assert!(poll(parked.as_mut(), &mut cx).1);
+        assert_eq!(
+            poll(pin!(until(std::future::ready(7))), &mut cx),
+            (Poll::Ready(7), false)
+        );
     }
 
     #[test]

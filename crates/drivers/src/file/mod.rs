@@ -143,6 +143,7 @@ impl Driver for FileDriver {
             request_alignment: self.alignment.request,
             memory_alignment: self.alignment.memory,
             discard_alignment: self.discard_align.max(self.geometry.discard),
+            origin: 0,
             discard: self.deallocation.discards(),
             unmap_zeroes: self.deallocation.unmaps_zeroes(),
             physical_block: self.geometry.physical_block,

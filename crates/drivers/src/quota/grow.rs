@@ -4,7 +4,8 @@
 use block::driver::park;
 use block::{BlockError, Grow, Io, IoFuture, Result};
 
-use super::{Quota, Reserved, check_length, touched};
+use super::reservation::{Reserved, Wanted};
+use super::{Quota, check_length, touched};
 
 impl Grow for Quota {
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
@@ -17,17 +18,19 @@ impl Quota {
     /// might be unmapped.
     async fn growing(&self, io: Io<'_>) -> Result<()> {
         // The child may write whole blocks of its own, and be as long as that.
-        let block = u64::from(self.file.limits().request_alignment);
-        let range = io.offset & !(block - 1)..(io.offset + io.bytes).next_multiple_of(block);
+        let limits = self.file.limits();
+        let block = u64::from(limits.request_alignment);
+        let first = (io.offset + limits.origin) & !(block - 1);
+        let end = (io.offset + limits.origin + io.bytes).next_multiple_of(block);
+        let range = first.saturating_sub(limits.origin)..end - limits.origin;
         check_length(range.end).map_err(|text| {
             BlockError::new(libc::EFBIG, text).doing(io.op.name()).at(
-                &self.node_name,
+                &self.books.node_name,
                 io.offset,
                 io.bytes,
             )
         })?;
-        let mut reserved = Reserved::new(self);
-        self.reserve(&io, &mut reserved, touched(&range))?;
+        let mut reserved = Reserved::new(&self.books, Wanted::write(touched(&range)));
         let end = range.end;
         let mut longer = Longer {
             quota: self,
@@ -35,7 +38,7 @@ impl Quota {
             is_known: false,
         };
         let is_appended = io.offset <= longer.before;
-        let result = self.file.submit(io).await;
+        let result = reserved.submit(&self.file, io).await;
         let length = self.file.length();
         // What lies between the former end and this write, or behind it, is a hole, others are writing it, or
         // it was there already: a device that was extended. The child knows.

@@ -16,25 +16,27 @@
 //! The account is one for all iothreads and taken under a short lock, before the request goes to
 //! the child; reads and flushes do not touch it. When in doubt (a write that overlaps a discard, a
 //! request that is dropped half way, a child that got longer and does not say what it has there) a
-//! granule counts as allocated.
+//! granule counts as allocated. A request that a node below has parked has not begun, and counts as nothing.
 
 mod account;
 mod bitmap;
+mod books;
 mod grow;
+mod reservation;
 
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::driver::park;
 use block::{
     Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, DetectZeroes,
     Driver, Extent, Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
-    WriteThreshold,
 };
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::MutexGuard;
 
+use self::account::Account;
 pub use self::account::GRANULARITY;
-use self::account::{Account, Ticket};
+use self::books::Books;
+use self::reservation::{Reserved, Wanted};
 use crate::OpenError;
 
 /// Longest child in bytes; the account of a node that long takes 64 MiB, and up to 2 GiB when
@@ -55,15 +57,19 @@ pub struct QuotaOptions {
 /// See the [module](self).
 #[derive(Debug)]
 pub struct Quota {
-    node_name: Arc<str>,
     file: Child,
-    account: Mutex<Account>,
-    threshold: WriteThreshold,
+    books: Books,
 }
 
 /// The granules that a range touches.
 fn touched(range: &Range<u64>) -> Range<u64> {
     range.start / GRANULARITY..range.end.div_ceil(GRANULARITY)
+}
+
+/// The granules that a range covers wholly.
+fn covered(range: &Range<u64>) -> Range<u64> {
+    let start = range.start.div_ceil(GRANULARITY);
+    start..(range.end / GRANULARITY).max(start)
 }
 
 impl Quota {
@@ -82,9 +88,7 @@ impl Quota {
         check_length(length).map_err(|text| OpenError::new(libc::EFBIG, text))?;
         let quota = Self {
             file: Child::of(&node_name, "file", file),
-            node_name,
-            account: Mutex::new(Account::new(limit, length.div_ceil(GRANULARITY))),
-            threshold: WriteThreshold::default(),
+            books: Books::new(node_name, Account::new(limit, length.div_ceil(GRANULARITY))),
         };
         quota.note_allocated(0).await.map_err(|error| {
             OpenError::new(
@@ -112,34 +116,7 @@ impl Quota {
     }
 
     fn account(&self) -> MutexGuard<'_, Account> {
-        // The account is consistent wherever a change might stop.
-        self.account.lock()
-    }
-
-    fn reserve<'a>(
-        &'a self,
-        io: &Io<'_>,
-        reserved: &mut Reserved<'a>,
-        range: Range<u64>,
-    ) -> Result<()> {
-        if range.is_empty() {
-            return Ok(());
-        }
-        let mut account = self.account();
-        let begun = account.begin_write(range);
-        let wanted = account.allocated()
-            + begun
-                .as_ref()
-                .map_or_else(|no_space| no_space.needed, |_| 0);
-        drop(account);
-        self.threshold.reached(wanted);
-        let ticket = begun.map_err(|no_space| {
-            BlockError::new(libc::ENOSPC, no_space)
-                .doing(io.op.name())
-                .at(&self.node_name, io.offset, io.bytes)
-        })?;
-        reserved.writes.push(ticket);
-        Ok(())
+        self.books.account()
     }
 
     /// Whether the child gives the space of what this covers back.
@@ -153,13 +130,9 @@ impl Quota {
     }
 
     async fn allocating(&self, io: Io<'_>) -> Result<()> {
-        let mut reserved = Reserved::new(self);
-        self.reserve(
-            &io,
-            &mut reserved,
-            touched(&(io.offset..io.offset + io.bytes)),
-        )?;
-        let result = self.file.submit(io).await;
+        let wanted = Wanted::write(touched(&(io.offset..io.offset + io.bytes)));
+        let mut reserved = Reserved::new(&self.books, wanted);
+        let result = reserved.submit(&self.file, io).await;
         reserved.end(result.is_ok(), false);
         result
     }
@@ -169,27 +142,21 @@ impl Quota {
         let range = io.offset..io.offset + io.bytes;
         // The child deallocates whole units of its own only, and writes zeroes to what is left over
         // at both ends.
-        let unit = u64::from(self.file.limits().discard_alignment).max(GRANULARITY);
-        let start = range.start.next_multiple_of(unit);
-        let end = (range.end & !(unit - 1)).max(start);
-        let inner = touched(&(start..end));
-        let mut reserved = Reserved::new(self);
+        let limits = self.file.limits();
+        let unit = u64::from(limits.discard_alignment).max(GRANULARITY);
+        let start = (range.start + limits.origin).next_multiple_of(unit) - limits.origin;
+        let end = ((range.end + limits.origin) & !(unit - 1)).saturating_sub(limits.origin);
+        let inner = covered(&(start..end.max(start)));
         let zeroes = io.op != Operation::Discard;
-        if zeroes {
-            let all = touched(&range);
-            let ends = if inner.is_empty() {
-                [all, 0..0]
-            } else {
-                [all.start..inner.start, inner.end..all.end]
-            };
-            for part in ends {
-                self.reserve(&io, &mut reserved, part)?;
-            }
-        }
-        if !inner.is_empty() {
-            reserved.discard = Some(self.account().begin_discard(inner.clone()));
-        }
-        let result = self.file.submit(io).await;
+        let all = touched(&range);
+        let writes = match (zeroes, inner.is_empty()) {
+            (false, _) => [0..0, 0..0],
+            (true, true) => [all, 0..0],
+            (true, false) => [all.start..inner.start, inner.end..all.end],
+        };
+        let discard = inner.clone();
+        let mut reserved = Reserved::new(&self.books, Wanted { writes, discard });
+        let result = reserved.submit(&self.file, io).await;
         // A child that has found out only now that it cannot deallocate has written zeroes.
         let deallocates = self.deallocates(io.op);
         reserved.end(result.is_ok(), result.is_ok() && deallocates);
@@ -207,54 +174,6 @@ fn check_length(length: u64) -> std::result::Result<(), String> {
         ));
     }
     Ok(())
-}
-
-/// What one request has reserved. Dropped before its end it counts as done for what it may have
-/// allocated, and as not done for what it may have given back.
-#[derive(Debug)]
-struct Reserved<'a> {
-    quota: &'a Quota,
-    writes: Tickets,
-    discard: Option<Ticket>,
-}
-
-/// At most the two ends of a write-zeroes.
-#[derive(Debug, Default)]
-struct Tickets([Option<Ticket>; 2]);
-
-impl Tickets {
-    fn push(&mut self, ticket: Ticket) {
-        if let Some(free) = self.0.iter_mut().find(|slot| slot.is_none()) {
-            *free = Some(ticket);
-        }
-    }
-}
-
-impl<'a> Reserved<'a> {
-    fn new(quota: &'a Quota) -> Self {
-        Self {
-            quota,
-            writes: Tickets::default(),
-            discard: None,
-        }
-    }
-
-    fn end(&mut self, written: bool, deallocated: bool) {
-        let mut account = self.quota.account();
-        for ticket in self.writes.0.iter_mut().filter_map(Option::take) {
-            account.end_write(ticket, written);
-        }
-        if let Some(ticket) = self.discard.take() {
-            account.end_discard(ticket, deallocated);
-        }
-    }
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        // What is taken back from a child that has it parked has not been executed in any part.
-        self.end(!park::is_taken_back(), false);
-    }
 }
 
 impl Driver for Quota {
@@ -319,7 +238,7 @@ impl Driver for Quota {
             resize: Some(self),
             grow: Some(self),
             quota: Some(self),
-            write_threshold: Some(&self.threshold),
+            write_threshold: Some(&self.books.threshold),
             activate: Some(self),
             ..Capabilities::default()
         }
