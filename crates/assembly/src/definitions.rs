@@ -83,10 +83,16 @@ impl Definitions {
         self.0.lock().clone()
     }
 
-    /// These nodes have come, or are defined anew.
-    pub fn add(&self, definitions: impl IntoIterator<Item = Definition>) {
+    /// These nodes have come, or are defined anew: those that `is_there` knows still, as a node may have gone
+    /// the moment it came.
+    pub fn add(
+        &self,
+        definitions: impl IntoIterator<Item = Definition>,
+        is_there: impl Fn(&str) -> bool,
+    ) {
+        let there = definitions.into_iter().filter(|one| is_there(&one.name));
         let named = |one: Definition| (one.name.clone(), one);
-        self.0.lock().extend(definitions.into_iter().map(named));
+        self.0.lock().extend(there.map(named));
     }
 
     /// Forgets all nodes but those that `is_there` knows.
@@ -108,7 +114,7 @@ mod tests {
     #[test]
     fn a_part_takes_from_the_whole_what_it_does_not_say() {
         let definitions = Definitions::default();
-        definitions.add([
+        let all = [
             defined(
                 "top",
                 "blkdebug,node-name=top,cache.direct=on,read-only=on,image=x",
@@ -122,7 +128,8 @@ mod tests {
                 Some("top"),
             ),
             defined("file", "file,node-name=file,filename=f", None, Some("mid")),
-        ]);
+        ];
+        definitions.add(all, |_| true);
         let all = definitions.all();
         let of = |name| effective(&all, name).unwrap().base;
         assert!(of("file").cache_direct());
@@ -130,6 +137,11 @@ mod tests {
         assert_eq!(of("top").read_only, Some(true));
         assert_eq!(all["top"].child(), Some("mid"));
         assert!(effective(&all, "none").is_none());
+
+        // One whose node is gone by then would be found by the next of its name.
+        let late = defined("late", "file,node-name=late,filename=f", None, Some("top"));
+        definitions.add([late], |name| name != "late");
+        assert!(!definitions.all().contains_key("late"));
 
         definitions.retain(|name| name != "top");
         let all = definitions.all();

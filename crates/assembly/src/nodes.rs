@@ -90,7 +90,9 @@ pub async fn add(
         patience.wait(quiet, root.name(), &file, added).await?;
     }
     made.0.clear();
-    definitions.add(defined);
+    // Whoever takes a node out forgets its definition after that.
+    let graph = registry.graph();
+    definitions.add(defined, |name| graph.contains(name));
     Ok(())
 }
 

@@ -100,8 +100,8 @@ pub async fn reopen(
         }
     };
     let changed = named.iter().filter_map(|name| after.get(name).cloned());
-    definitions.add(changed);
     let graph = registry.graph();
+    definitions.add(changed, |name| graph.contains(name));
     definitions.retain(|name| graph.contains(name));
     Ok(closing)
 }

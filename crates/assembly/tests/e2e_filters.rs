@@ -156,6 +156,46 @@ mod tests {
         }
     }
 
+    /// What an export straight on the child holds was compared with the length of the window, which begins behind
+    /// that one's first byte, and so nothing could be resized that would have fitted.
+    #[test]
+    fn a_window_is_resized_below_what_is_held_of_its_child() {
+        let house = House::new();
+        let image = house.image("disk0.img");
+        house.file("file0", "disk0.img").unwrap();
+        let rules = json!([{ "event": "none", "iotype": "write", "errno": 28 }]);
+        house
+            .node(
+                &json!({ "driver": "blkdebug", "node-name": "debug0", "image": "file0",
+                "inject-error": rules }),
+            )
+            .unwrap();
+        let offset = (BLOCKS / 2 * BLOCK) as u64;
+        house
+            .node(
+                &json!({ "driver": "raw", "node-name": "raw0", "file": "debug0",
+                "offset": offset }),
+            )
+            .unwrap();
+        house.export("vda", "debug0", true).unwrap();
+        let mut disk = house.connect("vda");
+        write(&mut disk, (BLOCKS - 1) * BLOCK, &[1; BLOCK]);
+        eventually("it is held", || house.held("vda") == 1);
+        let resize = |length| house.wait(house.registry.resize("raw0", length));
+        let whole = (BLOCKS * BLOCK) as u64;
+        resize(whole - offset).unwrap();
+        resize(whole - offset + 4096).unwrap();
+        assert_eq!(fs::metadata(&image).unwrap().len(), whole + 4096);
+        let refused = resize(whole - offset - 4096).unwrap_err().to_string();
+        assert!(refused.contains("'vda'"), "{refused}");
+        assert_eq!(fs::metadata(&image).unwrap().len(), whole + 4096);
+        plan(&house);
+        house.go_on().unwrap();
+        done(&mut disk, 1);
+        drop(disk);
+        house.close();
+    }
+
     /// A disk whose budget is used up for hours: whatever is done with it does not wait for that.
     #[test]
     fn nothing_waits_for_a_budget() {

@@ -94,39 +94,77 @@ async fn resize(
     let length = length.unwrap_or_else(|error| Err(error.into()))?;
     for (export, drained) in exports.iter().zip(drained) {
         let before = node.driver().length();
-        check_fits(node.name(), length, before, &**export, drained)?;
+        check_fits(node.name(), node, length, before, &**export, drained)?;
     }
     let node = Arc::clone(node);
     let resized = beside(move || node.resize(size)).await;
     Ok(resized.unwrap_or_else(|error| Err(error.into()))?)
 }
 
-/// Whether what is held or waits, or may yet come, fits into a node of `length` bytes, which has had
-/// `before` so far.
+/// Whether what is held or waits, or may yet come, fits if `node` is `length` bytes long, which has had
+/// `before` so far. `name` is what it is called, or what takes its place.
 pub(crate) fn check_fits(
-    node: &str,
+    name: &str,
+    node: &Arc<Node>,
     length: u64,
     before: u64,
     export: &dyn Export,
     drained: &Drained,
 ) -> Result<(), ResizeError> {
-    check_held(node, length, export, drained)?;
+    check_held(name, node, length, export, drained)?;
     match length < before {
-        true => check_handed_back(node, length, export),
+        true => check_handed_back(name, length, export),
         false => Ok(()),
     }
 }
 
+/// How long `node` has to be for byte `end` of `root` to be inside, as long as they have something in common
+/// below; the export may be on a node that begins elsewhere than this one.
+fn length_needed(node: &Arc<Node>, root: &Arc<Node>, end: u64) -> u64 {
+    let below = with_offsets(node);
+    let common = with_offsets(root).into_iter().find_map(|(known, of_root)| {
+        let same = |(other, _): &&(Arc<Node>, u64)| Arc::ptr_eq(other, &known);
+        let (_, of_node) = below.iter().find(same)?;
+        Some((of_root, *of_node))
+    });
+    let (of_root, of_node) = common.unwrap_or((0, 0));
+    end.saturating_add(of_root).saturating_sub(of_node)
+}
+
+/// `top` and all nodes below it, and where its byte 0 is there; one that does not say so begins where its
+/// child does.
+fn with_offsets(top: &Arc<Node>) -> Vec<(Arc<Node>, u64)> {
+    let mut found = vec![(Arc::clone(top), 0_u64)];
+    let mut next = 0;
+    while let Some((node, offset)) = found.get(next).cloned() {
+        let driver = node.driver();
+        let offset = offset.saturating_add(driver.info().child_offset.unwrap_or(0));
+        for child in driver.children() {
+            let child = child.node();
+            if !found.iter().any(|(known, _)| Arc::ptr_eq(known, &child)) {
+                found.push((child, offset));
+            }
+        }
+        next += 1;
+    }
+    found
+}
+
 fn check_held(
-    node: &str,
+    name: &str,
+    node: &Arc<Node>,
     size: u64,
     export: &dyn Export,
     drained: &Drained,
 ) -> Result<(), ResizeError> {
-    match drained.furthest().filter(|request| request.end() > size) {
-        None => Ok(()),
-        Some(request) => Err(ResizeError::Held {
-            node: node.to_owned(),
+    let Some(request) = drained.furthest() else {
+        return Ok(());
+    };
+    let root = export.backend().node();
+    match length_needed(node, &root, request.end()) <= size {
+        true => Ok(()),
+        false => Err(ResizeError::Held {
+            node: name.to_owned(),
             size,
             export: export.id().to_owned(),
             operation: request.op.name(),

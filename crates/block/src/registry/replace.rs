@@ -194,7 +194,7 @@ impl Replacement {
             if !reaches(&**export, from) {
                 continue;
             }
-            check_fits(to.name(), after, before, &**export, drained).map_err(|why| {
+            check_fits(to.name(), from, after, before, &**export, drained).map_err(|why| {
                 let why = Box::new(why);
                 match self.is_reopened {
                     true => RegistryError::DoesNotFitAnew {
