@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use super::class::Class;
-use super::histogram::{Boundaries, Histogram};
+use super::histogram::Histogram;
 use super::interval::{Latencies, TimedAverage};
 
 /// What there are histograms of.
@@ -84,12 +84,14 @@ impl Observed {
         !self.intervals.is_empty() || self.histograms.iter().any(Option::is_some)
     }
 
-    /// From now on there is this histogram, an empty one, or none.
-    pub fn set_histogram(&mut self, kind: HistogramKind, boundaries: Option<&Boundaries>) {
-        let histogram = boundaries.cloned().map(Histogram::new);
-        if let Some(own) = self.histograms.get_mut(kind as usize) {
-            *own = histogram;
-        }
+    /// From now on there is this histogram, or none. Returns what there was.
+    pub fn set_histogram(
+        &mut self,
+        kind: HistogramKind,
+        histogram: Option<Histogram>,
+    ) -> Option<Histogram> {
+        let own = self.histograms.get_mut(kind as usize)?;
+        std::mem::replace(own, histogram)
     }
 
     /// `count` requests of `class` have taken that long each.
