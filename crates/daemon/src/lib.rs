@@ -2,7 +2,7 @@
 
 mod chardevs;
 mod cli;
-mod config;
+pub mod config;
 mod daemonize;
 mod descriptors;
 mod getopt;

@@ -3,7 +3,7 @@
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
 /// With padding.
-pub(crate) fn encode(data: &[u8]) -> String {
+pub fn encode(data: &[u8]) -> String {
     let mut text = String::with_capacity(data.len().div_ceil(3) * 4);
     for chunk in data.chunks(3) {
         let mut bits = 0;
@@ -25,7 +25,7 @@ pub(crate) fn encode(data: &[u8]) -> String {
 
 /// Line breaks are skipped, as in QEMU, and what comes after the last whole byte is lost. None: it has
 /// other characters.
-pub(crate) fn decode(text: &str) -> Option<Vec<u8>> {
+pub fn decode(text: &str) -> Option<Vec<u8>> {
     let mut data = Vec::with_capacity(text.len() / 4 * 3);
     let mut bits: u32 = 0;
     let mut count: usize = 0;

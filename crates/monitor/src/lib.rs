@@ -14,7 +14,7 @@
 //! Sessions and the run control task belong on the same current-thread runtime: then nothing comes
 //! between what a query reads and the reply that says it.
 
-mod base64;
+pub mod base64;
 mod changes;
 mod chardevs;
 mod commands;

@@ -61,9 +61,11 @@ pub fn main(args: &Args) -> Result<ExitCode> {
     Ok(report.finish())
 }
 
-/// Builds all targets and runs each for some seconds; all run even if one finds something.
+/// Builds all targets and runs each, as long as there is time for in so many seconds; all run even if one
+/// finds something.
 pub fn run_all(seconds: u32) -> Result<()> {
     let fuzzers = Fuzzers::build()?;
+    let seconds = share(seconds, fuzzers.names.len());
     let failures: Vec<String> = fuzzers
         .names
         .iter()
@@ -74,6 +76,12 @@ pub fn run_all(seconds: u32) -> Result<()> {
         bail!("{}", failures.join("; "));
     }
     Ok(())
+}
+
+/// What each of `count` gets; libFuzzer takes 0 for no limit.
+fn share(seconds: u32, count: usize) -> u32 {
+    let count = u32::try_from(count).unwrap_or(u32::MAX);
+    seconds.checked_div(count).unwrap_or(seconds).max(1)
 }
 
 impl Fuzzers {
@@ -189,6 +197,12 @@ mod tests {
         let version = "rustc 1.95.0\nbinary: rustc\nhost: x86_64-unknown-linux-gnu\n";
         assert_eq!(host_triple(version).unwrap(), "x86_64-unknown-linux-gnu");
         host_triple("rustc").unwrap_err();
+    }
+
+    #[test]
+    fn the_time_of_the_smoke_test_is_divided() {
+        let shares = [1, 12, 41].map(|count| share(40, count));
+        assert_eq!(shares, [40, 3, 1]);
     }
 
     #[test]
