@@ -1,0 +1,506 @@
+//! What the guest may find, sector by sector: pure, from what it has asked and been told.
+//!
+//! Each sector has a list of what may be there, with the time at which whoever wrote it began and ended. What has been
+//! acknowledged supersedes whatever was over before it began; after a cut it does so only if a flush covers it.
+
+use std::collections::BTreeMap;
+
+use crate::event::{Ask, Guest, Request};
+use crate::sector::{Value, index};
+
+/// The number of what a change of the length writes.
+const RESIZE: u32 = 0;
+
+/// How sure an entry is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// In flight.
+    Open,
+    /// Acknowledged: what was there before is there no more.
+    Sure,
+    /// Failed, or a discard: perhaps.
+    Perhaps,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Entry {
+    id: u32,
+    value: Value,
+    begun: usize,
+    ended: usize,
+    kind: Kind,
+    /// The operator has accepted that it may be lost.
+    forgotten: bool,
+}
+
+/// What may be in one sector.
+#[derive(Clone, Debug, Default)]
+struct Sector(Vec<Entry>);
+
+impl Sector {
+    fn superseded(&self, by: impl Fn(&Entry) -> bool) -> Option<usize> {
+        let sure = self
+            .0
+            .iter()
+            .filter(|one| one.kind == Kind::Sure && by(one));
+        sure.map(|one| one.begun).max()
+    }
+
+    /// What a read may find that began at `since`.
+    fn now(&self, since: usize) -> impl Iterator<Item = &Entry> {
+        let begun = self.superseded(|one| one.ended <= since);
+        let left = move |one: &&Entry| {
+            one.kind == Kind::Open || begun.is_none_or(|begun| one.ended > begun)
+        };
+        self.0.iter().filter(left)
+    }
+
+    /// What was over before what is durable by now began is not found any more.
+    fn durable(&mut self, covers: impl Fn(&Entry) -> bool) {
+        if let Some(begun) = self.superseded(|one| !one.forgotten && covers(one)) {
+            self.0
+                .retain(|one| one.kind == Kind::Open || one.ended > begun);
+        }
+    }
+
+    fn may(&self) -> String {
+        let entries = self.0.iter();
+        let texts: Vec<_> = entries
+            .map(|one| {
+                let Entry {
+                    value,
+                    kind,
+                    begun,
+                    ended,
+                    forgotten,
+                    ..
+                } = one;
+                let ended = match kind {
+                    Kind::Open => "in flight".to_owned(),
+                    _ => format!("ended at {ended}"),
+                };
+                let forgotten = if *forgotten { ", forgotten" } else { "" };
+                format!("{value:?} ({kind:?}, began at {begun}, {ended}{forgotten})")
+            })
+            .collect();
+        texts.join(", ")
+    }
+}
+
+/// A sector in which is what may not be there.
+#[derive(Clone, Debug)]
+pub struct Wrong {
+    /// Which.
+    pub sector: u64,
+    /// What may be there.
+    pub expected: String,
+    /// What is there.
+    pub found: String,
+}
+
+/// See the [module](self).
+#[derive(Clone, Debug)]
+pub struct Model {
+    sectors: Vec<Sector>,
+    /// Lengths that may be found after a cut, in sectors; the last one is that of now.
+    lengths: Vec<(u64, usize)>,
+    open: BTreeMap<u32, (u32, Request, usize)>,
+}
+
+impl Model {
+    /// A disk on which `initial` is, durable.
+    pub fn new(initial: &[Value]) -> Self {
+        let entry = |value| Entry {
+            id: 0,
+            value,
+            begun: 0,
+            ended: 1,
+            kind: Kind::Sure,
+            forgotten: false,
+        };
+        let sectors = initial.iter().map(|&value| Sector(vec![entry(value)]));
+        Self {
+            sectors: sectors.collect(),
+            lengths: vec![(initial.len() as u64, 0)],
+            open: BTreeMap::new(),
+        }
+    }
+
+    /// How long it is, in sectors.
+    pub fn length(&self) -> u64 {
+        self.lengths.last().map_or(0, |&(length, _)| length)
+    }
+
+    /// The event at `time` has happened.
+    ///
+    /// # Errors
+    /// A read has found what may not be there.
+    pub fn apply(&mut self, time: usize, event: &Guest) -> Result<(), Wrong> {
+        let time = moment(time);
+        match event {
+            Guest::Began { id, stamp, request } => {
+                self.open.insert(*id, (*stamp, *request, time));
+                let value = match request.ask {
+                    Ask::Read | Ask::Flush => return Ok(()),
+                    Ask::Write => Value::Stamp(*stamp),
+                    Ask::Zeroes { .. } | Ask::Discard => Value::Zero,
+                };
+                self.add(
+                    request.first,
+                    request.sectors,
+                    Entry {
+                        id: *id,
+                        value,
+                        begun: time,
+                        ended: time,
+                        kind: Kind::Open,
+                        forgotten: false,
+                    },
+                );
+            }
+            Guest::Ended { id, failed, seen } => {
+                if let Some((_, request, begun)) = self.open.remove(id) {
+                    return self.ended(time, *id, request, begun, failed.is_some(), seen);
+                }
+            }
+            Guest::Resizing { from, to } => {
+                let zero = Entry {
+                    id: RESIZE,
+                    value: Value::Zero,
+                    begun: time,
+                    ended: time,
+                    kind: Kind::Open,
+                    forgotten: false,
+                };
+                self.add(*to, from.saturating_sub(*to), zero);
+                if self.sectors.len() < index(*to) {
+                    let (begun, ended, kind) = (0, 1, Kind::Sure);
+                    let sure = Entry {
+                        begun,
+                        ended,
+                        kind,
+                        ..zero
+                    };
+                    self.sectors.resize(index(*to), Sector(vec![sure]));
+                }
+                self.lengths.insert(0, (*to, time));
+            }
+            Guest::Resized { to, failed, .. } => {
+                let kind = if *failed { Kind::Perhaps } else { Kind::Sure };
+                for sector in self.sectors.iter_mut().skip(index(*to)) {
+                    for entry in sector.0.iter_mut().filter(|entry| entry.kind == Kind::Open) {
+                        (entry.kind, entry.ended) = (kind, time);
+                    }
+                }
+                if !failed {
+                    self.lengths.push((*to, time));
+                }
+            }
+            Guest::LossAccepted => {
+                let all = self.sectors.iter_mut().flat_map(|sector| &mut sector.0);
+                all.for_each(|entry| entry.forgotten |= entry.begun > 0);
+            }
+            Guest::Stopped { .. } => {}
+        }
+        Ok(())
+    }
+
+    fn add(&mut self, first: u64, sectors: u64, entry: Entry) {
+        let range = self.sectors.iter_mut().skip(index(first));
+        range
+            .take(index(sectors))
+            .for_each(|sector| sector.0.push(entry));
+    }
+
+    fn ended(
+        &mut self,
+        time: usize,
+        id: u32,
+        request: Request,
+        begun: usize,
+        failed: bool,
+        seen: &[Result<Value, String>],
+    ) -> Result<(), Wrong> {
+        match request.ask {
+            Ask::Flush if failed => {}
+            Ask::Flush => {
+                for sector in &mut self.sectors {
+                    sector.durable(|one| one.ended <= begun);
+                }
+                let last = self.lengths.iter().rposition(|&(_, since)| since <= begun);
+                self.lengths.drain(..last.unwrap_or(0));
+            }
+            Ask::Read if failed => {}
+            Ask::Read => {
+                for (sector, found) in (request.first..).zip(seen) {
+                    self.has_read(time, id, begun, sector, found)?;
+                }
+            }
+            Ask::Write | Ask::Zeroes { .. } | Ask::Discard => {
+                let kind = match failed || request.ask == Ask::Discard {
+                    true => Kind::Perhaps,
+                    false => Kind::Sure,
+                };
+                let range = self.sectors.iter_mut().skip(index(request.first));
+                for sector in range.take(index(request.sectors)) {
+                    for entry in sector.0.iter_mut().filter(|entry| entry.id == id) {
+                        (entry.kind, entry.ended) = (kind, time);
+                    }
+                    if request.fua {
+                        sector.durable(|one| one.id == id);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// What was read stays there, if nobody has changed it meanwhile.
+    fn has_read(
+        &mut self,
+        time: usize,
+        id: u32,
+        begun: usize,
+        number: u64,
+        found: &Result<Value, String>,
+    ) -> Result<(), Wrong> {
+        let Some(sector) = self.sectors.get_mut(index(number)) else {
+            return Ok(());
+        };
+        let value = found.as_ref().ok();
+        if !sector.now(begun).any(|one| Some(&one.value) == value) {
+            return Err(wrong(number, sector, found));
+        }
+        let quiet = |one: &Entry| one.kind != Kind::Open && one.ended <= begun;
+        if let Some(&value) = value
+            && sector.0.iter().all(quiet)
+            && sector.now(begun).any(|one| one.value != value)
+        {
+            let forgotten = sector.0.iter().any(|one| one.forgotten);
+            sector.0.push(Entry {
+                id,
+                value,
+                begun,
+                ended: time,
+                kind: Kind::Sure,
+                forgotten,
+            });
+        }
+        Ok(())
+    }
+
+    /// Compares what an image has that was cut now.
+    ///
+    /// # Errors
+    /// What may not be there.
+    pub fn after_cut(&self, found: &[Result<Value, String>]) -> Result<(), Wrong> {
+        let lengths: Vec<u64> = self.lengths.iter().map(|&(length, _)| length).collect();
+        if !lengths.contains(&(found.len() as u64)) {
+            return Err(Wrong {
+                sector: 0,
+                expected: format!("a length of {lengths:?} sectors"),
+                found: format!("{} sectors", found.len()),
+            });
+        }
+        self.compare(found, |sector, value| {
+            sector.0.iter().any(|one| one.value == value)
+        })
+    }
+
+    /// Compares what an image has that was stopped at `time`.
+    ///
+    /// # Errors
+    /// What may not be there.
+    pub fn stopped(&self, time: usize, found: &[Result<Value, String>]) -> Result<(), Wrong> {
+        if self.length() != found.len() as u64 {
+            return Err(Wrong {
+                sector: 0,
+                expected: format!("a length of {} sectors", self.length()),
+                found: format!("{} sectors", found.len()),
+            });
+        }
+        self.compare(found, |sector, value| {
+            sector.now(moment(time)).any(|one| one.value == value)
+        })
+    }
+
+    fn compare(
+        &self,
+        found: &[Result<Value, String>],
+        may: impl Fn(&Sector, Value) -> bool,
+    ) -> Result<(), Wrong> {
+        for (number, (sector, found)) in (0..).zip(self.sectors.iter().zip(found)) {
+            let right = found.as_ref().is_ok_and(|&value| may(sector, value));
+            if !right {
+                return Err(wrong(number, sector, found));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Each event has two moments, so that what is done at once has a beginning and an end, in this order.
+fn moment(event: usize) -> usize {
+    2 * event + 2
+}
+
+fn wrong(number: u64, sector: &Sector, found: &Result<Value, String>) -> Wrong {
+    Wrong {
+        sector: number,
+        expected: sector.may(),
+        found: match found {
+            Ok(value) => format!("{value:?}"),
+            Err(text) => text.clone(),
+        },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Told(Model, usize);
+
+    impl Told {
+        fn event(&mut self, event: &Guest) {
+            self.1 += 1;
+            self.0.apply(self.1, event).expect("nothing is wrong yet");
+        }
+
+        fn begin(&mut self, id: u32, ask: Ask) {
+            let request = Request {
+                ask,
+                first: 0,
+                sectors: 1,
+                fua: false,
+                hand: 0,
+            };
+            self.event(&Guest::Began {
+                id,
+                stamp: id,
+                request,
+            });
+        }
+
+        fn end(&mut self, id: u32, failed: bool) {
+            let failed = failed.then_some(libc::EIO);
+            self.event(&Guest::Ended {
+                id,
+                failed,
+                seen: Vec::new(),
+            });
+        }
+
+        fn read(&mut self, id: u32, value: Value) {
+            self.begin(id, Ask::Read);
+            self.event(&Guest::Ended {
+                id,
+                failed: None,
+                seen: vec![Ok(value)],
+            });
+        }
+
+        /// Which of zero and the first stamps may be there: now, and after a cut.
+        fn may(&self) -> (Vec<u32>, Vec<u32>) {
+            let value = |stamp| match stamp {
+                0 => Value::Zero,
+                stamp => Value::Stamp(stamp),
+            };
+            let all = |right: &dyn Fn(Value) -> bool| {
+                (0..9).filter(|&stamp| right(value(stamp))).collect()
+            };
+            (
+                all(&|value| self.0.stopped(self.1, &[Ok(value)]).is_ok()),
+                all(&|value| self.0.after_cut(&[Ok(value)]).is_ok()),
+            )
+        }
+    }
+
+    fn told() -> Told {
+        Told(Model::new(&[Value::Zero]), 0)
+    }
+
+    #[test]
+    fn a_flush_makes_durable_what_was_acknowledged_before_it_began() {
+        let mut told = told();
+        told.begin(1, Ask::Write);
+        assert_eq!(told.may(), (vec![0, 1], vec![0, 1]));
+        told.end(1, false);
+        assert_eq!(told.may(), (vec![1], vec![0, 1]));
+        told.begin(2, Ask::Write);
+        told.begin(8, Ask::Flush);
+        told.end(2, false);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![2], vec![1, 2]));
+        told.begin(8, Ask::Flush);
+        told.end(8, true);
+        assert_eq!(told.may(), (vec![2], vec![1, 2]));
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![2], vec![2]));
+    }
+
+    #[test]
+    fn of_two_at_once_either_may_win() {
+        let mut told = told();
+        told.begin(1, Ask::Write);
+        told.begin(2, Ask::Write);
+        told.end(2, false);
+        told.end(1, false);
+        assert_eq!(told.may(), (vec![1, 2], vec![0, 1, 2]));
+        told.read(7, Value::Stamp(2));
+        assert_eq!(told.may(), (vec![2], vec![0, 1, 2]));
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![2], vec![2]), "what was read stays");
+    }
+
+    #[test]
+    fn what_failed_or_was_discarded_may_be_there() {
+        let mut told = told();
+        told.begin(1, Ask::Write);
+        told.end(1, false);
+        told.begin(2, Ask::Write);
+        told.end(2, true);
+        assert_eq!(told.may(), (vec![1, 2], vec![0, 1, 2]));
+        told.begin(3, Ask::Write);
+        told.end(3, false);
+        told.begin(4, Ask::Discard);
+        told.end(4, false);
+        assert_eq!(told.may().0, vec![0, 3]);
+    }
+
+    #[test]
+    fn what_may_be_lost_supersedes_nothing() {
+        let mut told = told();
+        told.begin(1, Ask::Write);
+        told.end(1, false);
+        told.event(&Guest::LossAccepted);
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![1], vec![0, 1]));
+        told.begin(2, Ask::Write);
+        told.end(2, false);
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![2], vec![2]));
+    }
+
+    #[test]
+    fn a_length_is_found_as_it_was_or_as_it_is() {
+        let mut told = told();
+        told.event(&Guest::Resizing { from: 1, to: 3 });
+        let zeroes = |sectors| vec![Ok(Value::Zero); sectors];
+        assert!(told.0.after_cut(&zeroes(1)).is_ok() && told.0.after_cut(&zeroes(3)).is_ok());
+        told.event(&Guest::Resized {
+            from: 1,
+            to: 3,
+            failed: false,
+        });
+        assert!(told.0.after_cut(&zeroes(1)).is_ok() && told.0.after_cut(&zeroes(3)).is_ok());
+        assert!(told.0.after_cut(&zeroes(2)).is_err());
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert!(told.0.after_cut(&zeroes(1)).is_err() && told.0.after_cut(&zeroes(3)).is_ok());
+    }
+}
