@@ -114,12 +114,13 @@ impl Context {
     /// Whether to poll or to block is decided here, once, and notifications follow that decision:
     /// deciding twice loses kicks.
     fn wait(&self) {
-        let started = Instant::now();
-        self.now.set(Some(started));
         let Some((window, params)) = self.window() else {
+            self.now.set(None);
             self.block();
             return;
         };
+        let started = Instant::now();
+        self.now.set(Some(started));
         let beside_workers = std::ptr::eq(window, &raw const self.workers_window);
         let window_ns = window.next(params.max_ns);
         let counters = &self.shared.counters;
@@ -147,9 +148,14 @@ impl Context {
         }
     }
 
-    /// What this wait is for, and what it may cost; none if it is not to poll at all.
+    /// What this wait is for, and what it may cost; none if it is not to poll at all, and then nobody
+    /// has to know how long it takes.
     fn window(&self) -> Option<(&Window, PollParams)> {
         let params = self.shared.poll_params();
+        if params.max_ns == 0 {
+            (self.shared.counters.poll_window_ns).store(0, std::sync::atomic::Ordering::Relaxed);
+            return None;
+        }
         match self.reactor.waiting() {
             0 if self.pool.waiting() == 0 => Some((&self.idle_window, params)),
             // For requests, not for the workers: to poll for those takes the CPU from them, and they may
