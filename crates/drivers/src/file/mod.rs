@@ -62,6 +62,7 @@ use block::{
 
 pub use self::create::{Preallocation, create};
 pub use self::driver::{FileDriver, Medium};
+pub use self::lock::Locked as LockedImage;
 pub use self::options::{Aio, Discard, FileOptions, Locking, OpenImage};
 
 impl FileDriver {

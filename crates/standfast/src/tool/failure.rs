@@ -5,6 +5,7 @@ use std::io;
 use qapi::QmpError;
 
 use super::client::ClientError;
+use super::image::ImageError;
 
 const EXIT_REFUSED: u8 = 1;
 /// The command line makes no sense.
@@ -32,6 +33,9 @@ pub enum Failure {
     /// There is no journal.
     #[error(transparent)]
     Journal(journal::JournalError),
+    /// An image cannot be looked at.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// What came of it cannot be printed.
     #[error("cannot write to stdout: {0}")]
     Output(io::Error),
@@ -46,6 +50,7 @@ impl Failure {
                 EXIT_USAGE
             }
             Self::Watch(_) => EXIT_REFUSED,
+            Self::Image(error) => error.exit_status(),
             Self::Client(_) | Self::Watcher(_) | Self::Journal(_) => EXIT_UNREACHABLE,
         }
     }

@@ -4,6 +4,7 @@ mod arguments;
 pub mod client;
 pub mod events;
 mod failure;
+mod image;
 pub mod size;
 mod status;
 mod table;
@@ -30,12 +31,13 @@ Examples:
   standfast qmp /run/vm/qmp.sock x-quota-set node-name=disk0 limit=20G
   standfast watch --config watch.toml        make room when it is needed, and continue machines
   standfast history                          what it has done
+  standfast image check disk.qcow2           whether an image is as it should be
 
 SOCKET is that of the daemon's monitor: --chardev socket,id=qmp,path=SOCKET,server=on,wait=off \
 --monitor chardev=qmp
 
 Exit status: 0 success; 1 the daemon refused, the demo failed, or a machine is left as it is; 2 usage; \
-3 no daemon, watcher or journal there.";
+3 no daemon, watcher or journal there. That of image is qemu-img's: 1 for all that fails; check: see there.";
 
 /// Shows and steers a Standfast daemon.
 #[derive(Debug, Parser)]
@@ -93,6 +95,9 @@ enum Command {
     Watch(watch::Watch),
     /// Print what the watcher has done
     History(watch::ShowHistory),
+    /// Look at the file of an image, raw or qcow2; check and repair it
+    #[command(subcommand)]
+    Image(image::ImageCommand),
     /// The daemon of the demo: the same program, which ends with its parent
     #[command(name = crate::demo::DAEMON_COMMAND, hide = true, disable_help_flag = true)]
     DemoDaemon {
@@ -108,13 +113,19 @@ pub fn command() -> clap::Command {
 
 /// Runs the tool; `args` begins with the program's name.
 pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let args: Vec<_> = args.into_iter().collect();
+    // There 2 means that an image is corrupt.
+    let usage = match args.get(1).is_some_and(|command| command == "image") {
+        true => image::EXIT_FAILED,
+        false => EXIT_USAGE,
+    };
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => {
             // Nowhere to print to: the exit status says it.
             let _ = error.print();
             return match error.use_stderr() {
-                true => ExitCode::from(EXIT_USAGE),
+                true => ExitCode::from(usage),
                 false => ExitCode::SUCCESS,
             };
         }
@@ -127,6 +138,10 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
             Err(failure) => Err(failure),
         },
         Command::History(show) => watch::history(&show),
+        Command::Image(command) => match image::main(&command) {
+            Ok(status) => return status,
+            Err(error) => Err(Failure::Image(error)),
+        },
         Command::DemoDaemon { arguments } => return crate::demo::daemon_main(arguments),
         Command::Status { socket, json } => status::show(&socket, json),
         Command::Cont { socket, force } => {

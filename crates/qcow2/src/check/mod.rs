@@ -1,0 +1,43 @@
+//! A strict check of an image: every table, every rule, every reference.
+//!
+//! All tables that lead anywhere are followed, and each reference to a cluster is counted; then the counts are
+//! compared with the stored refcounts, and the flags of what may be written in place with those. Each L2 table is
+//! read once, however many lead to it, so the work is bounded by the length of the file; memory by
+//! [`Limits::memory`].
+//!
+//! It is stricter than `qemu-img check` where the specification is: a cluster may be used for one thing only, even
+//! if its refcount counts both; a zero flag in version 2; bitmaps that do not fit the disk; refcounts of clusters
+//! beyond the end of the file, which are leaks. `tests/broken.rs` has the table.
+//!
+//! * [`check`]: does it. [`repair`](mod@repair): mends what can be mended safely.
+//! * [`Finding`]: one thing that is wrong: table, entry, offset, problem.
+
+mod copied;
+mod finding;
+mod mapping;
+mod metadata;
+mod refcounts;
+pub mod repair;
+mod report;
+mod usage;
+mod walk;
+
+pub use self::finding::{Finding, Problem, Severity, Table};
+pub use self::repair::{Fix, Fixed, RepairError, repair};
+pub use self::report::{Layout, Limits, Report};
+pub use self::usage::Use;
+use self::walk::Walk;
+use crate::image::Image;
+
+/// Checks an image.
+pub fn check(image: &Image<'_>, limits: &Limits) -> Report {
+    walk(image, limits).report
+}
+
+/// Checks an image, and keeps what was counted.
+fn walk<'a>(image: &'a Image<'a>, limits: &Limits) -> Walk<'a> {
+    let mut walk = Walk::new(image, limits);
+    // Where it stopped early, the report says so.
+    let _ = walk.run();
+    walk
+}
