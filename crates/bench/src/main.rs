@@ -26,6 +26,7 @@ mod server;
 mod size;
 mod statistics;
 mod targets;
+mod throttle;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;

@@ -195,6 +195,7 @@ impl Report {
             "disturbed": self.noisy,
             "loads": self.findings.rows,
             "error-path": self.findings.latencies,
+            "throttle": self.findings.throttled,
             "instructions": self.findings.instructions,
             "targets": self.targets,
             "profiles": self.profiles,

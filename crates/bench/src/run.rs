@@ -18,7 +18,7 @@ use crate::report::{Machine, Report};
 use crate::server::{Running, Server};
 use crate::statistics::{Metric, summarise};
 use crate::targets::{FIO, Findings, Instructions, Row, Target, judge};
-use crate::{error_path, fio, html, process};
+use crate::{error_path, fio, html, process, throttle};
 
 /// A round in which somebody else used more CPUs than this is repeated.
 const OTHERS_CPUS_MAX: f64 = 0.25;
@@ -74,6 +74,8 @@ struct Extent {
     disk_bytes: u64,
     tmpfs_bytes: u64,
     failures: u32,
+    /// How long a limit is looked at, once what is allowed in the beginning has been used.
+    throttled_seconds: f64,
 }
 
 /// What all measurements share.
@@ -115,7 +117,9 @@ impl Drop for Image {
 pub fn main(args: &Args) -> Result<()> {
     if args.list {
         let names = loads::all().into_iter().map(|spec| spec.name());
-        for name in names.chain([ERROR_PATH.into(), INSTRUCTIONS.into()]) {
+        let settings = throttle::chosen(&[]).into_iter();
+        let settings = settings.map(|setting| setting.name.to_owned());
+        for name in (names.chain(settings)).chain([ERROR_PATH.into(), INSTRUCTIONS.into()]) {
             println!("{name}");
         }
         return Ok(());
@@ -125,8 +129,9 @@ pub fn main(args: &Args) -> Result<()> {
         args.words.is_empty() || args.words.iter().any(|word| name.contains(word.as_str()))
     };
     let (errors, instructions) = (section(ERROR_PATH), section(INSTRUCTIONS));
+    let settings = throttle::chosen(&args.words);
     ensure!(
-        !specs.is_empty() || errors || instructions,
+        !specs.is_empty() || !settings.is_empty() || errors || instructions,
         "no load's name contains {:?}; --list shows them",
         args.words
     );
@@ -144,6 +149,8 @@ pub fn main(args: &Args) -> Result<()> {
         rows: bench.loads(&specs)?,
         ..Findings::default()
     };
+    let time = Duration::from_secs_f64(bench.extent.throttled_seconds);
+    findings.throttled = throttle::measure(&args.standfastd, bench.cpus, &settings, time)?;
     if errors {
         println!("error path");
         let failures = bench.extent.failures;
@@ -186,6 +193,7 @@ impl Extent {
             disk_bytes: 4 << 30,
             tmpfs_bytes: 1 << 30,
             failures: 500,
+            throttled_seconds: 10.0,
         };
         if !args.quick {
             return full;
@@ -196,6 +204,7 @@ impl Extent {
             warm_up: 0.1,
             disk_bytes: 1 << 30,
             failures: 100,
+            throttled_seconds: 0.5,
             ..full
         }
     }

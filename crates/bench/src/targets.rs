@@ -9,6 +9,7 @@ use crate::latency::Latency;
 use crate::loads::Storage;
 use crate::server::Server;
 use crate::statistics::{Metric, Summaries};
+use crate::throttle::Throttled;
 
 /// Who the limit is.
 pub const FIO: &str = "fio (limit)";
@@ -52,6 +53,8 @@ pub struct Findings {
     pub rows: Vec<Row>,
     /// The error path.
     pub latencies: Vec<Latency>,
+    /// Limits of throttle groups.
+    pub throttled: Vec<Throttled>,
     /// Instructions.
     pub instructions: Vec<Instructions>,
 }
@@ -157,6 +160,7 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
     targets.extend(findings.beside_what_hangs());
     targets.extend(findings.failure_to_event());
     targets.extend(findings.monitor_while_all_hang());
+    targets.extend(findings.throttled.iter().map(kept_limit));
     for found in &findings.instructions {
         targets.push(policy_cost(found, "report", found.report));
         targets.push(policy_cost(found, "no policy", found.bypass));
@@ -333,6 +337,22 @@ impl Findings {
 
 fn is_threads(row: &Row) -> bool {
     row.server == Server::StandfastThreads.name()
+}
+
+/// How well a limit is kept.
+fn kept_limit(found: &Throttled) -> Target {
+    let [ours, theirs] = [found.ours, found.theirs].map(|rate| found.deviation(rate));
+    let value = rounded(ours.abs());
+    Target {
+        name: format!("{}: off the limit, %", found.name),
+        load: None,
+        ours: format!("{ours:+.2}"),
+        theirs: format!("{theirs:+.2}"),
+        value,
+        reach: "<= 5".to_owned(),
+        goal: "<= 1".to_owned(),
+        verdict: verdict(value, Better::Less, 5.0, Some(1.0)),
+    }
 }
 
 /// What policy `stop` costs while nothing fails, in percent of the instructions of `other`.
@@ -512,6 +532,27 @@ mod tests {
                 ..found.rows[0].clone()
             });
             assert_eq!(judge(&found)[0].verdict, expected, "{ours} {limit}");
+        }
+    }
+
+    #[test]
+    fn a_limit_is_missed_on_both_sides() {
+        for (ours, expected) in [
+            (470.0, Verdict::Missed),
+            (480.0, Verdict::Reached),
+            (504.0, Verdict::Goal),
+            (530.0, Verdict::Missed),
+        ] {
+            let found = Findings {
+                throttled: vec![Throttled {
+                    name: "throttle".to_owned(),
+                    allowed: 500.0,
+                    ours,
+                    theirs: 500.0,
+                }],
+                ..Findings::default()
+            };
+            assert_eq!(judge(&found)[0].verdict, expected, "{ours}");
         }
     }
 

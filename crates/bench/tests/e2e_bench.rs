@@ -14,7 +14,7 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
     let output = Command::new(bench)
         .args(["run", "--quick"])
         .args(["null-co.randread.4k.d1", "null-co.randwrite.4k.d32.q4"])
-        .args(["tmpfs.write", "error-path"])
+        .args(["tmpfs.write", "error-path", "throttle.500-iops"])
         .arg("--standfastd")
         .arg(bench.with_file_name("standfastd"))
         .args(["--shim", "/nonexistent"])
@@ -54,6 +54,11 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
     assert!(threads["iops"]["median"].as_f64().unwrap() > 0.0);
     assert!(figures("tmpfs.write.128k.d16", "fio (limit)")["iops"]["median"].is_number());
     assert_eq!(report["error-path"].as_array().unwrap().len(), 11);
+    let throttled = report["throttle"].as_array().unwrap();
+    assert_eq!(throttled.len(), 1);
+    for rate in ["ours", "theirs"] {
+        assert!(throttled[0][rate].as_f64().unwrap() > 0.0, "{rate}");
+    }
     let judged = report["targets"].as_array().unwrap();
     assert!(judged.iter().all(|target| target["verdict"].is_string()));
 

@@ -162,35 +162,6 @@ mod tests {
         }
     }
 
-    /// What a limit comes to in 10 s, of operations and of bytes. It measures, and so it is not run with the others.
-    #[test]
-    #[ignore = "measures for half a minute: cargo test --release --test e2e_throttle -- --ignored --nocapture"]
-    fn within_five_per_cent_of_the_limit() {
-        let bps = ThrottleLimits {
-            bps_read: rate(512 * 3000),
-            ..ThrottleLimits::default()
-        };
-        for (what, limits, expected) in [
-            ("500 operations/s", iops(500), 5000.0),
-            ("20000 operations/s", iops(20_000), 200_000.0),
-            ("3000 * 512 bytes/s", bps, 30_000.0),
-        ] {
-            let group = group(limits);
-            let (one, other) = (member(&group), member(&group));
-            let begin = Instant::now();
-            let greedy = [Greedy::on(&one, 8), Greedy::on(&other, 8)];
-            std::thread::sleep(Duration::from_secs(10));
-            let done: u64 = greedy.iter().map(Greedy::done).sum();
-            let seconds = begin.elapsed().as_secs_f64();
-            let ratio = done as f64 * 10.0 / seconds / expected;
-            let shares = greedy.map(Greedy::end);
-            println!(
-                "{what}: {done} requests in {seconds:.3} s, {ratio:.4} of the limit, {shares:?}"
-            );
-            assert!((0.95..=1.05).contains(&ratio), "{what}: {ratio}");
-        }
-    }
-
     #[test]
     fn other_limits_count_at_once() {
         let slow = ThrottleLimits {
