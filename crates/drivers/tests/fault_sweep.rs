@@ -15,9 +15,10 @@ mod tests {
     use block::{DetectZeroes, ErrorKind, Node, NodeInfo, Operation};
     use iothread::Engine;
     use standfast_drivers::file::{Aio, Discard, Locking};
+    use standfast_drivers::throttle::{Rate, ThrottleLimits};
     use standfast_drivers::{
         Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, Quota, QuotaOptions,
-        Raw, RawOptions,
+        Raw, RawOptions, Throttle, ThrottleGroup, ThrottleOptions,
     };
     use testkit::{FuseCall, FuseFailure, FuseFile, FuseOp};
 
@@ -37,6 +38,8 @@ mod tests {
         Blkdebug,
         /// That looks for zeroes.
         Raw,
+        /// Whose budget is used up before the script ends.
+        Throttle,
     }
 
     #[derive(Clone, Copy, Debug)]
@@ -84,6 +87,24 @@ mod tests {
                 });
                 let raw = Box::new(raw.expect("opens"));
                 Node::new("disk0", DetectingZeroes::around(raw, DetectZeroes::Unmap))
+            }
+            Top::Throttle => {
+                let limits = ThrottleLimits {
+                    bps_total: Rate {
+                        // A tenth of that may be done at once.
+                        average: script().iter().map(|op| op.bytes).sum::<u64>() * 8,
+                        ..Rate::default()
+                    },
+                    ..ThrottleLimits::default()
+                };
+                let throttle = Throttle::new(ThrottleOptions {
+                    node_name: "disk0".into(),
+                    file,
+                    group: ThrottleGroup::new("group0", limits).expect("it makes sense"),
+                    discard: true,
+                    info: NodeInfo::default(),
+                });
+                Node::new("disk0", Box::new(throttle))
             }
             Top::Blkdebug => {
                 let blkdebug = Blkdebug::new(BlkdebugOptions {
@@ -366,5 +387,9 @@ mod tests {
         sweep_filter(Top::Raw, engine);
     }
 
-    on_both_engines!(file, quota, blkdebug, raw);
+    fn throttle(engine: Engine) {
+        sweep_filter(Top::Throttle, engine);
+    }
+
+    on_both_engines!(file, quota, blkdebug, raw, throttle);
 }
