@@ -40,6 +40,8 @@ impl Item {
 #[derive(Debug)]
 pub struct Disk {
     durable: Vec<u8>,
+    /// When what is durable in a sector became visible: what came before it does not come back.
+    since: BTreeMap<u64, (usize, u64)>,
     items: Vec<Item>,
     flushes: BTreeMap<u64, usize>,
     fua: Vec<u64>,
@@ -108,6 +110,7 @@ impl Disk {
     pub fn new(durable: Vec<u8>, forgets: bool) -> Self {
         Self {
             durable,
+            since: BTreeMap::new(),
             items: Vec::new(),
             flushes: BTreeMap::new(),
             fua: Vec::new(),
@@ -160,10 +163,7 @@ impl Disk {
                 Outcome::Done => self.cover(|item| {
                     !item.forgotten && item.ended.is_some_and(|ended| ended <= begun)
                 }),
-                Outcome::Failed { latched: false, .. } if self.forgets => {
-                    let gone = self.items.iter_mut().filter(|item| item.ended.is_some());
-                    gone.for_each(|item| item.forgotten = true);
-                }
+                Outcome::Failed { latched: false, .. } if self.forgets => self.forget(),
                 Outcome::Failed { .. } => {}
             }
             return;
@@ -184,6 +184,27 @@ impl Disk {
         } else if self.fua.contains(&number) {
             self.cover(|item| item.number == number);
         }
+    }
+
+    /// What was to be written is given up; a length is kept elsewhere, and not.
+    fn forget(&mut self) {
+        let mut lengths = Vec::new();
+        for item in self.items.iter_mut().filter(|item| item.ended.is_some()) {
+            if item.effect.is_none() {
+                continue;
+            }
+            item.forgotten = true;
+            if let Some(length) = item.length.take() {
+                lengths.push(Item {
+                    effect: None,
+                    alive: Vec::new(),
+                    length: Some(length),
+                    forgotten: false,
+                    ..*item
+                });
+            }
+        }
+        self.items.extend(lengths);
     }
 
     fn item(&mut self, number: u64) -> Option<&mut Item> {
@@ -218,8 +239,16 @@ impl Disk {
                 self.durable.resize(index(length.max(end)), 0);
             }
             for (number, _) in item.alive.iter().enumerate().filter(|(_, alive)| **alive) {
-                put(&mut self.durable, effect, number);
                 let sector = effect.first + number as u64;
+                if self
+                    .since
+                    .get(&sector)
+                    .is_some_and(|since| *since > item.order())
+                {
+                    continue;
+                }
+                self.since.insert(sector, item.order());
+                put(&mut self.durable, effect, number);
                 for other in &mut left {
                     let is_before = other.order() < item.order() && other.is_before(item);
                     if is_before

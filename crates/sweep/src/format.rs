@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use block::Node;
 
+use crate::sector::{Value, index};
+
 /// What a checker says of an image.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
@@ -44,8 +46,18 @@ pub trait Format: fmt::Debug {
     /// Its name and options, for reports.
     fn name(&self) -> String;
 
-    /// An empty image that is `sectors` long: what is on the disk.
+    /// An image that is `sectors` long: what is on the disk. Empty, unless [`Self::content`] says something else.
     fn create(&self, sectors: u64) -> Vec<u8>;
+
+    /// What the guest finds in the image that was just created.
+    fn content(&self, sectors: u64) -> Vec<Value> {
+        vec![Value::Zero; index(sectors)]
+    }
+
+    /// Nothing is written to it.
+    fn read_only(&self) -> bool {
+        false
+    }
 
     /// Opens the image on `file` for reading and writing: a node whose driver uses that by an edge. Called where all
     /// operations on the storage end at once.

@@ -63,7 +63,12 @@ pub fn judge(
 ) -> Result<u64, Broken> {
     let mut rng = Rng::new(cuts.seed);
     let mut disk = Disk::new(segment.image.clone(), forgets);
-    let mut model = Model::new(&segment.content);
+    let mut model = Model::new(&segment.content, format.cluster());
+    // What a cut has left stays until somebody repairs it.
+    let leaky = format
+        .check(&segment.image)
+        .iter()
+        .any(|finding| finding.is_leak);
     let mut count = 0;
     for (time, event) in segment.log.iter().enumerate() {
         let broken = |survivors| {
@@ -81,7 +86,7 @@ pub fn judge(
             read.map_err(broken(None))?;
             if let Guest::Stopped { image, closed } = guest {
                 let now = if *closed { Now::Closed } else { Now::Stopped };
-                let right = verify(format, image.to_vec(), &model, time, now);
+                let right = verify(format, image.to_vec(), &model, time, now, leaky);
                 right.map_err(broken(None))?;
             }
         }
@@ -91,7 +96,7 @@ pub fn judge(
         for nth in 0..cuts.subsets {
             let survivors = Survivors::choose(nth, disk.unflushed(), &mut rng);
             count += 1;
-            let right = verify(format, disk.cut(survivors), &model, time, Now::Cut);
+            let right = verify(format, disk.cut(survivors), &model, time, Now::Cut, leaky);
             right.map_err(broken(Some(survivors)))?;
             if disk.unflushed() == 0 {
                 break;
@@ -100,7 +105,7 @@ pub fn judge(
     }
     if let Some((survivors, image)) = &segment.cut {
         let time = segment.log.len();
-        let right = verify(format, image.clone(), &model, time, Now::Cut);
+        let right = verify(format, image.clone(), &model, time, Now::Cut, leaky);
         right.map_err(|what| Broken {
             what,
             time,
@@ -126,12 +131,14 @@ fn verify(
     model: &Model,
     time: usize,
     now: Now,
+    leaky: bool,
 ) -> Result<(), String> {
-    let leaks = match now {
-        Now::Cut => format.leaks_after_cut(),
-        Now::Stopped => format.leaks_after_stop(),
-        Now::Closed => false,
-    };
+    let leaks = leaky
+        || match now {
+            Now::Cut => format.leaks_after_cut(),
+            Now::Stopped => format.leaks_after_stop(),
+            Now::Closed => false,
+        };
     check(format, &image, leaks, "the image on the disk")?;
     let (content, after) = look::content(format, image)?;
     let right = match now {

@@ -6,7 +6,8 @@
 //! * [`mod@event`]: the log of what has happened;
 //! * [`disk`] and [`model`]: pure, from the log: what may be on the disk after a cut, and what the guest may find;
 //! * [`mod@judge`]: cuts the log everywhere, opens what is left ([`look`]), compares, checks;
-//! * [`mod@sweep`], [`mod@campaign`]: sequences, faults, seeds; what was found is made shorter and told.
+//! * [`mod@sweep`], [`mod@campaign`]: sequences, faults, seeds; what was found is made shorter and told;
+//! * [`mod@stories`]: failures that were told in public, by name.
 //!
 //! There is no real I/O here: it is a proof beside those with real files, devices and guests, and not in their
 //! place. It knows a storage that may lose and reorder whatever was not flushed, but writes sectors of 512 bytes whole.
@@ -41,6 +42,7 @@ pub mod player;
 pub mod sector;
 pub mod sequence;
 pub mod storage;
+pub mod stories;
 pub mod sweep;
 
 pub use campaign::campaign;
@@ -50,4 +52,5 @@ pub use hand::Hands;
 pub use sector::{SECTOR, Value};
 pub use sequence::Step;
 pub use storage::{Fault, Storage};
-pub use sweep::{Failure, Size, Totals, story, sweep_seed};
+pub use stories::Story;
+pub use sweep::{Failure, Size, Totals, sweep_seed};

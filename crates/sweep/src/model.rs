@@ -31,16 +31,33 @@ struct Entry {
     kind: Kind,
     /// The operator has accepted that it may be lost.
     forgotten: bool,
+    /// A flush has covered it.
+    durable: bool,
 }
 
 /// What may be in one sector.
 #[derive(Clone, Debug, Default)]
-struct Sector(Vec<Entry>);
+struct Sector {
+    entries: Vec<Entry>,
+    /// Reads may find anything: so it was found after a loss that had been accepted.
+    unknown: bool,
+    /// After a cut anything may be there: a loss has been accepted, of what its cluster was to become.
+    lost: bool,
+}
+
+impl From<Entry> for Sector {
+    fn from(entry: Entry) -> Self {
+        Self {
+            entries: vec![entry],
+            ..Self::default()
+        }
+    }
+}
 
 impl Sector {
     fn superseded(&self, by: impl Fn(&Entry) -> bool) -> Option<usize> {
         let sure = self
-            .0
+            .entries
             .iter()
             .filter(|one| one.kind == Kind::Sure && by(one));
         sure.map(|one| one.begun).max()
@@ -52,19 +69,25 @@ impl Sector {
         let left = move |one: &&Entry| {
             one.kind == Kind::Open || begun.is_none_or(|begun| one.ended > begun)
         };
-        self.0.iter().filter(left)
+        self.entries.iter().filter(left)
     }
 
     /// What was over before what is durable by now began is not found any more.
     fn durable(&mut self, covers: impl Fn(&Entry) -> bool) {
         if let Some(begun) = self.superseded(|one| !one.forgotten && covers(one)) {
-            self.0
+            self.entries
                 .retain(|one| one.kind == Kind::Open || one.ended > begun);
+            let sure = self.entries.iter_mut().filter(|one| one.kind == Kind::Sure);
+            for one in sure.filter(|one| !one.forgotten && covers(one)) {
+                // What is written anew, as a whole, is lost no more.
+                self.lost &= one.durable;
+                one.durable = true;
+            }
         }
     }
 
     fn may(&self) -> String {
-        let entries = self.0.iter();
+        let entries = self.entries.iter();
         let texts: Vec<_> = entries
             .map(|one| {
                 let Entry {
@@ -83,7 +106,12 @@ impl Sector {
                 format!("{value:?} ({kind:?}, began at {begun}, {ended}{forgotten})")
             })
             .collect();
-        texts.join(", ")
+        let lost = if self.lost {
+            ", or anything after a cut"
+        } else {
+            ""
+        };
+        texts.join(", ") + lost
     }
 }
 
@@ -102,25 +130,32 @@ pub struct Wrong {
 #[derive(Clone, Debug)]
 pub struct Model {
     sectors: Vec<Sector>,
+    /// Sectors of a cluster of the format.
+    cluster: u64,
     /// Lengths that may be found after a cut, in sectors; the last one is that of now.
     lengths: Vec<(u64, usize)>,
     open: BTreeMap<u32, (u32, Request, usize)>,
 }
 
 impl Model {
-    /// A disk on which `initial` is, durable.
-    pub fn new(initial: &[Value]) -> Self {
-        let entry = |value| Entry {
-            id: 0,
-            value,
-            begun: 0,
-            ended: 1,
-            kind: Kind::Sure,
-            forgotten: false,
+    /// A disk on which `initial` is, durable; none: anything. What a format writes at a time is `cluster` sectors.
+    pub fn new(initial: &[Option<Value>], cluster: u64) -> Self {
+        let sector = |value: &Option<Value>| Sector {
+            unknown: value.is_none(),
+            lost: value.is_none(),
+            ..Sector::from(Entry {
+                id: 0,
+                value: value.unwrap_or(Value::Zero),
+                begun: 0,
+                ended: 1,
+                kind: Kind::Sure,
+                forgotten: false,
+                durable: true,
+            })
         };
-        let sectors = initial.iter().map(|&value| Sector(vec![entry(value)]));
         Self {
-            sectors: sectors.collect(),
+            sectors: initial.iter().map(sector).collect(),
+            cluster: cluster.max(1),
             lengths: vec![(initial.len() as u64, 0)],
             open: BTreeMap::new(),
         }
@@ -155,6 +190,7 @@ impl Model {
                         ended: time,
                         kind: Kind::Open,
                         forgotten: false,
+                        durable: false,
                     },
                 );
             }
@@ -171,6 +207,7 @@ impl Model {
                     ended: time,
                     kind: Kind::Open,
                     forgotten: false,
+                    durable: false,
                 };
                 self.add(*to, from.saturating_sub(*to), zero);
                 if self.sectors.len() < index(*to) {
@@ -181,14 +218,18 @@ impl Model {
                         kind,
                         ..zero
                     };
-                    self.sectors.resize(index(*to), Sector(vec![sure]));
+                    self.sectors.resize(index(*to), Sector::from(sure));
                 }
                 self.lengths.insert(0, (*to, time));
             }
             Guest::Resized { to, failed, .. } => {
                 let kind = if *failed { Kind::Perhaps } else { Kind::Sure };
                 for sector in self.sectors.iter_mut().skip(index(*to)) {
-                    for entry in sector.0.iter_mut().filter(|entry| entry.kind == Kind::Open) {
+                    for entry in sector
+                        .entries
+                        .iter_mut()
+                        .filter(|entry| entry.kind == Kind::Open)
+                    {
                         (entry.kind, entry.ended) = (kind, time);
                     }
                 }
@@ -196,20 +237,29 @@ impl Model {
                     self.lengths.push((*to, time));
                 }
             }
-            Guest::LossAccepted => {
-                let all = self.sectors.iter_mut().flat_map(|sector| &mut sector.0);
-                all.for_each(|entry| entry.forgotten |= entry.begun > 0);
-            }
+            Guest::LossAccepted => self.loss_accepted(),
             Guest::Stopped { .. } => {}
         }
         Ok(())
+    }
+
+    /// What no flush has covered may be lost; and so may what was written around it, to fill a cluster.
+    fn loss_accepted(&mut self) {
+        for cluster in self.sectors.chunks_mut(index(self.cluster)) {
+            let mut lost = false;
+            for entry in cluster.iter_mut().flat_map(|sector| &mut sector.entries) {
+                entry.forgotten |= !entry.durable;
+                lost |= !entry.durable;
+            }
+            cluster.iter_mut().for_each(|sector| sector.lost |= lost);
+        }
     }
 
     fn add(&mut self, first: u64, sectors: u64, entry: Entry) {
         let range = self.sectors.iter_mut().skip(index(first));
         range
             .take(index(sectors))
-            .for_each(|sector| sector.0.push(entry));
+            .for_each(|sector| sector.entries.push(entry));
     }
 
     fn ended(
@@ -243,7 +293,7 @@ impl Model {
                 };
                 let range = self.sectors.iter_mut().skip(index(request.first));
                 for sector in range.take(index(request.sectors)) {
-                    for entry in sector.0.iter_mut().filter(|entry| entry.id == id) {
+                    for entry in sector.entries.iter_mut().filter(|entry| entry.id == id) {
                         (entry.kind, entry.ended) = (kind, time);
                     }
                     if request.fua {
@@ -268,22 +318,31 @@ impl Model {
             return Ok(());
         };
         let value = found.as_ref().ok();
+        if sector.unknown {
+            // Until it is written as a whole.
+            let sure = |one: &Entry| one.kind == Kind::Sure && one.begun > 0 && one.ended <= begun;
+            sector.unknown = !sector.entries.iter().any(sure);
+            if sector.unknown {
+                return Ok(());
+            }
+        }
         if !sector.now(begun).any(|one| Some(&one.value) == value) {
             return Err(wrong(number, sector, found));
         }
         let quiet = |one: &Entry| one.kind != Kind::Open && one.ended <= begun;
         if let Some(&value) = value
-            && sector.0.iter().all(quiet)
+            && sector.entries.iter().all(quiet)
             && sector.now(begun).any(|one| one.value != value)
         {
-            let forgotten = sector.0.iter().any(|one| one.forgotten);
-            sector.0.push(Entry {
+            let forgotten = sector.entries.iter().any(|one| one.forgotten);
+            sector.entries.push(Entry {
                 id,
                 value,
                 begun,
                 ended: time,
                 kind: Kind::Sure,
                 forgotten,
+                durable: false,
             });
         }
         Ok(())
@@ -303,7 +362,7 @@ impl Model {
             });
         }
         self.compare(found, |sector, value| {
-            sector.0.iter().any(|one| one.value == value)
+            sector.lost || sector.entries.iter().any(|one| Some(one.value) == value)
         })
     }
 
@@ -320,18 +379,17 @@ impl Model {
             });
         }
         self.compare(found, |sector, value| {
-            sector.now(moment(time)).any(|one| one.value == value)
+            sector.unknown || sector.now(moment(time)).any(|one| Some(one.value) == value)
         })
     }
 
     fn compare(
         &self,
         found: &[Result<Value, String>],
-        may: impl Fn(&Sector, Value) -> bool,
+        may: impl Fn(&Sector, Option<Value>) -> bool,
     ) -> Result<(), Wrong> {
         for (number, (sector, found)) in (0..).zip(self.sectors.iter().zip(found)) {
-            let right = found.as_ref().is_ok_and(|&value| may(sector, value));
-            if !right {
+            if !may(sector, found.as_ref().ok().copied()) {
                 return Err(wrong(number, sector, found));
             }
         }
@@ -417,7 +475,7 @@ mod tests {
     }
 
     fn told() -> Told {
-        Told(Model::new(&[Value::Zero]), 0)
+        Told(Model::new(&[Some(Value::Zero)], 1), 0)
     }
 
     #[test]
@@ -478,7 +536,7 @@ mod tests {
         told.event(&Guest::LossAccepted);
         told.begin(8, Ask::Flush);
         told.end(8, false);
-        assert_eq!(told.may(), (vec![1], vec![0, 1]));
+        assert_eq!(told.may(), (vec![1], (0..9).collect()));
         told.begin(2, Ask::Write);
         told.end(2, false);
         told.begin(8, Ask::Flush);

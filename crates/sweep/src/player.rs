@@ -36,6 +36,8 @@ pub struct Plan {
     pub steps: Vec<Step>,
     /// What fails.
     pub fault: Option<Fault>,
+    /// So many turns after it has failed all is well again.
+    pub mends_after: u64,
 }
 
 /// What has happened between two cuts.
@@ -43,8 +45,8 @@ pub struct Plan {
 pub struct Segment {
     /// What was on the disk.
     pub image: Vec<u8>,
-    /// What the guest found there.
-    pub content: Vec<Value>,
+    /// What the guest found there; none: what it cannot know.
+    pub content: Vec<Option<Value>>,
     /// What has happened.
     pub log: Vec<Event>,
     /// What a cut at its end has left.
@@ -96,7 +98,7 @@ struct Player<'a> {
     /// Rounds until the storage is mended, once it has failed.
     mends: u64,
     image: Vec<u8>,
-    content: Vec<Value>,
+    content: Vec<Option<Value>>,
     run: Run,
 }
 
@@ -105,7 +107,6 @@ pub fn play(format: &dyn Format, hands: &mut Hands, plan: &Plan) -> Run {
     let mut rng = Rng::new(plan.seed ^ 0x70_6c61_7965);
     let image = format.create(plan.sectors);
     let seed = rng.next_u64();
-    let mends = 10 + rng.below(200);
     let mut player = Player {
         format,
         hands,
@@ -119,9 +120,9 @@ pub fn play(format: &dyn Format, hands: &mut Hands, plan: &Plan) -> Run {
         held: Vec::new(),
         last_id: 0,
         last_stamp: 0,
-        mends,
+        mends: plan.mends_after,
         image,
-        content: vec![Value::Zero; index(plan.sectors)],
+        content: format.content(plan.sectors).into_iter().map(Some).collect(),
         run: Run::default(),
     };
     player.busy.resize_with(plan.depth.max(1), || None);
@@ -336,7 +337,7 @@ impl Player<'_> {
         let at = index(self.rng.below(self.held.len() as u64));
         let held = self.held.swap_remove(at);
         self.run.retried += 1;
-        if held.tries > TRIES && self.rng.below(2) == 0 {
+        if held.tries > TRIES && self.plan.mends_after < u64::MAX && self.rng.below(2) == 0 {
             return self.mend();
         }
         self.begin(held);
@@ -487,10 +488,7 @@ impl Player<'_> {
         self.busy.iter_mut().for_each(|busy| *busy = None);
         self.end_segment(Some((survivors, image.clone())));
         let (content, _) = look::content(self.format, image.clone())?;
-        self.content = content
-            .into_iter()
-            .map(|one| one.unwrap_or(Value::Zero))
-            .collect();
+        self.content = content.into_iter().map(Result::ok).collect();
         self.image = image;
         self.woken = Arc::default();
         let seed = self.rng.next_u64();

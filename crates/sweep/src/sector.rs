@@ -36,13 +36,18 @@ pub fn fill(buffer: &mut [u8], stamp: u32, first: u64) {
     }
 }
 
+/// Whether a sector has nothing but zeroes.
+pub fn is_zero(content: &[u8]) -> bool {
+    content == &[0; SECTOR][..content.len().min(SECTOR)]
+}
+
 /// What is in `content`, which was found at `sector`.
 ///
 /// # Errors
 /// What no request has written there, in words.
 pub fn value_of(content: &[u8], sector: u64) -> Result<Value, String> {
     let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().unwrap_or_default());
-    if content.iter().all(|&byte| byte == 0) {
+    if is_zero(content) {
         return Ok(Value::Zero);
     }
     let first = content.get(..8).map_or(0, word);

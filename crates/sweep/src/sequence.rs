@@ -103,6 +103,16 @@ pub fn sequence(format: &dyn Format, sectors: u64, requests: usize, rng: &mut Rn
             (6..=8, _) => Step::Settle,
             _ => Step::Request(request(rng, format.cluster(), length)),
         };
+        let step = match step {
+            Step::Request(request) if format.read_only() && request.ask != Ask::Flush => {
+                Step::Request(Request {
+                    ask: Ask::Read,
+                    fua: false,
+                    ..request
+                })
+            }
+            step => step,
+        };
         steps.push(step);
     }
     steps

@@ -20,7 +20,7 @@ use testkit::Rng;
 
 use crate::disk::put;
 use crate::event::{Effect, Event, Kind, Length, Operation, Outcome};
-use crate::sector::{SECTOR, bytes_of, index};
+use crate::sector::{SECTOR, bytes_of, index, is_zero};
 
 /// What becomes of unflushed data when a flush fails.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -120,9 +120,7 @@ impl Storage {
     /// Storage on which `image` is, durable, and nothing else.
     pub fn new(mut image: Vec<u8>, settings: Settings, seed: u64) -> Self {
         image.resize(image.len().next_multiple_of(SECTOR), 0);
-        let has_room = image
-            .chunks(SECTOR)
-            .map(|sector| sector.iter().any(|&byte| byte != 0));
+        let has_room = image.chunks(SECTOR).map(|sector| !is_zero(sector));
         let state = State {
             settings,
             rng: Rng::new(seed),

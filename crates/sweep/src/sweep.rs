@@ -8,9 +8,10 @@ use crate::event::Event;
 use crate::format::Format;
 use crate::hand::Hands;
 use crate::judge::{Broken, Cuts, judge};
-use crate::player::{Plan, Run, play};
+pub use crate::player::Plan;
+use crate::player::{Run, play};
 use crate::sector::index;
-use crate::sequence::{Step, sequence};
+use crate::sequence::sequence;
 use crate::storage::{Discarded, Fault, FlushFailure, Settings};
 
 /// How much is tried.
@@ -28,6 +29,8 @@ pub struct Size {
     pub faults: Option<u64>,
     /// Where these runs are cut.
     pub fault_one_in: u64,
+    /// So many shorter runs are tried to tell what was found with fewer steps.
+    pub shorten: u32,
 }
 
 impl Size {
@@ -39,6 +42,7 @@ impl Size {
         subsets: 3,
         faults: Some(6),
         fault_one_in: 12,
+        shorten: 120,
     };
 
     /// All there is in one sequence.
@@ -49,6 +53,7 @@ impl Size {
         subsets: 4,
         faults: None,
         fault_one_in: 8,
+        shorten: 120,
     };
 }
 
@@ -130,6 +135,7 @@ pub fn plan(format: &dyn Format, seed: u64, size: &Size) -> Plan {
         depth: [1, 3, 8, 32][index(rng.below(4))],
         steps: sequence(format, size.sectors, size.steps, &mut rng),
         fault: None,
+        mends_after: 10 + rng.below(200),
     }
 }
 
@@ -212,7 +218,7 @@ pub fn sweep_seed(
     totals.sequences += 1;
     let mut tried = |plan: &Plan, cuts, totals: &mut Totals| {
         attempt(format, hands, plan, cuts, totals)
-            .map_err(|failure| shorter(format, hands, failure, cuts))
+            .map_err(|failure| shorter(format, hands, failure, cuts, size.shorten))
     };
     let operations = tried(&plan, cuts, totals)?;
     let ways = [
@@ -253,23 +259,20 @@ pub fn sweep_seed(
     Ok(())
 }
 
-/// How many shorter runs are tried.
-const SHORTENED: u32 = 120;
-
 /// The same failure, or another one, with fewer steps.
 fn shorter(
     format: &dyn Format,
     hands: &mut Hands,
     mut failure: Box<Failure>,
     cuts: Cuts,
+    mut left: u32,
 ) -> Box<Failure> {
     let cuts = Cuts {
         one_in: cuts.one_in.min(2),
         ..cuts
     };
-    let mut left = SHORTENED;
     let mut piece = failure.plan.steps.len() / 2;
-    while piece > 0 {
+    while piece > 0 && left > 0 {
         let mut at = 0;
         while at < failure.plan.steps.len() && left > 0 {
             left -= 1;
@@ -283,54 +286,4 @@ fn shorter(
         piece /= 2;
     }
     failure
-}
-
-/// Many requests of one kind on few sectors, for a story: all orders that so many seeds come to, each cut everywhere.
-///
-/// # Errors
-/// What was found.
-pub fn story(
-    format: &dyn Format,
-    sectors: u64,
-    steps: &[Step],
-    seeds: u64,
-    faults: bool,
-) -> Result<Totals, Box<Failure>> {
-    let mut hands = Hands::here();
-    let mut totals = Totals::default();
-    for seed in 0..seeds {
-        let size = Size {
-            steps: 0,
-            sectors,
-            ..Size::WHOLE
-        };
-        let plan = Plan {
-            steps: steps.to_vec(),
-            ..plan(format, seed, &size)
-        };
-        let cuts = Cuts {
-            one_in: 1,
-            subsets: 4,
-            seed,
-        };
-        totals.sequences += 1;
-        let operations = attempt(format, &mut hands, &plan, cuts, &mut totals)?;
-        if faults {
-            for errno in [libc::ENOSPC, libc::EIO] {
-                let mut rng = Rng::new(seed);
-                let at = rng.below(operations);
-                let fault = Fault {
-                    at,
-                    errno,
-                    for_good: rng.below(2) == 0,
-                };
-                let plan = Plan {
-                    fault: Some(fault),
-                    ..plan.clone()
-                };
-                attempt(format, &mut hands, &plan, cuts, &mut totals)?;
-            }
-        }
-    }
-    Ok(totals)
 }
