@@ -49,7 +49,7 @@ impl Format for RawFormat {
 
 #[test]
 fn raw_passes_everything_on() {
-    let totals = campaign(&RawFormat, &mut Hands::here(), 60, 2);
+    let totals = campaign(&RawFormat, &mut Hands::here(), 16, 60);
     let totals = totals.unwrap_or_else(|found| panic!("{found}"));
     println!("{totals:?}");
     assert!(totals.cuts > 500 && totals.failed > 20, "{totals:?}");
@@ -58,7 +58,7 @@ fn raw_passes_everything_on() {
 #[test]
 fn raw_passes_everything_on_between_real_iothreads() {
     let mut hands = Hands::iothreads().unwrap_or_else(|error| panic!("{error}"));
-    let totals = campaign(&RawFormat, &mut hands, 10, 1);
+    let totals = campaign(&RawFormat, &mut hands, 4, 60);
     let totals = totals.unwrap_or_else(|found| panic!("{found}"));
     println!("{totals:?}");
     assert!(totals.cuts > 50, "{totals:?}");

@@ -17,7 +17,7 @@ use driver::{Mutant, ToyFormat};
 
 #[test]
 fn the_correct_one_goes_through() {
-    let totals = campaign(&ToyFormat(Mutant::None), &mut Hands::here(), 100, 4);
+    let totals = campaign(&ToyFormat(Mutant::None), &mut Hands::here(), 14, 60);
     let totals = totals.unwrap_or_else(|found| panic!("{found}"));
     println!("{totals:?}");
     assert!(totals.cuts > 200 && totals.failed > 10, "{totals:?}");
@@ -26,7 +26,7 @@ fn the_correct_one_goes_through() {
 #[test]
 fn the_correct_one_goes_through_between_real_iothreads() {
     let mut hands = Hands::iothreads().unwrap_or_else(|error| panic!("{error}"));
-    let totals = campaign(&ToyFormat(Mutant::None), &mut hands, 10, 1);
+    let totals = campaign(&ToyFormat(Mutant::None), &mut hands, 3, 60);
     println!("{:?}", totals.unwrap_or_else(|found| panic!("{found}")));
 }
 
