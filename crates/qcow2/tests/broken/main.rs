@@ -12,11 +12,12 @@ mod cut;
 mod images;
 
 use std::fs;
+use std::path::Path;
 
 use standfast_qcow2::check::{Finding, Fix, Limits, Problem, Report, check, repair};
 use standfast_qcow2::{Image, WriteAt};
 
-use self::breakages::{TABLE, Victim};
+use self::breakages::{Random, TABLE, Victim};
 use self::cut::Cut;
 use self::images::{KINDS, Verdict, make, peer};
 
@@ -221,4 +222,53 @@ fn a_repair_keeps_snapshots_and_bitmaps() {
     let fixed = repair(storage, Fix::All, &Limits::default()).unwrap();
     assert!(fixed.after.is_clean());
     assert_eq!(Image::open(&bytes).unwrap().header, before);
+}
+
+/// Bytes changed at random: every check and every repair comes to an end, and what is repaired is so.
+#[test]
+fn any_bytes_come_to_an_end() {
+    let seeds = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/broken/seeds");
+    let limits = Limits {
+        memory: 64 << 20,
+        findings: 16,
+    };
+    let mut checked = 0;
+    for name in ["plain", "snapshot", "old"] {
+        let whole = fs::read(seeds.join(name)).unwrap();
+        assert_eq!(ours(&whole).0, Verdict::CLEAN, "{name}");
+        for seed in 0..300 * rounds() {
+            let mut random = Random(seed);
+            let mut bytes = whole.clone();
+            for _ in 0..=random.below(4) {
+                let at = usize::try_from(random.below(bytes.len() as u64)).unwrap();
+                bytes[at] = match random.below(2) {
+                    0 => bytes[at] ^ 1 << random.below(8),
+                    _ => u8::try_from(random.below(256)).unwrap(),
+                };
+            }
+            let Ok(image) = Image::open(&bytes) else {
+                continue;
+            };
+            checked += 1;
+            let before = check(&image, &limits);
+            for fix in [Fix::Leaks, Fix::All] {
+                let mut mended = bytes.clone();
+                let Ok(fixed) = repair(&mut mended, fix, &limits) else {
+                    continue;
+                };
+                assert_eq!(
+                    fixed.before.corruptions, before.corruptions,
+                    "{name} {seed}"
+                );
+                if fixed.after.is_clean() {
+                    let once = mended.clone();
+                    let again = repair(&mut mended, fix, &limits).unwrap();
+                    assert!(again.before.is_clean(), "{name} {seed}");
+                    assert!(mended == once, "{name} {seed}: nothing was to be done");
+                }
+            }
+        }
+    }
+    println!("{checked} images with some of everything");
+    assert!(checked > 300, "{checked}");
 }
