@@ -25,7 +25,7 @@ pub async fn wait_for_lock<T, E: Display, F: Future<Output = Result<T, E>>>(
         match attempt().await {
             Err(error) if is_locked(&error) && begin.elapsed() < limit => {
                 if !std::mem::replace(&mut told, true) {
-                    tracing::info!("{error}: waiting up to {} s", limit.as_secs());
+                    tracing::warn!("{error}: waiting up to {} s", limit.as_secs());
                 }
                 tokio::time::sleep(LOCK_RETRY).await;
             }
