@@ -21,7 +21,7 @@ use qapi::os_text;
 use crate::lock_wait::wait_for_lock;
 use crate::objects::Objects;
 use crate::setup_error::SetupError;
-use crate::socket::bind;
+use crate::socket::{abstract_path, bind, bind_abstract};
 
 /// The longest serial number that a guest can read, in bytes.
 const SERIAL_BYTES_MAX: usize = 20;
@@ -107,6 +107,10 @@ async fn socket(
 ) -> Result<Socket, SetupError> {
     match address {
         SocketAddressVariant::Unix(address) => {
+            if let Some(name) = abstract_path(address)? {
+                let listener = bind_abstract(name, &address.path)?;
+                return Ok(Socket::inherited(listener.into())?);
+            }
             bind(Path::new(&os_text::to_os(&address.path)), address.access()).await
         }
         SocketAddressVariant::Fd(address) => {

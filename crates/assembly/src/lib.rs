@@ -32,6 +32,6 @@ pub use closing::CLOSE_TIME_MAX;
 pub use lock_wait::{LOCK_WAIT, wait_for_lock};
 pub use opening::{OPEN_TIME_MAX, TimeLimits};
 pub use setup_error::SetupError;
-pub use socket::bind_listener;
+pub use socket::{abstract_path, bind_abstract, bind_listener};
 pub use strerror::strerror;
 pub use unmake::Settled;

@@ -1,19 +1,21 @@
 //! Unix sockets: from options to those we bind, and why there is none, in QEMU's words.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
 use listener::{InheritedError, Socket, SocketError, bind_socket};
-use qapi::options::SocketAccess;
+use qapi::options::{SocketAccess, UnixAddress};
+use qapi::os_text;
 
 use crate::access::resolve;
 use crate::blocking::beside;
 use crate::setup_error::SetupError;
 use crate::strerror::strerror;
 
-/// The longest path of a unix socket (`sun_path` without its final NUL).
+/// The longest path of a unix socket (`sun_path` without its final NUL), or abstract name (without its first).
 const PATH_BYTES_MAX: usize = 107;
 
 /// Binds `path` for those that `access` names, with a lock beside it: the file is removed with what is
@@ -35,13 +37,48 @@ pub async fn bind(path: &Path, access: SocketAccess) -> Result<Socket, SetupErro
         bound.map_err(|error| match &error {
             // Whatever file of it that was: the socket's name is the one that is known.
             SocketError::System { source, .. } => SetupError {
-                hint: Some(error.to_string()),
+                // That there is no such directory is said.
+                hint: (source.kind() != io::ErrorKind::NotFound).then(|| error.to_string()),
                 ..bind_error(&path, source)
             },
             _ => error.into(),
         })
     })
     .await
+}
+
+/// Listens on an abstract name; `address` begins with a NUL ([`abstract_path`]). It is gone with its last
+/// descriptor, and nothing is left.
+///
+/// # Errors
+/// If it is in use.
+pub fn bind_abstract(address: OsString, name: &str) -> Result<UnixListener, SetupError> {
+    let bound = tokio::net::UnixListener::bind(address);
+    let bound = bound.and_then(tokio::net::UnixListener::into_std);
+    bound.map_err(|error| bind_error(Path::new(&os_text::to_os(name)), &error))
+}
+
+/// The abstract name that an address means, with the NUL that it begins with.
+///
+/// # Errors
+/// If it is too long.
+pub fn abstract_path(address: &UnixAddress) -> Result<Option<OsString>, SetupError> {
+    if address.is_path() {
+        return Ok(None);
+    }
+    let mut path = OsString::from("\0");
+    path.push(os_text::to_os(&address.path));
+    let bytes = path.len() - 1;
+    if bytes > PATH_BYTES_MAX {
+        return Err(SetupError::new(format!(
+            "UNIX socket path '{}' is too long\nPath must be less than {PATH_BYTES_MAX} bytes",
+            address.path
+        )));
+    }
+    if address.tight == Some(false) {
+        path.push("\0".repeat(PATH_BYTES_MAX - bytes));
+    }
+    Ok(Some(path))
 }
 
 /// Binds `path` as [`bind`] does, to be listened on here: the file is removed with what is returned

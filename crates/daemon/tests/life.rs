@@ -7,9 +7,10 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -370,4 +371,42 @@ fn a_buffered_disk_under_a_stop_policy_is_warned_of() {
         assert_eq!(warning, warned, "{policy}\n{said}");
         assert_eq!(daemon.terminate(PATIENCE).unwrap().code(), Some(0));
     }
+}
+
+/// An export on an abstract name, which leaves no file and is not taken from whoever has it.
+#[test]
+fn an_abstract_name_is_listened_on() {
+    let name = format!("standfast-test-{}", std::process::id());
+    let export = |id: &str| {
+        format!(
+            "vhost-user-blk,id={id},node-name=n,addr.type=unix,addr.path={name},addr.abstract=on"
+        )
+    };
+    let node = ["--blockdev", "null-co,node-name=n,size=1048576"];
+    let mut daemon = Daemon::builder(env!("CARGO_BIN_EXE_standfastd"))
+        .args(node)
+        .args(["--export", &export("e")])
+        .start()
+        .unwrap();
+    let address = SocketAddr::from_abstract_name(&name).unwrap();
+    eventually("somebody listens", || {
+        UnixStream::connect_addr(&address).is_ok()
+    });
+    let mut client = UnixStream::connect_addr(&address).unwrap();
+    client.set_read_timeout(Some(PATIENCE)).unwrap();
+    // GET_FEATURES, of version 1, without content; the answer has 8 bytes.
+    let words = [1_u32, 1, 0].map(u32::to_ne_bytes);
+    client.write_all(words.as_flattened()).unwrap();
+    let mut answer = [0; 20];
+    client.read_exact(&mut answer).unwrap();
+    assert_eq!(answer[..4], words[0]);
+    let export = export("f");
+    let said = stderr(&refused(&[node[0], node[1], "--export", &export]));
+    assert!(
+        said.ends_with(&format!(
+            "Failed to bind socket to {name}: Address already in use\n"
+        )),
+        "{said}"
+    );
+    daemon.kill().unwrap();
 }

@@ -5,19 +5,16 @@ use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
-use assembly::{SetupError, bind_listener, strerror};
+use assembly::{SetupError, abstract_path, bind_abstract, bind_listener, strerror};
 use block::BoxFuture;
 use listener::{Socket, inherited_socket};
 use monitor::{Connection, Descriptors, Door};
-use qapi::options::{ChardevAddress, ChardevAddressVariant, Data, InetAddress, UnixName};
+use qapi::options::{ChardevAddress, ChardevAddressVariant, Data, InetAddress, UnixAddress};
 use qapi::os_text;
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Clients that may wait for their turn.
 const BACKLOG: u32 = 1024;
-
-/// The longest abstract name, in bytes: `sun_path` without its first NUL.
-const ABSTRACT_BYTES_MAX: usize = 107;
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -79,13 +76,14 @@ pub async fn listen(
     }
 }
 
-async fn listen_unix(name: &UnixName) -> Result<Listening, SetupError> {
+async fn listen_unix(name: &UnixAddress) -> Result<Listening, SetupError> {
     let failed = |error: io::Error| {
         let (path, error) = (&name.path, strerror(&error));
         SetupError::new(format!("Failed to bind socket to {path}: {error}"))
     };
     if let Some(path) = abstract_path(name)? {
-        let listener = UnixListener::bind(path).map_err(failed)?;
+        let listener = bind_abstract(path, &name.path)?;
+        let listener = UnixListener::from_std(listener).map_err(failed)?;
         return Ok(Listening::Unix(listener, None));
     }
     let path = os_text::to_os(&name.path);
@@ -96,27 +94,7 @@ async fn listen_unix(name: &UnixName) -> Result<Listening, SetupError> {
     Ok(Listening::Unix(listener.map_err(failed)?, Some(bound)))
 }
 
-/// The address of an abstract name begins with a NUL.
-fn abstract_path(name: &UnixName) -> Result<Option<std::ffi::OsString>, SetupError> {
-    if name.r#abstract != Some(true) {
-        return Ok(None);
-    }
-    let mut path = std::ffi::OsString::from("\0");
-    path.push(os_text::to_os(&name.path));
-    let bytes = path.len() - 1;
-    if bytes > ABSTRACT_BYTES_MAX {
-        return Err(SetupError::new(format!(
-            "UNIX socket path '{}' is too long\nPath must be less than {ABSTRACT_BYTES_MAX} bytes",
-            name.path
-        )));
-    }
-    if name.tight == Some(false) {
-        path.push("\0".repeat(ABSTRACT_BYTES_MAX - bytes));
-    }
-    Ok(Some(path))
-}
-
-fn unix_name(name: &UnixName) -> String {
+fn unix_name(name: &UnixAddress) -> String {
     let path = &name.path;
     match (name.r#abstract, name.tight) {
         (Some(true), Some(false)) => format!("unix:{path},abstract=on"),
@@ -245,7 +223,12 @@ pub async fn connect(
             let all = resolve(data).await?;
             let connected = TcpStream::connect(&*all).await;
             let name = format!("{}:{}", data.host, data.port);
-            Ok(connected.map_err(|error| failed(&name, &error))?.into())
+            let connected = connected.map_err(|error| failed(&name, &error))?;
+            if data.keep_alive == Some(true) {
+                let kept = rustix::net::sockopt::set_socket_keepalive(&connected, true);
+                kept.map_err(|errno| failed(&name, &errno.into()))?;
+            }
+            Ok(connected.into())
         }
         ChardevAddressVariant::Fd(Data { data }) => {
             let socket = match data.str.parse::<i32>() {

@@ -1,6 +1,6 @@
 //! Exports: `--export`, `block-export-add`.
 
-use super::SocketAccess;
+use super::address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, Size, id};
 use serde::{Deserialize, Serialize};
@@ -222,12 +222,12 @@ flat_union! {
 
     /// What belongs to a kind of socket address.
     pub enum SocketAddressVariant {
-        /// A path in the file system.
+        /// A path in the file system, or an abstract name.
         Unix("unix", UnixAddress),
         /// A file descriptor that was passed in.
         Fd("fd", FdAddress),
         /// A host and a port, which no export listens on.
-        Inet("inet", InetSocketAddress),
+        Inet("inet", InetAddress),
         /// A virtual machine's socket, which no export listens on.
         Vsock("vsock", VsockAddress),
     }
@@ -237,82 +237,8 @@ flat_union! {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketAddressBase {}
 
-/// A unix socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct UnixAddress {
-    /// The path of the socket, which is made.
-    pub path: String,
-    /// Its permissions; see [`SocketAccess`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<String>,
-    /// Its owner.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub owner: Option<String>,
-    /// Its group.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
-}
-
-impl UnixAddress {
-    /// Who may connect.
-    pub fn access(&self) -> SocketAccess {
-        SocketAccess {
-            mode: self.mode.clone(),
-            owner: self.owner.clone(),
-            group: self.group.clone(),
-        }
-    }
-}
-
-/// A socket that listens already.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct FdAddress {
-    /// The number of the file descriptor: a listening unix stream socket.
-    pub str: String,
-}
-
 /// Most intervals of an export: each request counts in all of them.
 pub const STATS_INTERVALS_MAX: usize = 32;
-
-/// A host and a port.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct InetSocketAddress {
-    /// Its name or address.
-    pub host: String,
-    /// The number of the port.
-    pub port: String,
-    /// Whether the host is an address in any case.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numeric: Option<bool>,
-    /// The last port to be tried.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<u16>,
-    /// Whether to use IPv4.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipv4: Option<bool>,
-    /// Whether to use IPv6.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<bool>,
-    /// Whether silent connections are looked after.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub keep_alive: Option<bool>,
-    /// Whether to use multipath TCP.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mptcp: Option<bool>,
-}
-
-/// A virtual machine's socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct VsockAddress {
-    /// Which machine.
-    pub cid: String,
-    /// The number of the port.
-    pub port: String,
-}
 
 /// Longest serial number virtio-blk has room for, in bytes.
 pub const SERIAL_BYTES_MAX: usize = 20;
@@ -371,7 +297,9 @@ impl VhostUserBlkOptions {
 
     fn check(&self, export_id: &str) -> Result<(), QmpError> {
         match &self.addr.variant {
-            SocketAddressVariant::Unix(address) => address.access().check()?,
+            SocketAddressVariant::Unix(address) => {
+                address.check_access(address.is_path(), "a path that is not abstract")?;
+            }
             SocketAddressVariant::Fd(_) => {}
             SocketAddressVariant::Inet(_) | SocketAddressVariant::Vsock(_) => {
                 return Err(QmpError::generic(

@@ -12,6 +12,7 @@
 //! `None`; the accessor methods know the defaults.
 
 mod access;
+mod address;
 mod blockdev;
 mod chardev;
 mod export;
@@ -21,6 +22,7 @@ mod throttle;
 mod vmm;
 
 pub use access::SocketAccess;
+pub use address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 pub use blockdev::{
     AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
     BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
@@ -31,12 +33,11 @@ pub use chardev::{
     CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,
     ChardevAddressVariant, ChardevBackend, ChardevBackendBase, ChardevCommon, ChardevFile,
     ChardevKind, ChardevOptions, ChardevPty, ChardevRingbuf, ChardevSocket, ChardevStdio,
-    ChardevVariant, Data, InetAddress, ParameterKind, UnixName,
+    ChardevVariant, Data, ParameterKind,
 };
 pub use export::{
-    BlockExportIothreads, ExportBase, ExportOptions, ExportType, ExportVariant, FdAddress,
-    HoldScope, InetSocketAddress, OnError, SocketAddress, SocketAddressBase, SocketAddressType,
-    SocketAddressVariant, UnixAddress, VhostUserBlkOptions, VsockAddress,
+    BlockExportIothreads, ExportBase, ExportOptions, ExportType, ExportVariant, HoldScope, OnError,
+    SocketAddress, SocketAddressBase, SocketAddressType, SocketAddressVariant, VhostUserBlkOptions,
 };
 pub use monitor::{MonitorMode, MonitorOptions};
 pub use object::{

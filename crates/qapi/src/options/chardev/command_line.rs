@@ -4,9 +4,9 @@
 use super::types::{
     ChardevAddress, ChardevAddressVariant, ChardevBackend, ChardevBackendBase, ChardevCommon,
     ChardevFile, ChardevOptions, ChardevPty, ChardevRingbuf, ChardevSocket, ChardevStdio,
-    ChardevVariant, Data, InetAddress, UnixName,
+    ChardevVariant, Data,
 };
-use crate::options::FdAddress;
+use crate::options::{FdAddress, InetAddress, UnixAddress};
 use crate::{QmpError, Size, TEXT_BYTES_MAX, id};
 
 /// Kinds of character device, for the help.
@@ -193,7 +193,7 @@ fn address(parameters: &Parameters) -> Result<ChardevAddress, QmpError> {
     );
     let variant = match (path, host, fd) {
         (Some(path), None, None) => ChardevAddressVariant::Unix(Data {
-            data: UnixName {
+            data: UnixAddress {
                 path,
                 r#abstract: parameters.bool("abstract"),
                 tight: parameters.bool("tight"),
@@ -217,6 +217,8 @@ fn address(parameters: &Parameters) -> Result<ChardevAddress, QmpError> {
                 },
                 ipv4: parameters.bool("ipv4"),
                 ipv6: parameters.bool("ipv6"),
+                keep_alive: None,
+                mptcp: None,
             },
         }),
         (None, None, fd) => {

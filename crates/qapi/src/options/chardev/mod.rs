@@ -9,7 +9,7 @@ pub use command_line::{CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ParameterKind};
 pub use types::{
     ChardevAddress, ChardevAddressKind, ChardevAddressVariant, ChardevBackend, ChardevBackendBase,
     ChardevCommon, ChardevFile, ChardevKind, ChardevOptions, ChardevPty, ChardevRingbuf,
-    ChardevSocket, ChardevStdio, ChardevVariant, Data, InetAddress, UnixName,
+    ChardevSocket, ChardevStdio, ChardevVariant, Data,
 };
 
 #[cfg(test)]

@@ -17,7 +17,7 @@ fn socket(text: &str) -> ChardevSocket {
     }
 }
 
-fn unix(text: &str) -> UnixName {
+fn unix(text: &str) -> UnixAddress {
     match socket(text).addr.variant {
         ChardevAddressVariant::Unix(Data { data }) => data,
         other => panic!("{text}: {other:?}"),

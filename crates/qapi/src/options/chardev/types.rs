@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::QmpError;
 use crate::de::flat_union;
-use crate::options::{FdAddress, SocketAccess};
+use crate::options::{FdAddress, InetAddress, UnixAddress};
 use serde::{Deserialize, Serialize};
 
 /// A character device: what a monitor talks through. The arguments of `chardev-add`.
@@ -187,56 +187,10 @@ flat_union! {
         /// TCP.
         Inet("inet", Data<InetAddress>),
         /// A path in the file system, or an abstract name.
-        Unix("unix", Data<UnixName>),
+        Unix("unix", Data<UnixAddress>),
         /// A descriptor that was passed in.
         Fd("fd", Data<FdAddress>),
     }
-}
-
-/// A TCP address.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct InetAddress {
-    /// Name or number; empty: any address of this machine.
-    pub host: String,
-    /// The port, a number.
-    pub port: String,
-    /// Whether the host is a number. It may be.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub numeric: Option<bool>,
-    /// A server takes the first free port up to this one.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub to: Option<u16>,
-    /// Whether IPv4 may be used. Default: unless only `ipv6` is on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipv4: Option<bool>,
-    /// Whether IPv6 may be used. Default: unless only `ipv4` is on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub ipv6: Option<bool>,
-}
-
-/// The name of a unix socket.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub struct UnixName {
-    /// The path, or the abstract name.
-    pub path: String,
-    /// Whether it is an abstract name. Default: off.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub r#abstract: Option<bool>,
-    /// Whether an abstract name ends where its text does; off: zeroes follow, as many as there can be.
-    /// Default: on.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub tight: Option<bool>,
-    /// The permissions of a path that is made; see [`SocketAccess`].
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub mode: Option<String>,
-    /// Its owner.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub owner: Option<String>,
-    /// Its group.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    pub group: Option<String>,
 }
 
 /// The largest `ringbuf`, in bytes.
@@ -348,28 +302,14 @@ impl ChardevSocket {
                 )));
             }
         }
-        let ChardevAddressVariant::Unix(Data { data: name }) = &self.addr.variant else {
-            return Ok(());
-        };
-        let access = name.access();
-        access.check()?;
-        let is_made = self.is_server() && name.r#abstract != Some(true);
-        if !is_made && !access.is_default() {
-            return Err(QmpError::generic(
-                "'mode', 'owner' and 'group' are for a socket that is made: use 'path' and 'server=on'",
-            ));
-        }
-        Ok(())
-    }
-}
-
-impl UnixName {
-    /// Who may connect to a path that is made.
-    pub fn access(&self) -> SocketAccess {
-        SocketAccess {
-            mode: self.mode.clone(),
-            owner: self.owner.clone(),
-            group: self.group.clone(),
+        let listens = self.is_server();
+        match &self.addr.variant {
+            ChardevAddressVariant::Unix(Data { data: name }) => {
+                let is_made = listens && name.is_path();
+                name.check_access(is_made, "'path' and 'server=on'")
+            }
+            ChardevAddressVariant::Inet(Data { data: address }) => address.check(listens),
+            ChardevAddressVariant::Fd(_) => Ok(()),
         }
     }
 }

@@ -34,6 +34,10 @@ fn export_error_texts() {
             "Parameter 'type' does not accept value 'foo'",
         ),
         (
+            format!("{e},{a},addr.abstract=on,addr.mode=0660"),
+            "'mode', 'owner' and 'group' are for a socket that is made: use a path that is not abstract",
+        ),
+        (
             format!("{e},{a},addr.x=1"),
             "Parameter 'addr.x' is unexpected",
         ),
