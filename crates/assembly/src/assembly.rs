@@ -296,7 +296,7 @@ impl monitor::Graph for Assembly {
         options: BlockdevCreateFile,
         cancelled: Arc<AtomicBool>,
     ) -> BoxFuture<'_, Result<(), QmpError>> {
-        Box::pin(async { Ok(create::file(options, cancelled).await?) })
+        Box::pin(async { Ok(create::file(&self.descriptors, options, cancelled).await?) })
     }
 
     fn set_iothread(

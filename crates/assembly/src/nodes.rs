@@ -321,6 +321,15 @@ async fn open_image(
     file: wire::FileOptions,
     medium: Medium,
 ) -> Result<Box<dyn Driver>, SetupError> {
+    if file.filename.is_empty() {
+        let driver = match medium {
+            Medium::File => "file",
+            Medium::HostDevice => "host_device",
+        };
+        return Err(SetupError::new(format!(
+            "The '{driver}' block driver requires a file name"
+        )));
+    }
     if let Some(manager) = file.pr_manager {
         return Err(SetupError::new(format!(
             "No persistent reservation manager with id '{manager}'"

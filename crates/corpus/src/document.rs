@@ -1,6 +1,6 @@
 //! The part of `docs/compatibility.md` that comes from the ledger.
 
-use crate::ledger::{Ledger, Reason};
+use crate::ledger::{Ledger, Missing, Reason};
 use anyhow::{Context, Result};
 
 /// What the part stands between.
@@ -24,11 +24,11 @@ fn part(ledger: &Ledger) -> String {
     for Reason { what, why } in ledger.why.values() {
         text += &format!("| {what} | {why} |\n");
     }
-    let missing = ledger.missing();
-    if !missing.is_empty() {
-        text += "\nNot there yet:\n\n";
-        for what in missing {
-            text += &format!("- {what}\n");
+    if !ledger.missing.is_empty() {
+        text += "\nNot there yet; what is refused is refused by its name, so that nobody waits for it:\n\n";
+        text += "| what does not work | instead |\n|---|---|\n";
+        for Missing { what, instead } in ledger.missing.values() {
+            text += &format!("| {what} | {instead} |\n");
         }
     }
     text
@@ -40,11 +40,12 @@ mod tests {
 
     #[test]
     fn only_the_part_between_the_marks_is_replaced() {
-        let text = "[why.a]\nwhat = \"W\"\nwhy = \"Y\"\n[differs.\"g/a\"]\nq = \"a\"\nr = \"not yet: N\"\n";
+        let text = "[why.a]\nwhat = \"W\"\nwhy = \"Y\"\n[missing.n]\nwhat = \"N\"\ninstead = \"I\"\n[differs.\"g/a\"]\nq = \"a\"\nr = \"not yet: n\"\n";
         let ledger = Ledger::parse(text).unwrap();
         let document = format!("before\n{BEGIN}old\n{END}after\n");
         let expected = format!(
-            "before\n{BEGIN}| what differs | why |\n|---|---|\n| W | Y |\n\nNot there yet:\n\n- N\n{END}after\n"
+            "before\n{BEGIN}| what differs | why |\n|---|---|\n| W | Y |\n\nNot there yet; what is refused is refused by its name, \
+             so that nobody waits for it:\n\n| what does not work | instead |\n|---|---|\n| N | I |\n{END}after\n"
         );
         assert_eq!(with_ledger(&document, &ledger).unwrap(), expected);
         with_ledger("no marks", &ledger).unwrap_err();

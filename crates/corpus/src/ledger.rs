@@ -13,7 +13,7 @@ const NOT_YET: &str = "not yet: ";
 /// What stands before everything else in the file.
 const HEAD: &str = "\
 # Known differences to qemu-storage-daemon. One table a case, one line a part of an answer that differs,
-# and why: the name of a reason below, or 'not yet: ' and what is missing.
+# and why: the name of a reason below, or 'not yet: ' and the name of what is missing.
 # `cargo xtask test qsd` fails if something differs that is not here, and if something here does not.
 # `cargo xtask test qsd --bless-ledger` takes out what differs no more, and brings docs/compatibility.md up to it.
 ";
@@ -25,6 +25,9 @@ pub struct Ledger {
     /// Reasons, by their names.
     #[serde(default)]
     pub why: BTreeMap<String, Reason>,
+    /// What is missing, by names.
+    #[serde(default)]
+    pub missing: BTreeMap<String, Missing>,
     /// Of each case, the parts that differ, and why.
     #[serde(default)]
     differs: BTreeMap<String, BTreeMap<String, String>>,
@@ -40,6 +43,16 @@ pub struct Reason {
     pub why: String,
 }
 
+/// What is not there yet, as a user is told.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Missing {
+    /// What does not work.
+    pub what: String,
+    /// What to do instead.
+    pub instead: String,
+}
+
 /// What a case's differences are to the ledger.
 #[derive(Debug, Default)]
 pub struct Verdict {
@@ -50,16 +63,18 @@ pub struct Verdict {
 }
 
 impl Ledger {
-    /// From the text of its file. Each reason must be there, and each that is there must be used.
+    /// From the text of its file. Each reason must be there, and each that is there must be used; so must what
+    /// is missing.
     pub fn parse(text: &str) -> Result<Self> {
         let ledger: Self = toml::from_str(text).context("the ledger")?;
         let mut used = BTreeSet::new();
         for (case, parts) in &ledger.differs {
             for (part, why) in parts {
-                let is_missing = why
-                    .strip_prefix(NOT_YET)
-                    .is_some_and(|what| !what.is_empty());
-                if !is_missing && !ledger.why.contains_key(why) {
+                let is_there = match why.strip_prefix(NOT_YET) {
+                    Some(name) => ledger.missing.contains_key(name),
+                    None => ledger.why.contains_key(why),
+                };
+                if !is_there {
                     bail!("{case}, '{part}': there is no reason '{why}'");
                 }
                 used.insert(why.as_str());
@@ -67,6 +82,10 @@ impl Ledger {
         }
         if let Some(unused) = ledger.why.keys().find(|name| !used.contains(name.as_str())) {
             bail!("nothing differs because of '{unused}': take that reason out");
+        }
+        let is_unused = |name: &&String| !used.contains(format!("{NOT_YET}{name}").as_str());
+        if let Some(unused) = ledger.missing.keys().find(is_unused) {
+            bail!("nothing differs because '{unused}' is missing: take it out");
         }
         Ok(ledger)
     }
@@ -77,6 +96,12 @@ impl Ledger {
         for (name, Reason { what, why }) in &self.why {
             // Writing to a string does not fail.
             let _ = write!(text, "\n[why.{name}]\nwhat = {what:?}\nwhy = {why:?}\n");
+        }
+        for (name, Missing { what, instead }) in &self.missing {
+            let _ = write!(
+                text,
+                "\n[missing.{name}]\nwhat = {what:?}\ninstead = {instead:?}\n"
+            );
         }
         for (case, parts) in &self.differs {
             let _ = write!(text, "\n[differs.{case:?}]\n");
@@ -109,14 +134,6 @@ impl Ledger {
         self.differs.keys().map(String::as_str)
     }
 
-    /// What is missing, by name: the reasons that begin with `not yet`.
-    pub fn missing(&self) -> BTreeSet<&str> {
-        let reasons = self.differs.values().flat_map(BTreeMap::values);
-        reasons
-            .filter_map(|why| why.strip_prefix(NOT_YET))
-            .collect()
-    }
-
     /// Takes out what differs no more, and reasons that nothing needs then.
     pub fn remove(&mut self, case: &str, parts: &[String]) {
         if let Some(known) = self.differs.get_mut(case) {
@@ -126,6 +143,7 @@ impl Ledger {
         let used: BTreeSet<&String> = self.differs.values().flat_map(BTreeMap::values).collect();
         let used: BTreeSet<String> = used.into_iter().cloned().collect();
         self.why.retain(|name, _| used.contains(name));
+        (self.missing).retain(|name, _| used.contains(&format!("{NOT_YET}{name}")));
     }
 
     /// Adds what is not known, for somebody to say why: not a ledger yet.
@@ -154,6 +172,10 @@ mod tests {
 what = "a text"
 why = "ours says more"
 
+[missing.jobs]
+what = "jobs"
+instead = "wait"
+
 [differs."g/a"]
 "q: x" = "text"
 "q: y" = "not yet: jobs"
@@ -165,7 +187,6 @@ why = "ours says more"
         let text = ledger.render();
         assert_eq!(Ledger::parse(&text).unwrap().render(), text);
         assert!(text.starts_with(HEAD));
-        assert_eq!(ledger.missing().into_iter().collect::<Vec<_>>(), ["jobs"]);
     }
 
     #[test]
@@ -179,6 +200,7 @@ why = "ours says more"
         assert_eq!(ledger.reason("g/a", "q: y"), Some("not yet: jobs"));
         ledger.remove("g/a", &["q: y".to_owned()]);
         assert_eq!(ledger.cases().count(), 0);
+        assert!(ledger.missing.is_empty(), "it is there");
         ledger.add("g/a", &verdict.unknown);
         Ledger::parse(&ledger.render()).unwrap_err();
     }
@@ -189,7 +211,11 @@ why = "ours says more"
         Ledger::parse(&no_reason).unwrap_err();
         let unused = TEXT.replace("\"q: x\" = \"text\"", "");
         Ledger::parse(&unused).unwrap_err();
-        let nothing = TEXT.replace("yet: jobs", "yet: ");
-        Ledger::parse(&nothing).unwrap_err();
+        for name in ["", "job"] {
+            let nothing = TEXT.replace("yet: jobs", &format!("yet: {name}"));
+            Ledger::parse(&nothing).unwrap_err();
+        }
+        let unused = TEXT.replace("\"q: y\" = \"not yet: jobs\"", "");
+        Ledger::parse(&unused).unwrap_err();
     }
 }

@@ -80,6 +80,8 @@ pub struct Step {
     pub opt: Opt,
     /// Its argument: keyval or JSON. What is not UTF-8 in it is as in [`qapi::os_text`].
     pub arg: String,
+    /// How it was written, for messages.
+    pub written: String,
 }
 
 /// A command line that is syntactically sound.
@@ -319,8 +321,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
     let known = known(&command);
     let mut line = CommandLine::default();
     for word in getopt::scan(&known, args.into_iter().skip(1)) {
-        let (name, argument) = match word.map_err(|text| refuse(&text))? {
-            Word::Option(name, argument) => (name, argument.unwrap_or_default()),
+        let (name, argument, written) = match word.map_err(|text| refuse(&text))? {
+            Word::Option {
+                name,
+                argument,
+                written,
+            } => (name, argument.unwrap_or_default(), written),
             Word::Other(word) => {
                 let word = os_text::from_os(&word);
                 return Err(refuse(&format!("{word}: Unexpected argument")));
@@ -332,7 +338,9 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
             "daemonize" => line.daemonize = true,
             "pidfile" => line.pidfile = Some(argument.into()),
             "state-dir" => line.state_dir = Some(argument.into()),
-            "compat" => line.compat = compat(&os_text::from_os(&argument))?,
+            "compat" => {
+                line.compat = compat(&os_text::from_os(&argument), &os_text::from_os(&written))?;
+            }
             // There are no trace events.
             "trace" => {
                 if matches!(argument.as_encoded_bytes(), b"help" | b"?") {
@@ -342,7 +350,8 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
             name => {
                 if let Some(opt) = Opt::ALL.into_iter().find(|opt| opt.name() == name) {
                     let arg = os_text::from_os(&argument);
-                    line.steps.push(Step { opt, arg });
+                    let written = os_text::from_os(&written);
+                    line.steps.push(Step { opt, arg, written });
                 }
             }
         }
@@ -350,12 +359,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
     Ok(line)
 }
 
-fn compat(name: &str) -> Result<Compat, Exit> {
+fn compat(name: &str, written: &str) -> Result<Compat, Exit> {
     match name {
         "qsd" => Ok(Compat::Qsd),
         "none" => Ok(Compat::None),
         _ => Err(refuse(&format!(
-            "--compat {name}: Parameter 'compat' does not accept value '{name}', use 'qsd' or 'none'"
+            "{written}: Parameter 'compat' does not accept value '{name}', use 'qsd' or 'none'"
         ))),
     }
 }

@@ -23,8 +23,15 @@ pub struct Known {
 /// What stands on a command line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Word {
-    /// An option, by its full name.
-    Option(String, Option<OsString>),
+    /// An option.
+    Option {
+        /// Its full name.
+        name: String,
+        /// Its argument.
+        argument: Option<OsString>,
+        /// How it was written, for messages: as one word or as two.
+        written: OsString,
+    },
     /// What is no option.
     Other(OsString),
 }
@@ -61,7 +68,7 @@ impl<I: Iterator<Item = OsString>> Iterator for Scan<'_, I> {
             let arg = self.args.next()?;
             match arg.as_bytes() {
                 b"--" => return None,
-                [b'-', b'-', long @ ..] => self.long(OsStr::from_bytes(long)),
+                [b'-', b'-', long @ ..] => self.long(OsStr::from_bytes(long), &arg),
                 [b'-', letters @ ..] if !letters.is_empty() => {
                     self.letters = letters.to_vec();
                     self.letter()
@@ -77,7 +84,7 @@ impl<I: Iterator<Item = OsString>> Iterator for Scan<'_, I> {
 }
 
 impl<I: Iterator<Item = OsString>> Scan<'_, I> {
-    fn long(&mut self, text: &OsStr) -> Result<Word, String> {
+    fn long(&mut self, text: &OsStr, word: &OsStr) -> Result<Word, String> {
         let bytes = text.as_bytes();
         let at = bytes.iter().position(|byte| *byte == b'=');
         let (name, value) = match at {
@@ -87,6 +94,7 @@ impl<I: Iterator<Item = OsString>> Scan<'_, I> {
         let shown = os_text::from_os(text);
         let option = look_up(self.known, name, &shown)?;
         let name = &option.name;
+        let mut written = word.to_owned();
         let argument = match (option.has_argument, value) {
             (false, Some(_)) => {
                 return Err(format!("option '--{name}' doesn't allow an argument"));
@@ -96,10 +104,17 @@ impl<I: Iterator<Item = OsString>> Scan<'_, I> {
             // The next word is the argument, whatever it begins with.
             (true, None) => {
                 let next = self.args.next();
-                Some(next.ok_or_else(|| format!("option '--{name}' requires an argument"))?)
+                let next = next.ok_or_else(|| format!("option '--{name}' requires an argument"))?;
+                written.push(" ");
+                written.push(&next);
+                Some(next)
             }
         };
-        Ok(Word::Option(name.clone(), argument))
+        Ok(Word::Option {
+            name: name.clone(),
+            argument,
+            written,
+        })
     }
 
     fn letter(&mut self) -> Result<Word, String> {
@@ -115,7 +130,16 @@ impl<I: Iterator<Item = OsString>> Scan<'_, I> {
             }
             true => Some(OsString::from_vec(std::mem::take(&mut self.letters))),
         };
-        Ok(Word::Option(known.name.clone(), argument))
+        let mut written = OsString::from(format!("-{letter}"));
+        if let Some(argument) = &argument {
+            written.push(" ");
+            written.push(argument);
+        }
+        Ok(Word::Option {
+            name: known.name.clone(),
+            argument,
+            written,
+        })
     }
 }
 
@@ -171,7 +195,7 @@ mod tests {
         scan(&known(), args)
             .map(|word| {
                 Ok(match word? {
-                    Word::Option(name, argument) => {
+                    Word::Option { name, argument, .. } => {
                         (name, argument.map(|a| a.into_string().unwrap()))
                     }
                     Word::Other(word) => (format!("={}", word.into_string().unwrap()), None),

@@ -215,11 +215,11 @@ impl Daemon {
             chardevs: &self.chardevs,
         };
         for step in line.steps {
-            let (name, arg) = (step.opt.name(), step.arg.clone());
+            let written = step.written.clone();
             let executed = steps.execute(step).await;
             let executed = executed.map_err(|SetupError { desc, hint }| {
                 let hint = hint.map(|hint| format!("\n{hint}")).unwrap_or_default();
-                format!("--{name} {arg}: {desc}{hint}")
+                format!("{written}: {desc}{hint}")
             })?;
             if let Executed::Help(text, code) = executed {
                 return Ok(SetUp::Help(text, code));
@@ -231,6 +231,7 @@ impl Daemon {
         if let Some(path) = line.pidfile {
             self.pidfile = Some(write_pidfile(path).await?);
         }
+        self.chardevs.say_names();
         Ok(SetUp::Ready)
     }
 

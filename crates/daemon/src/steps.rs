@@ -37,7 +37,8 @@ impl Steps<'_> {
     ///
     /// # Errors
     /// In QEMU's words.
-    pub async fn execute(self, Step { opt, arg }: Step) -> Result<Executed, SetupError> {
+    pub async fn execute(self, step: Step) -> Result<Executed, SetupError> {
+        let Step { opt, arg, written } = step;
         let options = match opt {
             Opt::Object => {
                 if let Some(text) = options_help::object(&arg)? {
@@ -57,7 +58,7 @@ impl Steps<'_> {
                 }
                 let (options, warnings) = ChardevOptions::parse(&arg)?;
                 for warning in warnings {
-                    let line = format!("{PROGRAM}: --chardev {arg}: warning: {warning}\n");
+                    let line = format!("{PROGRAM}: {written}: warning: {warning}\n");
                     logging::say(&os_text::to_os(&line).into_vec());
                 }
                 Options::Chardev(options)
@@ -69,8 +70,7 @@ impl Steps<'_> {
                 return Ok(Executed::Done);
             }
         };
-        let shown = format!("--{} {arg}", opt.name());
-        self.make(options, &shown).await?;
+        self.make(options, &written).await?;
         Ok(Executed::Done)
     }
 

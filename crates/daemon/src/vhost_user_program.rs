@@ -92,7 +92,7 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
     let mut wanted = Wanted::default();
     for word in getopt::scan(&known, args) {
         match word.map_err(refuse)? {
-            Word::Option(name, argument) => match name.as_str() {
+            Word::Option { name, argument, .. } => match name.as_str() {
                 "blk-file" => wanted.blk_file = argument,
                 "fd" => wanted.fd = argument,
                 "socket-path" => wanted.socket_path = argument,
@@ -139,7 +139,11 @@ fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
         true => ("on", "off"),
         false => ("off", "on"),
     };
-    let step = |opt, arg| Step { opt, arg };
+    let step = |opt: Opt, arg: String| Step {
+        written: format!("--{} {arg}", opt.name()),
+        opt,
+        arg,
+    };
     Ok(CommandLine {
         steps: vec![
             step(

@@ -65,7 +65,7 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     (
         &[NULL, NULL],
-        "--blockdev null-co,node-name=n: Duplicate nodes with node-name='n'",
+        "--blockdev=null-co,node-name=n: Duplicate nodes with node-name='n'",
     ),
     (
         &[
@@ -166,12 +166,12 @@ const TABLE: &[(&[&str], &str)] = &[
     // Exports.
     (
         &[EXPORT],
-        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Cannot find \
+        "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Cannot find \
          device='' nor node-name='n'",
     ),
     (
         &[NULL, EXPORT, EXPORT],
-        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Block export id \
+        "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/e: Block export id \
          'e' is already in use",
     ),
     (
@@ -179,7 +179,7 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=99",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=99: File descriptor '99' is \
+        "--export=vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=99: File descriptor '99' is \
          not a socket",
     ),
     (
@@ -187,7 +187,7 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e: Invalid block \
+        "--export=vhost-user-blk,id=9e,node-name=n,addr.type=unix,addr.path=@/e: Invalid block \
          export id",
     ),
     (
@@ -195,7 +195,7 @@ const TABLE: &[(&[&str], &str)] = &[
             RO,
             "--export=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path=@/e: Cannot \
+        "--export=vhost-user-blk,id=e,node-name=n,writable=on,addr.type=unix,addr.path=@/e: Cannot \
          export read-only node as writable",
     ),
     (
@@ -203,7 +203,7 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,iothread=i,addr.type=unix,addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,iothread=i,addr.type=unix,addr.path=@/e: \
+        "--export=vhost-user-blk,id=e,node-name=n,iothread=i,addr.type=unix,addr.path=@/e: \
          iothread \"i\" not found",
     ),
     (
@@ -213,7 +213,7 @@ const TABLE: &[(&[&str], &str)] = &[
             "--export=vhost-user-blk,id=e,node-name=n,iothread.0=i,iothread.1=j,addr.type=unix,\
              addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,iothread.0=i,iothread.1=j,addr.type=unix,\
+        "--export=vhost-user-blk,id=e,node-name=n,iothread.0=i,iothread.1=j,addr.type=unix,\
          addr.path=@/e: iothread \"j\" not found",
     ),
     (
@@ -221,19 +221,19 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e: \
+        "--export=vhost-user-blk,id=e,node-name=n,num-queues=0,addr.type=unix,addr.path=@/e: \
          num-queues must be greater than 0",
     ),
     (
         &[NULL, "--export=nbd,id=e,node-name=n"],
-        "--export nbd,id=e,node-name=n: Parameter 'type' does not accept value 'nbd'",
+        "--export=nbd,id=e,node-name=n: Parameter 'type' does not accept value 'nbd'",
     ),
     (
         &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,werror=retry,addr.type=unix,addr.path=@/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,werror=retry,addr.type=unix,addr.path=@/e: \
+        "--export=vhost-user-blk,id=e,node-name=n,werror=retry,addr.type=unix,addr.path=@/e: \
          Parameter 'werror' does not accept value 'retry'",
     ),
     (
@@ -241,7 +241,7 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e: Failed to bind \
+        "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/no/e: Failed to bind \
          socket to @/no/e: No such file or directory",
     ),
     (
@@ -249,7 +249,7 @@ const TABLE: &[(&[&str], &str)] = &[
             NULL,
             "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/disk.img",
         ],
-        "--export vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/disk.img: Failed to \
+        "--export=vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=@/disk.img: Failed to \
          bind socket to @/disk.img: Address already in use",
     ),
     // Character devices and monitors.
@@ -299,7 +299,7 @@ const TABLE: &[(&[&str], &str)] = &[
     ),
     (
         &["--monitor", "c,mode=readline"],
-        "--monitor c,mode=readline: Parameter 'mode' does not accept value 'readline'",
+        "--monitor c,mode=readline: Only QMP is supported",
     ),
     // Objects.
     (

@@ -7,7 +7,7 @@
 
 mod common;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 
@@ -57,4 +57,33 @@ fn a_stdout_that_nobody_reads_stops_nobody() {
     };
     assert_eq!(status.code(), Some(0));
     drop((reader, stdin));
+}
+
+/// The line that names a terminal came between a client on standard output and its greeting, and clients that
+/// read JSON there gave up. QEMU's stays in a buffer until the end.
+#[test]
+fn the_name_of_a_terminal_is_no_part_of_the_conversation() {
+    let run = |args: &[&str]| {
+        let mut daemon = Command::new(env!("CARGO_BIN_EXE_standfastd"))
+            .args(args)
+            .args(["--chardev", "pty,id=p"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut line = String::new();
+        let stdout = daemon.stdout.take().unwrap();
+        BufReader::new(stdout).read_line(&mut line).unwrap();
+        daemon.kill().unwrap();
+        daemon.wait().unwrap();
+        line
+    };
+    let greeting = run(&["--chardev", "stdio,id=s", "--monitor", "s"]);
+    let greeting: Value = serde_json::from_str(&greeting).unwrap();
+    assert!(greeting["QMP"].is_object(), "{greeting}");
+    let line = run(&[]);
+    assert!(
+        line.starts_with("char device redirected to /dev/pts/") && line.ends_with(" (label p)\n"),
+        "{line}"
+    );
 }

@@ -125,10 +125,8 @@ fn index(fragment: &str) -> Option<usize> {
     if fragment.is_empty() || !fragment.bytes().all(|b| b.is_ascii_digit()) {
         return None;
     }
-    fragment
-        .parse::<u32>()
-        .ok()
-        .and_then(|n| usize::try_from(n).ok())
+    // One that is too large is beyond any list that there can be.
+    usize::try_from(fragment.parse::<u32>().unwrap_or(u32::MAX)).ok()
 }
 
 fn fragments(key: &str) -> Result<Vec<&str>, QmpError> {

@@ -29,6 +29,9 @@ use self::ring::Ring;
 use self::serve::Served;
 use self::source::{Made, Maker, Shown};
 
+/// How `query-chardev` calls standard input and output.
+const STDIO: &str = "stdio";
+
 /// A character device.
 #[derive(Debug)]
 struct Chardev {
@@ -54,6 +57,8 @@ pub struct Chardevs {
     maker: Maker,
     all: Mutex<Vec<Chardev>>,
     waiting: Mutex<Vec<Waiting>>,
+    /// What is to be said of them when all are there.
+    said: Mutex<Vec<String>>,
     tasks: Mutex<JoinSet<()>>,
 }
 
@@ -65,6 +70,7 @@ impl Chardevs {
             maker: Maker::new(in_background, descriptors),
             all: Mutex::default(),
             waiting: Mutex::default(),
+            said: Mutex::default(),
             tasks: Mutex::default(),
         }
     }
@@ -89,7 +95,7 @@ impl Chardevs {
         let made = self.maker.make(options.backend).await?;
         if let Some(pty) = &made.pty {
             let line = format!("char device redirected to {pty} (label {})\n", options.id);
-            say_on_stdout(&line);
+            self.said.lock().push(line);
         }
         let made = made.wait_for_client(option).await?;
         self.enter(options.id, made);
@@ -128,6 +134,19 @@ impl Chardevs {
             layout,
         });
         Ok(())
+    }
+
+    /// Says on standard output which terminals were made, unless that belongs to one of the character devices:
+    /// whoever reads QMP there understands nothing else.
+    pub fn say_names(&self) {
+        let said = std::mem::take(&mut *self.said.lock());
+        let is_taken = {
+            let all = self.all.lock();
+            all.iter().any(|known| known.shown.text() == STDIO)
+        };
+        if !is_taken {
+            said.iter().for_each(|line| say_on_stdout(line));
+        }
     }
 
     /// Starts the monitors, as tasks.

@@ -2,15 +2,17 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use block::{Access, LockError, Permissions};
+use block::{Access, Cause, LockError, Permissions};
 use rustix::fs::{FallocateFlags, IFlags};
 
 use super::lock::Locked;
+use super::options::OpenImage;
+use super::probe;
 use crate::OpenError;
 
 /// How the space of a new file is made.
@@ -27,6 +29,25 @@ pub enum Preallocation {
     Full,
 }
 
+/// A file to be made.
+#[derive(Debug)]
+pub struct NewFile<'a> {
+    /// Its path.
+    pub path: &'a Path,
+    /// The path as it is shown.
+    pub name: &'a str,
+    /// What opens it; none: the path does. It is there then, and not made.
+    pub opener: Option<&'a dyn OpenImage>,
+    /// Its length in bytes.
+    pub size: u64,
+    /// How its space is made.
+    pub preallocation: Preallocation,
+    /// Without copy-on-write, where the file system has that.
+    pub nocow: bool,
+    /// In pieces of how many bytes the file system is to allocate it, where it has that; none: as it likes.
+    pub extent_size_hint: Option<u32>,
+}
+
 /// What is written at once, in bytes.
 static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 
@@ -34,28 +55,19 @@ static ZEROES: [u8; 64 << 10] = [0; 64 << 10];
 /// wants. Bytes.
 const FIRST_BLOCK: u64 = 4096;
 
-/// Makes a file of `size` bytes, or has one that is there begin anew. Whether it goes on writing zeroes is
-/// asked of `cancelled`.
+/// Makes a file, or has one that is there begin anew. Whether it goes on writing zeroes is asked of
+/// `cancelled`. Returned is why the file system does not take the hint.
 ///
 /// # Errors
 /// In QEMU's words. A file that was made stays, and is empty.
-pub fn create(
-    path: &Path,
-    name: &str,
-    size: u64,
-    preallocation: Preallocation,
-    nocow: bool,
-    cancelled: &AtomicBool,
-) -> Result<(), OpenError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o644)
-        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
-        .open(path)
-        .map_err(|error| OpenError::system("Could not create", name, &error))?;
+pub fn create(new: &NewFile<'_>, cancelled: &AtomicBool) -> Result<Option<io::Error>, OpenError> {
+    let NewFile {
+        name,
+        size,
+        preallocation,
+        ..
+    } = *new;
+    let file = open(new)?;
     let owned: OwnedFd = file
         .try_clone()
         .map_err(|error| OpenError::system("Could not create", name, &error))?
@@ -67,24 +79,46 @@ pub fn create(
         shared: Permissions::ALL.without(Permissions::RESIZE),
     });
     locked.map_err(|LockError { errno, desc, hint }| OpenError { errno, desc, hint })?;
-    if nocow {
+    if new.nocow {
         // As far as the file system knows that.
         if let Ok(flags) = rustix::fs::ioctl_getflags(&file) {
             let _ = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
         }
     }
     resize(&file, 0)?;
+    let refused = new
+        .extent_size_hint
+        .and_then(|bytes| probe::set_extent_size_hint(file.as_fd(), bytes).err());
     let made = fill(&file, size, preallocation, cancelled);
     if made.is_err() && preallocation != Preallocation::Off {
         // What could not be made whole is nothing; the first error is the one that counts.
         let _ = resize(&file, 0);
     }
-    made
+    made.map(|()| refused)
+}
+
+fn open(new: &NewFile<'_>) -> Result<File, OpenError> {
+    if let Some(opener) = new.opener {
+        let opened = opener.open(true, false);
+        return opened.map(File::from).map_err(|error| {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            OpenError::new(errno, opener.failed(true, &Cause::of_errno(errno).reason()))
+        });
+    }
+    let opened = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o644)
+        .custom_flags(libc::O_NOCTTY | libc::O_NONBLOCK)
+        .open(new.path);
+    opened.map_err(|error| OpenError::system("Could not create", new.name, &error))
 }
 
 fn failed(what: &str, error: &io::Error) -> OpenError {
     let errno = error.raw_os_error().unwrap_or(libc::EIO);
-    let reason = block::Cause::of_errno(errno).reason();
+    let reason = Cause::of_errno(errno).reason();
     OpenError::new(errno, format!("{what}: {reason}"))
 }
 
@@ -147,8 +181,17 @@ mod tests {
     fn made(path: &Path, size: u64, preallocation: Preallocation) -> Result<(), String> {
         let going_on = AtomicBool::new(false);
         let name = path.display().to_string();
-        let made = create(path, &name, size, preallocation, true, &going_on);
-        made.map_err(|error| error.desc)
+        let new = NewFile {
+            path,
+            name: &name,
+            opener: None,
+            size,
+            preallocation,
+            nocow: true,
+            extent_size_hint: Some(1 << 20),
+        };
+        let made = create(&new, &going_on);
+        made.map(drop).map_err(|error| error.desc)
     }
 
     #[test]

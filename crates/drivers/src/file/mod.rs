@@ -60,7 +60,7 @@ use block::{
     BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, Limits, NodeInfo, Operation, Result,
 };
 
-pub use self::create::{Preallocation, create};
+pub use self::create::{NewFile, Preallocation, create};
 pub use self::driver::{FileDriver, Medium};
 pub use self::lock::Locked as LockedImage;
 pub use self::options::{Aio, Discard, FileOptions, Locking, OpenImage};

@@ -142,6 +142,7 @@ pub fn allocated(fd: BorrowedFd<'_>, ask_server: bool) -> io::Result<u64> {
 }
 
 const FS_IOC_FSGETXATTR: libc::Ioctl = 0x801c_581f;
+const FS_IOC_FSSETXATTR: libc::Ioctl = 0x401c_5820;
 const FS_XFLAG_EXTSIZE: u32 = 0x800;
 
 /// The kernel's `struct fsxattr`.
@@ -167,6 +168,26 @@ pub fn extent_size_hint(fd: BorrowedFd<'_>, stat: &Stat) -> Option<u32> {
     // SAFETY: the descriptor is open, and the structure is the one that the call fills.
     let asked = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) };
     (asked == 0 && attributes.xflags & FS_XFLAG_EXTSIZE != 0).then_some(attributes.extsize)
+}
+
+/// Tells the file system in pieces of how many bytes it is to allocate an empty file, if it is to be told.
+///
+/// # Errors
+/// The system's. Most file systems do not have that.
+pub fn set_extent_size_hint(fd: BorrowedFd<'_>, bytes: u32) -> io::Result<()> {
+    let mut attributes = FsXAttr::default();
+    // SAFETY: the descriptor is open, and the structure is the one that the call fills.
+    let asked = unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSGETXATTR, &raw mut attributes) };
+    if asked != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    attributes.xflags |= FS_XFLAG_EXTSIZE;
+    attributes.extsize = bytes;
+    // SAFETY: the descriptor is open, and the structure is the one that the call reads.
+    match unsafe { libc::ioctl(fd.as_raw_fd(), FS_IOC_FSSETXATTR, &raw const attributes) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
 }
 
 const CIFS_MAGIC: libc::__fsword_t = 0xff53_4d42;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use block::RegistryError;
 use qapi::QmpError;
 use qapi::command::{
     BlockExportDel, BlockExportRemoveMode, BlockResize, BlockdevDel, BlockdevReopen,
@@ -47,6 +48,10 @@ pub(crate) async fn block_export_add(
     context: &Context,
     options: ExportOptions,
 ) -> Result<Empty, QmpError> {
+    // QEMU looks for that before it looks at what is wanted.
+    if context.registry.export(&options.base.id).is_ok() {
+        return Err(failed(RegistryError::DuplicateExport(options.base.id)));
+    }
     options.check()?;
     let graph = Arc::clone(&context.graph);
     let add = async move { graph.add_export(options).await };

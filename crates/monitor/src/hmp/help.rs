@@ -23,7 +23,7 @@ const COMMANDS: [Command; 9] = [
     ("system_reset", "", "reset the system"),
 ];
 
-const INFO: [Command; 6] = [
+const INFO: [Command; 7] = [
     (
         "block",
         "[-n] [-v] [device]",
@@ -36,6 +36,7 @@ const INFO: [Command; 6] = [
         "show progress of ongoing block device operations",
     ),
     ("blockstats", "", "show block device statistics"),
+    ("chardev", "", "show the character devices"),
     ("iothreads", "", "show iothreads"),
     ("status", "", "show the current VM status (running|paused)"),
     ("version", "", "show the version of QEMU"),

@@ -11,7 +11,7 @@ use qapi::command::{
 use qapi::options::ObjectOptions;
 use qapi::{QmpError, Size};
 
-use crate::commands::{block, graph, misc, object, run as run_control, stats};
+use crate::commands::{block, chardev, graph, job, misc, object, run as run_control, stats};
 use crate::context::Context;
 
 use self::line::{Line, Malformed};
@@ -89,10 +89,11 @@ async fn info(context: &Context, mut line: Line<'_>) -> Result<String, QmpError>
     }
     Ok(match name {
         "" => help::info(),
-        "block-jobs" => "No active jobs\n".to_owned(),
+        "block-jobs" => text::block_jobs(&job::query_block_jobs(context, NoArguments {}).await?),
         "blockstats" => {
             text::blockstats(&stats::query_blockstats(context, QueryBlockstats::default()).await?)
         }
+        "chardev" => text::chardevs(&chardev::query(context, NoArguments {}).await?),
         "iothreads" => text::iothreads(&object::query_iothreads(context, NoArguments {}).await?),
         "status" => text::status(&run_control::query_status(context, NoArguments {}).await?),
         "version" => text::version(&misc::query_version(context, NoArguments {}).await?),

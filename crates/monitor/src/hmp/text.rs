@@ -4,13 +4,39 @@ use std::fmt::Write;
 
 use qapi::options::DetectZeroes;
 use qapi::types::{
-    BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockStats, ImageInfo, ImageInfoSpecific,
-    IothreadInfo, RunState, StatusInfo, VersionInfo, VersionTriple,
+    BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockJobInfo, BlockStats, ChardevInfo,
+    ImageInfo, ImageInfoSpecific, IothreadInfo, RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
 /// Printing to a string cannot fail.
 macro_rules! print {
     ($out:expr, $($args:tt)*) => {{ let _ = write!($out, $($args)*); }};
+}
+
+/// `info chardev`.
+pub(super) fn chardevs(infos: &[ChardevInfo]) -> String {
+    let lines = infos
+        .iter()
+        .map(|info| format!("{}: filename={}\n", info.label, info.filename));
+    lines.collect()
+}
+
+/// `info block-jobs`.
+pub(super) fn block_jobs(infos: &[BlockJobInfo]) -> String {
+    if infos.is_empty() {
+        return "No active jobs\n".to_owned();
+    }
+    let lines = infos.iter().map(|info| {
+        format!(
+            "Type {}, device {}: Completed {} of {} bytes, speed limit {} bytes/s\n",
+            info.r#type.name(),
+            info.device,
+            info.offset,
+            info.len,
+            info.speed
+        )
+    });
+    lines.collect()
 }
 
 /// `info status`.

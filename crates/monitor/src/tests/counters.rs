@@ -294,6 +294,11 @@ async fn what_people_type() {
             "block_resize e 1 2",
             format!("block_resize: {extraneous}{}", more("block_resize")),
         ),
+        ("info chardev", "r: filename=ringbuf\r\n".to_owned()),
+        (
+            "info chardev x",
+            format!("chardev: {extraneous}{}", more("info chardev")),
+        ),
         ("info block-jobs", "No active jobs\r\n".to_owned()),
         (
             "info block-jobs x",

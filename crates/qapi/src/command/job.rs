@@ -1,5 +1,6 @@
 //! Arguments of `blockdev-create`, of jobs and of `transaction`.
 
+use crate::Size;
 use crate::de::flat_union;
 use serde::{Deserialize, Serialize};
 
@@ -51,6 +52,7 @@ pub struct BlockdevCreateNothing {}
 
 /// A file to be made.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub struct BlockdevCreateFile {
     /// Its path. What is there begins anew.
     pub filename: String,
@@ -62,6 +64,10 @@ pub struct BlockdevCreateFile {
     /// Without copy-on-write, where the file system has that. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nocow: Option<bool>,
+    /// In pieces of how many bytes the file system is to allocate it, where it can be told so; 0: as it
+    /// likes. Default: 1 MiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extent_size_hint: Option<Size>,
 }
 
 /// How the space of an image is made.

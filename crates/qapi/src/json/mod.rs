@@ -156,26 +156,20 @@ impl Stream {
 /// Parses text that must be exactly one JSON value.
 pub fn parse(text: &str) -> Result<Value, JsonError> {
     let mut stream = Stream::new();
-    let mut values = Vec::new();
-    let mut failed = None;
-    stream.feed(text.as_bytes(), |result| match result {
-        Ok(value) if values.len() < 2 => values.push(value),
-        Ok(_) => {}
-        Err(e) => failed = failed.take().or(Some(e)),
-    });
-    match stream.finish() {
-        Some(Ok(value)) => values.push(value),
-        Some(Err(e)) => failed = failed.or(Some(e)),
-        None => {}
+    let mut found: Option<Result<Value, JsonError>> = None;
+    // Whatever comes after a value, even a mistake, is one too many; the first mistake counts.
+    let mut take = |result| {
+        found = Some(match found.take() {
+            None => result,
+            Some(Ok(_)) => Err(JsonError("Expecting at most one JSON value".to_owned())),
+            Some(Err(first)) => Err(first),
+        });
+    };
+    stream.feed(text.as_bytes(), &mut take);
+    if let Some(last) = stream.finish() {
+        take(last);
     }
-    if let Some(e) = failed {
-        return Err(e);
-    }
-    match (values.pop(), values.is_empty()) {
-        (Some(value), true) => Ok(value),
-        (Some(_), false) => Err(JsonError("Expecting at most one JSON value".to_owned())),
-        (None, _) => Err(JsonError("Expecting a JSON value".to_owned())),
-    }
+    found.unwrap_or_else(|| Err(JsonError("Expecting a JSON value".to_owned())))
 }
 
 #[cfg(test)]

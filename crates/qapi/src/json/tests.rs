@@ -34,6 +34,9 @@ fn error_texts() {
     for (text, desc) in [
         ("", "Expecting a JSON value"),
         ("{} {}", "Expecting at most one JSON value"),
+        ("{} x", "Expecting at most one JSON value"),
+        ("{} {} {}", "Expecting at most one JSON value"),
+        ("x {}", "JSON parse error, invalid keyword 'x'"),
         ("{", "JSON parse error, premature EOI"),
         ("{\"a\":1", "JSON parse error, premature EOI"),
         ("{foo:1}", "JSON parse error, invalid keyword 'foo'"),

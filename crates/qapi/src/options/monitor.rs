@@ -28,11 +28,17 @@ pub enum MonitorMode {
     /// QMP.
     #[default]
     Control,
+    /// HMP, typed at a terminal: of QEMU, not of its storage daemon.
+    Readline,
 }
 
 impl MonitorOptions {
     /// Parses the argument of `--monitor`.
     pub fn parse(text: &str) -> Result<Self, QmpError> {
-        from_argument(text, Some("chardev"))
+        let options: Self = from_argument(text, Some("chardev"))?;
+        match options.mode {
+            Some(MonitorMode::Readline) => Err(QmpError::generic("Only QMP is supported")),
+            Some(MonitorMode::Control) | None => Ok(options),
+        }
     }
 }

@@ -39,6 +39,15 @@ pub enum JobType {
     Create,
 }
 
+impl JobType {
+    /// The name on the wire.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Create => "create",
+        }
+    }
+}
+
 /// Element of the result of `query-jobs`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

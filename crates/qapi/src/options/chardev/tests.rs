@@ -2,6 +2,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::de::{self, Mode};
+use crate::options::UnixAddress;
 use crate::{QmpError, json};
 
 fn parse(text: &str) -> Result<ChardevBackend, String> {
