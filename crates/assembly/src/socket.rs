@@ -116,7 +116,10 @@ impl From<SocketError> for SetupError {
                 let in_use = io::Error::from_raw_os_error(libc::EADDRINUSE);
                 bind_error(path, &in_use).desc
             }
-            SocketError::Kind | SocketError::Claimed | SocketError::Inherited(_) => {
+            SocketError::NoPath
+            | SocketError::Kind
+            | SocketError::Claimed
+            | SocketError::Inherited(_) => {
                 return Self::new(error.to_string());
             }
         };

@@ -337,6 +337,12 @@ pub fn parse(args: impl IntoIterator<Item = OsString>) -> Result<CommandLine, Ex
             "version" => return Err(Exit::Print(version())),
             "daemonize" => line.daemonize = true,
             "pidfile" => line.pidfile = Some(argument.into()),
+            // The working directory is whichever it happens to be.
+            "state-dir" if argument.is_empty() => {
+                return Err(refuse(
+                    "--state-dir: the name of a directory is expected, and this one is empty",
+                ));
+            }
             "state-dir" => line.state_dir = Some(argument.into()),
             "compat" => {
                 line.compat = compat(&os_text::from_os(&argument), &os_text::from_os(&written))?;
@@ -469,6 +475,10 @@ mod tests {
             (&["-x"], "invalid option -- 'x'"),
             (&["--blockdev"], "option '--blockdev' requires an argument"),
             (&["--pidfile"], "option '--pidfile' requires an argument"),
+            (
+                &["--state-dir", ""],
+                "--state-dir: the name of a directory is expected, and this one is empty",
+            ),
             (
                 &["--da=1"],
                 "option '--daemonize' doesn't allow an argument",

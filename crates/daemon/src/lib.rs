@@ -175,6 +175,7 @@ async fn run(line: CommandLine, startup: Option<Startup>) -> ExitCode {
             ExitCode::SUCCESS,
         ),
     };
+    let registry = Arc::clone(daemon.assembly.registry());
     // Kept when a second signal comes: dropping iothreads would wait for the storage.
     let mut closing = pin!(daemon.close(reason));
     tokio::select! {
@@ -182,7 +183,7 @@ async fn run(line: CommandLine, startup: Option<Startup>) -> ExitCode {
             incidents.tell();
             code
         }
-        name = signals.next() => shutdown::abandon(name),
+        name = shutdown::insisted(&mut signals) => shutdown::abandon(name, registry.control()).await,
     }
 }
 

@@ -2,11 +2,11 @@
 
 use std::future::poll_fn;
 use std::io;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::logging;
 use assembly::{Assembly, tidy_up};
-use block::Saver;
+use block::{Control, Saver};
 use iothread::mailbox::Receiver;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::timeout;
@@ -74,13 +74,34 @@ pub async fn requested(signals: &mut Signals, quit: &mut Receiver<&'static str>)
     }
 }
 
-/// A second signal: whoever sent it does not want to wait, e.g. for storage that hangs. Sockets and
-/// the pid file stay behind; the next daemon replaces them.
+/// Signals that come this soon after the first are part of it: `timeout` sends two, systemd SIGHUP right
+/// after SIGTERM.
+const ONE_SIGNAL: Duration = Duration::from_millis(500);
+
+/// How long the end at once waits for the state file.
+const LAST_SAVE_MAX: Duration = Duration::from_secs(1);
+
+/// Waits for a signal of somebody who does not want to wait for an orderly end. SIGHUP is none: a terminal
+/// that goes does not know of any end.
+pub async fn insisted(signals: &mut Signals) -> &'static str {
+    let began = Instant::now();
+    loop {
+        let name = signals.next().await;
+        if name != "SIGHUP" && began.elapsed() >= ONE_SIGNAL {
+            return name;
+        }
+    }
+}
+
+/// A second signal: whoever sent it does not want to wait, e.g. for storage that hangs. The state is saved.
+/// Sockets and the pid file stay behind; the next daemon replaces them.
 #[expect(clippy::exit, reason = "an orderly return would wait for the storage")]
-pub fn abandon(name: &str) -> ! {
+pub async fn abandon(name: &str, control: &Control) -> ! {
     tracing::error!(
         "{name} while shutting down: ending at once, without waiting for I/O in flight"
     );
+    // Whether it has succeeded is logged by whoever saves.
+    let _ = timeout(LAST_SAVE_MAX, control.save(LAST_SAVE_MAX)).await;
     logging::finish();
     std::process::exit(1)
 }

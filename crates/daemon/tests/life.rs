@@ -138,11 +138,48 @@ fn a_second_signal_does_not_wait_for_storage() {
     assert!(disk.wait(0, Duration::from_millis(300)).unwrap().is_none());
     daemon.signal(Signal::TERM).unwrap();
     daemon.wait_for_stderr("shutting down", PATIENCE).unwrap();
-    std::thread::sleep(Duration::from_millis(100));
+    // Right after the first one it is none: `timeout` and systemd send two.
+    daemon.signal(Signal::TERM).unwrap();
+    daemon.signal(Signal::HUP).unwrap();
+    std::thread::sleep(Duration::from_secs(1));
     assert!(daemon.try_wait().unwrap().is_none(), "it does not wait");
+    daemon.signal(Signal::HUP).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    assert!(daemon.try_wait().unwrap().is_none(), "SIGHUP is no haste");
     daemon.signal(Signal::INT).unwrap();
     assert_eq!(daemon.wait(PATIENCE).unwrap().code(), Some(1));
     assert!(daemon.stderr().contains("ending at once"));
+}
+
+/// `stop` was answered before the state file had it: a daemon that was killed right then came back
+/// `running`, and started what an administrator had been told would wait for `cont`.
+#[test]
+fn what_stop_has_answered_a_crash_does_not_forget() {
+    let place = Place::new();
+    let state = place.name("state");
+    let chardev = format!(
+        "socket,id=q,path={},server=on,wait=off",
+        place.name("qmp.sock")
+    );
+    let start = || {
+        let daemon = standfastd()
+            .args(["--state-dir", &state, "--chardev", &chardev])
+            .args(["--monitor", "q"])
+            .socket(place.file("qmp.sock"))
+            .start()
+            .unwrap();
+        (daemon, Qmp::connect(place.file("qmp.sock")).unwrap())
+    };
+    for _ in 0..5 {
+        let (mut daemon, mut qmp) = start();
+        qmp.execute("cont", Value::Null).unwrap();
+        qmp.execute("stop", Value::Null).unwrap();
+        daemon.kill().unwrap();
+        let (mut daemon, mut qmp) = start();
+        let status = qmp.execute("query-status", Value::Null).unwrap();
+        assert_eq!(status["status"], "paused");
+        daemon.kill().unwrap();
+    }
 }
 
 #[test]

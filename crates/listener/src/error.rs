@@ -23,6 +23,9 @@ pub enum SocketError {
         /// The socket's path.
         path: PathBuf,
     },
+    /// An empty path: the system would make up an abstract name, which everybody may connect to.
+    #[error("a socket needs a path, and this one is empty; name a file")]
+    NoPath,
     /// Something else has this name.
     #[error("{} exists and is not a socket; remove it, or choose another path", path.display())]
     NotASocket {

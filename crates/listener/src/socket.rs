@@ -38,15 +38,19 @@ enum Made {
 #[derive(Debug)]
 struct Files {
     path: PathBuf,
+    /// Device and inode of the socket's file.
+    made: (u64, u64),
     lock_path: PathBuf,
     _lock: File,
 }
 
 impl Drop for Files {
     fn drop(&mut self) {
-        // Under the lock, so nobody else's socket can be meant. Whoever removed a file before us
-        // has done our work.
-        let _ = std::fs::remove_file(&self.path);
+        // Other programs know no lock of ours: one may have removed the file, and listens there itself.
+        if identity(&self.path).is_ok_and(|there| there == self.made) {
+            let _ = std::fs::remove_file(&self.path);
+        }
+        // Whoever removed it before us has done our work.
         let _ = std::fs::remove_file(&self.lock_path);
     }
 }
@@ -58,16 +62,20 @@ impl Drop for Files {
 /// # Errors
 /// [`SocketError`] names the path and the remedy; nothing is left behind.
 pub fn bind_socket(path: &Path, access: Access) -> Result<Socket, SocketError> {
+    if path.as_os_str().is_empty() {
+        return Err(SocketError::NoPath);
+    }
     let mut lock_path = path.as_os_str().to_owned();
     lock_path.push(".lock");
     let lock_path = PathBuf::from(lock_path);
     let lock = take_lock(path, &lock_path)?;
     let bound = clear_path(path).and_then(|()| listen(path, access));
     match bound {
-        Ok(listener) => Ok(Socket {
+        Ok((listener, made)) => Ok(Socket {
             listener,
             _made: Made::Files(Files {
                 path: absolute(path),
+                made,
                 lock_path: absolute(&lock_path),
                 _lock: lock,
             }),
@@ -149,22 +157,35 @@ fn new_socket() -> rustix::io::Result<OwnedFd> {
     rustix::net::socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn listen(path: &Path, access: Access) -> Result<UnixListener, SocketError> {
+/// Device and inode of what has this name.
+fn identity(path: &Path) -> io::Result<(u64, u64)> {
+    let found = std::fs::symlink_metadata(path)?;
+    Ok((found.dev(), found.ino()))
+}
+
+/// The socket, and what its file is.
+fn listen(path: &Path, access: Access) -> Result<(UnixListener, (u64, u64)), SocketError> {
     let address = SocketAddrUnix::new(path).map_err(system(path, "use that path"))?;
     let fd = new_socket().map_err(system(path, "make a socket"))?;
     // The file gets the socket's mode, less the umask: it is private from the first moment.
     rustix::fs::fchmod(&fd, Mode::RUSR | Mode::WUSR).map_err(system(path, "set the mode"))?;
     rustix::net::bind(&fd, &address).map_err(system(path, "bind"))?;
     // Nobody can connect before the socket listens.
-    let listens = access
-        .grant(path)
-        .and_then(|()| rustix::net::listen(&fd, BACKLOG).map_err(system(path, "listen")));
-    if let Err(error) = listens {
-        // Nobody misses a socket that never listened.
-        let _ = std::fs::remove_file(path);
-        return Err(error);
+    let listens = identity(path)
+        .map_err(system(path, "stat"))
+        .and_then(|made| access.grant(path).map(|()| made))
+        .and_then(|made| {
+            let listens = rustix::net::listen(&fd, BACKLOG).map_err(system(path, "listen"));
+            listens.map(|()| made)
+        });
+    match listens {
+        Ok(made) => Ok((UnixListener::from(fd), made)),
+        Err(error) => {
+            // Nobody misses a socket that never listened.
+            let _ = std::fs::remove_file(path);
+            Err(error)
+        }
     }
-    Ok(UnixListener::from(fd))
 }
 
 /// Inodes of the inherited sockets that are in use.
@@ -323,6 +344,27 @@ mod tests {
         }
         let bound = bind_socket(&path, Access::default());
         assert!(matches!(bound, Err(SocketError::InUse { .. })));
+    }
+
+    /// The system made up an abstract name for it, to which everybody could connect.
+    #[test]
+    fn an_empty_path_is_none() {
+        let bound = bind_socket(Path::new(""), Access::default());
+        assert!(matches!(bound, Err(SocketError::NoPath)), "{bound:?}");
+    }
+
+    /// Programs that know no lock of ours remove a socket and listen in its place: theirs was removed at
+    /// our end.
+    #[test]
+    fn what_somebody_else_has_put_there_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk.sock");
+        let socket = bind_socket(&path, Access::default()).unwrap();
+        std::fs::remove_file(&path).unwrap();
+        let _theirs = UnixListener::bind(&path).unwrap();
+        drop(socket);
+        assert!(path.exists());
+        UnixStream::connect(&path).unwrap();
     }
 
     /// Of 50 clients at once half got EAGAIN.

@@ -4,7 +4,7 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Poll;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use iothread::mailbox::{self, Receiver, Sender};
 use parking_lot::Mutex;
@@ -15,6 +15,8 @@ use crate::control::listeners::Observer;
 use crate::control::reports::Reports;
 use crate::control::run_control::{Effects, Refusal, RunControl};
 use crate::control::wiring::Wiring;
+use crate::driver::beside::beside;
+use crate::persist::changes::Saved;
 use crate::words::event::{Event, EventKind};
 use crate::words::ids::LocalId;
 use crate::words::vm::VmPause;
@@ -173,6 +175,16 @@ impl Control {
         self.call(|state, wiring| state.stop(wiring))
             .await
             .unwrap_or(Err(Refusal::ShuttingDown))
+    }
+
+    /// Has the state saved, as it is by now, where there is a state file; waits for that at most `limit`.
+    pub async fn save(&self, limit: Duration) -> Saved {
+        let saver = self.call(|_, wiring| wiring.saver().cloned()).await;
+        let Some(Some(changes)) = saver else {
+            return Saved::Nowhere;
+        };
+        let saved = beside(move || changes.save_within(limit)).await;
+        saved.unwrap_or(Saved::No)
     }
 
     /// `cont`. `force`: the VM is resumed even if somebody else has paused it.

@@ -1,5 +1,7 @@
 //! Run control.
 
+use std::time::Duration;
+
 use qapi::QmpError;
 use qapi::command::{BlockExportCont, Cont, NoArguments, NodeAcceptLoss};
 use qapi::types::{Empty, StatusInfo};
@@ -16,8 +18,15 @@ pub(crate) async fn query_status(
     Ok(convert::status(state, link.as_deref()))
 }
 
+/// How long the answer of `stop` waits for the state file.
+const STOP_SAVED_MAX: Duration = Duration::from_secs(1);
+
+/// Nothing is started from now on, and not by a daemon that follows a crash either: so the answer comes
+/// when that is saved, if it can be. Whoever saves tells if it cannot.
 pub(crate) async fn stop(context: &Context, _: NoArguments) -> Result<Empty, QmpError> {
-    context.registry.control().stop().await.map_err(refused)?;
+    let control = context.registry.control();
+    control.stop().await.map_err(refused)?;
+    control.save(STOP_SAVED_MAX).await;
     Ok(Empty {})
 }
 
