@@ -78,7 +78,11 @@ fn page(command: &Command, section: &str, extra: &Roff, see_also: &[&str]) -> Re
         .get_arguments()
         .any(|argument| !argument.is_hide_set())
     {
-        man.render_options_section(&mut text)?;
+        let mut options = Vec::new();
+        man.render_options_section(&mut options)?;
+        let options = String::from_utf8_lossy(&options);
+        // Before the values that an option may have: a blank line with breaks around it, which readers complain of.
+        text.extend_from_slice(options.replace(".br\n\n.br\n", ".sp\n").as_bytes());
     }
     if command.has_subcommands() {
         man.render_subcommands_section(&mut text)?;
