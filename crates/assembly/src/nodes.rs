@@ -17,10 +17,11 @@ use drivers::{
 };
 use monitor::Descriptors;
 use qapi::options::{
-    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
-    DiscardMode,
+    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
+    BlockdevRefOrNull, DetectZeroes, DiscardMode,
 };
 use qapi::{QmpError, os_text};
+use qcow2::{CacheSizes, Qcow2, Qcow2Options};
 
 use crate::definitions::{Definition, Definitions, inherit};
 use crate::fdset;
@@ -224,6 +225,10 @@ pub async fn open(
             let file = below(name, child)?;
             Box::new(Raw::new(raw_options(name, file, &base, &raw)?)?)
         }
+        BlockdevDriverOptions::Qcow2(qcow2) => {
+            let file = below(name, child)?;
+            Box::new(Qcow2::open(qcow2_options(name, file, &base, &qcow2)?).await?)
+        }
         BlockdevDriverOptions::NullCo(null) => {
             Box::new(NullCo::new(null_options(&base, &null, false)?))
         }
@@ -379,6 +384,32 @@ fn raw_options(
         offset: not_negative("offset", raw.offset)?.unwrap_or(0),
         size: not_negative("size", raw.size)?,
         discard: unmaps(base),
+        info: node_info(base),
+    })
+}
+
+fn qcow2_options(
+    name: &str,
+    file: Arc<Node>,
+    base: &BlockdevBase,
+    qcow2: &wire::Qcow2Options,
+) -> Result<Qcow2Options, SetupError> {
+    if !matches!(qcow2.backing, None | Some(BlockdevRefOrNull::Null)) {
+        return Err(SetupError::new(format!(
+            "Node '{name}': backing files are not supported: leave out 'backing', and put a chain into one image \
+             with qemu-img convert"
+        )));
+    }
+    Ok(Qcow2Options {
+        node_name: name.into(),
+        file,
+        caches: CacheSizes {
+            all: not_negative("cache-size", qcow2.cache_size)?,
+            l2: not_negative("l2-cache-size", qcow2.l2_cache_size)?,
+            refcounts: not_negative("refcount-cache-size", qcow2.refcount_cache_size)?,
+            l2_entry: not_negative("l2-cache-entry-size", qcow2.l2_cache_entry_size)?,
+        },
+        auto_read_only: base.auto_read_only == Some(true),
         info: node_info(base),
     })
 }

@@ -32,6 +32,19 @@ const COMMON: [&str; 6] = [
 fn changeable(driver: &str) -> &'static [&'static str] {
     match driver {
         "raw" => &["file", "offset", "size"],
+        "qcow2" => &[
+            "cache-clean-interval",
+            "cache-size",
+            "discard-no-unref",
+            "l2-cache-entry-size",
+            "l2-cache-size",
+            "lazy-refcounts",
+            "overlap-check",
+            "pass-discard-other",
+            "pass-discard-request",
+            "pass-discard-snapshot",
+            "refcount-cache-size",
+        ],
         "throttle" => &["file", "throttle-group"],
         _ => &[],
     }

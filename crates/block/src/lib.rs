@@ -48,6 +48,7 @@ pub use driver::capabilities::{
 pub use driver::closing::Closing;
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
+pub use driver::format_info::{FormatInfo, Qcow2Bitmap, Qcow2Info};
 pub use driver::future::{BoxFuture, IoFuture};
 pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;

@@ -185,7 +185,7 @@ pub fn command() -> Command {
         .arg(ordered(
             Opt::Blockdev,
             "[driver=]DRIVER,node-name=N[,...]",
-            "Add a node: file, host_device, raw, throttle, null-co, null-aio, quota, blkdebug",
+            "Add a node: file, host_device, raw, qcow2 (read-only), throttle, null-co, null-aio, quota, blkdebug",
         ))
         .arg(ordered(
             Opt::Export,

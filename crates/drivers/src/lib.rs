@@ -22,7 +22,7 @@ pub mod file;
 mod leaf;
 pub mod null;
 mod open_error;
-mod pseudo_filename;
+pub mod pseudo_filename;
 pub mod quota;
 pub mod raw;
 pub mod throttle;

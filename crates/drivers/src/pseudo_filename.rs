@@ -50,7 +50,7 @@ fn described(child: &Child) -> Value {
     let mut all = Map::new();
     all.insert("driver".to_owned(), driver.name().into());
     match (driver.name(), driver.children().first()) {
-        ("raw", Some(below)) => {
+        ("raw" | "qcow2", Some(below)) => {
             all.insert(below.role().to_owned(), described(below));
         }
         // The name of a protocol says no more than its driver.

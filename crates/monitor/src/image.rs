@@ -2,8 +2,11 @@
 
 use std::sync::Arc;
 
-use block::Node;
-use qapi::types::{ImageInfo, ImageInfoSpecific, ImageInfoSpecificFile};
+use block::{FormatInfo, Node, NodeInfo};
+use qapi::types::{
+    ImageInfo, ImageInfoSpecific, ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo,
+    Qcow2BitmapInfoFlags,
+};
 
 use crate::storage::Sizes;
 
@@ -25,8 +28,11 @@ pub(crate) fn chain(node: &Arc<Node>) -> Vec<Arc<Node>> {
     std::iter::successors(Some(Arc::clone(node)), |node| filtered(node)).collect()
 }
 
-/// Whether it is known of an image that it was closed in order: a file is, and what lies on one.
+/// Whether it is known of an image that it was closed in order: a format says so, a file is, and what lies on one.
 fn dirty_flag(node: &Node) -> Option<bool> {
+    if let Some(format) = node.driver().info().format {
+        return Some(format.dirty);
+    }
     match node.driver().children().first() {
         Some(child) => dirty_flag(&child.node()),
         None => node.driver().info().host_file.then_some(false),
@@ -44,8 +50,10 @@ pub(crate) fn of(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> ImageInfo {
 
 fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> ImageInfo {
     let info = node.driver().info();
+    let format = info.format.as_deref();
+    let format_specific = specific(&info);
     ImageInfo {
-        filename: info.filename,
+        filename: info.filename.clone(),
         format: node.driver().name().to_owned(),
         virtual_size: signed(
             node.driver()
@@ -55,15 +63,44 @@ fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> Ima
         ),
         actual_size: sizes.of(node).map(signed),
         dirty_flag: dirty_flag(node),
-        encrypted: None,
-        cluster_size: None,
+        encrypted: format.filter(|format| format.encrypted).map(|_| true),
+        cluster_size: format.map(|format| signed(format.cluster_size)),
         backing_filename: None,
         backing_image: backing_image.map(Box::new),
-        format_specific: info
-            .host_file
-            .then_some(ImageInfoSpecific::File(ImageInfoSpecificFile {
-                extent_size_hint: info.extent_size_hint,
-            })),
+        format_specific,
+    }
+}
+
+/// What only images of its format have.
+fn specific(info: &NodeInfo) -> Option<ImageInfoSpecific> {
+    if let Some(format) = info.format.as_deref() {
+        return Some(ImageInfoSpecific::Qcow2(qcow2(format)));
+    }
+    let file = ImageInfoSpecificFile {
+        extent_size_hint: info.extent_size_hint,
+    };
+    info.host_file.then_some(ImageInfoSpecific::File(file))
+}
+
+fn qcow2(format: &FormatInfo) -> ImageInfoSpecificQcow2 {
+    let known = &format.qcow2;
+    let bitmaps = known.bitmaps.iter().map(|bitmap| {
+        let in_use = bitmap.in_use.then_some(Qcow2BitmapInfoFlags::InUse);
+        let auto = bitmap.auto.then_some(Qcow2BitmapInfoFlags::Auto);
+        Qcow2BitmapInfo {
+            name: bitmap.name.clone(),
+            granularity: u32::try_from(bitmap.granularity).unwrap_or(u32::MAX),
+            flags: in_use.into_iter().chain(auto).collect(),
+        }
+    });
+    ImageInfoSpecificQcow2 {
+        compat: known.compat.to_owned(),
+        extended_l2: known.extended_l2,
+        lazy_refcounts: known.lazy_refcounts,
+        corrupt: known.corrupt,
+        refcount_bits: known.refcount_bits.into(),
+        bitmaps: (!known.bitmaps.is_empty()).then(|| bitmaps.collect()),
+        compression_type: known.compression_type.to_owned(),
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::io;
 
-use crate::format::l2::{EntryError, SubclusterKind, subcluster, subclusters_alike};
+use crate::format::EntryError;
+use crate::format::l2::{SubclusterKind, subcluster, subclusters_alike};
 use crate::format::{Cluster, Geometry, GuestOffset, HostOffset, L2Entry};
 use crate::format::{L1Entry, RefcountTableEntry, l1, refcount};
 use crate::image::Image;

@@ -17,6 +17,7 @@ pub mod model;
 pub mod mount;
 pub mod pattern;
 pub mod place;
+pub mod qcow2_image;
 pub mod qmp;
 pub mod rng;
 pub mod seccomp;

@@ -1,6 +1,10 @@
 //! What a node says of itself: what it asks of requests, and how it is opened. Plain data.
 
+use std::sync::Arc;
+
 use iothread::Engine;
+
+use crate::driver::format_info::FormatInfo;
 
 /// What a node asks of the requests that are sent to it, in bytes. All alignments, and a physical block
 /// that is known, are powers of two; alignments are at least 1.
@@ -85,6 +89,8 @@ pub struct NodeInfo {
     pub warning: Option<String>,
     /// What does the I/O of a node that has storage of its own, below the kernel.
     pub engine: Option<NodeEngine>,
+    /// What the image says of itself, of a node with a format of its own.
+    pub format: Option<Arc<FormatInfo>>,
 }
 
 /// What makes the system calls of a node.

@@ -7,6 +7,7 @@ pub mod buffers;
 pub mod capabilities;
 pub mod closing;
 pub mod fault;
+pub mod format_info;
 pub mod future;
 pub mod graph;
 pub mod growth;

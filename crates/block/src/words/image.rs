@@ -67,6 +67,16 @@ impl Image {
         Self::new(&of(&self.name), &of(&self.object))
     }
 
+    /// The same read as an image of this format: what is stored there is not what the guest sees.
+    #[must_use]
+    pub fn read_as(&self, format: &str) -> Self {
+        let of = |text: &str| match text.is_empty() {
+            true => String::new(),
+            false => format!("{text}+{format}"),
+        };
+        Self::new(&of(&self.name), &of(&self.object))
+    }
+
     /// It as bytes, to be kept by a client.
     pub fn to_label(&self) -> Vec<u8> {
         let parts = [self.object.as_bytes(), b"\0", self.name.as_bytes()];
@@ -117,6 +127,9 @@ mod tests {
         assert!(one.is_same(&image.from_byte(512)));
         assert!(!one.is_same(&other) && !one.is_same(&image));
         assert!(one.is_same(&Image::new("/b/disk0", "1:2:3").from_byte(512)));
+        let format = image.read_as("qcow2");
+        assert!(format.is_same(&Image::new("/b/disk0", "1:2:3").read_as("qcow2")));
+        assert!(!format.is_same(&image) && !format.is_same(&one));
         let unknown = Image::new("null-co://", "").from_byte(512);
         assert!(!unknown.is_same(&Image::new("/a/disk0", "").from_byte(512)));
     }

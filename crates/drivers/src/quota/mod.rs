@@ -191,6 +191,7 @@ impl Driver for Quota {
             extent_size_hint: None,
             warning: None,
             engine: None,
+            format: None,
             ..self.file.info()
         }
     }

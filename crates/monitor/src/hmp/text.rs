@@ -5,7 +5,8 @@ use std::fmt::Write;
 use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockInfo, BlockJobInfo, BlockStats, ChardevInfo,
-    ImageInfo, ImageInfoSpecific, IothreadInfo, RunState, StatusInfo, VersionInfo, VersionTriple,
+    ImageInfo, ImageInfoSpecific, ImageInfoSpecificQcow2, IothreadInfo, Qcow2BitmapInfoFlags,
+    RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
 /// Printing to a string cannot fail.
@@ -239,16 +240,54 @@ fn image(out: &mut String, info: &ImageInfo) {
     if let Some(file) = &info.backing_filename {
         print!(out, "backing file: {file}\n");
     }
-    if let Some(ImageInfoSpecific::File(specific)) = &info.format_specific
-        && let Some(hint) = specific.extent_size_hint
-    {
-        print!(
-            out,
-            "Format specific information:\n    extent size hint: {hint}\n"
-        );
+    match &info.format_specific {
+        Some(ImageInfoSpecific::File(specific)) => {
+            if let Some(hint) = specific.extent_size_hint {
+                out.push_str(SPECIFIC);
+                print!(out, "    extent size hint: {hint}\n");
+            }
+        }
+        Some(ImageInfoSpecific::Qcow2(specific)) => {
+            out.push_str(SPECIFIC);
+            qcow2(out, specific);
+        }
+        None => {}
     }
     if let Some(below) = &info.backing_image {
         image(out, below);
+    }
+}
+
+const SPECIFIC: &str = "Format specific information:\n";
+
+/// In the order in which QEMU prints it.
+fn qcow2(out: &mut String, specific: &ImageInfoSpecificQcow2) {
+    print!(out, "    compat: {}\n", specific.compat);
+    print!(out, "    compression type: {}\n", specific.compression_type);
+    if let Some(lazy) = specific.lazy_refcounts {
+        print!(out, "    lazy refcounts: {lazy}\n");
+    }
+    for (number, bitmap) in specific.bitmaps.iter().flatten().enumerate() {
+        if number == 0 {
+            out.push_str("    bitmaps:\n");
+        }
+        print!(out, "        [{number}]:\n            flags:\n");
+        for (number, flag) in bitmap.flags.iter().enumerate() {
+            let flag = match flag {
+                Qcow2BitmapInfoFlags::InUse => "in-use",
+                Qcow2BitmapInfoFlags::Auto => "auto",
+            };
+            print!(out, "                [{number}]: {flag}\n");
+        }
+        print!(out, "            name: {}\n", bitmap.name);
+        print!(out, "            granularity: {}\n", bitmap.granularity);
+    }
+    print!(out, "    refcount bits: {}\n", specific.refcount_bits);
+    if let Some(corrupt) = specific.corrupt {
+        print!(out, "    corrupt: {corrupt}\n");
+    }
+    if let Some(extended) = specific.extended_l2 {
+        print!(out, "    extended l2: {extended}\n");
     }
 }
 

@@ -239,9 +239,18 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
                 return visitor.visit_enum(Alternative::new(&self, variants, 0, &Cell::default()));
             }
         };
-        let chosen = self.registry.borrow_mut().choose(at, variants);
+        // What leads to itself by one member would never come to the next one.
+        let is_outermost = !is_alternate || self.registry.borrow_mut().enter(key);
+        let chosen = match is_outermost {
+            true => self.registry.borrow_mut().choose(at, variants),
+            false => self.registry.borrow_mut().choose_simplest(at, variants),
+        };
         let found = Cell::default();
-        let value = visitor.visit_enum(Alternative::new(&self, variants, chosen, &found))?;
+        let value = visitor.visit_enum(Alternative::new(&self, variants, chosen, &found));
+        if is_alternate && is_outermost {
+            self.registry.borrow_mut().leave(key);
+        }
+        let value = value?;
         let content = found.get().map(|found| found.r#type);
         self.registry.borrow_mut().set_content(at, chosen, content);
         Ok(value)

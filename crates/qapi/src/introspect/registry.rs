@@ -122,6 +122,30 @@ impl Registry {
     /// Which case of the type at `at` is looked at now: one that has not been looked at, or that leads to
     /// one; else the one that is simplest.
     pub(super) fn choose(&mut self, at: usize, names: &'static [&'static str]) -> usize {
+        self.begin(at, names);
+        let cases = self.cases(at);
+        let chosen = cases
+            .iter()
+            .position(|case| !case.begun)
+            .or_else(|| {
+                // Not by way of what is looked at: that would lead back here.
+                let leads = |case: &Case| {
+                    let content = case.content;
+                    content.is_some_and(|it| self.is_unfinished_beside(it, Some(at)))
+                };
+                cases.iter().position(leads)
+            })
+            .unwrap_or_else(|| self.simplest(at));
+        self.looked_at(at, chosen)
+    }
+
+    /// The case that leads nowhere, of a type that is in itself.
+    pub(super) fn choose_simplest(&mut self, at: usize, names: &'static [&'static str]) -> usize {
+        self.begin(at, names);
+        self.looked_at(at, self.simplest(at))
+    }
+
+    fn begin(&mut self, at: usize, names: &'static [&'static str]) {
         if let Some(cases) = self.cases_mut(at)
             && cases.is_empty()
         {
@@ -131,17 +155,14 @@ impl Registry {
                 content: None,
             }));
         }
-        let cases = self.cases(at);
-        let simplest = cases.iter().position(|case| case.name == "@string");
-        let chosen = cases
-            .iter()
-            .position(|case| !case.begun)
-            .or_else(|| {
-                let leads = |case: &Case| case.content.is_some_and(|it| self.is_unfinished(it));
-                cases.iter().position(leads)
-            })
-            .or(simplest)
-            .unwrap_or(0);
+    }
+
+    fn simplest(&self, at: usize) -> usize {
+        let mut cases = self.cases(at).iter();
+        cases.position(|case| case.name == "@string").unwrap_or(0)
+    }
+
+    fn looked_at(&mut self, at: usize, chosen: usize) -> usize {
         if let Some(case) = self.cases_mut(at).and_then(|cases| cases.get_mut(chosen)) {
             case.begun = true;
         }
@@ -156,7 +177,15 @@ impl Registry {
 
     /// Whether there is anything below `from` that has not been looked at.
     pub(super) fn is_unfinished(&self, from: Ref) -> bool {
+        self.is_unfinished_beside(from, None)
+    }
+
+    /// The same, without what only the type at `beside` leads to.
+    fn is_unfinished_beside(&self, from: Ref, beside: Option<usize>) -> bool {
         let mut seen = vec![false; self.kinds.len()];
+        if let Some(beside) = beside {
+            seen[beside] = true;
+        }
         let mut left = vec![from];
         while let Some(next) = left.pop() {
             let Ref::Type(at) = next else { continue };

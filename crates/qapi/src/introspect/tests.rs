@@ -56,6 +56,23 @@ fn cases(object: &SchemaInfoObject) -> Vec<&str> {
         .collect()
 }
 
+/// With two members that lead to nodes again, recording never came to the second one: it overflowed its stack.
+#[test]
+fn a_type_may_lead_to_itself_by_several_members() {
+    let infos = schema();
+    let all = arguments(&infos, "blockdev-add");
+    let variants = all.variants.as_ref().unwrap();
+    let qcow2 = variants.iter().find(|one| one.case == "qcow2").unwrap();
+    let qcow2 = object(&infos, &qcow2.r#type);
+    let member = |name: &str| qcow2.members.iter().find(|one| one.name == name).unwrap();
+    for (name, count) in [("file", 2), ("backing", 3), ("overlap-check", 2)] {
+        match named(&infos, &member(name).r#type) {
+            SchemaInfoVariant::Alternate(it) => assert_eq!(it.members.len(), count, "{name}"),
+            other => panic!("{name}: {other:?}"),
+        }
+    }
+}
+
 #[test]
 fn unions_have_all_their_cases() {
     let infos = schema();

@@ -1,5 +1,6 @@
 //! Nodes: `--blockdev`, `blockdev-add`.
 
+use super::qcow2::Qcow2OverlapChecks;
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, Size, id};
 use serde::{Deserialize, Serialize};
@@ -19,6 +20,8 @@ flat_union! {
         HostDevice("host_device", FileOptions),
         /// The format of images that have none, or of a part of one.
         Raw("raw", RawOptions),
+        /// The format of images that grow as they are written. So far they are only read.
+        Qcow2("qcow2", Qcow2Options),
         /// A disk that forgets what is written.
         NullCo("null-co", NullOptions),
         /// The same; no request ends before its submission does.
@@ -173,6 +176,75 @@ pub struct RawOptions {
     /// How long it is, in bytes: a multiple of 512. Default: up to the end.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub size: Option<i64>,
+}
+
+/// Options of `qcow2`. Those about writing are accepted and say nothing as long as images are only read.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Qcow2Options {
+    /// The node with the image.
+    pub file: BlockdevRef,
+    /// The backing file. Only `null` (none) is accepted.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing: Option<BlockdevRefOrNull>,
+    /// Whether refcounts may be written late. Default: as the image says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+    /// Whether discards reach the file. Default: as `discard` says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass_discard_request: Option<bool>,
+    /// Whether what a snapshot leaves is discarded in the file. Default: on.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass_discard_snapshot: Option<bool>,
+    /// Whether all else that becomes free is discarded in the file. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pass_discard_other: Option<bool>,
+    /// Whether what is discarded keeps its cluster. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub discard_no_unref: Option<bool>,
+    /// Which writes are compared with where metadata is. Default: cached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub overlap_check: Option<Qcow2OverlapChecks>,
+    /// Bytes of L2 tables and refcounts that are remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_size: Option<i64>,
+    /// Bytes of L2 tables that are remembered. Default: 32 MiB, or all of a disk that has less.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l2_cache_size: Option<i64>,
+    /// Bytes of an L2 table that are read at a time: a power of two, 512 to a cluster. Default: 4096.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub l2_cache_entry_size: Option<i64>,
+    /// Bytes of refcounts that are remembered.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refcount_cache_size: Option<i64>,
+    /// Seconds after which what nobody has looked for is forgotten. Accepted and ignored: what is remembered has a
+    /// bound.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cache_clean_interval: Option<i64>,
+}
+
+/// A child, or none.
+#[derive(Clone, Debug, PartialEq, Deserialize)]
+pub enum BlockdevRefOrNull {
+    /// The name of an existing node.
+    #[serde(rename = "@string")]
+    Reference(String),
+    /// A new node.
+    #[serde(rename = "@object")]
+    Definition(Box<BlockdevOptions>),
+    /// None.
+    #[serde(rename = "@null")]
+    Null,
+}
+
+impl Serialize for BlockdevRefOrNull {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Reference(name) => name.serialize(serializer),
+            Self::Definition(options) => options.serialize(serializer),
+            Self::Null => serializer.serialize_unit(),
+        }
+    }
 }
 
 /// Options of `null-co` and `null-aio`.
@@ -388,6 +460,7 @@ impl BlockdevOptions {
             | BlockdevDriverOptions::NullCo(_)
             | BlockdevDriverOptions::NullAio(_) => None,
             BlockdevDriverOptions::Raw(options) => Some(("file", &options.file)),
+            BlockdevDriverOptions::Qcow2(options) => Some(("file", &options.file)),
             BlockdevDriverOptions::Throttle(options) => Some(("file", &options.file)),
             BlockdevDriverOptions::Quota(options) => Some(("file", &options.file)),
             BlockdevDriverOptions::Blkdebug(options) => Some(("image", &options.image)),
@@ -404,6 +477,7 @@ impl BlockdevOptions {
             | BlockdevDriverOptions::NullCo(_)
             | BlockdevDriverOptions::NullAio(_) => None,
             BlockdevDriverOptions::Raw(options) => Some(&mut options.file),
+            BlockdevDriverOptions::Qcow2(options) => Some(&mut options.file),
             BlockdevDriverOptions::Throttle(options) => Some(&mut options.file),
             BlockdevDriverOptions::Quota(options) => Some(&mut options.file),
             BlockdevDriverOptions::Blkdebug(options) => Some(&mut options.image),

@@ -18,6 +18,7 @@ mod chardev;
 mod export;
 mod monitor;
 mod object;
+mod qcow2;
 mod throttle;
 mod vmm;
 
@@ -26,8 +27,8 @@ pub use address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 pub use blockdev::{
     AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
     BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
-    CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions, QuotaOptions,
-    RawOptions, ThrottleOptions,
+    BlockdevRefOrNull, CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions,
+    Qcow2Options, QuotaOptions, RawOptions, ThrottleOptions,
 };
 pub use chardev::{
     CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,
@@ -44,6 +45,7 @@ pub use object::{
     IothreadOptions, ObjectBase, ObjectOptions, ObjectType, ObjectVariant, SecretFormat,
     SecretOptions,
 };
+pub use qcow2::{Qcow2OverlapCheckFlags, Qcow2OverlapCheckMode, Qcow2OverlapChecks};
 pub use throttle::{ThrottleGroupOptions, ThrottleLimits};
 pub use vmm::{VmmArgv, VmmCommandOptions, VmmSocketOptions};
 

@@ -238,6 +238,54 @@ pub struct ImageInfo {
 pub enum ImageInfoSpecific {
     /// `file` and `host_device`.
     File(ImageInfoSpecificFile),
+    /// `qcow2`.
+    Qcow2(ImageInfoSpecificQcow2),
+}
+
+/// What only qcow2 images have.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct ImageInfoSpecificQcow2 {
+    /// The version: `0.10` or `1.1`.
+    pub compat: String,
+    /// Whether it has subclusters.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extended_l2: Option<bool>,
+    /// Whether refcounts may be written late.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+    /// Whether it is marked as corrupt.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub corrupt: Option<bool>,
+    /// The width of a refcount in bits.
+    pub refcount_bits: i64,
+    /// Its persistent bitmaps.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bitmaps: Option<Vec<Qcow2BitmapInfo>>,
+    /// How compressed clusters are compressed: `zlib`, `zstd`.
+    pub compression_type: String,
+}
+
+/// A persistent bitmap.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct Qcow2BitmapInfo {
+    /// What it is called.
+    pub name: String,
+    /// Bytes that one bit stands for.
+    pub granularity: u32,
+    /// `in-use`: not saved in order; `auto`: it follows all writes.
+    pub flags: Vec<Qcow2BitmapInfoFlags>,
+}
+
+/// Flags of a persistent bitmap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Qcow2BitmapInfoFlags {
+    /// It was not saved in order.
+    InUse,
+    /// It follows all writes.
+    Auto,
 }
 
 /// What only files have.

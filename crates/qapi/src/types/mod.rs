@@ -10,7 +10,8 @@ mod stats;
 pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
     BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
-    ImageInfoSpecificFile, UnwrittenInfo,
+    ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo, Qcow2BitmapInfoFlags,
+    UnwrittenInfo,
 };
 pub use chardev::{
     AddfdInfo, ChardevBackendInfo, ChardevInfo, ChardevReturn, FdsetFdInfo, FdsetInfo,

@@ -3,9 +3,9 @@
 use std::fmt;
 
 use super::usage::Use;
+use crate::format::EntryError;
 use crate::format::HostOffset;
 use crate::format::bitmap::BitmapError;
-use crate::format::l2::EntryError;
 
 /// What a finding means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

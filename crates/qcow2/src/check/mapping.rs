@@ -3,8 +3,9 @@
 use super::finding::{Problem, Table};
 use super::usage::Use;
 use super::walk::{Leads, Spot, Stop, Walk};
+use crate::format::EntryError;
 use crate::format::l1::{self, COPIED, L1Entry};
-use crate::format::l2::{Cluster, EntryError, L2Entry};
+use crate::format::l2::{Cluster, L2Entry};
 use crate::format::{CompressedCluster, HostOffset};
 
 impl Walk<'_> {

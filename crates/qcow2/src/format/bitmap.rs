@@ -1,9 +1,9 @@
 //! Persistent bitmaps: the extension, the directory, and the entries of their tables. Their content is nobody's here.
 
 use super::bytes;
+use super::entry_error::EntryError;
 use super::geometry::{Geometry, HostOffset};
 use super::l1::OFFSET_MASK;
-use super::l2::EntryError;
 
 /// Bytes of the extension.
 pub const EXTENSION_BYTES: usize = 24;

@@ -1,7 +1,7 @@
 //! Compressed clusters: where their data is.
 
+use super::entry_error::EntryError;
 use super::geometry::{Geometry, HOST_OFFSET_END, HostOffset, SECTOR};
-use super::l2::EntryError;
 
 /// Where the data of a compressed cluster is. It begins at any byte, and ends with a sector of 512 bytes, in
 /// which other compressed data may begin.

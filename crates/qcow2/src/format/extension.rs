@@ -1,7 +1,7 @@
 //! Header extensions: what follows the header, kept as it is whether anybody knows it or not.
 
 use super::bytes;
-use super::header::HeaderError;
+use super::header_error::HeaderError;
 
 /// The end of the extensions.
 pub const END: u32 = 0;

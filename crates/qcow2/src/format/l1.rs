@@ -1,7 +1,7 @@
 //! Entries of L1 tables.
 
+use super::entry_error::EntryError;
 use super::geometry::{Geometry, HostOffset};
-use super::l2::EntryError;
 
 /// Bits 9 to 55 of an entry: an offset.
 pub const OFFSET_MASK: u64 = 0x00ff_ffff_ffff_fe00;

@@ -9,10 +9,12 @@
 pub mod bitmap;
 mod bytes;
 pub mod compressed;
+mod entry_error;
 pub mod extension;
 pub mod features;
 pub mod geometry;
 pub mod header;
+mod header_error;
 pub mod l1;
 pub mod l2;
 pub mod refcount;
@@ -20,12 +22,14 @@ pub mod snapshot;
 
 pub use bitmap::{BitmapEntry, BitmapTableEntry, BitmapsExtension};
 pub use compressed::CompressedCluster;
+pub use entry_error::EntryError;
 pub use extension::{Extension, FeatureName};
 pub use features::Features;
 pub use geometry::{Geometry, GuestOffset, HostCluster, HostOffset};
-pub use header::{CompressionType, CryptMethod, Header, HeaderError};
+pub use header::{CompressionType, CryptMethod, Header};
+pub use header_error::{HeaderError, LENGTH_V3};
 pub use l1::L1Entry;
-pub use l2::{Cluster, EntryError, L2Entry, SubclusterKind};
+pub use l2::{Cluster, L2Entry, SubclusterKind};
 pub use refcount::RefcountTableEntry;
 pub use snapshot::SnapshotEntry;
 

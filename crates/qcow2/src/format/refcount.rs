@@ -1,8 +1,8 @@
 //! Refcounts: entries of the refcount table, and the numbers in a refcount block.
 
 use super::bytes;
+use super::entry_error::EntryError;
 use super::geometry::{Geometry, HostOffset};
-use super::l2::EntryError;
 
 /// Bits 9 to 63 of an entry: an offset.
 pub const OFFSET_MASK: u64 = !0x1ff;

@@ -8,7 +8,7 @@ use proptest::prelude::*;
 
 use super::bitmap::{BitmapCluster, BitmapTableEntry};
 use super::geometry::{HOST_OFFSET_END, SECTOR};
-use super::header::{LENGTH_V3, MAGIC};
+use super::header::MAGIC;
 use super::l2::{EntryRules, subcluster, subclusters_alike};
 use super::*;
 

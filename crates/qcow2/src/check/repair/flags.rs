@@ -4,9 +4,10 @@ use std::io;
 
 use super::super::copied::in_place;
 use super::{Counted, Fix};
+use crate::format::EntryError;
 use crate::format::HostOffset;
 use crate::format::l1::{self, COPIED, L1Entry, OFFSET_MASK};
-use crate::format::l2::{EntryError, EntryRules, L2Entry, ZERO};
+use crate::format::l2::{EntryRules, L2Entry, ZERO};
 use crate::storage::{WriteAt, read_table};
 
 /// Takes the flag from what has not exactly one reference, and what means nothing from entries. False: nothing

@@ -1,0 +1,46 @@
+//! What images of a format say of themselves. Plain data, for queries.
+
+/// See the [module](self).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct FormatInfo {
+    /// Bytes of a cluster.
+    pub cluster_size: u64,
+    /// It was not closed in order.
+    pub dirty: bool,
+    /// It is encrypted.
+    pub encrypted: bool,
+    /// What only this format has: the only one there is.
+    pub qcow2: Qcow2Info,
+}
+
+/// What only qcow2 has.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Info {
+    /// The version, as QEMU calls it: `0.10` or `1.1`.
+    pub compat: &'static str,
+    /// Refcounts may be written late. None, as the following: not in this version.
+    pub lazy_refcounts: Option<bool>,
+    /// It is marked as corrupt.
+    pub corrupt: Option<bool>,
+    /// It has subclusters.
+    pub extended_l2: Option<bool>,
+    /// The width of a refcount.
+    pub refcount_bits: u32,
+    /// How compressed clusters are compressed: `zlib`, `zstd`.
+    pub compression_type: &'static str,
+    /// Its persistent bitmaps.
+    pub bitmaps: Vec<Qcow2Bitmap>,
+}
+
+/// A persistent bitmap.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Bitmap {
+    /// What it is called.
+    pub name: String,
+    /// Bytes that one bit stands for.
+    pub granularity: u64,
+    /// It was not saved in order.
+    pub in_use: bool,
+    /// It has to follow all writes.
+    pub auto: bool,
+}

@@ -1,0 +1,144 @@
+//! qcow2 images that QEMU has made, served over vhost-user-blk and compared byte for byte. Needs qemu-img and qemu-io
+//! (Debian: qemu-utils).
+
+mod harness;
+
+use anyhow::{Context, Result, ensure};
+use frontend::{Disk, Options, Request};
+use harness::{PATIENCE, Setup, iothreads};
+use serde_json::{Value, json};
+use testkit::qcow2_image::{self, DISK_BYTES, KINDS};
+
+/// One export for each kind of image, on two iothreads.
+#[test]
+fn a_guest_sees_what_qemu_has_written() -> Result<()> {
+    let mut setup = Setup::new()?.iothreads(2);
+    let mut contents = Vec::new();
+    for (number, kind) in KINDS.iter().enumerate() {
+        let path = setup.path(&format!("disk{number}.qcow2"));
+        qcow2_image::make(&path, kind)?;
+        contents.push(qcow2_image::content(&path)?);
+        let node = format!("disk{number}");
+        setup = setup
+            .blockdev(&json!({ "driver": "qcow2", "node-name": node, "read-only": true,
+                "backing": null, "l2-cache-size": 65536, "lazy-refcounts": true,
+                "overlap-check": "all", "pass-discard-request": true,
+                "file": { "driver": "file", "node-name": format!("file{number}"), "filename": path } }))
+            .export(&format!("vd{number}"), &node, json!({ "writable": false, "num-queues": 2,
+                "iothread": iothreads(2) }));
+    }
+    let mut server = setup.start()?;
+    for (number, content) in contents.iter().enumerate() {
+        let options = Options {
+            queues: 2,
+            ..Options::default()
+        };
+        let mut disk = server.disk_with(&format!("vd{number}"), options)?;
+        ensure!(disk.config().capacity == DISK_BYTES / 512, "{number}");
+        compare(&mut disk, content).with_context(|| KINDS[number].to_owned())?;
+        let data = [1; 512];
+        let write = Request::Write {
+            sector: 0,
+            data: &data,
+        };
+        ensure!(
+            !disk.execute(0, write, PATIENCE)?.is_ok(),
+            "it is read-only"
+        );
+    }
+    let nodes = server.qmp.execute("query-named-block-nodes", Value::Null)?;
+    let nodes = nodes.as_array().context("a list")?;
+    for (number, kind) in KINDS.iter().enumerate() {
+        let path = server.path(&format!("disk{number}.qcow2"));
+        let path = path.to_str().context("text")?;
+        let info = qcow2_image::run("qemu-img", &["info", "--output=json", "-U", path])?;
+        let info: Value = serde_json::from_str(&info)?;
+        let name = format!("disk{number}");
+        let node = nodes.iter().find(|node| node["node-name"] == *name);
+        let node = node.context("it is there")?;
+        ensure!(node["ro"] == true && node["drv"] == "qcow2", "{node}");
+        for member in [
+            "filename",
+            "format",
+            "virtual-size",
+            "cluster-size",
+            "dirty-flag",
+            "format-specific",
+        ] {
+            let (ours, qemu) = (&node["image"][member], &info[member]);
+            ensure!(ours == qemu, "{kind} {member}: {ours} / {qemu}");
+        }
+    }
+    Ok(())
+}
+
+/// In requests of several lengths that begin in all places, on both queues.
+fn compare(disk: &mut Disk, content: &[u8]) -> Result<()> {
+    let sectors = content.len() / 512;
+    let lengths = [1, 7, 64, 200, 900];
+    let (mut sector, mut turn) = (0, 0);
+    while sector < sectors {
+        let count = lengths[turn % lengths.len()].min(sectors - sector);
+        let request = Request::Read {
+            sector: sector as u64,
+            len: u32::try_from(count * 512)?,
+        };
+        let completion = disk.execute(u16::try_from(turn % 2)?, request, PATIENCE)?;
+        ensure!(completion.is_ok(), "sector {sector}");
+        let expected = &content[sector * 512..(sector + count) * 512];
+        ensure!(
+            completion.data == expected,
+            "sector {sector}, {count} sectors"
+        );
+        sector += count;
+        turn += 1;
+    }
+    Ok(())
+}
+
+/// What is not there yet is refused before anything is served, and says what helps.
+#[test]
+fn what_cannot_be_served_is_refused() -> Result<()> {
+    let setup = Setup::new()?;
+    let path = setup.path("disk.qcow2");
+    let name = path.to_str().context("text")?.to_owned();
+    qcow2_image::run("qemu-img", &["create", "-qfqcow2", &name, "8M"])?;
+    let mut server = setup.start()?;
+    let file = json!({ "driver": "file", "filename": path });
+    let mut refused = |more: Value, words: &str| {
+        let mut options = json!({ "driver": "qcow2", "node-name": "disk0", "file": file });
+        let both = options.as_object_mut().zip(more.as_object());
+        let (options_of, more) = both.context("objects")?;
+        options_of.extend(more.clone());
+        let error = server.qmp.execute("blockdev-add", options);
+        let said = error.err().context("it is refused")?.to_string();
+        ensure!(said.contains(words), "{said} / {words}");
+        Ok(())
+    };
+    refused(json!({}), "not written yet: set read-only=on")?;
+    refused(
+        json!({ "read-only": true, "backing": "none0" }),
+        "backing files are not supported",
+    )?;
+    refused(
+        json!({ "read-only": true, "data-file": "none0" }),
+        "'data-file'",
+    )?;
+    refused(
+        json!({ "read-only": true, "l2-cache-entry-size": 100 }),
+        "power of two",
+    )?;
+    refused(
+        json!({ "read-only": true, "cache-size": 1, "l2-cache-size": 2 }),
+        "l2-cache-size may not exceed cache-size",
+    )?;
+    refused(
+        json!({ "read-only": true, "overlap-check": "some" }),
+        "overlap-check",
+    )?;
+    // Nothing is left of any of them.
+    let open =
+        json!({ "driver": "qcow2", "node-name": "disk0", "auto-read-only": true, "file": file });
+    server.qmp.execute("blockdev-add", open)?;
+    Ok(())
+}

@@ -1,0 +1,217 @@
+//! What is remembered of L2 tables: slices of them, in a number of places that never grows. Whoever finds what he
+//! looks for takes no lock and waits for nobody; whoever does not reads it, and puts it in place of what nobody
+//! has looked for lately. Two that miss the same slice both read it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+
+use arc_swap::{ArcSwapOption, Guard};
+
+use super::options::L2CacheSize;
+use crate::format::HostOffset;
+
+/// Where a slice may be: one of so many places.
+const WAYS: usize = 4;
+
+/// Of a place where nothing is: no slice begins there, since none is that long.
+const NOWHERE: u64 = u64::MAX;
+
+/// A part of an L2 table.
+pub struct Slice {
+    /// Where it begins in the file.
+    pub offset: HostOffset,
+    /// Its bytes.
+    pub bytes: Box<[u8]>,
+    /// Somebody has looked for it since it was read, or last passed over. So what is read once does not drive out
+    /// what is looked for again and again.
+    wanted: AtomicBool,
+}
+
+impl Slice {
+    /// One that was just read.
+    pub fn new(offset: HostOffset, bytes: Box<[u8]>) -> Arc<Self> {
+        Arc::new(Self {
+            offset,
+            bytes,
+            wanted: AtomicBool::new(false),
+        })
+    }
+}
+
+impl fmt::Debug for Slice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Slice({})", self.offset)
+    }
+}
+
+#[derive(Debug)]
+struct Place {
+    /// Where the slice begins that is here; only looked at, what counts is the slice.
+    offset: AtomicU64,
+    slice: ArcSwapOption<Slice>,
+}
+
+impl Default for Place {
+    fn default() -> Self {
+        Self {
+            offset: AtomicU64::new(NOWHERE),
+            slice: ArcSwapOption::empty(),
+        }
+    }
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct L2Cache {
+    /// Sets of `ways` places each.
+    places: Box<[Place]>,
+    ways: usize,
+    sets: u64,
+    slice_bits: u32,
+    /// Where the next one looks for a victim.
+    hand: AtomicUsize,
+}
+
+impl L2Cache {
+    /// An empty one.
+    pub fn new(size: L2CacheSize) -> Self {
+        let ways = size.slices.clamp(1, WAYS);
+        let sets = (size.slices / ways).max(1);
+        let places = (0..sets * ways).map(|_| Place::default()).collect();
+        Self {
+            places,
+            ways,
+            sets: sets as u64,
+            slice_bits: size.slice.ilog2(),
+            hand: AtomicUsize::new(0),
+        }
+    }
+
+    /// Bytes of a slice.
+    pub fn slice_bytes(&self) -> usize {
+        1 << self.slice_bits
+    }
+
+    /// The places of a slice.
+    fn set(&self, offset: HostOffset) -> &[Place] {
+        let number = offset.0 >> self.slice_bits;
+        let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let scaled = (u128::from(mixed) * u128::from(self.sets)) >> 64;
+        // Below the number of sets.
+        let first = usize::try_from(scaled).unwrap_or(0) * self.ways;
+        self.places.get(first..first + self.ways).unwrap_or(&[])
+    }
+
+    /// The slice that begins there, if it is remembered.
+    #[inline]
+    pub fn find(&self, offset: HostOffset) -> Option<Found> {
+        for place in self.set(offset) {
+            if place.offset.load(Ordering::Relaxed) != offset.0 {
+                continue;
+            }
+            let guard = place.slice.load();
+            if let Some(slice) = guard.as_ref().filter(|slice| slice.offset == offset) {
+                // A plain look first: mostly nothing is written to what others look at.
+                if !slice.wanted.load(Ordering::Relaxed) {
+                    slice.wanted.store(true, Ordering::Relaxed);
+                }
+                return Some(Found(guard));
+            }
+        }
+        None
+    }
+
+    /// Remembers it.
+    pub fn put(&self, slice: Arc<Slice>) {
+        let set = self.set(slice.offset);
+        let free = set
+            .iter()
+            .find(|place| place.offset.load(Ordering::Relaxed) == NOWHERE);
+        let Some(place) = free.or_else(|| self.victim(set)) else {
+            return;
+        };
+        let offset = slice.offset.0;
+        place.slice.store(Some(slice));
+        place.offset.store(offset, Ordering::Relaxed);
+    }
+
+    fn victim<'a>(&self, set: &'a [Place]) -> Option<&'a Place> {
+        // Twice around: the second time nobody is wanted, unless others look meanwhile.
+        for _ in 0..2 * set.len() {
+            let at = self.hand.fetch_add(1, Ordering::Relaxed) % set.len();
+            let place = set.get(at)?;
+            let guard = place.slice.load();
+            let wanted = guard.as_ref().map(|slice| &slice.wanted);
+            if !wanted.is_some_and(|wanted| wanted.swap(false, Ordering::Relaxed)) {
+                return Some(place);
+            }
+        }
+        set.first()
+    }
+}
+
+/// A slice that was found; it stays as long as this does.
+pub struct Found(Guard<Option<Arc<Slice>>>);
+
+impl Found {
+    /// Its bytes.
+    #[inline]
+    pub fn bytes(&self) -> &[u8] {
+        self.0.as_ref().map_or(&[], |slice| &slice.bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn slice(number: u64) -> Arc<Slice> {
+        let filling = number.to_le_bytes().repeat(64);
+        Slice::new(HostOffset(number * 512), filling.into())
+    }
+
+    fn cache(slices: usize) -> L2Cache {
+        L2Cache::new(L2CacheSize { slice: 512, slices })
+    }
+
+    #[test]
+    fn it_is_as_large_as_it_was_made() {
+        for slices in [1, 2, 3, 4, 5, 64, 1000] {
+            let cache = cache(slices);
+            assert!(cache.places.len() <= slices && cache.places.len() * 2 > slices);
+            (0..10_000).for_each(|number| cache.put(slice(number)));
+            let known = (0..10_000).filter(|number| cache.find(HostOffset(number * 512)).is_some());
+            assert_eq!(known.count(), cache.places.len());
+            // The last one is there, and it is what it was.
+            let last = cache.find(HostOffset(9999 * 512)).expect("just put");
+            assert_eq!(last.bytes(), 9999u64.to_le_bytes().repeat(64));
+        }
+    }
+
+    #[test]
+    fn what_is_looked_for_stays() {
+        let cache = cache(8);
+        cache.put(slice(7));
+        for number in 1000..2000 {
+            assert!(cache.find(HostOffset(7 * 512)).is_some(), "{number}");
+            cache.put(slice(number));
+        }
+    }
+
+    #[test]
+    fn others_may_look_while_it_changes() {
+        let cache = cache(4);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| (0..20_000).for_each(|number| cache.put(slice(number % 32))));
+            }
+            for number in 0..40_000u64 {
+                let number = number % 32;
+                if let Some(found) = cache.find(HostOffset(number * 512)) {
+                    assert_eq!(found.bytes(), number.to_le_bytes().repeat(64));
+                }
+            }
+        });
+    }
+}

@@ -1,0 +1,47 @@
+//! I/O for the control plane: on an iothread of its own, which ends with the errand. Requests go to a node from
+//! iothreads alone, and those of the exports may be elsewhere, hang, or not be there yet.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+
+use block::{Attachment, Node, beside};
+use iothread::{Config, IoThread};
+
+/// Does `errand`, which sends requests to `node`, on a thread beside. Dropped, it goes on to its end there.
+///
+/// # Errors
+/// If the system refuses what a thread takes.
+pub async fn run<R, F, Fut>(node: Arc<Node>, errand: F) -> io::Result<R>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = R> + 'static,
+    R: Send + 'static,
+{
+    beside(move || wait(node, errand)).await?
+}
+
+/// The same, and whoever calls waits for it.
+///
+/// # Errors
+/// As [`run`].
+pub fn wait<R, F, Fut>(node: Arc<Node>, errand: F) -> io::Result<R>
+where
+    F: FnOnce() -> Fut + Send + 'static,
+    Fut: Future<Output = R> + 'static,
+    R: Send + 'static,
+{
+    let thread = IoThread::spawn(Config {
+        name: "qcow2-errand".to_owned(),
+        poll_max_ns: 0,
+        ring_entries: 8,
+        thread_pool_max: 4,
+        ..Config::default()
+    })
+    .map_err(io::Error::other)?;
+    let work = move || async move {
+        let _attached = Attachment::new(&node);
+        errand().await
+    };
+    thread.handle().run_blocking(work).map_err(io::Error::other)
+}

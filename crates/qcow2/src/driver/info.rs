@@ -1,0 +1,59 @@
+//! What the node says of itself.
+
+use block::{FormatInfo, NodeInfo, Qcow2Bitmap, Qcow2Info};
+use drivers::pseudo_filename;
+
+use super::state::{Base, State};
+use crate::format::bitmap;
+
+/// QEMU's name of the driver.
+pub const NAME: &str = "qcow2";
+
+pub fn of(base: &Base, state: &State) -> NodeInfo {
+    let file = base.file.info();
+    NodeInfo {
+        filename: match pseudo_filename::names_its_parent(&base.file) {
+            true => file.filename,
+            false => pseudo_filename::of(NAME, &[], Some(&base.file)),
+        },
+        child_offset: None,
+        warning: state.header.features.is_corrupt().then(|| {
+            format!(
+                "node '{}': the image is marked as corrupt, what is read may be wrong: \
+                 qemu-img check -r all repairs what can be",
+                base.name
+            )
+        }),
+        format: Some(format(state).into()),
+        ..base.info.clone()
+    }
+}
+
+fn format(state: &State) -> FormatInfo {
+    let header = &state.header;
+    let features = &header.features;
+    let new = header.version >= 3;
+    FormatInfo {
+        cluster_size: header.geometry.cluster_size(),
+        dirty: features.is_dirty(),
+        encrypted: false,
+        qcow2: Qcow2Info {
+            compat: if new { "1.1" } else { "0.10" },
+            lazy_refcounts: new.then(|| features.has_lazy_refcounts()),
+            corrupt: new.then(|| features.is_corrupt()),
+            extended_l2: new.then(|| features.has_extended_l2()),
+            refcount_bits: header.geometry.refcount_bits(),
+            compression_type: state.compression.name(),
+            bitmaps: state.bitmaps.iter().map(bitmap_of).collect(),
+        },
+    }
+}
+
+fn bitmap_of(entry: &bitmap::BitmapEntry) -> Qcow2Bitmap {
+    Qcow2Bitmap {
+        name: String::from_utf8_lossy(&entry.name).into_owned(),
+        granularity: 1 << (entry.granularity_bits % 64),
+        in_use: entry.flags & bitmap::IN_USE != 0,
+        auto: entry.flags & bitmap::AUTO != 0,
+    }
+}

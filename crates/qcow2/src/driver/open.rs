@@ -1,0 +1,192 @@
+//! Opening: the header, what is refused and what helps, the L1 table, the names of bitmaps.
+
+use std::sync::atomic::AtomicU64;
+
+use block::{BlockError, Result};
+use drivers::OpenError;
+
+use super::cache::L2Cache;
+use super::state::{Base, State};
+use crate::format::l1::{ENTRY_BYTES, L1Entry};
+use crate::format::l2::EntryRules;
+use crate::format::{
+    BitmapEntry, BitmapsExtension, CryptMethod, Header, HostOffset, bitmap, extension, features,
+};
+
+/// Bytes that are read before anything is known: the usual cluster.
+const FIRST: u64 = 65536;
+/// How much of a table is read at a time.
+const PIECE: usize = 1 << 20;
+/// What lengths of disks are multiples of, in bytes.
+const SECTOR: u64 = 512;
+
+type Opened<T> = std::result::Result<T, OpenError>;
+
+/// Reads what has to be known of the image in `base.file`.
+///
+/// # Errors
+/// See [`super::Qcow2::open`].
+pub async fn load(base: &Base) -> Opened<State> {
+    let file_length = base.file.length();
+    let header = read_header(base, file_length).await?;
+    let compression = header.compression_type().map_err(invalid)?;
+    refuse(&header)?;
+    let geometry = header.geometry;
+    let length = header.size / SECTOR * SECTOR;
+    let caches = base.caches.resolve(&geometry, length).map_err(invalid)?;
+    let entries = geometry.l1_entries_for(length);
+    let l1 = read_l1(base, &header, entries, file_length).await?;
+    let bitmaps = match read_bitmaps(base, &header, file_length).await {
+        Ok(bitmaps) => bitmaps,
+        Err(error) => {
+            // They are nothing to whoever reads the disk.
+            tracing::warn!("node '{}': its bitmaps cannot be read: {error}", base.name);
+            Vec::new()
+        }
+    };
+    Ok(State {
+        rules: EntryRules {
+            geometry,
+            version: header.version,
+            external_data: false,
+        },
+        compression,
+        length,
+        l1,
+        cache: L2Cache::new(caches),
+        bitmaps,
+        file_length: AtomicU64::new(file_length),
+        header,
+    })
+}
+
+fn invalid(error: impl ToString) -> OpenError {
+    OpenError::new(libc::EINVAL, error.to_string())
+}
+
+fn unreadable(table: &str, error: &BlockError) -> OpenError {
+    OpenError::new(error.errno(), format!("Could not read {table}: {error}"))
+}
+
+async fn read_header(base: &Base, file_length: u64) -> Opened<Header> {
+    let read = async |wanted: u64| {
+        let bytes = wanted.min(file_length);
+        // At most 2 MiB.
+        let bytes = usize::try_from(bytes).unwrap_or(0);
+        let read = base.read(HostOffset(0), bytes).await;
+        read.map_err(|error| unreadable("qcow2 header", &error))
+    };
+    let mut start = read(FIRST).await?;
+    let cluster = Header::first_cluster(&start).map_err(invalid)? as u64;
+    if cluster > FIRST {
+        start = read(cluster).await?;
+    }
+    let header = Header::parse(&start).map_err(invalid)?;
+    header.check().map_err(invalid)?;
+    Ok(header)
+}
+
+/// What cannot be done, by name, and how the image becomes one that can be opened.
+fn refuse(header: &Header) -> Opened<()> {
+    let refused = |text: String| Err(OpenError::new(libc::ENOTSUP, text));
+    let unknown = header.features.unknown_incompatible();
+    if unknown != 0 {
+        let names: Vec<String> = features::bits(unknown)
+            .map(|bit| match header.feature_name(bit) {
+                Some(name) => name,
+                None => format!("unknown incompatible feature bit {bit}"),
+            })
+            .collect();
+        return refused(format!(
+            "Unsupported qcow2 feature(s): {} (a newer program has made the image: convert it there, with qemu-img convert)",
+            names.join(", ")
+        ));
+    }
+    let method = match header.crypt_method {
+        CryptMethod::None => None,
+        CryptMethod::Aes => Some("AES"),
+        CryptMethod::Luks => Some("LUKS"),
+    };
+    if let Some(method) = method {
+        return refused(format!(
+            "The image is encrypted ({method}), which is not supported: decrypt it with qemu-img convert"
+        ));
+    }
+    if header.features.has_external_data() {
+        let name = header.extension(extension::DATA_FILE).unwrap_or_default();
+        return refused(format!(
+            "The image has an external data file ('{}'), which is not supported: put both into one with qemu-img convert",
+            String::from_utf8_lossy(name)
+        ));
+    }
+    if let Some(name) = &header.backing_name {
+        return refused(format!(
+            "The image has a backing file ('{}'), which is not supported: put both into one with qemu-img convert or \
+             qemu-img rebase -b \"\"",
+            String::from_utf8_lossy(name)
+        ));
+    }
+    Ok(())
+}
+
+/// Reads `bytes` at `offset` of the file, all of which has to be there.
+async fn read_table(base: &Base, at: HostOffset, bytes: u64, file_length: u64) -> Result<Vec<u8>> {
+    let inside =
+        at.0.checked_add(bytes)
+            .is_some_and(|end| end <= file_length);
+    let length = usize::try_from(bytes).ok().filter(|_| inside);
+    let Some(length) = length else {
+        let text = format!("it ends beyond the end of the file ({file_length:#x})");
+        return Err(BlockError::new(libc::EIO, text).at(&base.name, at.0, bytes));
+    };
+    let mut all = Vec::with_capacity(length);
+    while all.len() < length {
+        let piece = PIECE.min(length - all.len());
+        let from = HostOffset(at.0 + all.len() as u64);
+        all.extend_from_slice(&base.read(from, piece).await?);
+    }
+    Ok(all)
+}
+
+async fn read_l1(
+    base: &Base,
+    header: &Header,
+    entries: u64,
+    file_length: u64,
+) -> Opened<Box<[L1Entry]>> {
+    // The header has been checked: 32 MiB at most.
+    let bytes = entries * ENTRY_BYTES as u64;
+    let table = read_table(base, header.l1_offset, bytes, file_length).await;
+    let table = table.map_err(|error| unreadable("L1 table", &error))?;
+    let entries = table.as_chunks::<ENTRY_BYTES>().0.iter();
+    Ok(entries
+        .map(|entry| L1Entry(u64::from_be_bytes(*entry)))
+        .collect())
+}
+
+async fn read_bitmaps(
+    base: &Base,
+    header: &Header,
+    file_length: u64,
+) -> std::result::Result<Vec<BitmapEntry>, String> {
+    let extension = header.extension(extension::BITMAPS);
+    let Some(extension) = extension.filter(|_| header.features.has_bitmaps()) else {
+        return Ok(Vec::new());
+    };
+    let extension = BitmapsExtension::parse(extension).map_err(|error| error.to_string())?;
+    if extension.bitmaps > bitmap::BITMAPS_MAX {
+        return Err(format!("there are {} of them", extension.bitmaps));
+    }
+    // The header has been checked: the directory has a bounded length.
+    let (at, bytes) = (extension.directory_offset, extension.directory_size);
+    let directory = read_table(base, at, bytes, file_length).await;
+    let directory = directory.map_err(|error| error.to_string())?;
+    let mut rest = directory.as_slice();
+    let mut all = Vec::new();
+    for _ in 0..extension.bitmaps {
+        let (entry, used) = BitmapEntry::parse(rest).map_err(|error| error.to_string())?;
+        all.push(entry);
+        rest = rest.get(used..).unwrap_or_default();
+    }
+    Ok(all)
+}

@@ -1,0 +1,95 @@
+//! What the driver is opened with, and how much it may remember.
+
+use std::sync::Arc;
+
+use block::{Node, NodeInfo};
+
+use crate::format::Geometry;
+
+/// Most bytes of L2 tables that are remembered unless somebody says otherwise, as QEMU has it.
+const L2_CACHE_MAX: u64 = 32 << 20;
+/// What is read of an L2 table at a time, unless somebody says otherwise. A table is as long as a cluster, and a random
+/// read needs one entry.
+const L2_SLICE: u64 = 4096;
+/// The least part of a table.
+const L2_SLICE_MIN: u64 = 512;
+
+/// Options of [`super::Qcow2`].
+#[derive(Clone, Debug)]
+pub struct Qcow2Options {
+    /// Name of the node, for messages.
+    pub node_name: Arc<str>,
+    /// The node with the image.
+    pub file: Arc<Node>,
+    /// How much it may remember.
+    pub caches: CacheSizes,
+    /// It may be read-only although it was not to be.
+    pub auto_read_only: bool,
+    /// How the node is opened, as far as that is not the child's concern.
+    pub info: NodeInfo,
+}
+
+/// Sizes in bytes as they were asked for (QEMU's `cache-size` and the others).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheSizes {
+    /// For L2 tables and refcounts together.
+    pub all: Option<u64>,
+    /// For L2 tables.
+    pub l2: Option<u64>,
+    /// For refcounts.
+    pub refcounts: Option<u64>,
+    /// What is read of an L2 table at a time.
+    pub l2_entry: Option<u64>,
+}
+
+/// How much of the L2 tables is remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct L2CacheSize {
+    /// How many bytes are read at a time, a power of two.
+    pub slice: usize,
+    /// How many such slices there are, at least one.
+    pub slices: usize,
+}
+
+impl CacheSizes {
+    /// What they mean for an image, in which a disk of `length` bytes is.
+    ///
+    /// # Errors
+    /// Sizes that do not go together.
+    pub(super) fn resolve(&self, geometry: &Geometry, length: u64) -> Result<L2CacheSize, String> {
+        let cluster = geometry.cluster_size();
+        let slice = self.l2_entry.unwrap_or_else(|| L2_SLICE.min(cluster));
+        if !slice.is_power_of_two() || slice < L2_SLICE_MIN || slice > cluster {
+            return Err(format!(
+                "L2 cache entry size must be a power of two between {L2_SLICE_MIN} and the cluster size ({cluster})"
+            ));
+        }
+        let refcounts = self.refcounts.unwrap_or(0);
+        let l2 = match (self.all, self.l2) {
+            (Some(_), Some(_)) if self.refcounts.is_some() => {
+                return Err(
+                    "cache-size, l2-cache-size and refcount-cache-size may not be set at the same time"
+                        .to_owned(),
+                );
+            }
+            (Some(all), Some(l2)) if l2 > all => {
+                return Err("l2-cache-size may not exceed cache-size".to_owned());
+            }
+            (Some(all), None) if refcounts > all => {
+                return Err("refcount-cache-size may not exceed cache-size".to_owned());
+            }
+            (_, Some(l2)) => l2,
+            (Some(all), None) => all - refcounts,
+            (None, None) => L2_CACHE_MAX,
+        };
+        // All tables of the disk, and no more than that.
+        let entry = geometry.l2_entry_bytes() as u64;
+        let tables = length.div_ceil(cluster).saturating_mul(entry);
+        let bytes = l2.min(tables.next_multiple_of(slice));
+        let number = |bytes: u64| usize::try_from(bytes).map_err(|_| "L2 cache size too big");
+        Ok(L2CacheSize {
+            slice: number(slice)?,
+            slices: number(bytes / slice)?.max(1),
+        })
+    }
+}

@@ -1,0 +1,118 @@
+//! Reading.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use block::{Io, IoFuture, OwnedBuffer, Result};
+use futures_util::future::join_all;
+
+use super::decompress::decompress;
+use super::map::{Kind, Mapped};
+use super::state::{Base, Lookup, State};
+use crate::format::{CompressedCluster, GuestOffset};
+
+/// How many runs of one request are read at once.
+const RUNS_MAX: usize = 64;
+
+/// Starts a read. What is stored in one piece, and known, is the child's request: nothing waits, locks or allocates.
+pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFuture<'a> {
+    if io.bytes == 0 {
+        return IoFuture::ready(Ok(()));
+    }
+    let now = state.load();
+    let guest = GuestOffset(io.offset);
+    match now.lookup(base, guest, io.bytes) {
+        Ok(Lookup::Known(Mapped { kind, bytes })) if bytes == io.bytes => match kind {
+            Kind::Data(host) => {
+                if let Err(error) = now.check_inside(base, guest, host, bytes) {
+                    return IoFuture::ready(Err(error));
+                }
+                return base.file.submit(Io {
+                    offset: host.0,
+                    ..io
+                });
+            }
+            Kind::Unallocated | Kind::Zero(_) => {
+                io.buffers.fill_zero();
+                return IoFuture::ready(Ok(()));
+            }
+            Kind::Compressed { .. } => {}
+        },
+        Ok(_) => {}
+        Err(error) => return IoFuture::ready(Err(error)),
+    }
+    let state = Arc::clone(&now);
+    IoFuture::new(async move { Box::pin(in_runs(base, &state, io)).await })
+}
+
+/// Reads what consists of several runs, or has to be looked up first.
+async fn in_runs(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
+    let mut done = 0;
+    while done < io.bytes {
+        let mut runs = Vec::new();
+        while done < io.bytes && runs.len() < RUNS_MAX {
+            let rest = io.slice(done..io.bytes);
+            let mapped = state
+                .map(base, GuestOffset(rest.offset), rest.bytes)
+                .await?;
+            runs.push(one_run(
+                base,
+                state,
+                rest.slice(0..mapped.bytes),
+                mapped.kind,
+            ));
+            done += mapped.bytes;
+        }
+        // All are waited for: what is under way when another one fails must end, and waiting in a drop would stop
+        // the iothread.
+        join_all(runs).await.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
+async fn one_run(base: &Base, state: &State, io: Io<'_>, kind: Kind) -> Result<()> {
+    let guest = GuestOffset(io.offset);
+    match kind {
+        Kind::Unallocated | Kind::Zero(_) => {
+            io.buffers.fill_zero();
+            Ok(())
+        }
+        Kind::Data(host) => {
+            state.check_inside(base, guest, host, io.bytes)?;
+            let below = Io {
+                offset: host.0,
+                ..io
+            };
+            base.file.submit(below).await
+        }
+        Kind::Compressed { data, within } => compressed(base, state, io, data, within).await,
+    }
+}
+
+async fn compressed(
+    base: &Base,
+    state: &State,
+    io: Io<'_>,
+    data: CompressedCluster,
+    within: u64,
+) -> Result<()> {
+    let guest = GuestOffset(io.offset);
+    state.check_inside(base, guest, data.offset, data.bytes)?;
+    let index = |bytes: u64| usize::try_from(bytes).unwrap_or(usize::MAX);
+    // At most two clusters.
+    let mut packed = OwnedBuffer::new(index(data.bytes))?;
+    let below = Io::read(data.offset.0, packed.lend()).on_behalf_of(&io);
+    base.file.submit(below).await?;
+    let mut cluster = OwnedBuffer::new(state.rules.geometry.cluster_bytes())?;
+    if let Err(error) = decompress(state.compression, &packed, &mut cluster) {
+        let place = state.rules.geometry.place(guest);
+        let what = format!(
+            "compressed cluster at {} (L2 entry {} of L1 entry {}): {error}",
+            data.offset, place.l2, place.l1
+        );
+        return Err(base.corrupt(guest, io.bytes, what));
+    }
+    let part = cluster.get(index(within)..).unwrap_or_default();
+    io.buffers.copy_from(part);
+    Ok(())
+}

@@ -1,0 +1,107 @@
+//! Block status: what an image says of its bytes.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::{BlockError, EXTENTS_MAX, Extent, OneBeside, Result, Stored};
+
+use super::errand;
+use super::map::{Kind, Mapped};
+use super::state::{Base, Lookup, State};
+use crate::format::GuestOffset;
+
+/// Most slices that are read for one answer.
+const SLICES_MAX: usize = 64;
+
+/// What the bytes of `range` are, or of a beginning of it. If something has to be read for that, it is on a thread
+/// beside.
+pub async fn of(
+    base: &Arc<Base>,
+    state: Arc<State>,
+    questions: &OneBeside,
+    range: Range<u64>,
+) -> Result<Vec<Extent>> {
+    let mut known = Runs::new(base);
+    let mut at = range.start;
+    while at < range.end && !known.is_full() {
+        match state.lookup(base, GuestOffset(at), range.end - at)? {
+            Lookup::Known(mapped) => at += known.add(mapped),
+            Lookup::Unknown(_) => break,
+        }
+    }
+    if at > range.start {
+        return Ok(known.extents);
+    }
+    let (base, node) = (Arc::clone(base), base.file.node());
+    let read = move || {
+        let look = move || async move { by_reading(&base, &state, range).await };
+        errand::wait(node, look)
+    };
+    let read = questions.run(read).await.and_then(|read| read);
+    read.map_err(BlockError::from)?
+}
+
+async fn by_reading(base: &Arc<Base>, state: &State, range: Range<u64>) -> Result<Vec<Extent>> {
+    let mut known = Runs::new(base);
+    let mut at = range.start;
+    let mut questions = 0;
+    while at < range.end && !known.is_full() && questions < SLICES_MAX {
+        let found = state.map(base, GuestOffset(at), range.end - at).await;
+        match found {
+            Ok(mapped) => at += known.add(mapped),
+            // What is before it is known.
+            Err(_) if at > range.start => break,
+            Err(error) => return Err(error),
+        }
+        questions += 1;
+    }
+    Ok(known.extents)
+}
+
+/// Extents, as they are found.
+struct Runs {
+    file: Arc<str>,
+    last: Option<Mapped>,
+    extents: Vec<Extent>,
+}
+
+impl Runs {
+    fn new(base: &Base) -> Self {
+        Self {
+            file: base.file.name(),
+            last: None,
+            extents: Vec::new(),
+        }
+    }
+
+    fn is_full(&self) -> bool {
+        self.extents.len() >= EXTENTS_MAX
+    }
+
+    /// Returns how many bytes it is.
+    fn add(&mut self, next: Mapped) -> u64 {
+        let bytes = next.bytes;
+        if let (Some(last), Some(extent)) = (&mut self.last, self.extents.last_mut())
+            && last.join(&next)
+        {
+            extent.bytes = last.bytes;
+            return bytes;
+        }
+        let stored = |host: u64| Stored::In {
+            node: Arc::clone(&self.file),
+            offset: host,
+        };
+        self.extents.push(match next.kind {
+            Kind::Unallocated => Extent {
+                allocated: false,
+                ..Extent::hole(bytes, Stored::Nowhere)
+            },
+            Kind::Zero(None) => Extent::hole(bytes, Stored::Nowhere),
+            Kind::Zero(Some(host)) => Extent::hole(bytes, stored(host.0)),
+            Kind::Data(host) => Extent::data(bytes, stored(host.0)),
+            Kind::Compressed { .. } => Extent::data(bytes, Stored::Nowhere),
+        });
+        self.last = Some(next);
+        bytes
+    }
+}
