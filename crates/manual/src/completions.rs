@@ -4,7 +4,7 @@ use anyhow::{Context, Result};
 use clap::Command;
 use clap_complete::{Shell, generate};
 
-use crate::Made;
+use crate::made::Made;
 use crate::programs;
 
 /// Those of all programs.

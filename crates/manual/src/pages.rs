@@ -7,7 +7,7 @@ use qapi::options::CHARDEV_PARAMETERS;
 use qapi::qom;
 use roff::{Roff, bold, italic, roman};
 
-use crate::Made;
+use crate::made::Made;
 use crate::programs::{self, Program};
 use crate::schema::{Entity, Member, Schema, Shape};
 

@@ -31,13 +31,5 @@ use crate::image::Image;
 
 /// Checks an image.
 pub fn check(image: &Image<'_>, limits: &Limits) -> Report {
-    walk(image, limits).report
-}
-
-/// Checks an image, and keeps what was counted.
-fn walk<'a>(image: &'a Image<'a>, limits: &Limits) -> Walk<'a> {
-    let mut walk = Walk::new(image, limits);
-    // Where it stopped early, the report says so.
-    let _ = walk.run();
-    walk
+    Walk::whole(image, limits).report
 }

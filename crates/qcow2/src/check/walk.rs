@@ -108,7 +108,15 @@ impl<'a> Walk<'a> {
         }
     }
 
-    pub fn run(&mut self) -> Result<(), Stop> {
+    /// A whole check.
+    pub fn whole(image: &'a Image<'a>, limits: &Limits) -> Self {
+        let mut walk = Self::new(image, limits);
+        // Where it stopped early, the report says so.
+        let _ = walk.run();
+        walk
+    }
+
+    fn run(&mut self) -> Result<(), Stop> {
         self.run_without_refcounts()?;
         self.refcount_table()?;
         self.compare();

@@ -3,7 +3,7 @@
 use std::io;
 
 use super::super::copied::in_place;
-use super::{Counted, Fix};
+use super::counted::{Counted, Fix};
 use crate::format::EntryError;
 use crate::format::HostOffset;
 use crate::format::l1::{self, COPIED, L1Entry, OFFSET_MASK};

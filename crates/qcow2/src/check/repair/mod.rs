@@ -16,32 +16,24 @@
 //!
 //! Nothing that the guest has written is thrown away: what only that would mend is left as it is, and is told.
 
+mod counted;
 mod flags;
 mod rebuild;
 
 use std::io;
 
+pub use self::counted::{Fix, RepairError};
+
+use self::counted::{Counted, count, put};
 use super::report::{Limits, Report};
-use super::usage::Usage;
-use super::walk::{Block, Walk};
 use crate::format::refcount;
-use crate::format::{Geometry, Header, features};
-use crate::image::{Image, OpenError};
+use crate::format::{Header, features};
 use crate::storage::{WriteAt, read_table};
 
 /// Offset of the incompatible features in the header.
 const INCOMPATIBLE_AT: u64 = 72;
 /// Offset of the autoclear features in the header.
 const AUTOCLEAR_AT: u64 = 88;
-
-/// What is to be mended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fix {
-    /// Leaked clusters.
-    Leaks,
-    /// All that can be.
-    All,
-}
 
 /// What has come of it.
 #[derive(Clone, Debug)]
@@ -64,38 +56,6 @@ impl Fixed {
             .corruptions
             .saturating_sub(self.after.corruptions)
     }
-}
-
-/// Why it was given up. What was done until then has done no harm.
-#[derive(Debug, thiserror::Error)]
-pub enum RepairError {
-    /// It cannot be opened.
-    #[error(transparent)]
-    Open(#[from] OpenError),
-    /// The storage fails.
-    #[error("cannot repair: {0}")]
-    Storage(#[from] io::Error),
-    /// A cluster has more references than its refcount can say.
-    #[error(
-        "cluster {cluster} has {counted} references, and refcounts have {bits} bits: convert the image"
-    )]
-    Width {
-        /// The cluster.
-        cluster: u64,
-        /// Its references.
-        counted: u64,
-        /// The width of refcounts.
-        bits: u32,
-    },
-    /// New refcounts would lie where something else is said to be.
-    #[error(
-        "refcounts have to be made anew, behind the end of the file, but other entries point there: copy the \
-         image with qemu-img convert"
-    )]
-    NoPlace,
-    /// There is no place where new refcounts could be.
-    #[error("the refcount table would be too long: convert the image, with larger clusters")]
-    Table,
 }
 
 /// Checks an image, and mends it.
@@ -133,81 +93,6 @@ pub fn repair(storage: &mut dyn WriteAt, fix: Fix, limits: &Limits) -> Result<Fi
     Ok(Fixed { before, after })
 }
 
-/// What a check has counted, without the storage.
-struct Counted {
-    header: Header,
-    /// Clusters of the file.
-    clusters: u64,
-    usage: Usage,
-    l1: Vec<u64>,
-    /// L2 tables of the disk.
-    l2_tables: Vec<u64>,
-    blocks: Vec<Block>,
-    blocks_broken: bool,
-    /// Something that is not there is said to be beyond the end of the file.
-    beyond: bool,
-    /// The cluster behind the last one that is used.
-    used_end: u64,
-    hidden: bool,
-}
-
-fn count(storage: &dyn WriteAt, limits: &Limits) -> Result<(Report, Counted), RepairError> {
-    let image = Image::open(storage)?;
-    let Walk {
-        usage,
-        report,
-        l2_tables,
-        l1,
-        blocks,
-        blocks_broken,
-        beyond,
-        used_end,
-        ..
-    } = super::walk(&image, limits);
-    let geometry = image.header.geometry;
-    let clusters = geometry.clusters_for(image.length);
-    let active = l2_tables.iter().filter(|(offset, leads)| {
-        let end = geometry.clusters_for(offset.saturating_add(geometry.cluster_size()));
-        leads.active > 0 && end <= clusters
-    });
-    let counted = Counted {
-        clusters,
-        usage,
-        l1,
-        l2_tables: active.map(|(offset, _)| *offset).collect(),
-        blocks,
-        blocks_broken,
-        beyond,
-        used_end,
-        hidden: report.hidden,
-        header: image.header,
-    };
-    Ok((report, counted))
-}
-
-impl Counted {
-    const fn geometry(&self) -> Geometry {
-        self.header.geometry
-    }
-
-    /// Whether there are refcounts that cannot be set where they are.
-    fn needs_rebuild(&self) -> bool {
-        let bits = self.geometry().refcount_block_bits();
-        let has_block = |cluster: u64| {
-            let index = cluster >> bits;
-            let found = self
-                .blocks
-                .binary_search_by_key(&index, |block| block.index);
-            found.is_ok()
-        };
-        self.blocks_broken
-            || !self
-                .usage
-                .referenced()
-                .all(|(cluster, _)| has_block(cluster))
-    }
-}
-
 /// Makes those refcounts that are `wrong` (stored, counted) what was counted.
 fn set_refcounts(
     storage: &mut dyn WriteAt,
@@ -239,23 +124,6 @@ fn set_refcounts(
         storage.flush()?;
     }
     Ok(())
-}
-
-fn put(
-    block: &mut [u8],
-    index: usize,
-    counted: u64,
-    cluster: u64,
-    geometry: &Geometry,
-) -> Result<(), RepairError> {
-    match refcount::set(block, index, geometry.refcount_order(), counted) {
-        true => Ok(()),
-        false => Err(RepairError::Width {
-            cluster,
-            counted,
-            bits: geometry.refcount_bits(),
-        }),
-    }
 }
 
 fn clear_autoclear(storage: &mut dyn WriteAt, header: &Header) -> io::Result<()> {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{Counted, RepairError, put};
+use super::counted::{Counted, RepairError, put};
 use crate::check::report::Limits;
 use crate::check::walk::Walk;
 use crate::format::refcount;

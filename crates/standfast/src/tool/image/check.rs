@@ -3,14 +3,47 @@
 use std::io::{self, Write};
 use std::process::ExitCode;
 
-use qcow2::check::{Fixed, Limits, RepairError, Report, check, repair};
+use clap::{Args, ValueEnum};
+use qcow2::check::{Fix, Fixed, Limits, RepairError, Report, check, repair};
 use serde_json::{Value, json};
 
 use super::file::Wanted;
-use super::{CheckOptions, EXIT_FAILED, Format, ImageError, Opened, Output, print};
+use super::opened::{EXIT_FAILED, Format, ImageError, ImageFileOptions, Opened, Output, print};
 
 const EXIT_CORRUPT: u8 = 2;
 const EXIT_LEAKS: u8 = 3;
+
+/// As [`ImageFileOptions`], and what is repaired.
+#[derive(Debug, Args)]
+pub struct CheckOptions {
+    #[command(flatten)]
+    image: ImageFileOptions,
+    /// Repair leaked clusters, or all that can be repaired without throwing data away; nobody else may use
+    /// the image
+    #[arg(short, long, value_name = "WHAT")]
+    repair: Option<Repair>,
+    /// Print nothing but failures
+    #[arg(short, long)]
+    quiet: bool,
+    /// MiB of memory for counting references; a cluster in use takes 6 bytes
+    #[arg(long, value_name = "MIB", default_value_t = 1024)]
+    max_memory: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Repair {
+    Leaks,
+    All,
+}
+
+impl From<Repair> for Fix {
+    fn from(repair: Repair) -> Self {
+        match repair {
+            Repair::Leaks => Self::Leaks,
+            Repair::All => Self::All,
+        }
+    }
+}
 
 /// Checks an image, and repairs it if that was wanted.
 pub fn run(options: &CheckOptions) -> Result<ExitCode, ImageError> {

@@ -8,7 +8,7 @@ use qcow2::format::{BitmapEntry, CryptMethod, SnapshotEntry};
 use qcow2::info::{Info, info};
 use serde_json::{Value, json};
 
-use super::{Format, ImageError, Opened, Output};
+use super::opened::{Format, ImageError, Opened, Output};
 use crate::tool::size::significant;
 
 /// What the image is, as text.

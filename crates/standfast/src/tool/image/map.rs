@@ -5,7 +5,7 @@ use std::io::{self, BufWriter, Write};
 use qcow2::map::{Extent, Merger, map, next_run};
 use qcow2::{Image, ReadAt};
 
-use super::{Format, ImageError, Opened, Output};
+use super::opened::{Format, ImageError, Opened, Output};
 
 /// Prints what is where, as it is found.
 pub fn show(opened: &Opened, output: Output) -> Result<(), ImageError> {
