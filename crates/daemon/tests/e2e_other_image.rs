@@ -98,7 +98,8 @@ fn a_guest_that_has_seen_another_image_is_refused() -> Result<()> {
         len: 4096,
     };
     ensure!(disk.execute(0, read, PATIENCE)?.is_ok());
-    ensure!(server.daemon.stderr().contains("snapshot.img"));
+    // The log is written beside.
+    server.daemon.wait_for_stderr("snapshot.img", PATIENCE)?;
     // From now on it has seen this one.
     let state = disk.disconnect();
     server.end()?;
