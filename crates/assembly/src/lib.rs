@@ -17,6 +17,7 @@ mod nodes;
 mod objects;
 mod opening;
 mod properties;
+mod qcow2_node;
 mod qom;
 mod reopen;
 mod secret;

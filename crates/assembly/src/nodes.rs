@@ -17,16 +17,17 @@ use drivers::{
 };
 use monitor::Descriptors;
 use qapi::options::{
-    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
-    BlockdevRefOrNull, DetectZeroes, DiscardMode,
+    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
+    DiscardMode,
 };
 use qapi::{QmpError, os_text};
-use qcow2::{CacheSizes, Qcow2, Qcow2Options};
+use qcow2::Qcow2;
 
 use crate::definitions::{Definition, Definitions, inherit};
 use crate::fdset;
 use crate::lock_wait::wait_for_lock;
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
+use crate::qcow2_node;
 use crate::setup_error::SetupError;
 use crate::throttle::Groups;
 
@@ -227,7 +228,7 @@ pub async fn open(
         }
         BlockdevDriverOptions::Qcow2(qcow2) => {
             let file = below(name, child)?;
-            Box::new(Qcow2::open(qcow2_options(name, file, &base, &qcow2)?).await?)
+            Box::new(Qcow2::open(qcow2_node::options(name, file, &base, &qcow2)?).await?)
         }
         BlockdevDriverOptions::NullCo(null) => {
             Box::new(NullCo::new(null_options(&base, &null, false)?))
@@ -284,12 +285,12 @@ pub fn check(base: &BlockdevBase) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn unmaps(base: &BlockdevBase) -> bool {
+pub fn unmaps(base: &BlockdevBase) -> bool {
     base.discard == Some(DiscardMode::Unmap)
 }
 
 /// How a node is opened that has no storage of its own, or whose child has.
-fn node_info(base: &BlockdevBase) -> NodeInfo {
+pub fn node_info(base: &BlockdevBase) -> NodeInfo {
     NodeInfo {
         read_only: base.read_only.unwrap_or(false),
         cache_direct: base.cache_direct(),
@@ -388,32 +389,6 @@ fn raw_options(
     })
 }
 
-fn qcow2_options(
-    name: &str,
-    file: Arc<Node>,
-    base: &BlockdevBase,
-    qcow2: &wire::Qcow2Options,
-) -> Result<Qcow2Options, SetupError> {
-    if !matches!(qcow2.backing, None | Some(BlockdevRefOrNull::Null)) {
-        return Err(SetupError::new(format!(
-            "Node '{name}': backing files are not supported: leave out 'backing', and put a chain into one image \
-             with qemu-img convert"
-        )));
-    }
-    Ok(Qcow2Options {
-        node_name: name.into(),
-        file,
-        caches: CacheSizes {
-            all: not_negative("cache-size", qcow2.cache_size)?,
-            l2: not_negative("l2-cache-size", qcow2.l2_cache_size)?,
-            refcounts: not_negative("refcount-cache-size", qcow2.refcount_cache_size)?,
-            l2_entry: not_negative("l2-cache-entry-size", qcow2.l2_cache_entry_size)?,
-        },
-        auto_read_only: base.auto_read_only == Some(true),
-        info: node_info(base),
-    })
-}
-
 fn null_options(
     base: &BlockdevBase,
     null: &wire::NullOptions,
@@ -432,7 +407,7 @@ fn null_options(
     })
 }
 
-fn not_negative(name: &str, bytes: Option<i64>) -> Result<Option<u64>, SetupError> {
+pub fn not_negative(name: &str, bytes: Option<i64>) -> Result<Option<u64>, SetupError> {
     let number = bytes.map(u64::try_from).transpose();
     number.map_err(|_| {
         let bytes = bytes.unwrap_or_default();

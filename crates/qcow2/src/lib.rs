@@ -15,6 +15,6 @@ pub mod info;
 pub mod map;
 mod storage;
 
-pub use driver::{CacheSizes, Qcow2, Qcow2Options};
+pub use driver::{CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options};
 pub use image::{Image, OpenError};
 pub use storage::{ReadAt, WriteAt};

@@ -75,19 +75,17 @@ impl Format for Made {
 
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
         let opened = pollster::block_on(Qcow2::open(Qcow2Options {
-            node_name: "qcow2".into(),
-            file,
             // So little that what was read has to be read again.
             caches: CacheSizes {
                 l2: Some(512),
                 l2_entry: Some(512),
                 ..CacheSizes::default()
             },
-            auto_read_only: false,
             info: NodeInfo {
                 read_only: true,
                 ..NodeInfo::default()
             },
+            ..Qcow2Options::new("qcow2", file)
         }));
         let opened = opened.map_err(|error| error.to_string())?;
         Ok(Node::new("qcow2", Box::new(opened)))

@@ -164,6 +164,34 @@ mod tests {
         assert_eq!((format.cluster_size, format.dirty), (65536, false));
     }
 
+    /// In version 2 there is no bit for it.
+    #[test]
+    fn options_that_an_old_image_cannot_keep_are_refused() {
+        let place = Place::new();
+        let path = place.file("disk.qcow2");
+        let name = path.to_str().unwrap();
+        let bench = Bench::new();
+        for (compat, refused) in [("0.10", true), ("1.1", false)] {
+            let compat = format!("compat={compat}");
+            let arguments = ["create", "-qfqcow2", "-o", &compat, name, "1M"];
+            qcow2_image::run("qemu-img", &arguments).unwrap();
+            let lazy = |wanted| bench.open_as(&path, |options| options.lazy_refcounts = wanted);
+            lazy(None).unwrap();
+            lazy(Some(false)).unwrap();
+            let lazy = lazy(Some(true));
+            let kept = bench.open_as(&path, |options| options.discard_no_unref = true);
+            for (opened, words) in [(lazy, "Lazy refcounts"), (kept, "discard-no-unref")] {
+                let said = opened.err().map(|error| error.desc);
+                let fits = said.as_ref().is_some_and(|said| said.starts_with(words));
+                assert_eq!(
+                    (said.is_some(), fits),
+                    (refused, refused),
+                    "{compat}: {said:?}"
+                );
+            }
+        }
+    }
+
     /// What cannot be read yet is refused, and the text names what it is and what helps.
     #[test]
     fn what_is_not_there_yet_is_refused_by_name() {

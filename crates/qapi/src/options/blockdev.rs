@@ -187,7 +187,7 @@ pub struct Qcow2Options {
     /// The backing file. Only `null` (none) is accepted.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing: Option<BlockdevRefOrNull>,
-    /// Whether refcounts may be written late. Default: as the image says.
+    /// Whether refcounts may be written late. Default: as the image says; only version 3 can be asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lazy_refcounts: Option<bool>,
     /// Whether discards reach the file. Default: as `discard` says.
@@ -199,7 +199,7 @@ pub struct Qcow2Options {
     /// Whether all else that becomes free is discarded in the file. Default: off.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pass_discard_other: Option<bool>,
-    /// Whether what is discarded keeps its cluster. Default: off.
+    /// Whether what is discarded keeps its cluster. Default: off; only version 3 can be asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub discard_no_unref: Option<bool>,
     /// Which writes are compared with where metadata is. Default: cached.
@@ -217,8 +217,8 @@ pub struct Qcow2Options {
     /// Bytes of refcounts that are remembered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refcount_cache_size: Option<i64>,
-    /// Seconds after which what nobody has looked for is forgotten. Accepted and ignored: what is remembered has a
-    /// bound.
+    /// Seconds after which what nobody has looked for is forgotten; 0: never. Default: 600. Accepted and ignored: what
+    /// is remembered has a bound.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_clean_interval: Option<i64>,
 }

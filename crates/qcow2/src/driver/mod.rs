@@ -15,6 +15,7 @@ mod info;
 mod map;
 mod open;
 mod options;
+mod overlap;
 mod read;
 mod state;
 mod status;
@@ -29,7 +30,8 @@ use block::{
 };
 use drivers::OpenError;
 
-pub use self::options::{CacheSizes, Qcow2Options};
+pub use self::options::{CacheSizes, Discards, Qcow2Options};
+pub use self::overlap::{Metadata, OverlapCheck};
 use self::state::{Base, State};
 
 /// See the [module](self).

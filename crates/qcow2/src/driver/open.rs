@@ -31,6 +31,7 @@ pub async fn load(base: &Base) -> Opened<State> {
     let header = read_header(base, file_length).await?;
     let compression = header.compression_type().map_err(invalid)?;
     refuse(&header)?;
+    base.needs.check(&header).map_err(invalid)?;
     let geometry = header.geometry;
     let length = header.size / SECTOR * SECTOR;
     let caches = base.caches.resolve(&geometry, length).map_err(invalid)?;

@@ -1,10 +1,12 @@
 //! What the driver is opened with, and how much it may remember.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{Node, NodeInfo};
 
-use crate::format::Geometry;
+use super::overlap::OverlapCheck;
+use crate::format::{Geometry, Header};
 
 /// Most bytes of L2 tables that are remembered unless somebody says otherwise, as QEMU has it.
 const L2_CACHE_MAX: u64 = 32 << 20;
@@ -14,7 +16,12 @@ const L2_SLICE: u64 = 4096;
 /// The least part of a table.
 const L2_SLICE_MIN: u64 = 512;
 
-/// Options of [`super::Qcow2`].
+/// Most clusters of refcounts that are remembered.
+const REFCOUNT_CLUSTERS_MAX: u64 = i32::MAX as u64;
+/// After which time what nobody has looked for is forgotten unless somebody says otherwise, as QEMU has it on Linux.
+const CACHE_CLEAN_INTERVAL: Duration = Duration::from_secs(600);
+
+/// Options of [`super::Qcow2`]; [`Self::new`] has the defaults.
 #[derive(Clone, Debug)]
 pub struct Qcow2Options {
     /// Name of the node, for messages.
@@ -23,10 +30,91 @@ pub struct Qcow2Options {
     pub file: Arc<Node>,
     /// How much it may remember.
     pub caches: CacheSizes,
+    /// What nobody has looked for in so long a time is forgotten; zero: never.
+    pub cache_clean_interval: Duration,
+    /// Whether refcounts may be written late. None: as the image says.
+    pub lazy_refcounts: Option<bool>,
+    /// What becomes of clusters of the file that become free.
+    pub discards: Discards,
+    /// What is discarded or zeroed keeps its cluster, with a zero flag.
+    pub discard_no_unref: bool,
+    /// Which metadata writes to the file are compared with.
+    pub overlap: OverlapCheck,
     /// It may be read-only although it was not to be.
     pub auto_read_only: bool,
     /// How the node is opened, as far as that is not the child's concern.
     pub info: NodeInfo,
+}
+
+impl Qcow2Options {
+    /// The node `node_name` with the image in `file`, and the defaults of all else.
+    pub fn new(node_name: impl Into<Arc<str>>, file: Arc<Node>) -> Self {
+        Self {
+            node_name: node_name.into(),
+            file,
+            caches: CacheSizes::default(),
+            cache_clean_interval: CACHE_CLEAN_INTERVAL,
+            lazy_refcounts: None,
+            discards: Discards::default(),
+            discard_no_unref: false,
+            overlap: OverlapCheck::default(),
+            auto_read_only: false,
+            info: NodeInfo::default(),
+        }
+    }
+
+    /// What an image must be for them.
+    pub(super) const fn needs(&self) -> Needs {
+        Needs {
+            lazy_refcounts: matches!(self.lazy_refcounts, Some(true)),
+            discard_no_unref: self.discard_no_unref,
+        }
+    }
+}
+
+/// Of what becomes free in the image, what is discarded in the file, too. QEMU's names: `pass-discard-...`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discards {
+    /// What the guest has discarded. By default as the node is opened (`discard=unmap`).
+    pub request: bool,
+    /// What a snapshot leaves.
+    pub snapshot: bool,
+    /// All else: what has been copied elsewhere, old tables.
+    pub other: bool,
+}
+
+impl Default for Discards {
+    fn default() -> Self {
+        Self {
+            request: false,
+            snapshot: true,
+            other: false,
+        }
+    }
+}
+
+/// Options that only version 3 of the format can keep.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Needs {
+    lazy_refcounts: bool,
+    discard_no_unref: bool,
+}
+
+impl Needs {
+    /// # Errors
+    /// In QEMU's words: the image is too old for what is asked for.
+    pub(super) fn check(self, header: &Header) -> Result<(), &'static str> {
+        let old = header.version < 3;
+        if old && self.lazy_refcounts {
+            return Err(
+                "Lazy refcounts require a qcow2 image with at least qemu 1.1 compatibility level",
+            );
+        }
+        if old && self.discard_no_unref {
+            return Err("discard-no-unref is only supported since qcow2 version 3");
+        }
+        Ok(())
+    }
 }
 
 /// Sizes in bytes as they were asked for (QEMU's `cache-size` and the others).
@@ -82,6 +170,9 @@ impl CacheSizes {
             (Some(all), None) => all - refcounts,
             (None, None) => L2_CACHE_MAX,
         };
+        if refcounts / cluster > REFCOUNT_CLUSTERS_MAX {
+            return Err("Refcount cache size too big".to_owned());
+        }
         // All tables of the disk, and no more than that.
         let entry = geometry.l2_entry_bytes() as u64;
         let tables = length.div_ceil(cluster).saturating_mul(entry);

@@ -7,7 +7,7 @@ use block::{BlockError, Child, NodeInfo, OwnedBuffer, Result};
 
 use super::cache::{L2Cache, Slice};
 use super::map::{self, Kind, Mapped, Question};
-use super::options::{CacheSizes, Qcow2Options};
+use super::options::{CacheSizes, Needs, Qcow2Options};
 use crate::format::l1::L1Entry;
 use crate::format::l2::EntryRules;
 use crate::format::{BitmapEntry, CompressionType, GuestOffset, Header, HostOffset};
@@ -21,6 +21,8 @@ pub struct Base {
     pub file: Child,
     /// How much may be remembered.
     pub caches: CacheSizes,
+    /// What an image must be for the options.
+    pub needs: Needs,
     /// How the node is opened.
     pub info: NodeInfo,
 }
@@ -28,6 +30,7 @@ pub struct Base {
 impl Base {
     pub fn new(options: Qcow2Options) -> Self {
         Self {
+            needs: options.needs(),
             file: Child::of(&options.node_name, "file", options.file),
             name: options.node_name,
             caches: options.caches,

@@ -33,6 +33,15 @@ impl Bench {
         path: &Path,
         caches: CacheSizes,
     ) -> std::result::Result<Arc<Node>, OpenError> {
+        self.open_as(path, |options| options.caches = caches)
+    }
+
+    /// The same, with other options.
+    pub fn open_as(
+        &self,
+        path: &Path,
+        change: impl FnOnce(&mut Qcow2Options),
+    ) -> std::result::Result<Arc<Node>, OpenError> {
         let options = FileOptions {
             node_name: "file0".into(),
             path: Some(path.to_owned()),
@@ -41,16 +50,14 @@ impl Bench {
             ..FileOptions::default()
         };
         let file = pollster::block_on(FileDriver::open(Medium::File, options))?;
-        let options = Qcow2Options {
-            node_name: "disk0".into(),
-            file: Node::new("file0", Box::new(file)),
-            caches,
-            auto_read_only: false,
+        let mut options = Qcow2Options {
             info: NodeInfo {
                 read_only: true,
                 ..NodeInfo::default()
             },
+            ..Qcow2Options::new("disk0", Node::new("file0", Box::new(file)))
         };
+        change(&mut options);
         let driver = pollster::block_on(Qcow2::open(options))?;
         Ok(Node::new("disk0", Box::new(driver)))
     }
