@@ -13,11 +13,13 @@
 //!   The macro `flat_union` writes them.
 //! * An *alternate* is an enum with variants named after JSON types: `@string`, `@object`, `@array`.
 
+mod alternative;
 mod error;
 mod path;
 mod union;
 mod value;
 
+pub(crate) use alternative::Alternative;
 pub use error::DeError;
 pub use path::{Mode, TYPED_DEPTH_MAX};
 pub use union::{BASE, FLAT_UNION, TAG, VARIANT};

@@ -1,14 +1,12 @@
 //! The deserializer itself.
 
+use super::alternative::Alternative;
 use super::error::DeError;
 use super::path::{Mode, Path, TYPED_DEPTH_MAX};
 use super::union::{BASE, FLAT_UNION, Shared, TAG, VARIANT};
 use crate::{Object, Size, Value};
-use serde::de::value::{BorrowedStrDeserializer, StrDeserializer, U64Deserializer};
-use serde::de::{
-    DeserializeSeed, Deserializer, EnumAccess, IntoDeserializer, MapAccess, SeqAccess,
-    VariantAccess, Visitor,
-};
+use serde::de::value::{BorrowedStrDeserializer, U64Deserializer};
+use serde::de::{DeserializeSeed, Deserializer, IntoDeserializer, MapAccess, SeqAccess, Visitor};
 use std::cell::RefCell;
 
 /// What stands at a place in the input.
@@ -366,10 +364,7 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
             if !variants.contains(&variant) {
                 return Err(self.wrong_alternate(name));
             }
-            return visitor.visit_enum(Alternative {
-                variant,
-                content: self,
-            });
+            return visitor.visit_enum(Alternative::new(variant, self));
         }
         let named = match self.shared {
             Some(shared) => self.object()?.get(shared.tag),
@@ -399,10 +394,7 @@ impl<'de> Deserializer<'de> for Node<'de, '_> {
         if self.shared.is_some() && !variants.contains(&variant) {
             return Err(reject(()));
         }
-        let value = visitor.visit_enum(Alternative {
-            variant,
-            content: self,
-        });
+        let value = visitor.visit_enum(Alternative::new(variant, self));
         if self.shared.is_some() {
             value
         } else {
@@ -480,50 +472,5 @@ impl<'de> SeqAccess<'de> for Elements<'de, '_, '_> {
         };
         self.next += 1;
         seed.deserialize(node).map(Some)
-    }
-}
-
-/// One variant of an enum and what it is made of.
-struct Alternative<'de, 'v, 'a> {
-    variant: &'v str,
-    content: Node<'de, 'a>,
-}
-
-impl<'de, 'a> EnumAccess<'de> for Alternative<'de, '_, 'a> {
-    type Error = DeError;
-    type Variant = Content<'de, 'a>;
-
-    fn variant_seed<V: DeserializeSeed<'de>>(
-        self,
-        seed: V,
-    ) -> Result<(V::Value, Self::Variant), DeError> {
-        let name: StrDeserializer<'_, DeError> = self.variant.into_deserializer();
-        Ok((seed.deserialize(name)?, Content(self.content)))
-    }
-}
-
-struct Content<'de, 'a>(Node<'de, 'a>);
-
-impl<'de> VariantAccess<'de> for Content<'de, '_> {
-    type Error = DeError;
-
-    fn unit_variant(self) -> Result<(), DeError> {
-        Ok(())
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, DeError> {
-        seed.deserialize(self.0)
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, len: usize, visitor: V) -> Result<V::Value, DeError> {
-        self.0.deserialize_tuple(len, visitor)
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, DeError> {
-        self.0.deserialize_struct("", fields, visitor)
     }
 }

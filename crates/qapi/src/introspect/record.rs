@@ -4,14 +4,14 @@
 use std::any::type_name;
 use std::cell::{Cell, RefCell};
 
-use serde::de::value::{BorrowedStrDeserializer, StrDeserializer, U64Deserializer};
+use serde::de::value::{BorrowedStrDeserializer, U64Deserializer};
 use serde::de::{
-    DeserializeOwned, DeserializeSeed, Deserializer, EnumAccess, Error as _, IntoDeserializer,
-    MapAccess, SeqAccess, VariantAccess, Visitor,
+    DeserializeOwned, DeserializeSeed, Deserializer, Error as _, IntoDeserializer, MapAccess,
+    SeqAccess, Visitor,
 };
 
 use super::registry::{Kind, Member, Ref, Registry};
-use crate::de::{BASE, DeError, FLAT_UNION, TAG, VARIANT};
+use crate::de::{Alternative, BASE, DeError, FLAT_UNION, TAG, VARIANT};
 
 /// More often than this no type has to be asked.
 const PASSES_MAX: usize = 1 << 12;
@@ -60,6 +60,20 @@ impl<'a> Recorder<'a> {
             found,
             within: Within::Anything,
         }
+    }
+
+    /// One of several things; what it is made of is put into `found`.
+    fn one<'b>(
+        &self,
+        variants: &'static [&'static str],
+        chosen: usize,
+        found: &'b Cell<Option<Found>>,
+    ) -> Alternative<'static, Recorder<'b>>
+    where
+        'a: 'b,
+    {
+        let variant = variants.get(chosen).copied().unwrap_or_default();
+        Alternative::new(variant, Recorder::new(self.registry, found))
     }
 
     fn is(&self, r#type: Ref) {
@@ -220,12 +234,7 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
                 case.set(Some(chosen));
                 let values = (self.registry.borrow_mut()).at(key, || Kind::Enum(variants));
                 self.is(Ref::Type(values));
-                return visitor.visit_enum(Alternative::new(
-                    &self,
-                    variants,
-                    chosen,
-                    &Cell::default(),
-                ));
+                return visitor.visit_enum(self.one(variants, chosen, &Cell::default()));
             }
             _ if is_alternate => {
                 let alternate = || Kind::Alternate(Vec::new());
@@ -236,7 +245,7 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
             _ => {
                 let at = (self.registry.borrow_mut()).at(key, || Kind::Enum(variants));
                 self.is(Ref::Type(at));
-                return visitor.visit_enum(Alternative::new(&self, variants, 0, &Cell::default()));
+                return visitor.visit_enum(self.one(variants, 0, &Cell::default()));
             }
         };
         // What leads to itself by one member would never come to the next one.
@@ -246,7 +255,7 @@ impl<'de> Deserializer<'de> for Recorder<'_> {
             false => self.registry.borrow_mut().choose_simplest(at, variants),
         };
         let found = Cell::default();
-        let value = visitor.visit_enum(Alternative::new(&self, variants, chosen, &found));
+        let value = visitor.visit_enum(self.one(variants, chosen, &found));
         if is_alternate && is_outermost {
             self.registry.borrow_mut().leave(key);
         }
@@ -351,64 +360,5 @@ impl<'de> MapAccess<'de> for &mut Fields<'_> {
             (_, _, None) => self.members.push(member(name)),
         }
         Ok(value)
-    }
-}
-
-/// One of several things.
-struct Alternative<'a> {
-    variant: &'static str,
-    content: Recorder<'a>,
-}
-
-impl<'a> Alternative<'a> {
-    fn new(
-        recorder: &Recorder<'a>,
-        variants: &'static [&'static str],
-        chosen: usize,
-        found: &'a Cell<Option<Found>>,
-    ) -> Self {
-        Alternative {
-            variant: variants.get(chosen).copied().unwrap_or_default(),
-            content: Recorder::new(recorder.registry, found),
-        }
-    }
-}
-
-impl<'de, 'a> EnumAccess<'de> for Alternative<'a> {
-    type Error = DeError;
-    type Variant = Content<'a>;
-
-    fn variant_seed<V: DeserializeSeed<'de>>(
-        self,
-        seed: V,
-    ) -> Result<(V::Value, Self::Variant), DeError> {
-        let name: StrDeserializer<'_, DeError> = self.variant.into_deserializer();
-        Ok((seed.deserialize(name)?, Content(self.content)))
-    }
-}
-
-struct Content<'a>(Recorder<'a>);
-
-impl<'de> VariantAccess<'de> for Content<'_> {
-    type Error = DeError;
-
-    fn unit_variant(self) -> Result<(), DeError> {
-        Ok(())
-    }
-
-    fn newtype_variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<T::Value, DeError> {
-        seed.deserialize(self.0)
-    }
-
-    fn tuple_variant<V: Visitor<'de>>(self, _: usize, _: V) -> Result<V::Value, DeError> {
-        Err(DeError::custom("QAPI has no tuples"))
-    }
-
-    fn struct_variant<V: Visitor<'de>>(
-        self,
-        fields: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, DeError> {
-        self.0.deserialize_struct("", fields, visitor)
     }
 }

@@ -1,7 +1,7 @@
 //! Persistent bitmaps: the extension, the directory, and the entries of their tables. Their content is nobody's here.
 
 use super::bytes;
-use super::entry_error::EntryError;
+use super::entry_error::{EntryError, cluster_at};
 use super::geometry::{Geometry, HostOffset};
 use super::l1::OFFSET_MASK;
 
@@ -219,12 +219,7 @@ impl BitmapTableEntry {
         let offset = HostOffset(self.0 & OFFSET_MASK);
         let ones = self.0 & 1 != 0;
         let allowed = OFFSET_MASK | u64::from(offset.0 == 0);
-        if self.0 & !allowed != 0 {
-            return Err(EntryError::Reserved(self.0 & !allowed));
-        }
-        if !geometry.is_cluster_start(offset) {
-            return Err(EntryError::Unaligned(offset));
-        }
+        cluster_at(offset, self.0 & !allowed, geometry)?;
         Ok(match (offset.0, ones) {
             (0, false) => BitmapCluster::Zeroes,
             (0, true) => BitmapCluster::Ones,

@@ -1,6 +1,6 @@
 //! What entries of tables cannot say.
 
-use super::geometry::HostOffset;
+use super::geometry::{Geometry, HostOffset};
 
 /// What cannot be in an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -35,4 +35,20 @@ pub enum EntryError {
     /// The flag of a cluster that may be written in place, and no cluster.
     #[error("there is no cluster, but the flag of one that may be written in place")]
     CopiedNothing,
+}
+
+/// The offset of an entry, or 0: whatever table it is of, what is `reserved` must be 0, and clusters begin
+/// only where they do.
+pub(super) const fn cluster_at(
+    offset: HostOffset,
+    reserved: u64,
+    geometry: &Geometry,
+) -> Result<HostOffset, EntryError> {
+    if reserved != 0 {
+        return Err(EntryError::Reserved(reserved));
+    }
+    match geometry.is_cluster_start(offset) {
+        true => Ok(offset),
+        false => Err(EntryError::Unaligned(offset)),
+    }
 }

@@ -1,6 +1,6 @@
 //! Entries of L1 tables.
 
-use super::entry_error::EntryError;
+use super::entry_error::{EntryError, cluster_at};
 use super::geometry::{Geometry, HostOffset};
 
 /// Bits 9 to 55 of an entry: an offset.
@@ -30,13 +30,7 @@ impl L1Entry {
     /// # Errors
     /// Reserved bits, and an offset that is not that of a cluster.
     pub fn table(self, geometry: &Geometry) -> Result<Option<HostOffset>, EntryError> {
-        if self.0 & RESERVED != 0 {
-            return Err(EntryError::Reserved(self.0 & RESERVED));
-        }
-        let offset = self.offset();
-        if !geometry.is_cluster_start(offset) {
-            return Err(EntryError::Unaligned(offset));
-        }
+        let offset = cluster_at(self.offset(), self.reserved(), geometry)?;
         Ok((offset.0 != 0).then_some(offset))
     }
 

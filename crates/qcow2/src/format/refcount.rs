@@ -1,7 +1,7 @@
 //! Refcounts: entries of the refcount table, and the numbers in a refcount block.
 
 use super::bytes;
-use super::entry_error::EntryError;
+use super::entry_error::{EntryError, cluster_at};
 use super::geometry::{Geometry, HostOffset};
 
 /// Bits 9 to 63 of an entry: an offset.
@@ -27,13 +27,7 @@ impl RefcountTableEntry {
     /// # Errors
     /// Reserved bits, and an offset that is not that of a cluster.
     pub fn block(self, geometry: &Geometry) -> Result<Option<HostOffset>, EntryError> {
-        if self.reserved() != 0 {
-            return Err(EntryError::Reserved(self.reserved()));
-        }
-        let offset = self.offset();
-        if !geometry.is_cluster_start(offset) {
-            return Err(EntryError::Unaligned(offset));
-        }
+        let offset = cluster_at(self.offset(), self.reserved(), geometry)?;
         Ok((offset.0 != 0).then_some(offset))
     }
 
