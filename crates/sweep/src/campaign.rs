@@ -11,7 +11,7 @@ fn asked(name: &str) -> Option<u64> {
     std::env::var(name).ok()?.parse().ok()
 }
 
-/// Sweeps `format`, with seeds from 0 on, for `seconds` at most and `seeds` at most. With `STANDFAST_SWEEP_SEED=n`: that one
+/// Sweeps `format`, with seeds from 0 on, for `seconds` at most and `seeds` at most, as [`Size::SMALL`] says. With `STANDFAST_SWEEP_SEED=n`: that one
 /// alone, as a whole. With `STANDFAST_SOAK=1`: until there were `STANDFAST_SWEEP_COUNT` faults and cuts (a million if it does not
 /// say), from the seed `STANDFAST_SWEEP_FROM` on, each as a whole, and tells every ten seconds how far it is.
 ///
@@ -23,9 +23,27 @@ pub fn campaign(
     seeds: u64,
     seconds: u64,
 ) -> Result<Totals, Box<Failure>> {
+    campaign_of(format, hands, Size::SMALL, seeds, seconds)
+}
+
+/// The same, each seed as `small` says. The length of the disk is the format's.
+///
+/// # Errors
+/// What was found.
+pub fn campaign_of(
+    format: &dyn Format,
+    hands: &mut Hands,
+    small: Size,
+    seeds: u64,
+    seconds: u64,
+) -> Result<Totals, Box<Failure>> {
+    let [small, whole] = [small, Size::WHOLE].map(|size| Size {
+        sectors: format.sectors(),
+        ..size
+    });
     let mut totals = Totals::default();
     if let Some(seed) = asked("STANDFAST_SWEEP_SEED") {
-        for size in [Size::SMALL, Size::WHOLE] {
+        for size in [small, whole] {
             sweep_seed(format, hands, seed, &size, &mut totals)?;
         }
         return Ok(totals);
@@ -34,7 +52,7 @@ pub fn campaign(
     if std::env::var_os("STANDFAST_SOAK").is_none() {
         let limit = Duration::from_secs(seconds);
         for seed in 0..seeds {
-            sweep_seed(format, hands, seed, &Size::SMALL, &mut totals)?;
+            sweep_seed(format, hands, seed, &small, &mut totals)?;
             if begin.elapsed() > limit {
                 break;
             }
@@ -45,7 +63,7 @@ pub fn campaign(
     let mut seed = asked("STANDFAST_SWEEP_FROM").unwrap_or(0);
     let mut told = begin;
     while totals.faults + totals.cuts < count {
-        sweep_seed(format, hands, seed, &Size::WHOLE, &mut totals)?;
+        sweep_seed(format, hands, seed, &whole, &mut totals)?;
         seed += 1;
         if told.elapsed() > Duration::from_secs(10) {
             told = Instant::now();

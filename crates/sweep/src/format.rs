@@ -78,6 +78,16 @@ pub trait Format: fmt::Debug {
     /// What is wrong with the image that is on the disk.
     fn check(&self, disk: &[u8]) -> Vec<Finding>;
 
+    /// What somebody else says of an image that is objected to, for the report: another checker, say.
+    fn second_opinion(&self, _disk: &[u8]) -> Option<String> {
+        None
+    }
+
+    /// How long the disk is in a [campaign](crate::campaign), in sectors.
+    fn sectors(&self) -> u64 {
+        96
+    }
+
     /// Sectors of a cluster, so that sequences meet its borders.
     fn cluster(&self) -> u64 {
         8

@@ -133,6 +133,21 @@ fn verify(
     now: Now,
     leaky: bool,
 ) -> Result<(), String> {
+    let right = compare(format, image.clone(), model, time, now, leaky);
+    right.map_err(|what| match format.second_opinion(&image) {
+        Some(other) => format!("{what} (somebody else says: {other})"),
+        None => what,
+    })
+}
+
+fn compare(
+    format: &dyn Format,
+    image: Vec<u8>,
+    model: &Model,
+    time: usize,
+    now: Now,
+    leaky: bool,
+) -> Result<(), String> {
     let leaks = leaky
         || match now {
             Now::Cut => format.leaks_after_cut(),

@@ -45,7 +45,7 @@ pub mod storage;
 pub mod stories;
 pub mod sweep;
 
-pub use campaign::campaign;
+pub use campaign::{campaign, campaign_of};
 pub use event::{Ask, Request};
 pub use format::{Finding, Format};
 pub use hand::Hands;

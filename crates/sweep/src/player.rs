@@ -434,11 +434,7 @@ impl Player<'_> {
                 false => Err(format!("stopped, but {left}")),
             };
         }
-        let image = self.storage.image().into();
-        self.guest(Guest::Stopped {
-            image,
-            closed: false,
-        });
+        self.is_complete(false);
         Ok(())
     }
 
@@ -462,12 +458,14 @@ impl Player<'_> {
         drop(node);
         self.storage.at_once(false);
         closed.map_err(|text| format!("it cannot be closed: {text}"))?;
-        let image = self.storage.image().into();
-        self.guest(Guest::Stopped {
-            image,
-            closed: true,
-        });
+        self.is_complete(true);
         Ok(())
+    }
+
+    /// What is on the disk now is copied, for the judge.
+    fn is_complete(&self, closed: bool) {
+        let image = self.storage.image().into();
+        self.guest(Guest::Stopped { image, closed });
     }
 
     fn cut(&mut self) -> Result<(), String> {
