@@ -46,6 +46,7 @@ pub use driver::capabilities::{
     Unwritten,
 };
 pub use driver::closing::Closing;
+pub use driver::corruption::{Corruption, CorruptionReport};
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
 pub use driver::format_info::{FormatInfo, Qcow2Bitmap, Qcow2Info};
@@ -77,7 +78,7 @@ pub use registry_error::{RegistryError, ResizeError};
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};
 pub use words::event;
-pub use words::event::{BlockIoError, Event, EventKind};
+pub use words::event::{BlockImageCorrupted, BlockIoError, Event, EventKind};
 pub use words::hold_scope::HoldScope;
 pub use words::ids::{BackendId, ConnectionId, LocalId};
 pub use words::image::Image;

@@ -1,6 +1,7 @@
 //! Everything that has a name: nodes and exports, and the operations that concern several.
 
 mod claims;
+mod corruption;
 mod exports;
 mod grants;
 mod lengths;

@@ -7,7 +7,11 @@ use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Options, Request};
 use harness::{PATIENCE, Setup, iothreads};
 use serde_json::{Value, json};
+use std::time::Duration;
 use testkit::qcow2_image::{self, DISK_BYTES, KINDS};
+
+/// How long nothing is to happen.
+const QUIET: Duration = Duration::from_millis(100);
 
 /// One export for each kind of image, on two iothreads.
 #[test]
@@ -21,7 +25,7 @@ fn a_guest_sees_what_qemu_has_written() -> Result<()> {
         let node = format!("disk{number}");
         setup = setup
             .blockdev(&json!({ "driver": "qcow2", "node-name": node, "read-only": true,
-                "backing": null, "l2-cache-size": 65536, "lazy-refcounts": true,
+                "backing": null, "l2-cache-size": 65536, "lazy-refcounts": false,
                 "overlap-check": "all", "pass-discard-request": true,
                 "file": { "driver": "file", "node-name": format!("file{number}"), "filename": path } }))
             .export(&format!("vd{number}"), &node, json!({ "writable": false, "num-queues": 2,
@@ -92,6 +96,63 @@ fn compare(disk: &mut Disk, content: &[u8]) -> Result<()> {
         );
         sector += count;
         turn += 1;
+    }
+    Ok(())
+}
+
+/// An entry that cannot be is told once for each opening, as the requests fail that meet it.
+#[test]
+fn a_corrupt_image_is_told() -> Result<()> {
+    let setup = Setup::new()?;
+    let path = setup.path("disk.qcow2");
+    let name = path.to_str().context("text")?.to_owned();
+    qcow2_image::run("qemu-img", &["create", "-qfqcow2", &name, "8M"])?;
+    qcow2_image::run("qemu-io", &["-fqcow2", "-c", "write -q 0 256k", &name])?;
+    let mut image = std::fs::read(&path)?;
+    let be64 = |image: &[u8], at: usize| -> Result<usize> {
+        let word = image.get(at..at + 8).context("it is there")?;
+        Ok(usize::try_from(
+            u64::from_be_bytes(word.try_into()?) & 0x00ff_ffff_ffff_fe00,
+        )?)
+    };
+    let l1 = be64(&image, 40)?;
+    let entry = be64(&image, l1)? + 8;
+    image[entry..entry + 8].copy_from_slice(&0x8000_0000_0005_0200_u64.to_be_bytes());
+    std::fs::write(&path, image)?;
+    let options = json!({ "driver": "qcow2", "node-name": "disk0", "read-only": true,
+        "file": { "driver": "file", "node-name": "file0", "filename": path } });
+    let export = json!({ "writable": false, "rerror": "report" });
+    let setup = setup.blockdev(&options);
+    let mut server = setup.export("vda", "disk0", export).start()?;
+    let mut disk = server.disk("vda")?;
+    for is_reopened in [false, true] {
+        if is_reopened {
+            let mut options = options.clone();
+            options["l2-cache-size"] = json!(65536);
+            let arguments = json!({ "options": [options] });
+            server.qmp.execute("blockdev-reopen", arguments)?;
+        }
+        for _ in 0..2 {
+            let read = Request::Read {
+                sector: 128,
+                len: 512,
+            };
+            ensure!(!disk.execute(0, read, PATIENCE)?.is_ok(), "it is corrupt");
+        }
+        let event = server.qmp.wait_event("BLOCK_IMAGE_CORRUPTED", PATIENCE)?;
+        let data = &event.data;
+        ensure!(
+            data["device"] == "vda" && data["node-name"] == "disk0",
+            "{data}"
+        );
+        ensure!(data["fatal"] == false, "{data}");
+        let msg = data["msg"].as_str().context("text")?;
+        ensure!(
+            msg.contains("L2 table at") && msg.contains("entry 1"),
+            "{msg}"
+        );
+        let again = server.qmp.wait_event("BLOCK_IMAGE_CORRUPTED", QUIET);
+        ensure!(again.is_err(), "it is told once");
     }
     Ok(())
 }

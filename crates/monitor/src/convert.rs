@@ -11,9 +11,9 @@ use block::{
     VmLink, WriteCache,
 };
 use qapi::event::{
-    BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockIoError,
-    BlockWriteThreshold, Event as WireEvent, IoOperationType, JobStatusChange, Shutdown,
-    ShutdownCause,
+    BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockImageCorrupted,
+    BlockIoError, BlockWriteThreshold, Event as WireEvent, IoOperationType, JobStatusChange,
+    Shutdown, ShutdownCause,
 };
 use qapi::options::DetectZeroes;
 use qapi::types::{
@@ -95,6 +95,16 @@ pub(crate) fn event(event: &Event) -> EventMessage {
             amount_exceeded: *amount,
             write_threshold: *threshold,
         }),
+        EventKind::BlockImageCorrupted(found) => {
+            WireEvent::BlockImageCorrupted(BlockImageCorrupted {
+                device: found.device.clone(),
+                node_name: Some(found.node_name.clone()),
+                msg: found.msg.clone(),
+                offset: found.offset,
+                size: found.bytes,
+                fatal: found.fatal,
+            })
+        }
         EventKind::BlockExportQueueBroken { id, queue, reason } => {
             WireEvent::BlockExportQueueBroken(BlockExportQueueBroken {
                 id: id.clone(),

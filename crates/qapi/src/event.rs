@@ -25,6 +25,9 @@ pub enum Event {
     /// A write went beyond the threshold of a node.
     #[serde(rename = "BLOCK_WRITE_THRESHOLD")]
     BlockWriteThreshold(BlockWriteThreshold),
+    /// An image says what cannot be.
+    #[serde(rename = "BLOCK_IMAGE_CORRUPTED")]
+    BlockImageCorrupted(BlockImageCorrupted),
     /// A job is somewhere else.
     #[serde(rename = "JOB_STATUS_CHANGE")]
     JobStatusChange(JobStatusChange),
@@ -38,13 +41,14 @@ pub enum Event {
 
 impl Event {
     /// The names of all events.
-    pub const NAMES: [&'static str; 9] = [
+    pub const NAMES: [&'static str; 10] = [
         "BLOCK_IO_ERROR",
         "STOP",
         "RESUME",
         "SHUTDOWN",
         "BLOCK_EXPORT_DELETED",
         "BLOCK_WRITE_THRESHOLD",
+        "BLOCK_IMAGE_CORRUPTED",
         "JOB_STATUS_CHANGE",
         "X_BLOCK_EXPORT_QUEUE_BROKEN",
         "X_VMM_LINK",
@@ -106,7 +110,7 @@ pub struct BlockIoError {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_errno: Option<i32>,
     /// What the error means: nospace, backing-gone, timeout, permission, media, unsupported, invalid,
-    /// failed.
+    /// corrupt, failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_cause: Option<String>,
     /// The number of the incident that the error belongs to.
@@ -157,6 +161,27 @@ pub struct BlockWriteThreshold {
     pub amount_exceeded: u64,
     /// The threshold in bytes; none is set any more.
     pub write_threshold: u64,
+}
+
+/// Data of `BLOCK_IMAGE_CORRUPTED`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockImageCorrupted {
+    /// The id of the export whose node it is; empty if it is the node of none.
+    pub device: String,
+    /// The name of the node with the image.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub node_name: Option<String>,
+    /// What is wrong, for people.
+    pub msg: String,
+    /// Where in the file, in bytes, if that says something.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub offset: Option<u64>,
+    /// How many bytes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub size: Option<u64>,
+    /// Whether it is so bad that the image is not written any more.
+    pub fatal: bool,
 }
 
 /// Data of `JOB_STATUS_CHANGE`.

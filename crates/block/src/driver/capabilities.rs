@@ -7,6 +7,7 @@
 
 use std::fmt;
 
+use crate::driver::corruption::Corruption;
 use crate::driver::fault::FaultPlan;
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
@@ -33,6 +34,8 @@ pub struct Capabilities<'a> {
     pub quota: Option<&'a dyn AllocationLimit>,
     /// It compares what it counts itself with the write threshold, and not where writes end.
     pub write_threshold: Option<&'a WriteThreshold>,
+    /// It can find its image corrupt.
+    pub corruption: Option<&'a Corruption>,
     /// It knows which image it is.
     pub identify: Option<&'a dyn Identify>,
     /// It injects errors.

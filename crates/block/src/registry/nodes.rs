@@ -25,6 +25,7 @@ impl Registry {
         let _applied = taken.apply();
         for node in root.subtree() {
             self.recall_loss(&node);
+            self.hear_corruption(&node);
         }
         Ok(())
     }

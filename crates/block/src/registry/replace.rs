@@ -139,9 +139,10 @@ impl Registry {
                 Some(gone) => {
                     // Not before: one that fails leaves it where it is, and whoever has armed the former node
                     // meanwhile has armed this one.
-                    moves
-                        .iter()
-                        .for_each(|Move { from, to, .. }| to.take_threshold_of(from));
+                    for Move { from, to, .. } in &moves {
+                        to.take_threshold_of(from);
+                        self.hear_corruption(to);
+                    }
                     left = gone;
                 }
                 None => done = Err(RegistryError::ShuttingDown),

@@ -6,7 +6,8 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-/// Why a request failed: what `x-cause` says, and with it the I/O status. Policy does not look at it.
+/// Why a request failed: what `x-cause` says, and with it the I/O status. Of all of them policy knows
+/// [`Self::Corrupt`] alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum ErrorKind {
     /// No space or no quota left.
@@ -23,13 +24,15 @@ pub enum ErrorKind {
     Unsupported,
     /// The storage found the request malformed.
     Invalid,
+    /// What the storage says is no image, or none any more: no waiting mends it.
+    Corrupt,
     /// Anything else, EIO first of all.
     Failed,
 }
 
 impl ErrorKind {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::NoSpace,
         Self::BackingGone,
         Self::Timeout,
@@ -37,6 +40,7 @@ impl ErrorKind {
         Self::Media,
         Self::Unsupported,
         Self::Invalid,
+        Self::Corrupt,
         Self::Failed,
     ];
 
@@ -77,6 +81,7 @@ impl ErrorKind {
             Self::Media => "media",
             Self::Unsupported => "unsupported",
             Self::Invalid => "invalid",
+            Self::Corrupt => "corrupt",
             Self::Failed => "failed",
         }
     }
@@ -84,7 +89,7 @@ impl ErrorKind {
 
 /// Kind and errno of a failure: all that policy, status and events need, without allocation.
 ///
-/// Policy goes by the errno, as in QEMU. The kind decides what the I/O status, `nospace` and `x-cause`
+/// Policy goes by the errno, as in QEMU, unless nothing could mend it. The kind decides what the I/O status, `nospace` and `x-cause`
 /// say: they tell the truth where Linux has only one errno for two things.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Cause {
@@ -166,6 +171,12 @@ impl BlockError {
     pub fn because(mut self, kind: ErrorKind) -> Self {
         self.0.cause.kind = kind;
         self
+    }
+
+    /// Nothing mends it, however long somebody waits: it is reported, whatever the policy, and never held.
+    #[must_use]
+    pub fn beyond_repair(self) -> Self {
+        self.because(ErrorKind::Corrupt)
     }
 
     /// Says what was being done.
@@ -296,6 +307,12 @@ mod tests {
     #[test]
     fn each_errno_has_one_cause() {
         let of = |kind| (1..4096).filter(move |&errno| ErrorKind::of_errno(errno) == kind);
+        assert_eq!(
+            of(ErrorKind::Corrupt).count(),
+            0,
+            "an image says it, no errno"
+        );
+        assert_eq!(ErrorKind::Corrupt.name(), "corrupt");
         for (kind, name, expected) in [
             (ErrorKind::NoSpace, "nospace", &[28, 122][..]),
             (

@@ -1,6 +1,6 @@
 //! The error policy: which action follows from a failed request. Pure.
 
-use crate::words::error::Cause;
+use crate::words::error::{Cause, ErrorKind};
 
 /// The configured reaction to errors of one direction (QEMU's `BlockdevOnError`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
@@ -106,8 +106,12 @@ impl Policy {
             || matches!(self.rerror, OnError::Enospc | OnError::Stop)
     }
 
-    /// The action for one failure. Goes by the errno: what it means changes nothing.
+    /// The action for one failure. Goes by the errno: what it means changes nothing, except that what nothing
+    /// mends is always reported. Held it would be for ever, ignored the guest would go on with a disk that is none.
     pub const fn action(self, direction: Direction, cause: Cause) -> Action {
+        if matches!(cause.kind, ErrorKind::Corrupt) {
+            return Action::Report;
+        }
         let on_error = match direction {
             Direction::Read => self.rerror,
             Direction::Write => self.werror,
@@ -124,7 +128,6 @@ impl Policy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::words::error::ErrorKind;
 
     #[test]
     fn action_table() {
@@ -177,7 +180,13 @@ mod tests {
             let plain = policy.action(Direction::Write, Cause::of_errno(errno));
             for kind in ErrorKind::ALL {
                 let cause = Cause { kind, errno };
-                assert_eq!(policy.action(Direction::Write, cause), plain, "{cause:?}");
+                let expected = match kind {
+                    ErrorKind::Corrupt => Action::Report,
+                    _ => plain,
+                };
+                for direction in [Direction::Read, Direction::Write] {
+                    assert_eq!(policy.action(direction, cause), expected, "{cause:?}");
+                }
             }
         }
         let gone = Cause {

@@ -36,11 +36,30 @@ pub struct BlockIoError {
     pub incident: Option<u64>,
 }
 
+/// `BLOCK_IMAGE_CORRUPTED`: an image says what cannot be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BlockImageCorrupted {
+    /// The export whose node it is; empty: none's, but a node's above.
+    pub device: String,
+    /// The node with the image.
+    pub node_name: String,
+    /// What is wrong.
+    pub msg: String,
+    /// Where in the file, in bytes.
+    pub offset: Option<u64>,
+    /// How many bytes.
+    pub bytes: Option<u64>,
+    /// It is not written any more.
+    pub fatal: bool,
+}
+
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// `BLOCK_IO_ERROR`.
     BlockIoError(Box<BlockIoError>),
+    /// `BLOCK_IMAGE_CORRUPTED`.
+    BlockImageCorrupted(Box<BlockImageCorrupted>),
     /// `STOP`: the run state left `running`.
     Stop,
     /// `RESUME`: the run state is `running` again.

@@ -8,8 +8,8 @@ use block::fault::{FaultId, FaultStatus, InjectError};
 use block::run_control::Failed;
 use block::{
     Action, AllocationLimit, Backend, BackendId, BoxFuture, Capabilities, Cause, Child,
-    ContBlocker, Control, Driver, Export, FaultPlan, FlushLatch, HoldScope, Io, IoFuture, LocalId,
-    Loss, Node, NodeInfo, Operation, Policy, Registry, Request, Resize, Tag,
+    ContBlocker, Control, Corruption, Driver, Export, FaultPlan, FlushLatch, HoldScope, Io,
+    IoFuture, LocalId, Loss, Node, NodeInfo, Operation, Policy, Registry, Request, Resize, Tag,
 };
 use qapi::Value;
 use qapi::types::{VersionInfo, VersionTriple};
@@ -57,6 +57,7 @@ pub struct Fake {
     resize: Option<Arc<Barrier>>,
     hangs: Option<Arc<Barrier>>,
     child: Option<Child>,
+    corruption: Corruption,
 }
 
 /// Remembers rules.
@@ -110,6 +111,7 @@ impl Fake {
             resize: None,
             hangs: None,
             child: None,
+            corruption: Corruption::default(),
         }
     }
 
@@ -191,6 +193,7 @@ impl Driver for Fake {
             flush_latch: Some(self),
             cont_blocker: Some(self),
             resize: Some(self),
+            corruption: Some(&self.corruption),
             quota: self.quota.as_ref().map(|_| self as _),
             fault_plan: self.plan.as_ref().map(|plan| plan as _),
             ..Capabilities::default()

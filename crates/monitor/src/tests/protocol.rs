@@ -3,8 +3,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::HoldScope;
 use block::event::{Event, EventKind};
+use block::{CorruptionReport, HoldScope, Node};
 use qapi::Value;
 use qapi::wire::Layout;
 use serde_json::json;
@@ -217,6 +217,42 @@ async fn events_reach_who_has_negotiated_in_order() {
     let deleted = early.receive().await;
     assert_eq!(deleted["event"], "BLOCK_EXPORT_DELETED");
     assert_eq!(deleted["data"], json!({"id": "e"}));
+}
+
+/// What a driver has found before anybody asked is told when its node is there; and what the export is called whose
+/// node it is.
+#[tokio::test]
+async fn an_image_that_turns_out_to_be_corrupt_is_told() {
+    let daemon = Daemon::new().await;
+    let mut client = daemon.client().await;
+    let (above, node) = (Fake::new("qcow2").node("n"), Fake::new("qcow2").node("m"));
+    let report = |node: &Arc<Node>, offset, fatal| {
+        let found = CorruptionReport {
+            msg: "entry 7".to_owned(),
+            offset,
+            bytes: offset.map(|_| 512),
+            fatal,
+        };
+        let corruption = node.driver().capabilities().corruption;
+        corruption.unwrap().report(found)
+    };
+    assert!(report(&node, None, false));
+    daemon.registry.add_node(&above).await.unwrap();
+    daemon.registry.add_node(&node).await.unwrap();
+    let early = client.receive().await;
+    assert_eq!(early["event"], "BLOCK_IMAGE_CORRUPTED");
+    assert_eq!(
+        early["data"],
+        json!({ "device": "", "node-name": "m", "msg": "entry 7", "fatal": false })
+    );
+    daemon.export("e", "m", HoldScope::Vm).await;
+    assert!(report(&node, Some(4096), true));
+    assert!(!report(&node, Some(4096), true));
+    assert_eq!(
+        client.receive().await["data"],
+        json!({ "device": "e", "node-name": "m", "msg": "entry 7", "offset": 4096, "size": 512, "fatal": true })
+    );
+    assert_eq!(client.result("query-status").await["status"], "running");
 }
 
 /// Events pile up for a client that does not read until the bound, then it is disconnected; the

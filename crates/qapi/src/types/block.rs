@@ -98,7 +98,7 @@ pub struct BlockErrorInfo {
     pub length: u64,
     /// The error as Linux numbers it.
     pub errno: i32,
-    /// What it means: nospace, backing-gone, timeout, permission, media, unsupported, invalid,
+    /// What it means: nospace, backing-gone, timeout, permission, media, unsupported, invalid, corrupt,
     /// failed.
     pub cause: String,
     /// The error, for people.

@@ -17,19 +17,24 @@ pub fn of(base: &Base, state: &State) -> NodeInfo {
             false => pseudo_filename::of(NAME, &[], Some(&base.file)),
         },
         child_offset: None,
-        warning: state.header.features.is_corrupt().then(|| {
+        warning: is_corrupt(base, state).then(|| {
             format!(
                 "node '{}': the image is marked as corrupt, what is read may be wrong: \
                  qemu-img check -r all repairs what can be",
                 base.name
             )
         }),
-        format: Some(format(state).into()),
+        format: Some(format(base, state).into()),
         ..base.info.clone()
     }
 }
 
-fn format(state: &State) -> FormatInfo {
+/// It was when it was opened, or has turned out to be.
+fn is_corrupt(base: &Base, state: &State) -> bool {
+    state.header.features.is_corrupt() || base.corruption.is_fatal()
+}
+
+fn format(base: &Base, state: &State) -> FormatInfo {
     let header = &state.header;
     let features = &header.features;
     let new = header.version >= 3;
@@ -40,7 +45,7 @@ fn format(state: &State) -> FormatInfo {
         qcow2: Qcow2Info {
             compat: if new { "1.1" } else { "0.10" },
             lazy_refcounts: new.then(|| features.has_lazy_refcounts()),
-            corrupt: new.then(|| features.is_corrupt()),
+            corrupt: new.then(|| is_corrupt(base, state)),
             extended_l2: new.then(|| features.has_extended_l2()),
             refcount_bits: header.geometry.refcount_bits(),
             compression_type: state.compression.name(),

@@ -140,6 +140,7 @@ impl Driver for Qcow2 {
             reopen: Some(self),
             activate: Some(self),
             identify: Some(self),
+            corruption: Some(&self.base.corruption),
             ..Capabilities::default()
         }
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{BlockError, Child, NodeInfo, OwnedBuffer, Result};
+use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
 
 use super::cache::{L2Cache, Slice};
 use super::map::{self, Kind, Mapped, Question};
@@ -23,6 +23,8 @@ pub struct Base {
     pub caches: CacheSizes,
     /// What an image must be for the options.
     pub needs: Needs,
+    /// What was found of the image that cannot be.
+    pub corruption: Corruption,
     /// How the node is opened.
     pub info: NodeInfo,
 }
@@ -31,6 +33,7 @@ impl Base {
     pub fn new(options: Qcow2Options) -> Self {
         Self {
             needs: options.needs(),
+            corruption: Corruption::default(),
             file: Child::of(&options.node_name, "file", options.file),
             name: options.node_name,
             caches: options.caches,
@@ -49,6 +52,12 @@ impl Base {
     /// EIO, because the image says something that cannot be: `what` names the table.
     #[cold]
     pub fn corrupt(&self, at: GuestOffset, bytes: u64, what: String) -> BlockError {
+        self.corruption.report(CorruptionReport {
+            msg: what.clone(),
+            offset: None,
+            bytes: None,
+            fatal: false,
+        });
         let text = format!("the image is corrupt: {what}");
         BlockError::new(libc::EIO, text).at(&self.name, at.0, bytes)
     }

@@ -204,6 +204,7 @@ impl World {
                 | EventKind::BlockExportDeleted { .. }
                 | EventKind::BlockExportQueueBroken { .. }
                 | EventKind::BlockWriteThreshold { .. }
+                | EventKind::BlockImageCorrupted(_)
                 | EventKind::JobStatusChange { .. }
                 | EventKind::VmLink { .. } => {}
             }
