@@ -259,7 +259,7 @@ impl Reopen for Raw {
 
 impl Activate for Raw {
     /// Another child, or one that others have changed until now, may be too short for the window.
-    fn activate(&self) -> Result<()> {
+    fn activate(&self, _above: Access) -> Result<()> {
         let check = self.check_window();
         check.map_err(|text| BlockError::new(libc::EINVAL, text))
     }

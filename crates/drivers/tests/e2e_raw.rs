@@ -12,7 +12,7 @@ mod tests {
     use std::sync::Arc;
 
     use block::fault::{FaultEvent, InjectError};
-    use block::{ErrorKind, Limits, Node, NodeInfo, Operation, Stored};
+    use block::{Access, ErrorKind, Limits, Node, NodeInfo, Operation, Stored};
     use serde_json::{Value, json};
     use standfast_drivers::file::Discard;
     use standfast_drivers::{
@@ -258,9 +258,10 @@ mod tests {
         }
         // Others may have changed the image until it comes into use.
         let fits = raw(&file, 512 << 10, Some(512 << 10));
-        fits.activate().expect("it is as long as it was");
+        fits.activate(Access::NONE)
+            .expect("it is as long as it was");
         file.resize(1 << 19).expect("a file can");
-        let error = fits.activate().expect_err("it is too short");
+        let error = fits.activate(Access::NONE).expect_err("it is too short");
         assert!(
             error.to_string().starts_with("The sum of offset"),
             "{error}"

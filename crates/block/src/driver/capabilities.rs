@@ -222,11 +222,12 @@ impl LockError {
 /// What is remembered of what is stored, and may have changed.
 pub trait Activate: fmt::Debug {
     /// Another node is below, or others may have changed what is there until now that it comes into use: looks
-    /// again. Called drained. May block.
+    /// again. What its users have together from now on is `above`: the locks for it are taken. Called drained. May
+    /// block.
     ///
     /// # Errors
     /// If the storage does not say.
-    fn activate(&self) -> Result<()>;
+    fn activate(&self, above: Access) -> Result<()>;
 }
 
 /// Counters of discards (`driver-specific` of `query-blockstats`).

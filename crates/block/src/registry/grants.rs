@@ -180,7 +180,7 @@ impl Step {
         }
         self.lock()?;
         if self.before.held.is_empty() && !self.after.held.is_empty() {
-            self.node.activate()?;
+            self.node.activate(self.after)?;
         }
         Ok(())
     }

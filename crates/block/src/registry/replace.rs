@@ -129,7 +129,12 @@ impl Registry {
         }
         let above = above(&nodes, &moves);
         let again = above.clone();
-        let activated = beside(move || above.iter().try_for_each(|node| node.activate())).await;
+        let activated = beside(move || {
+            above
+                .iter()
+                .try_for_each(|node| node.activate(node.access()))
+        })
+        .await;
         let activated = activated.unwrap_or_else(|error| Err(error.into()));
         let mut done = activated.map_err(RegistryError::from);
         let mut left = Vec::new();
@@ -221,7 +226,7 @@ fn reaches(export: &dyn Export, node: &Arc<Node>) -> bool {
 }
 
 fn look_again(node: &Arc<Node>) {
-    if let Err(error) = node.activate() {
+    if let Err(error) = node.activate(node.access()) {
         tracing::warn!("node '{}': {error}", node.name());
     }
 }

@@ -248,7 +248,7 @@ impl Driver for Quota {
 
 impl Activate for Quota {
     /// Another child has allocated something else.
-    fn activate(&self) -> Result<()> {
+    fn activate(&self, _above: Access) -> Result<()> {
         let length = self.file.length();
         check_length(length).map_err(|text| BlockError::new(libc::EFBIG, text))?;
         let mut found = Account::new(0, length.div_ceil(GRANULARITY));

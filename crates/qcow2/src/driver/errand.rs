@@ -31,17 +31,48 @@ where
     Fut: Future<Output = R> + 'static,
     R: Send + 'static,
 {
-    let thread = IoThread::spawn(Config {
-        name: "qcow2-errand".to_owned(),
-        poll_max_ns: 0,
-        ring_entries: 8,
-        thread_pool_max: 4,
-        ..Config::default()
-    })
-    .map_err(io::Error::other)?;
-    let work = move || async move {
-        let _attached = Attachment::new(&node);
-        errand().await
-    };
-    thread.handle().run_blocking(work).map_err(io::Error::other)
+    Desk::new(node)?.wait(errand)
+}
+
+/// Where several errands are done one after the other, on the same iothread.
+pub struct Desk {
+    node: Arc<Node>,
+    thread: IoThread,
+}
+
+impl Desk {
+    /// For errands that send requests to `node`.
+    ///
+    /// # Errors
+    /// If the system refuses what a thread takes.
+    pub fn new(node: Arc<Node>) -> io::Result<Self> {
+        let thread = IoThread::spawn(Config {
+            name: "qcow2-errand".to_owned(),
+            poll_max_ns: 0,
+            ring_entries: 8,
+            thread_pool_max: 4,
+            ..Config::default()
+        });
+        let thread = thread.map_err(io::Error::other)?;
+        Ok(Self { node, thread })
+    }
+
+    /// Does one, and waits for it.
+    ///
+    /// # Errors
+    /// If the thread has ended.
+    pub fn wait<R, F, Fut>(&self, errand: F) -> io::Result<R>
+    where
+        F: FnOnce() -> Fut + Send + 'static,
+        Fut: Future<Output = R> + 'static,
+        R: Send + 'static,
+    {
+        let node = Arc::clone(&self.node);
+        let work = move || async move {
+            let _attached = Attachment::new(&node);
+            errand().await
+        };
+        let handle = self.thread.handle();
+        handle.run_blocking(work).map_err(io::Error::other)
+    }
 }

@@ -17,6 +17,7 @@ mod open;
 mod options;
 mod overlap;
 mod read;
+mod repair;
 mod state;
 mod status;
 
@@ -71,6 +72,16 @@ impl Qcow2 {
             base,
             questions: OneBeside::default(),
         })
+    }
+}
+
+impl Qcow2 {
+    /// What is there now.
+    fn look(&self) -> Result<State> {
+        let errand = Arc::clone(&self.base);
+        let node = self.base.file.node();
+        let loaded = errand::wait(node, move || async move { open::load(&errand).await })?;
+        loaded.map_err(|error| BlockError::new(error.errno, error.desc))
     }
 }
 
@@ -161,12 +172,14 @@ impl Reopen for Qcow2 {
 }
 
 impl Activate for Qcow2 {
-    /// Others may have written until now.
-    fn activate(&self) -> Result<()> {
-        let errand = Arc::clone(&self.base);
-        let node = self.base.file.node();
-        let loaded = errand::wait(node, move || async move { open::load(&errand).await })?;
-        let loaded = loaded.map_err(|error| BlockError::new(error.errno, error.desc))?;
+    /// Others may have written until now. From now on nobody else does, if this node is to.
+    fn activate(&self, above: Access) -> Result<()> {
+        let access = self.child_access(&self.base.file, above);
+        let mut loaded = self.look()?;
+        if loaded.header.features.is_dirty() && access.held.contains(Permissions::WRITE) {
+            repair::repair_dirty(&self.base)?;
+            loaded = self.look()?;
+        }
         self.state.store(Arc::new(loaded));
         Ok(())
     }

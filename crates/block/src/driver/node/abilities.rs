@@ -8,6 +8,7 @@ use crate::driver::own_io::NotOnDisk;
 use crate::driver::threshold::WriteThreshold;
 use crate::words::error::{BlockError, Result};
 use crate::words::image::Image;
+use crate::words::permissions::Access;
 
 impl Node {
     /// The image that those above it see.
@@ -26,9 +27,9 @@ impl Node {
     ///
     /// # Errors
     /// If the storage does not say.
-    pub fn activate(&self) -> Result<()> {
+    pub fn activate(&self, above: Access) -> Result<()> {
         let activate = self.driver.capabilities().activate;
-        activate.map_or(Ok(()), |activate| activate.activate())
+        activate.map_or(Ok(()), |activate| activate.activate(above))
     }
 
     /// Why `cont` has to be refused, if it has to: a complete sentence that names the remedy.

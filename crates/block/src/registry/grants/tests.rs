@@ -46,6 +46,8 @@ struct World {
     told: Mutex<Vec<Told>>,
     /// What is locked of the image.
     locked: Mutex<Access>,
+    /// What is above a node that has looked again.
+    above: Mutex<Access>,
     refuses: AtomicBool,
     cannot_tell: AtomicBool,
     length: AtomicU64,
@@ -143,8 +145,9 @@ impl ImageLocks for Fake {
 }
 
 impl Activate for Fake {
-    fn activate(&self) -> BlockResult<()> {
+    fn activate(&self, above: Access) -> BlockResult<()> {
         self.world.told.lock().push(Told::Activate(self.name));
+        *self.world.above.lock() = above;
         match self.world.cannot_tell.load(Ordering::Relaxed) {
             true => Err(BlockError::new(libc::EIO, "nobody knows")),
             false => Ok(()),
@@ -227,6 +230,7 @@ fn what_comes_into_use_is_locked_and_looks_again_from_below() {
         Told::Activate("top"),
     ];
     assert_eq!(world.told(), first);
+    assert_eq!(*world.above.lock(), READS);
     // Another one that wants more: what is in use knows what is there.
     let other = begin(&registry, "middle", WRITES).expect("nobody is in the way");
     assert_eq!(world.told(), [Told::Lock("file", WRITES)]);

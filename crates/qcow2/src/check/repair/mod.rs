@@ -141,6 +141,8 @@ fn clear_marks(storage: &mut dyn WriteAt, header: &Header) -> io::Result<bool> {
     let marked = header.features.incompatible & marks != 0;
     if marked {
         clear_autoclear(storage, header)?;
+        // Whoever wrote the image last may have ended without it, and nothing need have been mended.
+        storage.flush()?;
         let rest = header.features.incompatible & !marks;
         storage.write_at(INCOMPATIBLE_AT, &rest.to_be_bytes())?;
         storage.flush()?;
