@@ -8,14 +8,16 @@ use std::process::{Command, Stdio};
 use crate::client::Figures;
 use crate::loads::{Spec, Storage};
 
-/// Runs fio on one CPU; `None` where there is no file, and for clients that wait for calls, of which
-/// fio has none.
+/// Runs fio on one CPU; `None` where there is no file, or one in a format, of which fio knows nothing, and for
+/// clients that wait for calls, of which it has none.
 ///
 /// # Errors
 /// If fio is not there, fails, or prints something unknown.
 pub fn run(spec: &Spec, file: &Path, cpu: usize, seconds: f64) -> Result<Option<Figures>> {
     let engine: &[&str] = match spec.storage {
-        Storage::Null => return Ok(None),
+        Storage::Null | Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Large => {
+            return Ok(None);
+        }
         _ if !spec.poll => return Ok(None),
         // io_uring sends each request on tmpfs to a worker; nothing beats plain calls there.
         Storage::Tmpfs => &["--ioengine=psync"],

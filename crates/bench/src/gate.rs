@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::PathBuf;
 
-use crate::instructions::{Counter, rustc_version, valgrind_version};
+use crate::instructions::{Counter, Subject, rustc_version, valgrind_version};
 use crate::server::Server;
 
 /// By how much a figure may differ from its baseline, in percent.
@@ -77,35 +77,44 @@ pub fn main(args: &Args) -> Result<()> {
         false => args.expected()?,
     };
     let tolerance_percent = tolerance(&expected, &found);
-    let mut costs = Vec::new();
+    let (mut costs, mut formats) = (Vec::new(), Vec::new());
+    let is_fine = |name: &str, figure| {
+        let baseline = expected.instructions.get(name);
+        baseline
+            .is_none_or(|&baseline| verdict(figure, baseline, tolerance_percent) != Verdict::Worse)
+    };
     for depth in DEPTHS {
-        let is_fine = |policy, figure| {
-            let baseline = expected.instructions.get(&name(depth, policy));
-            baseline.is_none_or(|&baseline| {
-                verdict(figure, baseline, tolerance_percent) != Verdict::Worse
-            })
-        };
-        let mut attempt = 1;
-        let (report, stop) = loop {
-            let report = counter.count(Server::StandfastReport, depth)?;
-            let stop = counter.count(Server::Standfast, depth)?;
-            let cost = percent(stop, report);
-            let fits =
-                cost <= POLICY_PERCENT_MAX && is_fine("report", report) && is_fine("stop", stop);
-            if fits || attempt == ATTEMPTS {
-                costs.push((depth, cost));
-                break (report, stop);
-            }
-            println!("depth {depth}: report {report:.1}, stop {stop:.1}: counted again");
-            attempt += 1;
-        };
-        for (policy, figure) in [("report", report), ("stop", stop)] {
-            let rounded = (figure * 10.0).round() / 10.0;
-            found.instructions.insert(name(depth, policy), rounded);
-        }
+        let [report, stop] = ["report", "stop"].map(|policy| name(Subject::Null, depth, policy));
+        let null = |server| counter.count(Subject::Null, server, depth);
+        let figures = again(depth, || {
+            let figures = [null(Server::StandfastReport)?, null(Server::Standfast)?];
+            let fits = percent(figures[1], figures[0]) <= POLICY_PERCENT_MAX
+                && is_fine(&report, figures[0])
+                && is_fine(&stop, figures[1]);
+            Ok((figures, fits))
+        })?;
+        costs.push((depth, percent(figures[1], figures[0])));
+        found.instructions.insert(report, tenths(figures[0]));
+        found.instructions.insert(stop, tenths(figures[1]));
+    }
+    for depth in DEPTHS {
+        let counts = [Subject::File, Subject::Qcow2].map(|subject| {
+            let name = name(subject, depth, "stop");
+            let [figure] = again(depth, || {
+                let figure = counter.count(subject, Server::Standfast, depth)?;
+                Ok(([figure], is_fine(&name, figure)))
+            })?;
+            found.instructions.insert(name, tenths(figure));
+            Ok::<_, anyhow::Error>(figure)
+        });
+        let [file, qcow2] = counts;
+        formats.push((depth, percent(qcow2?, file?)));
     }
     for (depth, cost) in &costs {
         println!("policy stop costs {cost:+.2} % over report at depth {depth} (limit 1 %)");
+    }
+    for (depth, cost) in &formats {
+        println!("qcow2 costs {cost:+.1} % over a plain file at depth {depth}");
     }
     let mut failures: Vec<String> = costs
         .iter()
@@ -170,8 +179,28 @@ impl Args {
     }
 }
 
-fn name(depth: u16, policy: &str) -> String {
-    format!("null-co 4k randread depth {depth:>2} {policy}")
+/// Counts until the figures fit, or it has been tried often enough.
+fn again<const N: usize>(
+    depth: u16,
+    mut count: impl FnMut() -> Result<([f64; N], bool)>,
+) -> Result<[f64; N]> {
+    let mut attempt = 1;
+    loop {
+        let (figures, fits) = count()?;
+        if fits || attempt == ATTEMPTS {
+            return Ok(figures);
+        }
+        println!("depth {depth}: {figures:.1?}: counted again");
+        attempt += 1;
+    }
+}
+
+fn name(subject: Subject, depth: u16, policy: &str) -> String {
+    format!("{} 4k randread depth {depth:>2} {policy}", subject.name())
+}
+
+fn tenths(figure: f64) -> f64 {
+    (figure * 10.0).round() / 10.0
 }
 
 fn percent(figure: f64, baseline: f64) -> f64 {
@@ -252,8 +281,13 @@ mod tests {
         let text = fs::read_to_string(file).unwrap();
         let baseline: Baseline = serde_json::from_str(&text).unwrap();
         for depth in DEPTHS {
-            for policy in ["report", "stop"] {
-                assert!(baseline.instructions[&name(depth, policy)] > 100.0);
+            for (subject, policy) in [
+                (Subject::Null, "report"),
+                (Subject::Null, "stop"),
+                (Subject::File, "stop"),
+                (Subject::Qcow2, "stop"),
+            ] {
+                assert!(baseline.instructions[&name(subject, depth, policy)] > 100.0);
             }
         }
     }

@@ -19,10 +19,10 @@ const TOP_PX: f64 = 34.0;
 
 const STYLE: &str = "
 :root { --bg:#fff; --fg:#1b1f24; --dim:#68707a; --line:#d9dde2; --card:#f6f8fa;
-  --ours:#0b7a75; --report:#74b816; --qemu:#d9480f; --threads:#e0a100; --ours-threads:#4263eb; --limit:#868e96;
+  --ours:#0b7a75; --report:#74b816; --qemu:#d9480f; --threads:#e0a100; --ours-threads:#4263eb; --raw:#9c36b5; --limit:#868e96;
   --goal:#2b8a3e; --reached:#1971c2; --missed:#c92a2a; }
 @media (prefers-color-scheme: dark) { :root { --bg:#14171b; --fg:#e6e9ed; --dim:#98a2ad;
-  --line:#343b43; --card:#1c2127; --ours:#3cc4bc; --report:#a9e34b; --qemu:#ff8a4c; --threads:#ffcf4d; --ours-threads:#91a7ff; --limit:#a6adb5;
+  --line:#343b43; --card:#1c2127; --ours:#3cc4bc; --report:#a9e34b; --qemu:#ff8a4c; --threads:#ffcf4d; --ours-threads:#91a7ff; --raw:#da77f2; --limit:#a6adb5;
   --goal:#51cf66; --reached:#5ab0ff; --missed:#ff6b6b; } }
 * { box-sizing:border-box }
 body { margin:0 auto; padding:2rem 1.25rem 4rem; max-width:1480px; background:var(--bg); color:var(--fg);
@@ -184,6 +184,9 @@ fn section(page: &mut String, storage: Storage, rows: &[&Row]) {
         Storage::Null => "null-co: the protocol and the queue alone",
         Storage::Tmpfs => "File on tmpfs: the cost of copying",
         Storage::Disk => "File on disk, O_DIRECT",
+        Storage::Qcow2 => "qcow2 on disk, O_DIRECT: clusters that are allocated",
+        Storage::Qcow2Fresh => "qcow2 on disk, O_DIRECT: first writes",
+        Storage::Qcow2Large => "qcow2 of 1 TiB: tables that are not remembered",
     };
     _ = write!(page, "<h2>{what}</h2><div class=\"legend\">");
     let mut servers: Vec<&str> = rows.iter().map(|row| row.server).collect();
@@ -351,6 +354,7 @@ fn order(server: &str) -> usize {
         Server::Qemu.name(),
         Server::QemuThreads.name(),
         Server::StandfastThreads.name(),
+        Server::StandfastRaw.name(),
     ]
     .iter()
     .position(|name| *name == server)
@@ -364,6 +368,7 @@ fn colour(server: &str) -> &'static str {
         2 => "var(--qemu)",
         3 => "var(--threads)",
         4 => "var(--ours-threads)",
+        5 => "var(--raw)",
         _ => "var(--limit)",
     }
 }

@@ -1,10 +1,12 @@
 //! User instructions per request, counted by callgrind: the figure that no noise moves.
 
 use anyhow::{Context, Result};
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::client::float;
+use crate::qcow2;
 use crate::server::{Server, Setup, Wrapper};
 
 /// Batches of the shorter of two runs; the longer one has twice as many, and the difference is what
@@ -12,6 +14,54 @@ use crate::server::{Server, Setup, Wrapper};
 const BATCHES: u64 = 1000;
 /// Between batches the daemon falls asleep, so that it goes the same way each time, in us.
 const PAUSE_US: u64 = 200;
+
+/// Length of files and images: of an image all tables are remembered.
+const FILE_BYTES: u64 = 256 << 20;
+
+/// What is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Subject {
+    /// null-co.
+    Null,
+    /// A file in memory, where no storage is waited for.
+    File,
+    /// Allocated clusters of a qcow2 image in memory.
+    Qcow2,
+}
+
+impl Subject {
+    /// Its name in tables.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Null => "null-co",
+            Self::File => "file",
+            Self::Qcow2 => "qcow2",
+        }
+    }
+
+    /// What serves it. `directory` is one in memory; what is there is the caller's to remove.
+    fn setup(self, server: Server, directory: &Path) -> Result<Setup> {
+        match self {
+            Self::Null => Ok(Setup::new(
+                server,
+                "driver=null-co,node-name=disk,size=1073741824",
+            )),
+            Self::File => {
+                let file = directory.join("image");
+                File::create(&file)?.set_len(FILE_BYTES)?;
+                let node = format!("driver=file,node-name=disk,filename={}", file.display());
+                Ok(Setup::new(server, node))
+            }
+            Self::Qcow2 => {
+                let file = directory.join("image.qcow2");
+                qcow2::create(&file, FILE_BYTES, qcow2::ALLOCATED)?;
+                let mut setup = Setup::new(server, qcow2::blockdev(&file, ""));
+                setup.writable = qcow2::IS_WRITTEN;
+                Ok(setup)
+            }
+        }
+    }
+}
 
 /// What is counted with.
 #[derive(Debug)]
@@ -25,26 +75,33 @@ pub struct Counter {
 }
 
 impl Counter {
-    /// Instructions per 4 KiB random read on null-co, `depth` at a time: one kick, one call.
+    /// Instructions per 4 KiB random read, `depth` at a time: one kick, one call.
     ///
     /// # Errors
     /// If Valgrind is not there, or the daemon does not work under it.
-    pub fn count(&self, server: Server, depth: u16) -> Result<f64> {
+    pub fn count(&self, subject: Subject, server: Server, depth: u16) -> Result<f64> {
         let requests = BATCHES * u64::from(depth);
-        let name = format!("{}-{depth}", server.name().replace([' ', '(', ')'], ""));
-        let short = self.run(server, depth, requests, &name)?;
-        let long = self.run(server, depth, 2 * requests, &name)?;
+        let short = self.run(subject, server, depth, requests)?;
+        let long = self.run(subject, server, depth, 2 * requests)?;
         let difference = long.checked_sub(short).with_context(|| {
             format!("{long} instructions for {requests} requests more than for {short}")
         })?;
         Ok(float(difference) / float(requests))
     }
 
-    fn run(&self, server: Server, depth: u16, requests: u64, name: &str) -> Result<u64> {
+    fn run(&self, subject: Subject, server: Server, depth: u16, requests: u64) -> Result<u64> {
         std::fs::create_dir_all(&self.directory)
             .with_context(|| self.directory.display().to_string())?;
-        let out = self.directory.join(format!("callgrind.{name}"));
-        let mut setup = Setup::new(server, "driver=null-co,node-name=disk,size=1073741824");
+        let of = match subject {
+            Subject::Null => String::new(),
+            _ => format!("-{}", subject.name()),
+        };
+        let server_name = server.name().replace([' ', '(', ')'], "");
+        let out = (self.directory).join(format!("callgrind.{server_name}{of}-{depth}"));
+        let images = tempfile::Builder::new()
+            .prefix("standfast-bench-")
+            .tempdir_in("/dev/shm")?;
+        let mut setup = subject.setup(server, images.path())?;
         // No busy waiting: how long it lasts is a matter of time.
         setup.more = ["--object", "iothread,id=io0,poll-max-ns=0"]
             .map(str::to_owned)

@@ -1,6 +1,7 @@
 //! The loads of a benchmark run: what is asked of whom.
 
 use crate::client::Operation;
+use crate::qcow2;
 use crate::server::{Server, Setup};
 use std::path::Path;
 
@@ -13,18 +14,36 @@ pub enum Storage {
     Tmpfs,
     /// A written file on a real file system, opened with O_DIRECT.
     Disk,
+    /// The same as a qcow2 image: what the format costs where all clusters are allocated.
+    Qcow2,
+    /// A qcow2 image there without any cluster, made anew each time: first writes.
+    Qcow2Fresh,
+    /// A qcow2 image of 1 TiB, whose tables are longer than what is remembered of them.
+    Qcow2Large,
 }
 
 impl Storage {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Null, Self::Tmpfs, Self::Disk];
+    pub const ALL: [Self; 6] = [
+        Self::Null,
+        Self::Tmpfs,
+        Self::Disk,
+        Self::Qcow2,
+        Self::Qcow2Fresh,
+        Self::Qcow2Large,
+    ];
+
+    /// Whether it is an image in a format.
+    pub fn is_qcow2(self) -> bool {
+        matches!(self, Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large)
+    }
 
     /// The rival of our engine *threads*: qemu-storage-daemon with the engine of that name, which is
     /// what it has on tmpfs in any case.
     pub fn threads_rival(self) -> Server {
         match self {
             Self::Null | Self::Tmpfs => Server::Qemu,
-            Self::Disk => Server::QemuThreads,
+            Self::Disk | Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large => Server::QemuThreads,
         }
     }
 
@@ -34,26 +53,32 @@ impl Storage {
             Self::Null => "null-co",
             Self::Tmpfs => "tmpfs",
             Self::Disk => "disk",
+            Self::Qcow2 => "qcow2",
+            Self::Qcow2Fresh => "qcow2-fresh",
+            Self::Qcow2Large => "qcow2-1t",
         }
     }
 
-    /// What a server is told to serve: `file` is the image, where there is one.
+    /// The argument of `--blockdev`: `file` is the image, where there is one.
     ///
     /// qemu-storage-daemon gets what suits it best: threads on tmpfs (its default), io_uring on
     /// the disk.
-    pub fn setup(self, server: Server, file: &Path) -> Setup {
-        let file = file.display();
-        let blockdev = match (self, server) {
+    fn blockdev(self, server: Server, file: &Path) -> String {
+        let name = file.display();
+        match (self, server) {
             (Self::Null, _) => "driver=null-co,node-name=disk,size=1073741824".to_owned(),
-            (Self::Tmpfs, _) => format!("driver=file,node-name=disk,filename={file}"),
+            (Self::Tmpfs, _) => format!("driver=file,node-name=disk,filename={name}"),
             (Self::Disk, Server::Qemu) => {
-                format!("driver=file,node-name=disk,filename={file},cache.direct=on,aio=io_uring")
+                format!("driver=file,node-name=disk,filename={name},cache.direct=on,aio=io_uring")
             }
-            (Self::Disk, _) => {
-                format!("driver=file,node-name=disk,filename={file},cache.direct=on")
+            (Self::Disk, _) | (_, Server::StandfastRaw) => {
+                format!("driver=file,node-name=disk,filename={name},cache.direct=on")
             }
-        };
-        Setup::new(server, blockdev)
+            (_, Server::Qemu) => qcow2::blockdev(file, ",file.cache.direct=on,file.aio=io_uring"),
+            (Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large, _) => {
+                qcow2::blockdev(file, ",file.cache.direct=on")
+            }
+        }
     }
 }
 
@@ -70,12 +95,14 @@ pub struct Spec {
     pub depth: u16,
     /// Queues.
     pub queues: u16,
+    /// Iothreads of ours that serve them in turn; the rival has one.
+    pub iothreads: u16,
     /// The client polls, or else it waits for calls.
     pub poll: bool,
 }
 
 impl Spec {
-    /// Its name: `tmpfs.randread.4k.d32`; `.wait` if the client waits, `.q4` for four queues.
+    /// Its name: `tmpfs.randread.4k.d32`; `.wait` if the client waits, `.q4` for four queues, `.t2` for two iothreads.
     pub fn name(&self) -> String {
         let Self {
             storage,
@@ -89,6 +116,9 @@ impl Spec {
         if self.queues > 1 {
             name += &format!(".q{}", self.queues);
         }
+        if self.iothreads > 1 {
+            name += &format!(".t{}", self.iothreads);
+        }
         if !self.poll {
             name += ".wait";
         }
@@ -100,7 +130,9 @@ impl Spec {
     /// Whose figures are compared; the first one is ours, the second one the rival. What policy costs
     /// is asked where everything else costs least.
     pub fn servers(&self) -> &'static [Server] {
-        use Server::{Qemu, QemuThreads, Standfast, StandfastReport, StandfastThreads};
+        use Server::{
+            Qemu, QemuThreads, Standfast, StandfastRaw, StandfastReport, StandfastThreads,
+        };
         match self.storage {
             Storage::Null if self.depth == 32 && self.queues == 1 => {
                 &[Standfast, Qemu, StandfastReport, StandfastThreads]
@@ -113,41 +145,103 @@ impl Spec {
                 &[Standfast, Qemu, StandfastThreads]
             }
             Storage::Null | Storage::Tmpfs => &[Standfast, Qemu],
+            Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Large => {
+                &[Standfast, Qemu, StandfastRaw]
+            }
         }
     }
 
     /// Whether our engine *threads* is compared with the rival's, too: single requests, and many.
     pub fn compares_threads(&self) -> bool {
-        self.size == "4k" && self.poll && self.queues == 1 && matches!(self.depth, 1 | 32)
+        !self.storage.is_qcow2()
+            && self.size == "4k"
+            && self.poll
+            && self.queues == 1
+            && matches!(self.depth, 1 | 32)
+    }
+
+    /// What a server is told to serve: `file` is the image, where there is one.
+    pub fn setup(&self, server: Server, file: &Path) -> Setup {
+        let mut setup = Setup::new(server, self.storage.blockdev(server, file));
+        setup.queues = self.queues;
+        setup.writable = !self.storage.is_qcow2() || qcow2::IS_WRITTEN;
+        if server.is_ours() && self.iothreads > 1 {
+            for number in 0..self.iothreads {
+                setup
+                    .more
+                    .extend(["--object".into(), format!("iothread,id=io{number}")]);
+                setup.export += &format!(",iothread.{number}=io{number}");
+            }
+        }
+        setup
     }
 }
 
 /// Every load, by storage.
 pub fn all() -> Vec<Spec> {
+    let plain = [Storage::Null, Storage::Tmpfs, Storage::Disk];
+    (plain.into_iter().flat_map(plain_loads))
+        .chain(qcow2_loads())
+        .collect()
+}
+
+/// Of one queue on one iothread, whose client polls.
+fn one(storage: Storage, operation: Operation, size: &'static str, depth: u16) -> Spec {
+    Spec {
+        storage,
+        operation,
+        size,
+        depth,
+        queues: 1,
+        iothreads: 1,
+        poll: true,
+    }
+}
+
+fn plain_loads(storage: Storage) -> Vec<Spec> {
     use Operation::{Randread, Randwrite, Read, Write};
     let mut loads = Vec::new();
-    for storage in Storage::ALL {
-        let spec = |operation, size, depth, queues, poll| Spec {
-            storage,
-            operation,
-            size,
-            depth,
-            queues,
-            poll,
-        };
-        for operation in [Randread, Randwrite] {
-            loads.push(spec(operation, "4k", 1, 1, true));
-            loads.push(spec(operation, "4k", 1, 1, false));
-            loads.push(spec(operation, "4k", 32, 1, true));
-            loads.push(spec(operation, "4k", 128, 1, true));
-            if storage == Storage::Null {
-                loads.push(spec(operation, "4k", 32, 4, true));
-            }
-        }
-        for operation in [Read, Write] {
-            loads.push(spec(operation, "128k", 16, 1, true));
+    for operation in [Randread, Randwrite] {
+        let of = |depth| one(storage, operation, "4k", depth);
+        loads.push(of(1));
+        loads.push(Spec {
+            poll: false,
+            ..of(1)
+        });
+        loads.push(of(32));
+        loads.push(of(128));
+        if storage == Storage::Null {
+            loads.push(Spec {
+                queues: 4,
+                ..of(32)
+            });
         }
     }
+    loads.extend([Read, Write].map(|operation| one(storage, operation, "128k", 16)));
+    loads
+}
+
+fn qcow2_loads() -> Vec<Spec> {
+    use Operation::{Randread, Randwrite, Read, Write};
+    use Storage::{Qcow2, Qcow2Fresh, Qcow2Large};
+    let mut loads = Vec::new();
+    for (random, sequential) in [(Randread, Read), (Randwrite, Write)] {
+        loads.push(one(Qcow2, random, "4k", 1));
+        loads.push(one(Qcow2, random, "4k", 32));
+        loads.push(Spec {
+            queues: 4,
+            iothreads: 2,
+            ..one(Qcow2, random, "4k", 32)
+        });
+        loads.push(one(Qcow2, sequential, "128k", 16));
+    }
+    // A cluster each; one cluster for sixteen that come at once; a whole one each.
+    loads.push(one(Qcow2Fresh, Randwrite, "4k", 32));
+    loads.push(one(Qcow2Fresh, Write, "4k", 32));
+    loads.push(one(Qcow2Fresh, Write, "64k", 16));
+    loads.push(one(Qcow2Large, Randread, "4k", 1));
+    loads.push(one(Qcow2Large, Randread, "4k", 32));
+    loads.retain(|load| qcow2::IS_WRITTEN || load.operation.reads());
     loads
 }
 
@@ -183,6 +277,7 @@ mod tests {
         assert_eq!(names.len(), all.len());
         assert!(names.contains("null-co.randwrite.4k.d32.q4"));
         assert!(names.contains("disk.randread.4k.d1.wait"));
+        assert!(names.contains("qcow2.randread.4k.d32.q4.t2"));
         assert_eq!(chosen(&["tmpfs".into()]).len(), 10);
         assert_eq!(chosen(&["nothing".into()]).len(), 0);
     }

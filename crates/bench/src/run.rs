@@ -3,15 +3,14 @@
 use anyhow::{Context, Result, bail, ensure};
 use rustix::thread::CpuSet;
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::fs;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::client::Figures;
-use crate::instructions::{Counter, rustc_version};
+use crate::images::{Images, Places};
+use crate::instructions::{Counter, Subject, rustc_version};
 use crate::loads::{self, Spec, Storage};
 use crate::profile::{self, Profile};
 use crate::report::{Machine, Report};
@@ -85,14 +84,10 @@ struct Bench<'a> {
     extent: Extent,
     /// The servers', the client's.
     cpus: [usize; 2],
-    images: BTreeMap<Storage, Image>,
+    images: Images,
     repeated: u32,
     noisy: Vec<String>,
 }
-
-/// A file that is removed in the end.
-#[derive(Debug)]
-struct Image(PathBuf);
 
 /// A process that has no business here any more when this is dropped.
 #[derive(Debug)]
@@ -103,13 +98,6 @@ impl Drop for Killed {
         // It may have ended by itself.
         let _ = self.0.kill();
         let _ = self.0.wait();
-    }
-}
-
-impl Drop for Image {
-    fn drop(&mut self) {
-        // What cannot be removed now could not be later either.
-        let _ = fs::remove_file(&self.0);
     }
 }
 
@@ -137,11 +125,12 @@ pub fn main(args: &Args) -> Result<()> {
     );
     fs::create_dir_all(&args.directory)
         .with_context(|| format!("cannot make {}", args.directory.display()))?;
+    let extent = Extent::of(args);
     let mut bench = Bench {
         args,
-        extent: Extent::of(args),
+        extent,
         cpus: two_cpus(&process::allowed_cpus()?)?,
-        images: BTreeMap::new(),
+        images: Images::new(places(args, &extent)),
         repeated: 0,
         noisy: Vec::new(),
     };
@@ -214,7 +203,9 @@ impl Bench<'_> {
     /// All loads, round after round, each on every server in turn.
     fn loads(&mut self, specs: &[Spec]) -> Result<Vec<Row>> {
         for spec in specs {
-            self.image(spec.storage)?;
+            for &server in spec.servers() {
+                self.images.make(spec.storage, server)?;
+            }
         }
         let mut found: BTreeMap<(usize, usize), Vec<Figures>> = BTreeMap::new();
         for round in 0..usize::from(self.extent.rounds) {
@@ -298,8 +289,8 @@ impl Bench<'_> {
     }
 
     fn start(&self, spec: &Spec, server: Server) -> Result<Running> {
-        let mut setup = spec.storage.setup(server, self.file(spec.storage));
-        setup.queues = spec.queues;
+        self.images.renew(spec.storage, server)?;
+        let mut setup = spec.setup(server, self.images.path(spec.storage, server));
         setup.cpu = Some(self.cpus[0]);
         setup.start(&self.args.standfastd)
     }
@@ -362,7 +353,7 @@ impl Bench<'_> {
     }
 
     fn limit(&self, spec: &Spec) -> Result<Option<Figures>> {
-        let file = self.file(spec.storage);
+        let file = self.images.path(spec.storage, Server::Standfast);
         fio::run(spec, file, self.cpus[0], self.extent.seconds)
     }
 
@@ -381,69 +372,29 @@ impl Bench<'_> {
         let count = |depth| {
             Ok(Instructions {
                 depth,
-                stop: counter.count(Server::Standfast, depth)?,
-                report: counter.count(Server::StandfastReport, depth)?,
-                bypass: bypass.count(Server::StandfastReport, depth)?,
-                qemu: counter.count(Server::Qemu, depth)?,
+                stop: counter.count(Subject::Null, Server::Standfast, depth)?,
+                report: counter.count(Subject::Null, Server::StandfastReport, depth)?,
+                bypass: bypass.count(Subject::Null, Server::StandfastReport, depth)?,
+                qemu: counter.count(Subject::Null, Server::Qemu, depth)?,
             })
         };
         [32, 1].into_iter().map(count).collect()
     }
-
-    /// Where the image is; nowhere for null-co.
-    fn file(&self, storage: Storage) -> &Path {
-        self.images
-            .get(&storage)
-            .map_or_else(|| Path::new(""), |image| image.0.as_path())
-    }
-
-    /// Makes the image, if there is to be one and is not. Every block is written: what was only
-    /// allocated would be read without any I/O.
-    fn image(&mut self, storage: Storage) -> Result<()> {
-        if self.images.contains_key(&storage) {
-            return Ok(());
-        }
-        let given = |index: usize| self.args.directories.get(index).cloned();
-        let (directory, bytes, flags) = match storage {
-            Storage::Null => return Ok(()),
-            Storage::Tmpfs => {
-                let directory = given(1).unwrap_or_else(|| "/dev/shm".into());
-                (directory, self.extent.tmpfs_bytes, 0)
-            }
-            Storage::Disk => {
-                let directory = given(0).unwrap_or_else(|| self.args.directory.clone());
-                (directory, self.extent.disk_bytes, libc::O_DIRECT)
-            }
-        };
-        let name = format!("standfast-bench-{}.img", std::process::id());
-        let path = directory.join(name);
-        println!("writing {} MiB to {}", bytes >> 20, path.display());
-        let file = OpenOptions::new()
-            .write(true)
-            .create_new(true)
-            .custom_flags(flags)
-            .open(&path)
-            .with_context(|| format!("cannot make {}", path.display()))?;
-        self.images.insert(storage, Image(path.clone()));
-        fill(file, bytes).with_context(|| format!("cannot write {}", path.display()))
-    }
 }
 
-/// Writes from memory aligned as O_DIRECT wants it, something that is not compressible to nothing.
-fn fill(mut file: File, bytes: u64) -> Result<()> {
-    const CHUNK: usize = 4 << 20;
-    let mut memory = vec![0_u8; CHUNK + 4096];
-    let start = memory.as_ptr().align_offset(4096);
-    let chunk = &mut memory[start..start + CHUNK];
-    let mut state = 1_u64;
-    for word in chunk.chunks_exact_mut(8) {
-        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
-        word.copy_from_slice(&state.to_le_bytes());
+/// Where images are made.
+fn places(args: &Args, extent: &Extent) -> Places {
+    let given = |index: usize| args.directories.get(index).cloned();
+    Places {
+        disk: (
+            given(0).unwrap_or_else(|| args.directory.clone()),
+            extent.disk_bytes,
+        ),
+        memory: (
+            given(1).unwrap_or_else(|| "/dev/shm".into()),
+            extent.tmpfs_bytes,
+        ),
     }
-    for _ in 0..bytes / u64::try_from(CHUNK)? {
-        file.write_all(chunk)?;
-    }
-    Ok(file.sync_all()?)
 }
 
 fn two_cpus(allowed: &CpuSet) -> Result<[usize; 2]> {
@@ -488,19 +439,5 @@ mod tests {
         two_cpus(&set).unwrap_err();
         set.set(7);
         assert_eq!(two_cpus(&set).unwrap(), [3, 7]);
-    }
-
-    #[test]
-    fn images_are_written_in_full() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("image");
-        fill(File::create(&path).unwrap(), 8 << 20).unwrap();
-        let bytes = fs::read(&path).unwrap();
-        assert_eq!(bytes.len(), 8 << 20);
-        assert!(
-            bytes
-                .chunks(4096)
-                .all(|block| block.iter().any(|&byte| byte != 0))
-        );
     }
 }

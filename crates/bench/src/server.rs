@@ -19,6 +19,8 @@ pub enum Server {
     StandfastReport,
     /// standfastd where io_uring is forbidden: it waits in an epoll, and threads make the calls.
     StandfastThreads,
+    /// standfastd with a plain file in place of an image: what the format costs is the difference.
+    StandfastRaw,
     /// qemu-storage-daemon.
     Qemu,
     /// qemu-storage-daemon with the I/O engine it takes if none is named.
@@ -32,6 +34,7 @@ impl Server {
             Self::Standfast => "standfastd",
             Self::StandfastReport => "standfastd (report)",
             Self::StandfastThreads => "standfastd (threads)",
+            Self::StandfastRaw => "standfastd (raw)",
             Self::Qemu => "qemu-storage-daemon",
             Self::QemuThreads => "qemu-storage-daemon (threads)",
         }
@@ -39,10 +42,7 @@ impl Server {
 
     /// Whether it is ours.
     pub fn is_ours(self) -> bool {
-        matches!(
-            self,
-            Self::Standfast | Self::StandfastReport | Self::StandfastThreads
-        )
+        !matches!(self, Self::Qemu | Self::QemuThreads)
     }
 }
 
@@ -57,6 +57,8 @@ pub struct Setup {
     pub more: Vec<String>,
     /// More options of the export.
     pub export: String,
+    /// Whether the client may write.
+    pub writable: bool,
     /// Queues.
     pub queues: u16,
     /// With a QMP socket.
@@ -91,6 +93,7 @@ impl Setup {
             blockdevs: vec![blockdev.into()],
             more: Vec::new(),
             export: String::new(),
+            writable: true,
             queues: 1,
             qmp: false,
             cpu: None,
@@ -108,13 +111,14 @@ impl Setup {
             .tempdir()?;
         let socket = dir.path().join("disk.sock");
         let mut export = format!(
-            "type=vhost-user-blk,id=vda,node-name=disk,writable=on,addr.type=unix,addr.path={},\
+            "type=vhost-user-blk,id=vda,node-name=disk,writable={},addr.type=unix,addr.path={},\
              num-queues={}",
+            if self.writable { "on" } else { "off" },
             socket.display(),
             self.queues
         );
         match self.server {
-            Server::Standfast | Server::StandfastThreads => {
+            Server::Standfast | Server::StandfastThreads | Server::StandfastRaw => {
                 export += ",werror=stop,rerror=stop";
             }
             Server::StandfastReport => export += ",werror=report,rerror=report",

@@ -1,5 +1,7 @@
 //! What is to be reached, and whether it is.
 
+mod qcow2;
+
 use serde::Serialize;
 
 use crate::beside::{ALONE, BESIDE_WHAT_HANGS};
@@ -143,7 +145,7 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
             let load = format!("{}.{operation}.128k.d16", storage.name());
             targets.extend(match storage {
                 Storage::Tmpfs => findings.copying(&load),
-                Storage::Null | Storage::Disk => findings.ratio(&load, MbS, More, 1.0, None),
+                _ => findings.ratio(&load, MbS, More, 1.0, None),
             });
         }
     }
@@ -153,6 +155,7 @@ pub fn judge(findings: &Findings) -> Vec<Target> {
             targets.extend(findings.waiting(&load));
         }
     }
+    targets.extend(qcow2::targets(findings));
     for row in findings.rows.iter().filter(|row| is_threads(row)) {
         targets.extend(findings.threads(row, CpuUs, Less));
         targets.extend(findings.threads(row, Iops, More));
@@ -207,21 +210,10 @@ impl Findings {
         goal: Option<f64>,
     ) -> Option<Target> {
         let [ours, theirs] = self.pair(load, metric)?;
-        let value = rounded(ours / theirs);
-        let sign = match better {
-            Better::Less => "<=",
-            Better::More => ">=",
-        };
-        Some(Target {
-            name: format!("{load}: {}", metric.title()),
-            load: Some(load.to_owned()),
-            ours: crate::statistics::short(ours),
-            theirs: crate::statistics::short(theirs),
-            value,
-            reach: format!("{sign} {reach}"),
-            goal: goal.map_or_else(String::new, |goal| format!("{sign} {goal}")),
-            verdict: verdict(value, better, reach, goal),
-        })
+        let name = format!("{load}: {}", metric.title());
+        let mut target = compared(name, [ours, theirs], better, reach, goal);
+        target.load = Some(load.to_owned());
+        Some(target)
     }
 
     /// Our engine *threads* against the rival's.
@@ -229,22 +221,9 @@ impl Findings {
         let ours = row.figures.get(&metric)?.median;
         let rival = row.storage.threads_rival();
         let theirs = self.median(&row.load, rival, metric)?;
-        let value = rounded(ours / theirs);
-        let sign = match better {
-            Better::Less => "<=",
-            Better::More => ">=",
-        };
-        Some(Target {
-            name: format!("{}, threads: {}", row.load, metric.title()),
-            // What is profiled of a load is the other engine.
-            load: None,
-            ours: crate::statistics::short(ours),
-            theirs: crate::statistics::short(theirs),
-            value,
-            reach: format!("{sign} 1"),
-            goal: String::new(),
-            verdict: verdict(value, better, 1.0, None),
-        })
+        let name = format!("{}, threads: {}", row.load, metric.title());
+        // What is profiled of a load is the other engine.
+        Some(compared(name, [ours, theirs], better, 1.0, None))
     }
 
     /// What hangs on an iothread is not in the way of the disk beside it.
@@ -335,6 +314,31 @@ impl Findings {
     }
 }
 
+/// A ratio, ours to theirs.
+fn compared(
+    name: String,
+    [ours, theirs]: [f64; 2],
+    better: Better,
+    reach: f64,
+    goal: Option<f64>,
+) -> Target {
+    let value = rounded(ours / theirs);
+    let sign = match better {
+        Better::Less => "<=",
+        Better::More => ">=",
+    };
+    Target {
+        name,
+        load: None,
+        ours: crate::statistics::short(ours),
+        theirs: crate::statistics::short(theirs),
+        value,
+        reach: format!("{sign} {reach}"),
+        goal: goal.map_or_else(String::new, |goal| format!("{sign} {goal}")),
+        verdict: verdict(value, better, reach, goal),
+    }
+}
+
 fn is_threads(row: &Row) -> bool {
     row.server == Server::StandfastThreads.name()
 }
@@ -393,191 +397,4 @@ fn verdict(value: f64, better: Better, reach: f64, goal: Option<f64>) -> Verdict
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::statistics::Summary;
-
-    fn findings(load: &str, figures: &[(Metric, f64, f64)]) -> Findings {
-        let row = |server: Server, which: usize| Row {
-            load: load.to_owned(),
-            storage: Storage::Null,
-            server: server.name(),
-            figures: figures
-                .iter()
-                .map(|&(metric, ours, theirs)| {
-                    (metric, Summary::of(&[[ours, theirs][which]]).unwrap())
-                })
-                .collect(),
-        };
-        Findings {
-            rows: vec![row(Server::Standfast, 0), row(Server::Qemu, 1)],
-            ..Findings::default()
-        }
-    }
-
-    #[test]
-    fn less_and_more_have_their_limits() {
-        let load = "disk.randread.4k.d32";
-        for (cpu, iops, expected) in [
-            (4.0, 100.0, [Verdict::Missed, Verdict::Reached]),
-            (3.8, 99.0, [Verdict::Reached, Verdict::Missed]),
-            (3.2, 110.0, [Verdict::Goal, Verdict::Goal]),
-        ] {
-            let found = findings(
-                load,
-                &[(Metric::CpuUs, cpu, 4.0), (Metric::Iops, iops, 100.0)],
-            );
-            let verdicts: Vec<_> = judge(&found).iter().map(|t| t.verdict).collect();
-            assert_eq!(verdicts, expected);
-        }
-    }
-
-    #[test]
-    fn a_waiting_client_may_lose_a_little_of_one_for_the_other() {
-        let load = "tmpfs.randread.4k.d1.wait";
-        for (cpu, p50, expected) in [
-            (0.9, 1.4, Verdict::Reached),
-            (1.5, 0.5, Verdict::Reached),
-            (0.5, 1.6, Verdict::Missed),
-            (1.0, 1.0, Verdict::Missed),
-        ] {
-            let found = findings(
-                load,
-                &[(Metric::CpuUs, cpu, 1.0), (Metric::P50Us, p50, 1.0)],
-            );
-            assert_eq!(judge(&found)[0].verdict, expected, "{cpu} {p50}");
-        }
-    }
-
-    #[test]
-    fn threads_are_compared_with_threads() {
-        let load = "disk.randread.4k.d32";
-        let figures = [(Metric::CpuUs, 9.0, 1.0), (Metric::Iops, 110.0, 500.0)];
-        let mut found = findings(load, &figures);
-        let with = |server: Server, cpu: f64, iops: f64| Row {
-            load: load.to_owned(),
-            storage: Storage::Disk,
-            server: server.name(),
-            figures: [(Metric::CpuUs, cpu), (Metric::Iops, iops)]
-                .map(|(metric, value)| (metric, Summary::of(&[value]).unwrap()))
-                .into(),
-        };
-        found.rows.push(with(Server::StandfastThreads, 9.0, 110.0));
-        found.rows.push(with(Server::QemuThreads, 10.0, 120.0));
-        let judged: Vec<_> = (judge(&found).into_iter())
-            .filter(|target| target.name.contains("threads"))
-            .map(|target| (target.value, target.verdict))
-            .collect();
-        assert_eq!(judged, [(0.9, Verdict::Reached), (0.92, Verdict::Missed)]);
-    }
-
-    #[test]
-    fn what_hangs_beside_may_cost_a_little() {
-        let of = |name: &str, p99_us| Latency {
-            name: name.to_owned(),
-            p50_us: 1.0,
-            p99_us,
-            count: 1,
-        };
-        for (beside, expected) in [
-            (11.0, Verdict::Goal),
-            (15.0, Verdict::Reached),
-            (16.0, Verdict::Missed),
-        ] {
-            let found = Findings {
-                latencies: vec![of(ALONE, 10.0), of(BESIDE_WHAT_HANGS, beside)],
-                ..Findings::default()
-            };
-            assert_eq!(judge(&found)[0].verdict, expected, "{beside}");
-        }
-    }
-
-    #[test]
-    fn what_falls_short_is_looked_at() {
-        let load = "disk.randread.4k.d32";
-        let of = |iops| {
-            let found = findings(
-                load,
-                &[(Metric::CpuUs, 5.0, 10.0), (Metric::Iops, iops, 1e4)],
-            );
-            let short = judge(&found)
-                .iter()
-                .map(Target::falls_short)
-                .collect::<Vec<_>>();
-            (short, found)
-        };
-        assert_eq!(of(1.1e4).0, [false, false]);
-        assert_eq!(of(1.05e4).0, [false, true]);
-        let (short, found) = of(0.9e4);
-        assert_eq!(short, [false, true]);
-        assert!((found.busy_percent(load).unwrap() - 4.5).abs() < 1e-9);
-        let of_limit = found.of_limit_percent(load, Server::Qemu.name());
-        assert_eq!(of_limit, Some([90.0, 100.0]));
-        assert_eq!(found.of_limit_percent(load, "nobody"), None);
-    }
-
-    #[test]
-    fn copying_is_compared_with_plain_calls_too() {
-        let load = "tmpfs.read.128k.d16";
-        for (ours, limit, expected) in [
-            (900.0, 1000.0, Verdict::Missed),
-            (1100.0, 1300.0, Verdict::Reached),
-            (1100.0, 1200.0, Verdict::Goal),
-        ] {
-            let figures = [(Metric::MbS, ours, 1000.0), (Metric::Iops, ours, 1000.0)];
-            let mut found = findings(load, &figures);
-            found.rows.push(Row {
-                server: FIO,
-                figures: [(Metric::Iops, Summary::of(&[limit]).unwrap())].into(),
-                ..found.rows[0].clone()
-            });
-            assert_eq!(judge(&found)[0].verdict, expected, "{ours} {limit}");
-        }
-    }
-
-    #[test]
-    fn a_limit_is_missed_on_both_sides() {
-        for (ours, expected) in [
-            (470.0, Verdict::Missed),
-            (480.0, Verdict::Reached),
-            (504.0, Verdict::Goal),
-            (530.0, Verdict::Missed),
-        ] {
-            let found = Findings {
-                throttled: vec![Throttled {
-                    name: "throttle".to_owned(),
-                    allowed: 500.0,
-                    ours,
-                    theirs: 500.0,
-                }],
-                ..Findings::default()
-            };
-            assert_eq!(judge(&found)[0].verdict, expected, "{ours}");
-        }
-    }
-
-    #[test]
-    fn what_was_not_measured_is_not_judged() {
-        assert!(judge(&Findings::default()).is_empty());
-    }
-
-    #[test]
-    fn policy_is_judged_in_percent() {
-        let found = |stop| Instructions {
-            depth: 32,
-            stop,
-            report: 1000.0,
-            bypass: 990.0,
-            qemu: 2000.0,
-        };
-        for (stop, expected) in [
-            (1000.0, Verdict::Goal),
-            (1009.0, Verdict::Reached),
-            (1011.0, Verdict::Missed),
-        ] {
-            let found = found(stop);
-            let target = policy_cost(&found, "report", found.report);
-            assert_eq!(target.verdict, expected);
-        }
-    }
-}
+mod tests;

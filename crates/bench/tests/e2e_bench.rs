@@ -14,7 +14,8 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
     let output = Command::new(bench)
         .args(["run", "--quick"])
         .args(["null-co.randread.4k.d1", "null-co.randwrite.4k.d32.q4"])
-        .args(["tmpfs.write", "error-path", "throttle.500-iops"])
+        .args(["tmpfs.write", "qcow2.randread.4k.d32.q4.t2"])
+        .args(["error-path", "throttle.500-iops"])
         .arg("--standfastd")
         .arg(bench.with_file_name("standfastd"))
         .args(["--shim", "/nonexistent"])
@@ -42,6 +43,7 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
             "null-co.randread.4k.d128",
             "null-co.randwrite.4k.d32.q4",
             "tmpfs.write.128k.d16",
+            "qcow2.randread.4k.d32.q4.t2",
         ] {
             let figures = figures(load, server);
             for metric in ["iops", "mb-s", "p50-us", "p99-us", "cpu-us"] {
@@ -52,6 +54,8 @@ fn a_short_run_measures_every_server_and_writes_the_report() {
     }
     let threads = figures("null-co.randread.4k.d1", "standfastd (threads)");
     assert!(threads["iops"]["median"].as_f64().unwrap() > 0.0);
+    let raw = figures("qcow2.randread.4k.d32.q4.t2", "standfastd (raw)");
+    assert!(raw["cpu-us"]["median"].as_f64().unwrap() > 0.0);
     assert!(figures("tmpfs.write.128k.d16", "fio (limit)")["iops"]["median"].is_number());
     assert_eq!(report["error-path"].as_array().unwrap().len(), 11);
     let throttled = report["throttle"].as_array().unwrap();

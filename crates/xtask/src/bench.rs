@@ -34,7 +34,13 @@ pub struct Args {
 }
 
 /// Debian packages of the benchmark.
-const PACKAGES: [&str; 4] = ["qemu-system-common", "fio", "valgrind", "linux-perf"];
+const PACKAGES: [&str; 5] = [
+    "qemu-system-common",
+    "qemu-utils",
+    "fio",
+    "valgrind",
+    "linux-perf",
+];
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<ExitCode> {

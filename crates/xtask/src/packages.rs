@@ -28,7 +28,7 @@ const PACKAGES: &[Package] = &[
     Package {
         name: "qemu-utils",
         probe: Program("qemu-io"),
-        parts: &[Part::E2e, Part::Qsd],
+        parts: &[Part::E2e, Part::Qsd, Part::BenchGate],
         why: "qemu-img and qemu-io make, check and lock images behind the daemon's back",
     },
     Package {

@@ -1,0 +1,258 @@
+//! The files that disks lie in.
+
+use anyhow::{Context, Result};
+use std::collections::BTreeMap;
+use std::fs::{self, File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use crate::loads::Storage;
+use crate::qcow2;
+use crate::server::Server;
+
+/// The disk of [`Storage::Qcow2Fresh`]: so long that nothing is written twice, or hardly anything.
+const FRESH_BYTES: u64 = 64 << 30;
+/// The disk of [`Storage::Qcow2Large`]: 128 MiB of L2 tables, and 32 MiB of them are remembered.
+const LARGE_BYTES: u64 = 1 << 40;
+
+/// What there is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Kind {
+    /// A written file in memory.
+    Tmpfs,
+    /// A written file on disk.
+    Disk,
+    /// The same as a qcow2 image.
+    Qcow2,
+    /// An image without any cluster, and its like that is a plain file.
+    Fresh,
+    FreshRaw,
+    /// An image whose clusters are all allocated, and empty, and its like.
+    Large,
+    LargeRaw,
+}
+
+impl Kind {
+    /// What a server gets; nothing for null-co.
+    fn of(storage: Storage, server: Server) -> Option<Self> {
+        let is_raw = server == Server::StandfastRaw;
+        Some(match storage {
+            Storage::Null => return None,
+            Storage::Tmpfs => Self::Tmpfs,
+            Storage::Disk => Self::Disk,
+            Storage::Qcow2 if is_raw => Self::Disk,
+            Storage::Qcow2 => Self::Qcow2,
+            Storage::Qcow2Fresh if is_raw => Self::FreshRaw,
+            Storage::Qcow2Fresh => Self::Fresh,
+            Storage::Qcow2Large if is_raw => Self::LargeRaw,
+            Storage::Qcow2Large => Self::Large,
+        })
+    }
+
+    /// The end of its name.
+    fn name(self) -> &'static str {
+        match self {
+            Self::Tmpfs | Self::Disk => "img",
+            Self::Qcow2 => "qcow2",
+            Self::Fresh => "fresh.qcow2",
+            Self::FreshRaw => "fresh.img",
+            Self::Large => "1t.qcow2",
+            Self::LargeRaw => "1t.img",
+        }
+    }
+}
+
+/// Where files are made, and how long.
+#[derive(Debug)]
+pub struct Places {
+    /// A directory on a real file system, and the bytes of a file there.
+    pub disk: (PathBuf, u64),
+    /// One in memory, likewise.
+    pub memory: (PathBuf, u64),
+}
+
+/// All that were made.
+#[derive(Debug)]
+pub struct Images {
+    places: Places,
+    made: BTreeMap<Kind, Image>,
+}
+
+/// A file that is removed in the end.
+#[derive(Debug)]
+struct Image(PathBuf);
+
+impl Drop for Image {
+    fn drop(&mut self) {
+        // What cannot be removed now could not be later either.
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+impl Images {
+    /// None yet.
+    pub fn new(places: Places) -> Self {
+        Self {
+            places,
+            made: BTreeMap::new(),
+        }
+    }
+
+    /// Makes what a server gets, if there is to be one and is not.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn make(&mut self, storage: Storage, server: Server) -> Result<()> {
+        match Kind::of(storage, server) {
+            Some(kind) => self.made(kind),
+            None => Ok(()),
+        }
+    }
+
+    /// Where it is; nowhere for null-co, and for what was not made.
+    pub fn path(&self, storage: Storage, server: Server) -> &Path {
+        let image = Kind::of(storage, server).and_then(|kind| self.made.get(&kind));
+        image.map_or_else(|| Path::new(""), |image| &image.0)
+    }
+
+    /// What is to be without any cluster is so again.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn renew(&self, storage: Storage, server: Server) -> Result<()> {
+        match Kind::of(storage, server) {
+            Some(kind @ (Kind::Fresh | Kind::FreshRaw)) => {
+                self.write(kind, self.path(storage, server))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn made(&mut self, kind: Kind) -> Result<()> {
+        if self.made.contains_key(&kind) {
+            return Ok(());
+        }
+        if kind == Kind::Qcow2 {
+            self.made(Kind::Disk)?;
+        }
+        let directory = match kind {
+            Kind::Tmpfs => &self.places.memory.0,
+            _ => &self.places.disk.0,
+        };
+        let name = format!("standfast-bench-{}.{}", std::process::id(), kind.name());
+        let path = directory.join(name);
+        println!("writing {}", path.display());
+        // Half of one is removed, too.
+        self.made.insert(kind, Image(path.clone()));
+        (self.write(kind, &path)).with_context(|| format!("cannot write {}", path.display()))
+    }
+
+    /// Writes a file, in place of one that is there.
+    fn write(&self, kind: Kind, path: &Path) -> Result<()> {
+        let file = |flags| {
+            let mut options = OpenOptions::new();
+            options.write(true).create(true).truncate(true);
+            options.custom_flags(flags).open(path)
+        };
+        match kind {
+            // Every block is written: what was only allocated would be read without any I/O.
+            Kind::Tmpfs => fill(file(0)?, self.places.memory.1),
+            Kind::Disk => fill(file(libc::O_DIRECT)?, self.places.disk.1),
+            Kind::Qcow2 => qcow2::convert(self.path(Storage::Disk, Server::Standfast), path),
+            Kind::Fresh => qcow2::create(path, FRESH_BYTES, qcow2::EMPTY),
+            Kind::FreshRaw => Ok(file(0)?.set_len(FRESH_BYTES)?),
+            // Here it is the tables that are read.
+            Kind::Large => qcow2::create(path, LARGE_BYTES, qcow2::ALLOCATED),
+            Kind::LargeRaw => Ok(file(0)?.set_len(LARGE_BYTES)?),
+        }
+    }
+}
+
+/// Writes from memory aligned as O_DIRECT wants it, something that is not compressible to nothing.
+fn fill(mut file: File, bytes: u64) -> Result<()> {
+    const CHUNK: usize = 4 << 20;
+    let mut memory = vec![0_u8; CHUNK + 4096];
+    let start = memory.as_ptr().align_offset(4096);
+    let chunk = &mut memory[start..start + CHUNK];
+    let mut state = 1_u64;
+    for word in chunk.chunks_exact_mut(8) {
+        state = state.wrapping_mul(0x5851_f42d_4c95_7f2d).wrapping_add(1);
+        word.copy_from_slice(&state.to_le_bytes());
+    }
+    for _ in 0..bytes / u64::try_from(CHUNK)? {
+        file.write_all(chunk)?;
+    }
+    Ok(file.sync_all()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    fn images(directory: &Path) -> Images {
+        Images::new(Places {
+            disk: (directory.to_owned(), 8 << 20),
+            memory: (directory.to_owned(), 4 << 20),
+        })
+    }
+
+    #[test]
+    fn images_are_written_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("image");
+        fill(File::create(&path).unwrap(), 8 << 20).unwrap();
+        let bytes = fs::read(&path).unwrap();
+        assert_eq!(bytes.len(), 8 << 20);
+        assert!(
+            bytes
+                .chunks(4096)
+                .all(|block| block.iter().any(|&byte| byte != 0))
+        );
+    }
+
+    /// A qcow2 image and what it is compared with hold the same, cluster by cluster.
+    #[test]
+    fn an_image_has_its_like_and_both_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut images = images(dir.path());
+        for server in [Server::Standfast, Server::StandfastRaw] {
+            images.make(Storage::Qcow2, server).unwrap();
+        }
+        let [image, raw] = [Server::Standfast, Server::StandfastRaw]
+            .map(|server| images.path(Storage::Qcow2, server).to_str().unwrap());
+        assert_eq!(
+            raw,
+            images.path(Storage::Disk, Server::Qemu).to_str().unwrap()
+        );
+        let compare = [
+            "compare", "-q", "-s", "-f", "qcow2", "-F", "raw", image, raw,
+        ];
+        testkit::qcow2_image::run("qemu-img", &compare).unwrap();
+        let map = testkit::qcow2_image::run("qemu-img", &["map", "--output=json", image]).unwrap();
+        assert!(!map.contains("\"data\": false"), "{map}");
+        drop(images);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_was_written_to_is_fresh_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut images = images(dir.path());
+        for server in [Server::Qemu, Server::StandfastRaw] {
+            images.make(Storage::Qcow2Fresh, server).unwrap();
+            let path = images.path(Storage::Qcow2Fresh, server);
+            let beginning = || {
+                let mut bytes = [0; 512];
+                let read = File::open(path).and_then(|mut file| file.read_exact(&mut bytes));
+                read.map(|()| bytes).unwrap()
+            };
+            let fresh = beginning();
+            let mut file = OpenOptions::new().write(true).open(path).unwrap();
+            file.write_all(&[0xff; 512]).unwrap();
+            images.renew(Storage::Qcow2Fresh, server).unwrap();
+            assert_eq!(beginning(), fresh, "{}", server.name());
+        }
+    }
+}
