@@ -119,6 +119,65 @@ mod tests {
         }
     }
 
+    /// Eight openings of one server that did not answer had all 64 workers, and a disk on other storage waited
+    /// for it. Another opening of that server is none of the others.
+    #[test]
+    fn a_server_that_hangs_leaves_others_something_however_many_use_it() {
+        let fuse = FuseFile::new(BYTES).expect("root, and /dev/fuse");
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let path = directory.path().join("image");
+        let file = std::fs::File::create(&path).expect("a file");
+        file.set_len(BYTES as u64).expect("sparse");
+        let healthy = file_node(&path, false);
+        let hanging: Vec<_> = (0..20).map(|_| file_node(&fuse.path(), true)).collect();
+        fuse.hang(FuseOp::Read, true);
+        let before = fuse.count(FuseOp::Read);
+
+        let iothread = start();
+        let handle = iothread.handle();
+        let (ended, all) = std::sync::mpsc::channel();
+        for request in 0..30_u64 {
+            for node in &hanging {
+                let (node, ended) = (Arc::clone(node), ended.clone());
+                let spawned = handle.spawn(move || async move {
+                    let result = Op::read(request * 4096, 4096).run(&node).await;
+                    ended.send(result).expect("it is waited for");
+                });
+                spawned.expect("it runs");
+            }
+        }
+        let begun = || fuse.count(FuseOp::Read) - before;
+        let begin = Instant::now();
+        while begun() < 32 && begin.elapsed() < PATIENCE {
+            thread::sleep(Duration::from_millis(2));
+        }
+        thread::sleep(Duration::from_millis(100));
+        let in_calls = begun();
+
+        let served = Arc::clone(&healthy);
+        let (done, wait) = std::sync::mpsc::channel();
+        let spawned = handle.spawn(move || async move {
+            for request in 0..200_u64 {
+                let mut op = Op::write(request * 4096, pattern(request, 4096));
+                op.run(&served).await.expect("it is served");
+            }
+            done.send(()).expect("it is waited for");
+        });
+        spawned.expect("it runs");
+        let in_time = wait.recv_timeout(Duration::from_secs(5));
+        let none_ended = all.try_recv().is_err();
+        // Before anything is asserted: what hangs could not be ended otherwise.
+        fuse.hang(FuseOp::Read, false);
+        for _ in 0..600 {
+            let result = all.recv_timeout(PATIENCE).expect("they end");
+            result.expect("it is read");
+        }
+        in_time.expect("it is served meanwhile");
+        // All of them began at once: half, of which each has some.
+        assert_eq!(in_calls, 32);
+        assert!(none_ended, "the others hang");
+    }
+
     /// The end of an iothread waits for the calls of its own workers only: another one ends at once.
     #[test]
     fn the_end_of_another_iothread_does_not_wait() {

@@ -157,7 +157,7 @@ impl FileDriver {
         }
         let fd = opened.fd.as_fd();
         let identity = identity::of(fd, &opened.stat, &options.filename);
-        let chosen = Chosen::of(&options, fd, kind)?;
+        let chosen = Chosen::of(&options, fd, &opened.stat)?;
         let deallocates = match options.discard {
             Discard::Unmap if opened.read_only => Deallocates::default(),
             Discard::Unmap if kind == Kind::Block => probe::deallocates(fd, &opened.stat),

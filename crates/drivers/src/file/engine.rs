@@ -8,7 +8,7 @@ use iothread::{Engine, Unavailable};
 
 use super::file_systems::{self, Blocking};
 use super::options::{Aio, FileOptions};
-use super::probe::Kind;
+use super::probe::{Kind, Stat};
 use crate::OpenError;
 
 /// What makes the calls of an image, and what is said of it.
@@ -26,7 +26,7 @@ impl Chosen {
     /// # Errors
     ///
     /// In QEMU's words: what was asked for by name is not to be had.
-    pub fn of(options: &FileOptions, fd: BorrowedFd<'_>, kind: Kind) -> Result<Self, OpenError> {
+    pub fn of(options: &FileOptions, fd: BorrowedFd<'_>, stat: &Stat) -> Result<Self, OpenError> {
         if options.aio == Some(Aio::Native) && !options.cache_direct {
             return Err(OpenError::new(
                 libc::EINVAL,
@@ -34,16 +34,17 @@ impl Chosen {
             ));
         }
         // A block device says that it would have to wait, wherever its node lies.
-        let blocking = (kind == Kind::Regular)
+        let blocking = (stat.kind == Kind::Regular)
             .then(|| file_systems::blocking(fd))
             .flatten();
         let choice = choose(options.aio, blocking, iothread::probe)
             .map_err(|why| OpenError::new(libc::ENOSYS, unable(&why)))?;
+        let lane = match choice.by_workers {
+            true => Lane::by_workers(),
+            false => Lane::new(),
+        };
         Ok(Self {
-            lane: match choice.by_workers {
-                true => Lane::by_workers(),
-                false => Lane::new(),
-            },
+            lane: lane.with_storage(stat.storage()),
             shown: choice.shown,
         })
     }

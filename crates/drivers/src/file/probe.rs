@@ -46,6 +46,14 @@ impl Stat {
     pub fn device_number(&self) -> (u32, u32) {
         (libc::major(self.device), libc::minor(self.device))
     }
+
+    /// The number of what hangs as a whole: a block device, or the file system of a file.
+    pub fn storage(&self) -> u64 {
+        match self.kind {
+            Kind::Block => self.device,
+            _ => self.image.device,
+        }
+    }
 }
 
 fn check(result: libc::c_int) -> io::Result<()> {

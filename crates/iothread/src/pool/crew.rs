@@ -14,7 +14,7 @@ use atomic_waker::AtomicWaker;
 use parking_lot::{Condvar, Mutex, MutexGuard};
 
 use super::{job::Job, lines::Lines};
-use crate::{last_words::AbortOnPanic, shared::Shared};
+use crate::{lane::Share, last_words::AbortOnPanic, shared::Shared};
 
 /// How many threads a pool has.
 #[derive(Debug, Clone, Copy)]
@@ -104,11 +104,10 @@ impl Crew {
         })
     }
 
-    /// Puts a job in its line, of which at most `cap` run at once. It waits as long as no worker is to be
-    /// had: it is no error of the storage.
-    pub(super) fn push(self: &Arc<Self>, job: &Arc<Job>, cap: Option<usize>) {
+    /// Puts a job in its line. It waits as long as no worker is to be had: it is no error of the storage.
+    pub(super) fn push(self: &Arc<Self>, job: &Arc<Job>, share: Share) {
         let mut state = self.state.lock();
-        state.lines.push(job.lane, cap, Arc::clone(job));
+        state.lines.push(job.lane, share, Arc::clone(job));
         let called = self.call(&mut state, 1);
         drop(state);
         wake(&called);

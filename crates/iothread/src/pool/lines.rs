@@ -1,8 +1,10 @@
-//! Which job a worker takes next: one line per lane, and no lane takes all workers. Pure.
+//! Which job a worker takes next: one line per lane, and no lane takes all workers, nor all lanes of one
+//! storage. Pure.
 
+use std::collections::hash_map::Entry;
 use std::collections::{HashMap, VecDeque};
 
-use crate::lane::LaneId;
+use crate::lane::{LaneId, Share};
 
 /// The jobs that wait, and how many workers each lane has.
 #[derive(Debug)]
@@ -16,25 +18,45 @@ pub(super) struct Lines<J> {
     lines: HashMap<LaneId, Line<J>>,
     /// The lanes with something in line; whose turn is next comes first.
     turns: VecDeque<LaneId>,
+    /// How many workers each storage has that is named; the others have none.
+    storages: HashMap<u64, usize>,
 }
 
 #[derive(Debug)]
 struct Line<J> {
-    /// Less than all lanes may have.
-    cap: Option<usize>,
+    share: Share,
     running: usize,
     waiting: VecDeque<J>,
 }
 
+/// How many workers there are to be shared out.
+#[derive(Debug, Clone, Copy)]
+struct Workers {
+    free: usize,
+    /// The most that one lane gets.
+    most: usize,
+}
+
+/// What all lanes of a storage have is at most so many times what they leave to all others.
+const STORAGE_TO_OTHERS: usize = 3;
+
 impl<J> Line<J> {
-    /// Whether it may have one more of the workers that are free. Its first one is always granted. After
-    /// that it leaves to all others as many as it has: each lane that hangs takes half of what those
-    /// before it have left, and something is left for long.
+    /// Whether it may have one more of the workers that are free. Its first one is granted as long as its
+    /// storage leaves to all others a third of what it has. After that it leaves to them as many as it has,
+    /// and as its storage has: each lane, and each storage, that hangs takes a part of what those before it
+    /// have left, and something is left for long.
     ///
-    /// `most`: what all lanes may have.
-    fn may_start(&self, free: usize, most: usize) -> bool {
-        let cap = self.cap.map_or(most, |cap| cap.clamp(1, most));
-        self.running < cap && (self.running == 0 || self.running < free)
+    /// `on_storage`: how many all lanes of its storage have, if that is named.
+    fn may_start(&self, Workers { free, most }: Workers, on_storage: usize) -> bool {
+        let cap = self
+            .share
+            .workers_max
+            .map_or(most, |max| most.min(max.get()));
+        let leaves = match self.running {
+            0 => on_storage == 0 || on_storage < free.saturating_mul(STORAGE_TO_OTHERS),
+            running => running.max(on_storage) < free,
+        };
+        self.running < cap && leaves
     }
 }
 
@@ -47,22 +69,17 @@ impl<J> Lines<J> {
             waiting: 0,
             lines: HashMap::new(),
             turns: VecDeque::new(),
+            storages: HashMap::new(),
         }
     }
 
-    /// The most workers that one lane gets.
-    fn cap(&self) -> usize {
-        (self.workers / 2).max(1)
-    }
-
-    /// A job comes to the end of its lane's line. Less than the `cap` that all lanes have counts.
-    pub(super) fn push(&mut self, lane: LaneId, cap: Option<usize>, job: J) {
+    /// A job comes to the end of its lane's line. A lane has the same `share` all the time.
+    pub(super) fn push(&mut self, lane: LaneId, share: Share, job: J) {
         let line = self.lines.entry(lane).or_insert_with(|| Line {
-            cap,
+            share,
             running: 0,
             waiting: VecDeque::new(),
         });
-        line.cap = cap;
         if line.waiting.is_empty() {
             self.turns.push_back(lane);
         }
@@ -75,15 +92,24 @@ impl<J> Lines<J> {
         self.workers = workers;
     }
 
-    fn free(&self) -> usize {
-        self.workers.saturating_sub(self.busy)
+    fn shared_out(&self) -> Workers {
+        Workers {
+            free: self.workers.saturating_sub(self.busy),
+            most: (self.workers / 2).max(1),
+        }
+    }
+
+    fn lane_may_start(&self, lane: LaneId, workers: Workers) -> bool {
+        let line = &self.lines[&lane];
+        let storage = line.share.storage.and_then(|name| self.storages.get(&name));
+        workers.free > 0 && line.may_start(workers, storage.copied().unwrap_or(0))
     }
 
     /// Whether a worker would find a job.
     pub(super) fn may_start(&self) -> bool {
-        let (free, most) = (self.free(), self.cap());
+        let workers = self.shared_out();
         let mut lanes = self.turns.iter();
-        free > 0 && lanes.any(|lane| self.lines[lane].may_start(free, most))
+        lanes.any(|&lane| self.lane_may_start(lane, workers))
     }
 
     /// How many jobs wait.
@@ -93,15 +119,15 @@ impl<J> Lines<J> {
 
     /// A worker takes a job: lanes take turns.
     pub(super) fn take(&mut self) -> Option<(LaneId, J)> {
-        let (free, most) = (self.free(), self.cap());
-        if free == 0 {
-            return None;
-        }
-        let at = (self.turns.iter()).position(|lane| self.lines[lane].may_start(free, most))?;
+        let workers = self.shared_out();
+        let at = (self.turns.iter()).position(|&lane| self.lane_may_start(lane, workers))?;
         let lane = self.turns.remove(at)?;
         let line = self.lines.get_mut(&lane)?;
         let job = line.waiting.pop_front()?;
         line.running += 1;
+        if let Some(storage) = line.share.storage {
+            *self.storages.entry(storage).or_default() += 1;
+        }
         if !line.waiting.is_empty() {
             self.turns.push_back(lane);
         }
@@ -115,7 +141,20 @@ impl<J> Lines<J> {
         self.busy -= 1;
         if let Some(line) = self.lines.get_mut(&lane) {
             line.running -= 1;
+            let storage = line.share.storage;
             self.forget_if_unused(lane);
+            self.leave(storage);
+        }
+    }
+
+    /// A worker of this storage is free.
+    fn leave(&mut self, storage: Option<u64>) {
+        let Some(Entry::Occupied(mut has)) = storage.map(|name| self.storages.entry(name)) else {
+            return;
+        };
+        *has.get_mut() -= 1;
+        if *has.get() == 0 {
+            has.remove();
         }
     }
 
@@ -165,11 +204,25 @@ mod tests {
         taken
     }
 
+    fn at_most(workers: usize) -> Share {
+        Share {
+            workers_max: std::num::NonZeroUsize::new(workers),
+            ..Share::default()
+        }
+    }
+
+    fn on(storage: u64) -> Share {
+        Share {
+            storage: Some(storage),
+            ..Share::default()
+        }
+    }
+
     #[test]
     fn a_lane_is_served_in_order() {
         let mut lines = Lines::new(8);
         for job in 0..10 {
-            lines.push(1, None, job);
+            lines.push(1, Share::default(), job);
         }
         for job in 0..4 {
             assert_eq!(lines.take(), Some((1, job)));
@@ -190,10 +243,10 @@ mod tests {
     fn lanes_take_turns() {
         let mut lines = Lines::new(64);
         for job in 0..3 {
-            lines.push(1, None, job);
+            lines.push(1, Share::default(), job);
         }
-        lines.push(2, None, 10);
-        lines.push(3, None, 20);
+        lines.push(2, Share::default(), 10);
+        lines.push(3, Share::default(), 20);
         let order: Vec<_> = std::iter::from_fn(|| lines.take()).collect();
         assert_eq!(order, [(1, 0), (2, 10), (3, 20), (1, 1), (1, 2)]);
     }
@@ -206,27 +259,97 @@ mod tests {
         let mut had = Vec::new();
         for lane in 1..=7 {
             for job in 0..200 {
-                lines.push(lane, None, job);
+                lines.push(lane, Share::default(), job);
             }
             let taken = take_all(&mut lines);
             assert_eq!(taken.len(), 1, "{taken:?}");
             had.push(taken[&lane]);
         }
         assert_eq!(had, [32, 16, 8, 4, 2, 1, 1]);
-        assert_eq!(lines.free(), 0);
-        lines.push(8, None, 0);
+        assert_eq!(lines.shared_out().free, 0);
+        lines.push(8, Share::default(), 0);
         assert_eq!((lines.may_start(), lines.take()), (false, None));
         // An end of one of them frees a worker, and it is the one that has none that is served.
         lines.ended(1);
         assert_eq!(lines.take(), Some((8, 0)));
     }
 
+    /// Seven openings of one server that hung took all workers, and nobody else was served.
+    #[test]
+    fn a_storage_that_hangs_leaves_something_to_others() {
+        for nodes in [1, 2, 7, 16, 17, 100] {
+            let mut lines = Lines::new(64);
+            let mut had = Vec::new();
+            for lane in 1..=nodes {
+                for job in 0..200 {
+                    lines.push(lane, on(1), job);
+                }
+                had.push(take_all(&mut lines).get(&lane).copied().unwrap_or(0));
+            }
+            // One has half; beyond that each has one, which is served if it is not the server that hangs.
+            let expected = (0..nodes).map(|number| match number {
+                0 => 32,
+                1..=16 => 1,
+                _ => 0,
+            });
+            assert!(had.iter().copied().eq(expected), "{nodes}: {had:?}");
+            // Another one has what it would have if these were one lane, or half of that.
+            lines.push(1000, on(2), 0);
+            for job in 0..200 {
+                lines.push(1000, on(2), job);
+            }
+            let taken = take_all(&mut lines);
+            let left = lines.shared_out().free;
+            assert!(
+                taken.len() == 1 && taken[&1000] >= 8 && left >= 8,
+                "{nodes}: {taken:?}, {left}"
+            );
+        }
+    }
+
+    /// However many storages hang, each with many nodes, each takes three quarters of what those before it
+    /// have left.
+    #[test]
+    fn storages_that_hang_leave_less_and_less() {
+        let mut lines = Lines::new(64);
+        let mut had = Vec::new();
+        for storage in 0..4 {
+            for lane in 0..100 {
+                for job in 0..10 {
+                    lines.push(1 + 100 * storage + lane, on(storage), job);
+                }
+            }
+            had.push(take_all(&mut lines).values().sum::<usize>());
+        }
+        assert_eq!(had, [48, 12, 3, 1]);
+    }
+
+    /// What ends gives its place back to its storage, whoever of it comes next; and nothing is kept of what
+    /// has no worker.
+    #[test]
+    fn a_storage_has_back_what_has_ended() {
+        let mut lines = Lines::new(4);
+        for job in 0..4 {
+            lines.push(1, on(7), job);
+            lines.push(2, on(7), job);
+        }
+        assert_eq!(take_all(&mut lines), HashMap::from([(1, 1), (2, 1)]));
+        lines.ended(2);
+        let next: Vec<_> = std::iter::from_fn(|| lines.take()).collect();
+        assert_eq!(next, [(1, 1), (2, 1)]);
+        for lane in [1, 1, 2] {
+            lines.ended(lane);
+        }
+        lines.take_all_back();
+        assert!(lines.storages.is_empty() && lines.lines.is_empty());
+    }
+
     #[test]
     fn a_cap_of_its_own_counts_if_it_is_less() {
         let mut lines = Lines::new(8);
         for job in 0..10 {
-            lines.push(1, Some(2), job);
-            lines.push(2, Some(100), job);
+            lines.push(1, at_most(2), job);
+            lines.push(2, at_most(100), job);
         }
         assert_eq!(take_all(&mut lines), HashMap::from([(1, 2), (2, 3)]));
     }
@@ -236,8 +359,8 @@ mod tests {
         for workers in [1, 2] {
             let mut lines = Lines::new(workers);
             for lane in 1..=3 {
-                lines.push(lane, None, 0);
-                lines.push(lane, None, 1);
+                lines.push(lane, Share::default(), 0);
+                lines.push(lane, Share::default(), 1);
             }
             for _ in 0..6 {
                 let (lane, _) = lines.take().unwrap();
@@ -251,7 +374,7 @@ mod tests {
     fn what_is_taken_back_is_gone_and_the_order_stays() {
         let mut lines = Lines::new(2);
         for job in 0..4 {
-            lines.push(1, None, job);
+            lines.push(1, Share::default(), job);
         }
         assert_eq!(lines.take(), Some((1, 0)));
         assert_eq!(lines.take_back(1, |&job| job == 0), None);
@@ -263,8 +386,8 @@ mod tests {
         assert_eq!(lines.take_back(1, |&job| job == 3), Some(3));
         lines.ended(1);
         assert!(lines.lines.is_empty() && lines.turns.is_empty());
-        lines.push(1, None, 5);
-        lines.push(2, None, 6);
+        lines.push(1, Share::default(), 5);
+        lines.push(2, Share::default(), 6);
         assert_eq!(lines.take(), Some((1, 5)));
         assert_eq!(lines.take_all_back(), [6]);
         assert_eq!((lines.waiting(), lines.busy), (0, 1));

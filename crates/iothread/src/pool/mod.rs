@@ -85,10 +85,10 @@ impl Pool {
         let id = lane.map_or(NO_LANE, Lane::id);
         // SAFETY: passed on to the caller.
         let job = Arc::new(unsafe { Job::new(call, id, waker) });
-        let cap = lane.and_then(Lane::workers_max).map(usize::from);
+        let share = lane.map(Lane::share).unwrap_or_default();
         let key = self.jobs.borrow_mut().insert(Arc::clone(&job));
         self.waiting.set(self.waiting.get() + 1);
-        self.crew.push(&job, cap);
+        self.crew.push(&job, share);
         key
     }
 
