@@ -13,7 +13,7 @@ use std::time::Duration;
 use assembly::Assembly;
 use block::{BoxFuture, Registry};
 use libfuzzer_sys::fuzz_target;
-use monitor::{Chardevs, Monitor, UnixInput};
+use monitor::{ChardevObject, Chardevs, Monitor, UnixInput};
 use qapi::QmpError;
 use qapi::options::{ChardevBackend, ChardevOptions};
 use qapi::types::{ChardevInfo, ChardevReturn, VersionInfo, VersionTriple};
@@ -72,6 +72,10 @@ impl Chardevs for NoChardevs {
     }
 
     fn query(&self) -> Vec<ChardevInfo> {
+        Vec::new()
+    }
+
+    fn objects(&self) -> Vec<ChardevObject> {
         Vec::new()
     }
 

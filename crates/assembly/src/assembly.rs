@@ -5,7 +5,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
-use monitor::Descriptors;
+use monitor::{ChardevObject, Descriptors};
 use qapi::command::BlockdevCreateFile;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
@@ -325,16 +325,32 @@ impl monitor::Objects for Assembly {
         self.objects.properties().iothreads()
     }
 
-    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
-        self.objects.properties().list(path)
+    fn list(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+    ) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+        self.objects.properties().list(chardevs, path)
     }
 
-    fn get(&self, path: &str, property: &str) -> Result<Value, QmpError> {
-        self.objects.properties().get(path, property)
+    fn get(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+    ) -> Result<Value, QmpError> {
+        let properties = self.objects.properties();
+        properties.get(chardevs, path, property)
     }
 
-    fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
-        self.objects.set_property(path, property, value)
+    fn set(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+        value: Value,
+    ) -> Result<(), QmpError> {
+        self.objects.set_property(chardevs, path, property, value)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use block::Registry;
+use monitor::ChardevObject;
 use qapi::options::{ObjectOptions, ObjectVariant, VmmSocketOptions};
 use qapi::{QmpError, Value, os_text};
 use tokio::sync::{Mutex, MutexGuard};
@@ -55,8 +56,15 @@ impl Objects {
     ///
     /// # Errors
     /// As [`Properties::set`].
-    pub fn set_property(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError> {
-        self.properties.set(&self.groups, path, property, value)
+    pub fn set_property(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+        value: Value,
+    ) -> Result<(), QmpError> {
+        let properties = &self.properties;
+        properties.set(&self.groups, chardevs, path, property, value)
     }
 
     /// Executes `--object` and `object-add`.

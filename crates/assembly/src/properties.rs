@@ -2,6 +2,7 @@
 //! `qom-set`, `query-iothreads`. Nobody waits here for anything.
 
 use iothread::Handle;
+use monitor::ChardevObject;
 use parking_lot::Mutex;
 use qapi::de::{Mode, from_object};
 use qapi::options::{IothreadOptions, ObjectVariant, SecretOptions, ThrottleGroupOptions};
@@ -10,7 +11,7 @@ use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{Object, QmpError, Value};
 
 use crate::iothreads;
-use crate::qom::{OBJECTS, Place, resolve};
+use crate::qom::{Container, Ids, Place, Unresolved};
 use crate::throttle::Groups;
 
 /// An object, as it was made and changed since.
@@ -100,19 +101,31 @@ impl Properties {
     ///
     /// # Errors
     /// If `path` names nothing, or several.
-    pub fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+    pub fn list(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+    ) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
         let known = self.0.lock();
         let child = |name: &str, kind: &str| qom::property(name, &format!("child<{kind}>"));
         let mut list = vec![qom::property("type", "string")];
-        match find(&known, path)? {
-            Found::Root => list.push(child(OBJECTS, qom::CONTAINER)),
-            Found::Objects => {
+        match find(&known, chardevs, path).map_err(|no| no.of_list(path))? {
+            Place::Root => {
+                let containers = Container::ALL.into_iter();
+                list.extend(containers.map(|it| child(it.name(), qom::CONTAINER)));
+            }
+            Place::Container(Container::Backend) => {}
+            Place::Container(Container::Objects) => {
                 let ids = known.iter();
                 list.extend(ids.map(|known| child(&known.id, known.variant.kind().name())));
             }
-            Found::Object(at) => {
+            Place::Container(Container::Chardevs) => {
+                list.extend(chardevs.iter().map(|it| child(&it.id, it.r#type.name)));
+            }
+            Place::Object(at) => {
                 return Ok(known[at].described().map(Type::describe).unwrap_or(list));
             }
+            Place::Chardev(at) => return Ok(chardevs[at].r#type.describe()),
         }
         Ok(list)
     }
@@ -121,28 +134,43 @@ impl Properties {
     ///
     /// # Errors
     /// If `path` names nothing, or several, or there is no such property.
-    pub fn get(&self, path: &str, property: &str) -> Result<Value, QmpError> {
+    pub fn get(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+    ) -> Result<Value, QmpError> {
         let known = self.0.lock();
-        match find(&known, path)? {
-            Found::Root | Found::Objects if property == "type" => Ok(qom::CONTAINER.into()),
-            Found::Root if property == OBJECTS => Ok(format!("/{OBJECTS}").into()),
-            Found::Objects if known.iter().any(|known| known.id == property) => {
-                Ok(format!("/{OBJECTS}/{property}").into())
+        let place = find(&known, chardevs, path).map_err(|no| no.of_property(path))?;
+        let child = match place {
+            Place::Root => Container::ALL.iter().any(|it| it.name() == property),
+            Place::Container(Container::Objects) => known.iter().any(|it| it.id == property),
+            Place::Container(Container::Chardevs) => chardevs.iter().any(|it| it.id == property),
+            _ => false,
+        };
+        let (kind, described, value) = match place {
+            Place::Root if child => return Ok(format!("/{property}").into()),
+            Place::Container(it) if child => {
+                return Ok(format!("/{}/{property}", it.name()).into());
             }
-            Found::Root | Found::Objects => Err(no_property(qom::CONTAINER, property)),
-            Found::Object(at) => {
+            Place::Root | Place::Container(_) => (qom::CONTAINER, None, None),
+            Place::Object(at) => {
                 let known = &known[at];
                 let kind = known.variant.kind().name();
-                if property == "type" {
-                    return Ok(kind.into());
-                }
-                let described = known.described().and_then(|it| it.property(property));
-                let described = described.ok_or_else(|| no_property(kind, property))?;
-                Ok(known
-                    .value(property)
-                    .unwrap_or_else(|| described.default_value()))
+                (kind, known.described(), known.value(property))
             }
+            Place::Chardev(at) => {
+                let chardev = &chardevs[at];
+                let kind = chardev.r#type;
+                (kind.name, Some(kind), chardev.value(property).cloned())
+            }
+        };
+        if property == "type" {
+            return Ok(kind.into());
         }
+        let described = described.and_then(|it| it.property(property));
+        let described = described.ok_or_else(|| no_property(kind, property))?;
+        Ok(value.unwrap_or_else(|| described.default_value()))
     }
 
     /// `qom-set`.
@@ -152,6 +180,7 @@ impl Properties {
     pub fn set(
         &self,
         groups: &Groups,
+        chardevs: &[ChardevObject],
         path: &str,
         property: &str,
         value: Value,
@@ -159,11 +188,12 @@ impl Properties {
         let fixed =
             |kind: &str| QmpError::generic(format!("Property '{kind}.{property}' is not writable"));
         // It says whether there is such a property.
-        self.get(path, property)?;
+        self.get(chardevs, path, property)?;
         let mut known = self.0.lock();
-        let known = match find(&known, path)? {
-            Found::Root | Found::Objects => return Err(fixed(qom::CONTAINER)),
-            Found::Object(at) => &mut known[at],
+        let known = match find(&known, chardevs, path).map_err(|no| no.of_property(path))? {
+            Place::Root | Place::Container(_) => return Err(fixed(qom::CONTAINER)),
+            Place::Chardev(at) => return Err(fixed(chardevs[at].r#type.name)),
+            Place::Object(at) => &mut known[at],
         };
         let kind = known.variant.kind().name();
         if property == "type" {
@@ -203,24 +233,14 @@ impl Properties {
     }
 }
 
-/// What a path names.
-enum Found {
-    Root,
-    Objects,
-    /// The object at this place.
-    Object(usize),
-}
-
-fn find(known: &[Known], path: &str) -> Result<Found, QmpError> {
-    let ids: Vec<_> = known.iter().map(|known| known.id.as_str()).collect();
-    let place = resolve(path, &ids)?;
-    let at = match place {
-        Place::Root => return Ok(Found::Root),
-        Place::Objects => return Ok(Found::Objects),
-        Place::Object(id) => ids.iter().position(|known| *known == id),
+fn find(known: &[Known], chardevs: &[ChardevObject], path: &str) -> Result<Place, Unresolved> {
+    let objects: Vec<_> = known.iter().map(|known| &*known.id).collect();
+    let chardevs: Vec<_> = chardevs.iter().map(|known| &*known.id).collect();
+    let ids = Ids {
+        objects: &objects,
+        chardevs: &chardevs,
     };
-    let no = || QmpError::device_not_found(format!("Device '{path}' not found"));
-    at.map(Found::Object).ok_or_else(no)
+    ids.resolve(path)
 }
 
 fn no_property(kind: &str, property: &str) -> QmpError {

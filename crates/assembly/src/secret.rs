@@ -5,7 +5,7 @@ use std::io::{self, Read};
 use std::path::Path;
 
 use qapi::options::SecretOptions;
-use qapi::{QmpError, os_text};
+use qapi::os_text;
 
 use crate::blocking::beside;
 use crate::properties::Properties;
@@ -39,9 +39,7 @@ pub async fn check(options: &SecretOptions, known: &Properties) -> Result<(), Se
             ))
         })
     });
-    options
-        .check_content(&content.await?)
-        .map_err(|QmpError { desc, .. }| SetupError::new(desc))
+    Ok(options.check_content(&content.await?)?)
 }
 
 /// The content of a file; what failed, if it cannot be read.

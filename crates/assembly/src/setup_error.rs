@@ -48,13 +48,19 @@ impl SetupError {
 
 impl From<QmpError> for SetupError {
     fn from(error: QmpError) -> Self {
-        Self::new(error.desc)
+        Self {
+            desc: error.desc,
+            hint: error.hint,
+        }
     }
 }
 
 impl From<SetupError> for QmpError {
     fn from(error: SetupError) -> Self {
-        Self::generic(error.desc)
+        Self {
+            hint: error.hint,
+            ..Self::generic(error.desc)
+        }
     }
 }
 

@@ -25,11 +25,7 @@ const PATH_BYTES_MAX: usize = 107;
 /// If the path is in use, or cannot be bound; if there is no such user or group.
 pub async fn bind(path: &Path, access: SocketAccess) -> Result<Socket, SetupError> {
     if path.as_os_str().len() > PATH_BYTES_MAX {
-        return Err(SetupError::new(format!(
-            "UNIX socket path '{}' is too long\nPath must be less than {} bytes",
-            path.display(),
-            PATH_BYTES_MAX + 1
-        )));
+        return Err(too_long(&path.to_string_lossy(), PATH_BYTES_MAX + 1));
     }
     let path = path.to_owned();
     beside(move || {
@@ -45,6 +41,13 @@ pub async fn bind(path: &Path, access: SocketAccess) -> Result<Socket, SetupErro
         })
     })
     .await
+}
+
+fn too_long(path: &str, bytes_max: usize) -> SetupError {
+    SetupError {
+        desc: format!("UNIX socket path '{path}' is too long"),
+        hint: Some(format!("Path must be less than {bytes_max} bytes")),
+    }
 }
 
 /// Listens on an abstract name; `address` begins with a NUL ([`abstract_path`]). It is gone with its last
@@ -70,10 +73,7 @@ pub fn abstract_path(address: &UnixAddress) -> Result<Option<OsString>, SetupErr
     path.push(os_text::to_os(&address.path));
     let bytes = path.len() - 1;
     if bytes > PATH_BYTES_MAX {
-        return Err(SetupError::new(format!(
-            "UNIX socket path '{}' is too long\nPath must be less than {PATH_BYTES_MAX} bytes",
-            address.path
-        )));
+        return Err(too_long(&address.path, PATH_BYTES_MAX));
     }
     if address.tight == Some(false) {
         path.push("\0".repeat(PATH_BYTES_MAX - bytes));
@@ -163,7 +163,7 @@ mod tests {
         let long = format!("/{}", "x".repeat(107));
         assert_eq!(
             made(Path::new(&long)).unwrap_err().desc,
-            format!("UNIX socket path '{long}' is too long\nPath must be less than 108 bytes")
+            format!("UNIX socket path '{long}' is too long")
         );
         let error = made(Path::new("/nonexistent/s")).unwrap_err();
         assert_eq!(

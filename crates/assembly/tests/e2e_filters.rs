@@ -29,7 +29,7 @@ mod tests {
     fn set_limits(house: &House, group: &str, limits: &Value) {
         let path = format!("/objects/{group}");
         let objects: &dyn monitor::Objects = &house.assembly;
-        objects.set(&path, "limits", limits.clone()).unwrap();
+        objects.set(&[], &path, "limits", limits.clone()).unwrap();
     }
 
     fn write(disk: &mut Disk, at: usize, data: &[u8]) {

@@ -21,8 +21,8 @@ pub const PROGRAM: &str = "standfastd";
 
 /// The version of QEMU whose monitor ours follows.
 pub const QEMU_VERSION: VersionTriple = VersionTriple {
-    major: 7,
-    minor: 2,
+    major: 10,
+    minor: 0,
     micro: 0,
 };
 
@@ -84,9 +84,31 @@ pub struct Step {
     pub written: String,
 }
 
+/// Who speaks to the user.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Program {
+    /// The daemon.
+    #[default]
+    Daemon,
+    /// The back-end program of vhost-user.
+    VhostUserBlk,
+}
+
+impl Program {
+    /// What it is called in its messages.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Daemon => PROGRAM,
+            Self::VhostUserBlk => super::vhost_user_program::NAME,
+        }
+    }
+}
+
 /// A command line that is syntactically sound.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CommandLine {
+    /// Whose it is.
+    pub program: Program,
     /// `--pidfile`; given more than once, the last counts.
     pub pidfile: Option<PathBuf>,
     /// `--state-dir`; given more than once, the last counts.

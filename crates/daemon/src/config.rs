@@ -112,7 +112,7 @@ pub fn parse(text: &str) -> Result<Vec<Item>, String> {
         };
         for (n, element) in elements.iter().enumerate() {
             let place = format!("{name}[{n}]");
-            let options = parse(element).map_err(|error| format!("{place}: {}", error.desc))?;
+            let options = parse(element).map_err(|error| format!("{place}: {}", error.whole()))?;
             items.push(Item { place, options });
         }
     }
@@ -126,6 +126,8 @@ pub fn parse(text: &str) -> Result<Vec<Item>, String> {
 }
 
 fn lists_of(text: &str) -> Result<Object, String> {
+    // Editors of other systems begin a file with it.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     if !text.trim_start().starts_with('{') {
         // Its messages have a picture of the place.
         return toml::from_str(text).map_err(|error| error.to_string().trim_end().to_owned());
@@ -184,6 +186,9 @@ chardev = "q"
         let json = r#" {"monitors": [{"chardev": "a"}, {"chardev": "b"}],
             "objects": [{"qom-type": "iothread", "id": "i"}]}"#;
         assert_eq!(places(json), ["objects[0]", "monitors[0]", "monitors[1]"]);
+        // The mark that editors of other systems put before all.
+        assert_eq!(places(&format!("\u{feff}{TOML}")), all);
+        assert_eq!(places("\u{feff}{\"objects\": []}"), Vec::<String>::new());
         assert_eq!(places(""), Vec::<String>::new());
         assert_eq!(places("{}"), Vec::<String>::new());
     }

@@ -36,7 +36,7 @@ use qapi::os_text;
 use qapi::types::VersionInfo;
 
 use self::chardevs::{Chardevs, say_on_stdout};
-use self::cli::{CommandLine, Compat, Exit, Opt, QEMU_VERSION};
+use self::cli::{CommandLine, Compat, Exit, Opt, Program, QEMU_VERSION};
 use self::daemonize::{Process, Startup};
 use self::incidents::IncidentLog;
 use self::pidfile::Pidfile;
@@ -66,6 +66,8 @@ fn start(line: Result<CommandLine, Exit>) -> ExitCode {
         }
         Err(Exit::Error(text)) => return fail_with(&text),
     };
+    let program = line.program;
+    let fail = |text: &str| fail(program, text);
     // No thread is started before that.
     let startup = match line.daemonize.then(daemonize::daemonize).transpose() {
         Ok(None) => None,
@@ -94,8 +96,8 @@ fn start(line: Result<CommandLine, Exit>) -> ExitCode {
     code
 }
 
-fn fail(text: &str) -> ExitCode {
-    fail_with(&format!("{PROGRAM}: {text}"))
+fn fail(program: Program, text: &str) -> ExitCode {
+    fail_with(&format!("{}: {text}", program.name()))
 }
 
 fn fail_with(text: &str) -> ExitCode {
@@ -126,6 +128,8 @@ struct Daemon {
 }
 
 async fn run(line: CommandLine, startup: Option<Startup>) -> ExitCode {
+    let program = line.program;
+    let fail = |text: &str| fail(program, text);
     let mut signals = match Signals::listen() {
         Ok(signals) => signals,
         Err(error) => return fail(&format!("cannot listen for signals: {error}")),

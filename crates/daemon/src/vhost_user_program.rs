@@ -10,11 +10,11 @@ use assembly::strerror;
 use clap::{Arg, ArgAction, Command, ValueHint};
 use qapi::os_text;
 
-use super::cli::{self, CommandLine, Exit, Opt, Step};
+use super::cli::{self, CommandLine, Exit, Opt, Program, Step};
 use super::getopt::{self, Word};
 
 /// What it is called in its messages.
-const NAME: &str = "standfast-vhost-user-blk";
+pub const NAME: &str = "standfast-vhost-user-blk";
 
 const USAGE: &str = "\
 standfast-vhost-user-blk (--socket-path=PATH | --fd=FDNUM) --blk-file=PATH [--read-only]
@@ -119,14 +119,36 @@ fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
     let Some(file) = &wanted.blk_file else {
         return Err("--blk-file is missing".to_owned());
     };
-    let address = match (&wanted.socket_path, &wanted.fd) {
-        (Some(path), None) => format!("addr.type=unix,addr.path={}", value(path)),
-        (None, Some(number)) => format!("addr.type=fd,addr.str={}", value(number)),
+    let shown = |option: &str, argument| format!("--{option} {}", os_text::from_os(argument));
+    let (address, socket) = match (&wanted.socket_path, &wanted.fd) {
+        (Some(path), None) => (
+            format!("addr.type=unix,addr.path={}", value(path)),
+            shown("socket-path", path),
+        ),
+        (None, Some(number)) => (
+            format!("addr.type=fd,addr.str={}", value(number)),
+            shown("fd", number),
+        ),
         (None, None) => return Err("--socket-path or --fd is missing".to_owned()),
         (Some(_), Some(_)) => {
             return Err("--socket-path and --fd are mutually exclusive".to_owned());
         }
     };
+    if let Some(path) = &wanted.socket_path
+        && path.is_empty()
+    {
+        return Err("--socket-path is empty".to_owned());
+    }
+    if let Some(number) = &wanted.fd
+        && number
+            .to_str()
+            .is_none_or(|text| text.parse::<u32>().is_err())
+    {
+        let number = os_text::from_os(number);
+        return Err(format!(
+            "--fd {number}: expected the number of a descriptor"
+        ));
+    }
     let kind = fs::metadata(Path::new(file)).map_err(|error| {
         let name = os_text::from_os(file);
         format!("Could not open '{name}': {}", strerror(&error))
@@ -139,12 +161,10 @@ fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
         true => ("on", "off"),
         false => ("off", "on"),
     };
-    let step = |opt: Opt, arg: String| Step {
-        written: format!("--{} {arg}", opt.name()),
-        opt,
-        arg,
-    };
+    // Errors name what was typed.
+    let step = |opt, arg, written| Step { written, opt, arg };
     Ok(CommandLine {
+        program: Program::VhostUserBlk,
         steps: vec![
             step(
                 Opt::Blockdev,
@@ -152,6 +172,7 @@ fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
                     "{driver},node-name=disk,filename={},cache.direct=on,read-only={read_only}",
                     value(file)
                 ),
+                shown("blk-file", file),
             ),
             step(
                 Opt::Export,
@@ -159,6 +180,7 @@ fn command_line(wanted: &Wanted) -> Result<CommandLine, String> {
                     "vhost-user-blk,id=disk,node-name=disk,writable={writable},werror=report,\
                      rerror=report,{address}"
                 ),
+                socket,
             ),
         ],
         ..CommandLine::default()

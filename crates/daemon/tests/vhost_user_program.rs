@@ -63,6 +63,19 @@ fn mistakes() {
             &["--blk-file=/nonexistent", "--fd=3"],
             "Could not open '/nonexistent': No such file or directory",
         ),
+        (
+            &["--blk-file=/dev/null", "--fd=x"],
+            "--fd x: expected the number of a descriptor",
+        ),
+        (
+            &["--blk-file=/dev/null", "--socket-path="],
+            "--socket-path is empty",
+        ),
+        // These were told of as options of the daemon, by the daemon's name.
+        (
+            &["--blk-file=/", "--socket-path=/nonexistent/s"],
+            "--blk-file /: Could not open '/': Is a directory",
+        ),
         (&["--frob"], "unrecognized option '--frob'"),
         (&["x"], "x: Unexpected argument"),
     ] {

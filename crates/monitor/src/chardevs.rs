@@ -3,9 +3,29 @@
 use std::fmt;
 
 use block::BoxFuture;
-use qapi::QmpError;
 use qapi::options::{ChardevBackend, ChardevOptions};
+use qapi::qom::Type;
 use qapi::types::{ChardevInfo, ChardevReturn};
+use qapi::{QmpError, Value};
+
+/// A character device, as an object in the tree of all.
+#[derive(Debug)]
+pub struct ChardevObject {
+    /// Its name in `/chardevs`.
+    pub id: String,
+    /// What it is.
+    pub r#type: &'static Type,
+    /// Its properties but `type`, which all have.
+    pub values: Vec<(&'static str, Value)>,
+}
+
+impl ChardevObject {
+    /// The value of a property.
+    pub fn value(&self, property: &str) -> Option<&Value> {
+        let found = self.values.iter().find(|(name, _)| *name == property);
+        found.map(|(_, value)| value)
+    }
+}
 
 /// All character devices. The errors are those of the commands.
 pub trait Chardevs: Send + Sync + fmt::Debug {
@@ -33,6 +53,9 @@ pub trait Chardevs: Send + Sync + fmt::Debug {
 
     /// `query-chardev`, in the order in which they came.
     fn query(&self) -> Vec<ChardevInfo>;
+
+    /// What `qom-list` and its like say of them, in the order in which they came.
+    fn objects(&self) -> Vec<ChardevObject>;
 
     /// Writes to a `ringbuf`; what is older than its size is lost.
     ///

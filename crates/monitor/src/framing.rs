@@ -22,7 +22,7 @@ impl Framing {
     pub fn feed(&mut self, bytes: &[u8], mut emit: impl FnMut(Result<Request, BadRequest>)) {
         self.stream.feed(bytes, |value| {
             emit(match value {
-                Ok(value) => Request::parse(value),
+                Ok(value) => Request::parse(value).map_err(|bad| *bad),
                 Err(e) => Err(BadRequest {
                     error: QmpError::generic(e.to_string()),
                     is_oob: false,

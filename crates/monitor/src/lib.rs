@@ -35,7 +35,7 @@ mod session;
 mod storage;
 mod table;
 
-pub use chardevs::Chardevs;
+pub use chardevs::{ChardevObject, Chardevs};
 pub use descriptors::{Descriptors, fdset_of};
 pub use door::{Connection, Door, Input, Other, UnixInput};
 pub use framing::{Framing, requests};

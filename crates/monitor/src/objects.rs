@@ -7,7 +7,10 @@ use qapi::options::ObjectOptions;
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
 
-/// Everything that `object-add` makes. The errors are those of the commands.
+use crate::chardevs::ChardevObject;
+
+/// Everything that `object-add` makes. The errors are those of the commands. Where a path may lead to a
+/// character device, they are told of those.
 pub trait Objects: Send + Sync + fmt::Debug {
     /// `object-add`. The options have been checked by themselves.
     ///
@@ -28,17 +31,32 @@ pub trait Objects: Send + Sync + fmt::Debug {
     ///
     /// # Errors
     /// If `path` names nothing, or several.
-    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError>;
+    fn list(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+    ) -> Result<Vec<ObjectPropertyInfo>, QmpError>;
 
     /// `qom-get`.
     ///
     /// # Errors
     /// If `path` names nothing, or several, or there is no such property.
-    fn get(&self, path: &str, property: &str) -> Result<Value, QmpError>;
+    fn get(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+    ) -> Result<Value, QmpError>;
 
     /// `qom-set`.
     ///
     /// # Errors
     /// As [`Self::get`]; if the property cannot be changed, or not to that value.
-    fn set(&self, path: &str, property: &str, value: Value) -> Result<(), QmpError>;
+    fn set(
+        &self,
+        chardevs: &[ChardevObject],
+        path: &str,
+        property: &str,
+        value: Value,
+    ) -> Result<(), QmpError>;
 }

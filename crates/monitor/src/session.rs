@@ -151,6 +151,7 @@ impl Session {
             (false, _) => Err(QmpError {
                 class: ErrorClass::CommandNotFound,
                 desc: "Expecting capabilities negotiation with 'qmp_capabilities'".to_owned(),
+                hint: None,
             }),
             (true, name) if is_oob => Err(table::out_of_band(name)),
             (true, name) => table::execute(&self.context, name, arguments).await,

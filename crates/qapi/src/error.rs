@@ -37,8 +37,11 @@ impl ErrorClass {
 pub struct QmpError {
     /// What programs may match.
     pub class: ErrorClass,
-    /// What went wrong, for people; one or more lines without a final newline.
+    /// What went wrong, for people, in one line.
     pub desc: String,
+    /// What to look at, in lines without a final newline. QMP does not tell it.
+    #[serde(skip)]
+    pub hint: Option<String>,
 }
 
 impl QmpError {
@@ -47,6 +50,7 @@ impl QmpError {
         QmpError {
             class: ErrorClass::GenericError,
             desc: desc.into(),
+            hint: None,
         }
     }
 
@@ -55,6 +59,24 @@ impl QmpError {
         QmpError {
             class: ErrorClass::DeviceNotFound,
             desc: desc.into(),
+            hint: None,
+        }
+    }
+
+    /// The same with advice.
+    #[must_use]
+    pub fn with_hint(self, hint: impl Into<String>) -> Self {
+        QmpError {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// All that is to be told to people, where it is not in QMP.
+    pub fn whole(&self) -> String {
+        match &self.hint {
+            Some(hint) => format!("{}\n{hint}", self.desc),
+            None => self.desc.clone(),
         }
     }
 
@@ -63,6 +85,7 @@ impl QmpError {
         QmpError {
             class: ErrorClass::CommandNotFound,
             desc: format!("The command {name} has not been found"),
+            hint: None,
         }
     }
 

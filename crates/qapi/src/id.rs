@@ -35,10 +35,9 @@ pub fn check_export_id(id: &str) -> Result<(), QmpError> {
 /// Checks the id of an object, chardev or monitor.
 pub fn check_id(id: &str) -> Result<(), QmpError> {
     if !is_wellformed(id) {
-        return Err(QmpError::generic(
-            "Parameter 'id' expects an identifier\n\
-             Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.",
-        ));
+        let error = QmpError::generic("Parameter 'id' expects an identifier");
+        let hint = "Identifiers consist of letters, digits, '-', '.', '_', starting with a letter.";
+        return Err(error.with_hint(hint));
     }
     Ok(())
 }
@@ -66,11 +65,9 @@ mod tests {
             desc(check_export_id("9e")).as_deref(),
             Some("Invalid block export id")
         );
-        assert!(
-            desc(check_id("9"))
-                .unwrap()
-                .starts_with("Parameter 'id' expects an identifier\n")
-        );
+        let error = check_id("9").unwrap_err();
+        assert_eq!(error.desc, "Parameter 'id' expects an identifier");
+        assert!(error.whole().ends_with("starting with a letter."));
         assert_eq!(desc(check_id("iothread0")), None);
     }
 }

@@ -68,6 +68,9 @@ const EVENT_LOOP: [Property; 3] = [
     integer("thread-pool-max", 64),
 ];
 
+/// How all types of character devices are called: this, and the name of the backend.
+const CHARDEV: &str = "chardev-";
+
 const VMM_SOCKET: &[Property] = &[text("path", "string", "")];
 
 const fn abstract_type(name: &'static str, parent: &'static str) -> Type {
@@ -77,6 +80,21 @@ const fn abstract_type(name: &'static str, parent: &'static str) -> Type {
         is_abstract: true,
         is_user_creatable: false,
         properties: &[],
+    }
+}
+
+/// There are objects of it, but `object-add` does not make them.
+const fn concrete(
+    name: &'static str,
+    parent: &'static str,
+    properties: &'static [Property],
+) -> Type {
+    Type {
+        name,
+        parent: Some(parent),
+        is_abstract: false,
+        is_user_creatable: false,
+        properties,
     }
 }
 
@@ -102,13 +120,20 @@ pub const CONTAINER: &str = "container";
 
 /// All types there are, as far as QMP tells of them.
 static TYPES: &[Type] = &[
-    Type {
-        name: CONTAINER,
-        parent: Some("object"),
-        is_abstract: false,
-        is_user_creatable: false,
-        properties: &[],
-    },
+    concrete(CONTAINER, "object", &[]),
+    abstract_type("chardev", "object"),
+    abstract_type("chardev-fd", "chardev"),
+    concrete("chardev-file", "chardev-fd", &[]),
+    concrete("chardev-memory", "chardev-ringbuf", &[]),
+    concrete("chardev-null", "chardev", &[]),
+    concrete("chardev-pty", "chardev", &[]),
+    concrete("chardev-ringbuf", "chardev", &[]),
+    concrete(
+        "chardev-socket",
+        "chardev",
+        &[other("connected", "bool"), other("addr", "SocketAddress")],
+    ),
+    concrete("chardev-stdio", "chardev-fd", &[]),
     Type {
         name: "object",
         parent: None,
@@ -191,6 +216,12 @@ impl Type {
         TYPES.iter().find(|known| known.name == name)
     }
 
+    /// The type of the character devices with that backend.
+    pub fn of_chardev(backend: &str) -> Option<&'static Type> {
+        let is_it = |known: &&Type| known.name.strip_prefix(CHARDEV) == Some(backend);
+        TYPES.iter().find(is_it)
+    }
+
     /// Its property of that name; `type` is none of them.
     pub fn property(&self, name: &str) -> Option<&'static Property> {
         self.properties.iter().find(|known| known.name == name)
@@ -266,7 +297,7 @@ pub fn list_properties(name: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::options::ObjectType;
+    use crate::options::{CHARDEV_BACKENDS, ObjectType};
 
     fn names(implements: Option<&str>, with_abstract: bool) -> Vec<String> {
         let types = list_types(implements, with_abstract);
@@ -298,6 +329,15 @@ mod tests {
                 property("type", "string")
             );
         }
+    }
+
+    #[test]
+    fn whatever_chardev_add_takes_has_a_type() {
+        for name in CHARDEV_BACKENDS {
+            let known = Type::of_chardev(name).unwrap_or_else(|| panic!("{name} is not described"));
+            assert!(known.is("chardev") && !known.is_abstract && !known.is_user_creatable);
+        }
+        assert!(Type::of_chardev("nosuch").is_none());
     }
 
     #[test]

@@ -76,12 +76,17 @@ impl BadRequest {
 
 impl Request {
     /// Reads a request out of a JSON value.
-    pub fn parse(value: Value) -> Result<Self, BadRequest> {
+    ///
+    /// # Errors
+    /// If it is none.
+    pub fn parse(value: Value) -> Result<Self, Box<BadRequest>> {
         let is_oob = value.get(EXEC_OOB).is_some();
-        let bad = |desc: &str, id: Option<Value>| BadRequest {
-            error: QmpError::generic(desc),
-            is_oob,
-            id,
+        let bad = |desc: &str, id: Option<Value>| {
+            Box::new(BadRequest {
+                error: QmpError::generic(desc),
+                is_oob,
+                id,
+            })
         };
         let Value::Object(mut object) = value else {
             return Err(bad("QMP input must be a JSON object", None));

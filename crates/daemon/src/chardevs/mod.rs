@@ -16,7 +16,7 @@ use std::sync::Arc;
 
 use assembly::{SetupError, tidy_up};
 use block::BoxFuture;
-use monitor::{Descriptors, Monitor};
+use monitor::{ChardevObject, Descriptors, Monitor};
 use parking_lot::Mutex;
 use qapi::QmpError;
 use qapi::options::{ChardevBackend, ChardevOptions, MonitorOptions};
@@ -268,6 +268,12 @@ impl monitor::Chardevs for Chardevs {
             frontend_open: chardev.served.is_none(),
         });
         infos.collect()
+    }
+
+    fn objects(&self) -> Vec<ChardevObject> {
+        let all = self.all.lock();
+        let objects = all.iter().filter_map(|it| it.shown.object(&it.id));
+        objects.collect()
     }
 
     fn ringbuf_write(&self, id: &str, data: &[u8]) -> Result<(), QmpError> {

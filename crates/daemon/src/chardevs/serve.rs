@@ -113,7 +113,11 @@ pub struct Served {
 
 impl Served {
     /// A way in.
-    pub fn new(way: Way, dress: Dress) -> Self {
+    pub fn new(mut way: Way, dress: Dress) -> Self {
+        // It is there, whether or not a monitor takes it.
+        if let Way::Client { first, .. } = &mut way {
+            *first = first.take().map(|connection| dress.dress(connection));
+        }
         Self {
             way,
             dress,
@@ -128,7 +132,7 @@ impl Served {
 
     /// The first one has come already.
     pub fn came(&mut self, first: Connection) {
-        self.first = Some(first);
+        self.first = Some(self.dress.dress(first));
     }
 
     /// Serves all that come until the monitor closes.
@@ -238,13 +242,15 @@ impl Client {
                 Some(connection) => Ok(connection),
                 None => tokio::select! {
                     () = monitor.closing() => return,
-                    connected = socket::connect(&self.address, &self.descriptors) => connected,
+                    connected = socket::connect(&self.address, &self.descriptors) => {
+                        connected.map(|connection| self.dress.dress(connection))
+                    }
                 },
             };
             match connected {
                 Ok(connection) => {
                     is_told = false;
-                    session(monitor, &self.id, self.dress.dress(connection), layout).await;
+                    session(monitor, &self.id, connection, layout).await;
                 }
                 Err(error) if !std::mem::replace(&mut is_told, true) => {
                     tracing::warn!(
@@ -277,11 +283,10 @@ impl Door for Dressed {
     fn next(&self) -> BoxFuture<'_, io::Result<Connection>> {
         Box::pin(async {
             let first = self.first.lock().take();
-            let connection = match first {
-                Some(first) => first,
-                None => self.listening.next().await?,
-            };
-            Ok(self.dress.dress(connection))
+            match first {
+                Some(first) => Ok(first),
+                None => Ok(self.dress.dress(self.listening.next().await?)),
+            }
         })
     }
 }

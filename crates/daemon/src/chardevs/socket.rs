@@ -1,7 +1,10 @@
 //! `socket`: unix and TCP, listening and connecting.
 
+use std::ffi::OsStr;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
@@ -10,11 +13,15 @@ use block::BoxFuture;
 use listener::{Socket, inherited_socket};
 use monitor::{Connection, Descriptors, Door};
 use qapi::options::{ChardevAddress, ChardevAddressVariant, Data, InetAddress, UnixAddress};
-use qapi::os_text;
+use qapi::{Object, Value, os_text};
+use rustix::net::{SocketAddrUnix, getsockname};
 use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 
 /// Clients that may wait for their turn.
 const BACKLOG: u32 = 1024;
+
+/// The longest abstract name, without the zero it begins with.
+const ABSTRACT_NAME_BYTES_MAX: usize = 107;
 
 /// A socket that listens.
 #[derive(Debug)]
@@ -26,6 +33,43 @@ pub enum Listening {
     ),
     /// TCP.
     Tcp(TcpListener),
+}
+
+impl Listening {
+    /// Where it is: a `SocketAddress`. Nothing if that cannot be told.
+    pub fn address(&self) -> Option<Value> {
+        match self {
+            Self::Unix(listener, _) => bound_address(listener),
+            Self::Tcp(listener) => bound_address(listener),
+        }
+    }
+}
+
+fn bound_address(socket: &impl AsFd) -> Option<Value> {
+    let bound = getsockname(socket).ok()?;
+    if let Ok(inet) = SocketAddr::try_from(bound.clone()) {
+        let family = if inet.is_ipv4() { "ipv4" } else { "ipv6" };
+        return Some(Value::Object(Object::from_iter([
+            ("type".to_owned(), "inet".into()),
+            ("host".to_owned(), inet.ip().to_string().into()),
+            ("port".to_owned(), inet.port().to_string().into()),
+            (family.to_owned(), true.into()),
+        ])));
+    }
+    let bound = SocketAddrUnix::try_from(bound).ok()?;
+    let path = |bytes| os_text::from_os(OsStr::from_bytes(bytes)).into();
+    let mut address = Object::from_iter([("type".to_owned(), "unix".into())]);
+    if let Some(name) = bound.abstract_name() {
+        // One that is not tight is as long as there can be, and ends in zeroes.
+        let is_tight = name.len() < ABSTRACT_NAME_BYTES_MAX;
+        let end = name.iter().position(|&byte| byte == 0);
+        address.insert("path".to_owned(), path(&name[..end.unwrap_or(name.len())]));
+        address.insert("abstract".to_owned(), true.into());
+        address.insert("tight".to_owned(), is_tight.into());
+    } else {
+        address.insert("path".to_owned(), path(bound.path_bytes()?));
+    }
+    Some(Value::Object(address))
 }
 
 impl Door for Listening {

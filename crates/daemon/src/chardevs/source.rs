@@ -7,9 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use assembly::{SetupError, beside, strerror};
-use monitor::{Descriptors, Door};
+use monitor::{ChardevObject, Descriptors, Door};
 use qapi::options::{ChardevBackend, ChardevCommon, ChardevFile, ChardevSocket, ChardevVariant};
-use qapi::os_text;
+use qapi::qom::Type;
+use qapi::{Value, os_text};
 
 use super::file::{FileReader, FileWriter};
 use super::pty::Pty;
@@ -22,19 +23,37 @@ use crate::{PROGRAM, logging, terminal};
 #[derive(Clone, Debug)]
 pub struct Shown {
     name: String,
+    /// What it is.
+    r#type: Option<&'static Type>,
     /// Its clients, where there may be none.
     clients: Option<Arc<AtomicUsize>>,
+    /// Where the socket is.
+    address: Option<Value>,
 }
 
 impl Shown {
+    fn is_connected(&self) -> Option<bool> {
+        let clients = self.clients.as_ref()?;
+        Some(clients.load(Ordering::Relaxed) > 0)
+    }
+
     /// QEMU's `filename`.
     pub fn text(&self) -> String {
-        match &self.clients {
-            Some(clients) if clients.load(Ordering::Relaxed) == 0 => {
-                format!("disconnected:{}", self.name)
-            }
+        match self.is_connected() {
+            Some(false) => format!("disconnected:{}", self.name),
             _ => self.name.clone(),
         }
+    }
+
+    /// The same, as an object `id` in the tree of all.
+    pub fn object(&self, id: &str) -> Option<ChardevObject> {
+        let connected = self.is_connected().map(|is| ("connected", is.into()));
+        let address = self.address.clone().map(|it| ("addr", it));
+        Some(ChardevObject {
+            id: id.to_owned(),
+            r#type: self.r#type?,
+            values: connected.into_iter().chain(address).collect(),
+        })
     }
 }
 
@@ -81,7 +100,10 @@ impl Maker {
                 Some(open_writer(name, logappend == Some(true), "Could not create").await?)
             }
         };
-        let mut made = Parts::default();
+        let mut made = Parts {
+            r#type: Type::of_chardev(backend.variant.kind().name()),
+            ..Parts::default()
+        };
         let way = match backend.variant {
             ChardevVariant::Null(_) => made.named("null", Way::Null),
             ChardevVariant::Stdio(stdio) => {
@@ -106,7 +128,9 @@ impl Maker {
         Ok(Made {
             shown: Shown {
                 name: made.name,
+                r#type: made.r#type,
                 clients: made.clients,
+                address: made.address,
             },
             pty: made.pty,
             ring: made.ring,
@@ -133,10 +157,12 @@ impl Maker {
         if options.is_server() {
             let listening = socket::listen(&options.addr, &self.descriptors).await?;
             let (listening, name) = listening;
+            made.address = listening.address();
             made.waits = options.wait.unwrap_or(false);
             return Ok(made.named(&name, Way::Listening(listening)));
         }
         let name = socket::client_name(&options.addr);
+        made.address = Some(Value::Object(options.addr.flat()));
         let delay = options.reconnects_after();
         let first = match delay {
             None => Some(socket::connect(&options.addr, &self.descriptors).await?),
@@ -158,7 +184,9 @@ impl Maker {
 #[derive(Default)]
 struct Parts {
     name: String,
+    r#type: Option<&'static Type>,
     clients: Option<Arc<AtomicUsize>>,
+    address: Option<Value>,
     pty: Option<String>,
     ring: Option<Arc<Ring>>,
     waits: bool,

@@ -100,6 +100,7 @@ fn no_block_job(id: &str) -> QmpError {
     QmpError {
         class: ErrorClass::DeviceNotActive,
         desc: format!("Block job '{id}' not found"),
+        hint: None,
     }
 }
 

@@ -11,6 +11,7 @@ pub(crate) async fn qmp_capabilities(_: &Context, _: QmpCapabilities) -> Result<
     Err(QmpError {
         class: ErrorClass::CommandNotFound,
         desc: "Capabilities negotiation is already complete, command ignored".to_owned(),
+        hint: None,
     })
 }
 

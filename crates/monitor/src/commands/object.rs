@@ -37,11 +37,14 @@ pub(crate) async fn qom_list(
     context: &Context,
     arguments: QomList,
 ) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
-    context.objects.list(&arguments.path)
+    let chardevs = context.chardevs.objects();
+    context.objects.list(&chardevs, &arguments.path)
 }
 
 pub(crate) async fn qom_get(context: &Context, arguments: QomGet) -> Result<Value, QmpError> {
-    context.objects.get(&arguments.path, &arguments.property)
+    let QomGet { path, property } = arguments;
+    let chardevs = context.chardevs.objects();
+    context.objects.get(&chardevs, &path, &property)
 }
 
 pub(crate) async fn qom_set(context: &Context, arguments: QomSet) -> Result<Empty, QmpError> {
@@ -50,7 +53,8 @@ pub(crate) async fn qom_set(context: &Context, arguments: QomSet) -> Result<Empt
         property,
         value,
     } = arguments;
-    context.objects.set(&path, &property, value)?;
+    let chardevs = context.chardevs.objects();
+    context.objects.set(&chardevs, &path, &property, value)?;
     Ok(Empty {})
 }
 

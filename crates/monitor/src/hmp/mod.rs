@@ -28,7 +28,7 @@ pub(crate) async fn human_monitor_command(
 async fn execute(context: &Context, line: &str) -> String {
     let printed = match run(context, line).await {
         Ok(text) => text,
-        Err(e) => format!("Error: {}\n", e.desc),
+        Err(e) => format!("Error: {}\n", e.whole()),
     };
     printed.replace('\n', "\r\n")
 }

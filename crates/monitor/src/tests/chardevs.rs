@@ -10,7 +10,7 @@ use qapi::types::{ChardevInfo, ChardevReturn};
 use serde_json::json;
 
 use super::daemon::Daemon;
-use crate::Chardevs;
+use crate::{ChardevObject, Chardevs};
 
 /// Remembers what is written, and takes whatever it is told.
 #[derive(Debug, Default)]
@@ -40,6 +40,10 @@ impl Chardevs for FakeChardevs {
             filename: "ringbuf".to_owned(),
             frontend_open: false,
         }]
+    }
+
+    fn objects(&self) -> Vec<ChardevObject> {
+        Vec::new()
     }
 
     fn ringbuf_write(&self, id: &str, data: &[u8]) -> Result<(), QmpError> {

@@ -10,7 +10,7 @@ use qapi::options::{ObjectOptions, ObjectVariant};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
 
-use crate::Objects;
+use crate::{ChardevObject, Objects};
 
 /// A link. Its VMM does nothing until [`FakeLink::act`].
 #[derive(Debug)]
@@ -148,15 +148,15 @@ impl Objects for FakeObjects {
         Vec::new()
     }
 
-    fn list(&self, path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
+    fn list(&self, _: &[ChardevObject], path: &str) -> Result<Vec<ObjectPropertyInfo>, QmpError> {
         Err(no_object(path))
     }
 
-    fn get(&self, path: &str, _: &str) -> Result<Value, QmpError> {
+    fn get(&self, _: &[ChardevObject], path: &str, _: &str) -> Result<Value, QmpError> {
         Err(no_object(path))
     }
 
-    fn set(&self, path: &str, _: &str, _: Value) -> Result<(), QmpError> {
+    fn set(&self, _: &[ChardevObject], path: &str, _: &str, _: Value) -> Result<(), QmpError> {
         Err(no_object(path))
     }
 }

@@ -34,6 +34,19 @@ impl UnixAddress {
         self.r#abstract != Some(true)
     }
 
+    /// Checks the path that somebody is to listen on.
+    ///
+    /// # Errors
+    /// If it is empty; `parameter` is where it was said.
+    pub fn check_listens(&self, parameter: &str) -> Result<(), QmpError> {
+        if self.is_path() && self.path.is_empty() {
+            return Err(QmpError::generic(format!(
+                "Parameter '{parameter}' is empty: a socket needs a path"
+            )));
+        }
+        Ok(())
+    }
+
     /// Who may connect to a path that is made.
     pub fn access(&self) -> SocketAccess {
         SocketAccess {

@@ -298,6 +298,7 @@ impl VhostUserBlkOptions {
     fn check(&self, export_id: &str) -> Result<(), QmpError> {
         match &self.addr.variant {
             SocketAddressVariant::Unix(address) => {
+                address.check_listens("addr.path")?;
                 address.check_access(address.is_path(), "a path that is not abstract")?;
             }
             SocketAddressVariant::Fd(_) => {}

@@ -62,10 +62,9 @@ impl VmmSocketOptions {
             return Err(QmpError::generic("Parameter 'path' contains a NUL byte"));
         }
         if os_text::to_os(path).len() > SOCKET_PATH_BYTES_MAX {
-            return Err(QmpError::generic(format!(
-                "UNIX socket path '{path}' is too long\nPath must be less than {} bytes",
-                SOCKET_PATH_BYTES_MAX + 1
-            )));
+            let error = QmpError::generic(format!("UNIX socket path '{path}' is too long"));
+            let bytes = SOCKET_PATH_BYTES_MAX + 1;
+            return Err(error.with_hint(format!("Path must be less than {bytes} bytes")));
         }
         Ok(())
     }

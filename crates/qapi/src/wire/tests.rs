@@ -42,7 +42,7 @@ fn request_error_texts() {
             "QMP input member 'x' is unexpected",
         ),
     ] {
-        let bad = Request::parse(json::parse(text).unwrap()).unwrap_err();
+        let bad = *Request::parse(json::parse(text).unwrap()).unwrap_err();
         assert_eq!(
             bad,
             BadRequest {

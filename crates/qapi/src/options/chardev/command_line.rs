@@ -195,8 +195,8 @@ fn address(parameters: &Parameters) -> Result<ChardevAddress, QmpError> {
         (Some(path), None, None) => ChardevAddressVariant::Unix(Data {
             data: UnixAddress {
                 path,
-                r#abstract: parameters.bool("abstract"),
-                tight: parameters.bool("tight"),
+                r#abstract: Some(parameters.bool("abstract").unwrap_or(false)),
+                tight: Some(parameters.bool("tight").unwrap_or(true)),
                 mode: parameters.text("mode"),
                 owner: parameters.text("owner"),
                 group: parameters.text("group"),
@@ -337,15 +337,19 @@ impl ParameterKind {
         if is_right {
             return Ok(());
         }
-        Err(QmpError::generic(match self {
-            Self::Bool => format!("Parameter '{name}' expects 'on' or 'off'"),
-            Self::Size => format!(
-                "Parameter '{name}' expects a non-negative number below 2^64\n\
-                 Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
-                 and exabytes, respectively."
+        let expected = match self {
+            Self::Bool => "'on' or 'off'",
+            Self::Size => "a non-negative number below 2^64",
+            Self::Number | Self::Text => "a number",
+        };
+        let error = QmpError::generic(format!("Parameter '{name}' expects {expected}"));
+        Err(match self {
+            Self::Size => error.with_hint(
+                "Optional suffix k, M, G, T, P or E means kilo-, mega-, giga-, tera-, peta-\n\
+                 and exabytes, respectively.",
             ),
-            Self::Number | Self::Text => format!("Parameter '{name}' expects a number"),
-        }))
+            _ => error,
+        })
     }
 }
 

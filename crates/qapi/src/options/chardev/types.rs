@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::QmpError;
 use crate::de::flat_union;
 use crate::options::{FdAddress, InetAddress, UnixAddress};
+use crate::{Object, QmpError, Value};
 use serde::{Deserialize, Serialize};
 
 /// A character device: what a monitor talks through. The arguments of `chardev-add`.
@@ -193,6 +193,24 @@ flat_union! {
     }
 }
 
+impl ChardevAddress {
+    /// The same without nesting, as QOM tells it: QAPI's `SocketAddress`.
+    pub fn flat(&self) -> Object {
+        let (kind, data) = match &self.variant {
+            ChardevAddressVariant::Inet(Data { data }) => ("inet", serde_json::to_value(data)),
+            ChardevAddressVariant::Unix(Data { data }) => ("unix", serde_json::to_value(data)),
+            ChardevAddressVariant::Fd(Data { data }) => ("fd", serde_json::to_value(data)),
+        };
+        let mut flat = match data {
+            Ok(Value::Object(members)) => members,
+            // It is a struct of texts and numbers.
+            _ => Object::new(),
+        };
+        flat.insert("type".to_owned(), kind.into());
+        flat
+    }
+}
+
 /// The largest `ringbuf`, in bytes.
 const RINGBUF_BYTES_MAX: u64 = 64 << 20;
 
@@ -305,6 +323,9 @@ impl ChardevSocket {
         let listens = self.is_server();
         match &self.addr.variant {
             ChardevAddressVariant::Unix(Data { data: name }) => {
+                if listens {
+                    name.check_listens("path")?;
+                }
                 let is_made = listens && name.is_path();
                 name.check_access(is_made, "'path' and 'server=on'")
             }

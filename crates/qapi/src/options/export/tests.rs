@@ -232,6 +232,11 @@ fn who_may_connect_to_an_export() {
         parsed("addr.owner=").unwrap_err(),
         "Parameter 'owner' expects a name or a number"
     );
+    let nowhere = "vhost-user-blk,id=e,node-name=n,addr.type=unix,addr.path=";
+    assert_eq!(
+        ExportOptions::parse(nowhere).unwrap_err().desc,
+        "Parameter 'addr.path' is empty: a socket needs a path"
+    );
     let fd = "vhost-user-blk,id=e,node-name=n,addr.type=fd,addr.str=3,addr.mode=0660";
     assert_eq!(
         ExportOptions::parse(fd).unwrap_err().desc,
