@@ -13,6 +13,7 @@ mod fdset;
 mod iothreads;
 mod links;
 mod lock_wait;
+mod node_base;
 mod nodes;
 mod objects;
 mod opening;

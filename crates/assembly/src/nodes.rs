@@ -7,9 +7,7 @@
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{
-    Closing, Driver, GraphError, Node, NodeInfo, Registry, RegistryError, Replacement, drop_beside,
-};
+use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
@@ -18,7 +16,6 @@ use drivers::{
 use monitor::Descriptors;
 use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
-    DiscardMode,
 };
 use qapi::{QmpError, os_text};
 use qcow2::Qcow2;
@@ -26,6 +23,7 @@ use qcow2::Qcow2;
 use crate::definitions::{Definition, Definitions, inherit};
 use crate::fdset;
 use crate::lock_wait::wait_for_lock;
+use crate::node_base::{node_info, not_negative, unmaps};
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
 use crate::qcow2_node;
 use crate::setup_error::SetupError;
@@ -285,20 +283,6 @@ pub fn check(base: &BlockdevBase) -> Result<(), SetupError> {
     Ok(())
 }
 
-pub fn unmaps(base: &BlockdevBase) -> bool {
-    base.discard == Some(DiscardMode::Unmap)
-}
-
-/// How a node is opened that has no storage of its own, or whose child has.
-pub fn node_info(base: &BlockdevBase) -> NodeInfo {
-    NodeInfo {
-        read_only: base.read_only.unwrap_or(false),
-        cache_direct: base.cache_direct(),
-        cache_no_flush: base.cache_no_flush(),
-        ..NodeInfo::default()
-    }
-}
-
 fn below(name: &str, child: Option<Arc<Node>>) -> Result<Arc<Node>, SetupError> {
     // The type of the options has a child wherever this is called.
     child.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))
@@ -404,16 +388,6 @@ fn null_options(
         latency_ns,
         asynchronous,
         info: node_info(base),
-    })
-}
-
-pub fn not_negative(name: &str, bytes: Option<i64>) -> Result<Option<u64>, SetupError> {
-    let number = bytes.map(u64::try_from).transpose();
-    number.map_err(|_| {
-        let bytes = bytes.unwrap_or_default();
-        SetupError::new(format!(
-            "Value '{bytes}' is out of range for parameter '{name}'"
-        ))
     })
 }
 

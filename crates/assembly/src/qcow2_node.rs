@@ -10,7 +10,7 @@ use qapi::options::{
 };
 use qcow2::{CacheSizes, Discards, Metadata, OverlapCheck, Qcow2Options};
 
-use crate::nodes::{node_info, not_negative, unmaps};
+use crate::node_base::{node_info, not_negative, unmaps};
 use crate::setup_error::SetupError;
 
 /// What the driver is to be opened with.
@@ -47,6 +47,7 @@ pub fn options(
             snapshot: (qcow2.pass_discard_snapshot).unwrap_or(defaults.discards.snapshot),
             other: qcow2.pass_discard_other.unwrap_or(defaults.discards.other),
         },
+        discard: unmaps(base),
         discard_no_unref: qcow2.discard_no_unref.unwrap_or(false),
         overlap: qcow2
             .overlap_check

@@ -176,6 +176,7 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
         ensure!(said.contains(words), "{said} / {words}");
         Ok(())
     };
+    qcow2_image::run("qemu-img", &["snapshot", "-cone", &name])?;
     refused(json!({}), "not written yet: set read-only=on")?;
     refused(
         json!({ "read-only": true, "backing": "none0" }),

@@ -1,6 +1,7 @@
 //! What is remembered of L2 tables: slices of them, in a number of places that never grows. Whoever finds what he
 //! looks for takes no lock and waits for nobody; whoever does not reads it, and puts it in place of what nobody
-//! has looked for lately. Two that miss the same slice both read it.
+//! has looked for lately. Two that miss the same slice both read it. What is put there is put under the lock of the tables, so that a
+//! slice is in one place at most.
 
 use std::fmt;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct Slice {
     /// Somebody has looked for it since it was read, or last passed over. So what is read once does not drive out
     /// what is looked for again and again.
     wanted: AtomicBool,
+    /// None of its entries points to a table.
+    sound: AtomicBool,
 }
 
 impl Slice {
@@ -35,7 +38,25 @@ impl Slice {
             offset,
             bytes,
             wanted: AtomicBool::new(false),
+            sound: AtomicBool::new(false),
         })
+    }
+
+    /// What it has become.
+    pub fn changed(&self, bytes: Box<[u8]>) -> Arc<Self> {
+        let new = Self::new(self.offset, bytes);
+        new.sound.store(self.is_sound(), Ordering::Relaxed);
+        new
+    }
+
+    /// Whether somebody has looked that none of its entries points to a table.
+    pub fn is_sound(&self) -> bool {
+        self.sound.load(Ordering::Relaxed)
+    }
+
+    /// None does.
+    pub fn set_sound(&self) {
+        self.sound.store(true, Ordering::Relaxed);
     }
 }
 
@@ -122,18 +143,35 @@ impl L2Cache {
         None
     }
 
-    /// Remembers it.
+    /// Remembers it, in place of what was remembered of it. One calls it at a time.
     pub fn put(&self, slice: Arc<Slice>) {
         let set = self.set(slice.offset);
-        let free = set
-            .iter()
-            .find(|place| place.offset.load(Ordering::Relaxed) == NOWHERE);
+        let of = |offset: u64| {
+            let mut places = set.iter();
+            places.find(|place| place.offset.load(Ordering::Relaxed) == offset)
+        };
+        let free = of(slice.offset.0).or_else(|| of(NOWHERE));
         let Some(place) = free.or_else(|| self.victim(set)) else {
             return;
         };
         let offset = slice.offset.0;
         place.slice.store(Some(slice));
         place.offset.store(offset, Ordering::Relaxed);
+    }
+
+    /// Does not remember it any more. As [`Self::put`].
+    pub fn forget(&self, offset: HostOffset) {
+        for place in self.set(offset) {
+            if place.offset.load(Ordering::Relaxed) == offset.0 {
+                place.offset.store(NOWHERE, Ordering::Relaxed);
+                place.slice.store(None);
+            }
+        }
+    }
+
+    /// How many slices it has room for.
+    pub fn slices(&self) -> usize {
+        self.places.len()
     }
 
     fn victim<'a>(&self, set: &'a [Place]) -> Option<&'a Place> {
@@ -155,6 +193,17 @@ impl L2Cache {
 pub struct Found(Guard<Option<Arc<Slice>>>);
 
 impl Found {
+    /// [`Slice::is_sound`].
+    #[inline]
+    pub fn is_sound(&self) -> bool {
+        self.0.as_ref().is_some_and(|slice| slice.is_sound())
+    }
+
+    /// It.
+    pub fn slice(&self) -> Option<Arc<Slice>> {
+        self.0.clone()
+    }
+
     /// Its bytes.
     #[inline]
     pub fn bytes(&self) -> &[u8] {

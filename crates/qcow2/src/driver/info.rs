@@ -3,7 +3,8 @@
 use block::{FormatInfo, NodeInfo, Qcow2Bitmap, Qcow2Info};
 use drivers::pseudo_filename;
 
-use super::state::{Base, State};
+use super::base::Base;
+use super::state::State;
 use crate::format::bitmap;
 
 /// QEMU's name of the driver.

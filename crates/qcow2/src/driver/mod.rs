@@ -1,25 +1,45 @@
 //! The driver `qcow2`: a disk in an image that grows as it is written.
 //!
-//! It reads only: an image is opened read-only, or not at all ([`Qcow2::open`] says what else is refused, and
-//! what helps). Nothing is remembered of the image but its header, its L1 table and a bounded part of its L2
-//! tables ([`cache`](self)), all of which is read anew when the node comes into use, or another node takes the
-//! place of its file: until then others may have written.
+//! [`Qcow2::open`] says what is refused, and what helps. Nothing is remembered of the image but its header, its L1 table, the
+//! refcount table, a bounded part of the other tables, and what is not on disk yet, which is bounded, too. All of it is read
+//! anew when the node comes into use, or another node takes the place of its file: until then others may have written.
+//!
+//! Reads and writes of what is allocated take no lock ([`epoch`](self)). What changes a table does so in memory, after
+//! the data it points to have been written; [`rounds`](self) bring the tables to disk in the order that ARCHITECTURE.md gives
+//! ("What must hold on disk at every instant").
 //!
 //! Everything an image says is checked before it is used. What cannot be is EIO for the request that meets it,
 //! and names the table; all else of the image can be read.
 
+mod alloc;
+mod base;
 mod cache;
+mod corrupt;
+mod counted;
 mod decompress;
+mod entry;
+mod epoch;
 mod errand;
 mod info;
 mod map;
 mod open;
 mod options;
 mod overlap;
+mod prepare;
 mod read;
+mod refcounts;
 mod repair;
+mod resize;
+mod rounds;
+mod sector;
+mod slices;
 mod state;
 mod status;
+mod switch;
+mod tables;
+mod write;
+mod writer;
+mod zero;
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -27,13 +47,16 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use block::{
     Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Identify, Image,
-    Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, Permissions, Reopen, Result,
+    Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, OwnIo, Permissions, Reopen, Resize,
+    Result, Unwritten,
 };
 use drivers::OpenError;
 
+use self::base::Base;
+use self::entry::Clear;
 pub use self::options::{CacheSizes, Discards, Qcow2Options};
 pub use self::overlap::{Metadata, OverlapCheck};
-use self::state::{Base, State};
+use self::state::State;
 
 /// See the [module](self).
 #[derive(Debug)]
@@ -49,11 +72,26 @@ impl Qcow2 {
     ///
     /// # Errors
     /// Something that is no qcow2 image, or none that could be read: it breaks a rule of the format, or needs what is
-    /// not here (a backing file, an external data file, encryption, feature bits that nobody knows). Any that is to be
-    /// written.
+    /// not here (a backing file, an external data file, encryption, feature bits that nobody knows). One that is to be
+    /// written, and is corrupt, or has internal snapshots or persistent bitmaps.
     pub async fn open(mut options: Qcow2Options) -> std::result::Result<Self, OpenError> {
-        let is_for_writing = !options.info.read_only && !options.auto_read_only;
-        options.info.read_only = true;
+        let may_fall_back = options.auto_read_only && !options.info.read_only;
+        if may_fall_back && options.file.read_only() {
+            options.info.read_only = true;
+        }
+        let opened = Self::load(options.clone()).await;
+        match opened {
+            Err(error) if may_fall_back && !options.info.read_only => {
+                options.info.read_only = true;
+                let fallen = Self::load(options).await;
+                // What is wrong with it however it is opened is told.
+                fallen.map_err(|_| error)
+            }
+            opened => opened,
+        }
+    }
+
+    async fn load(options: Qcow2Options) -> std::result::Result<Self, OpenError> {
         let base = Arc::new(Base::new(options));
         let errand = Arc::clone(&base);
         let node = base.file.node();
@@ -63,25 +101,35 @@ impl Qcow2 {
             OpenError::new(errno, format!("Could not read the image: {error}"))
         });
         let loaded = loaded??;
-        if is_for_writing {
-            let text = "Images in qcow2 format can be read, but not written yet: set read-only=on";
-            return Err(OpenError::new(libc::ENOTSUP, text));
-        }
         Ok(Self {
             state: ArcSwap::from_pointee(loaded),
             base,
             questions: OneBeside::default(),
         })
     }
-}
 
-impl Qcow2 {
+    /// Does what takes requests to the file, and waits for it.
+    fn run<R: Send + 'static, F: Future<Output = Result<R>> + 'static>(
+        &self,
+        work: impl FnOnce(Arc<Base>, Arc<State>) -> F + Send + 'static,
+    ) -> Result<R> {
+        let (base, state) = (Arc::clone(&self.base), self.state.load_full());
+        errand::wait(self.base.file.node(), move || work(base, state))?
+    }
+
     /// What is there now.
     fn look(&self) -> Result<State> {
         let errand = Arc::clone(&self.base);
         let node = self.base.file.node();
         let loaded = errand::wait(node, move || async move { open::load(&errand).await })?;
         loaded.map_err(|error| BlockError::new(error.errno, error.desc))
+    }
+
+    fn clear<'a>(&'a self, io: Io<'a>, clear: Clear, discard: bool) -> IoFuture<'a> {
+        let state = self.state.load_full();
+        IoFuture::new(async move {
+            Box::pin(zero::submit(&self.base, &state, io, clear, discard)).await
+        })
     }
 }
 
@@ -107,8 +155,8 @@ impl Driver for Qcow2 {
         Limits {
             // 2 MiB at most.
             discard_alignment: u32::try_from(cluster).unwrap_or(512),
-            discard: false,
-            unmap_zeroes: false,
+            discard: self.base.discard,
+            unmap_zeroes: self.base.discard,
             ..Limits::default()
         }
     }
@@ -116,11 +164,27 @@ impl Driver for Qcow2 {
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         match io.op {
             Operation::Read => read::submit(&self.base, &self.state, io),
-            Operation::Flush => self.base.file.submit(io),
-            Operation::Write | Operation::WriteZeroes { .. } | Operation::Discard => {
+            Operation::Flush if !self.state.load().writer.is_unclean() => self.base.file.submit(io),
+            Operation::Flush => {
+                let state = self.state.load_full();
+                IoFuture::new(async move {
+                    Box::pin(rounds::flush(&self.base, &state, io.losses_accepted)).await
+                })
+            }
+            _ if self.base.info.read_only => {
                 let error = BlockError::new(libc::EACCES, "the node is read-only");
                 IoFuture::ready(Err(error.at(&self.base.name, io.offset, io.bytes)))
             }
+            Operation::Write => write::submit(&self.base, &self.state, io),
+            Operation::WriteZeroes { unmap } => match unmap && self.base.discard {
+                true => self.clear(io, Clear::Free, false),
+                false => self.clear(io, Clear::Keep, false),
+            },
+            Operation::Discard if !self.base.discard => IoFuture::ready(Ok(())),
+            Operation::Discard => match self.base.discard_no_unref {
+                true => self.clear(io, Clear::Keep, true),
+                false => self.clear(io, Clear::Free, true),
+            },
         }
     }
 
@@ -136,7 +200,11 @@ impl Driver for Qcow2 {
         }
         let others = Permissions::WRITE.and(Permissions::RESIZE);
         Access {
-            held: Permissions::CONSISTENT_READ,
+            // Tables are written whether the disk is or not.
+            held: match self.base.info.read_only {
+                true => Permissions::CONSISTENT_READ,
+                false => Permissions::CONSISTENT_READ.and(others),
+            },
             shared: Permissions::ALL.without(others),
         }
     }
@@ -147,7 +215,10 @@ impl Driver for Qcow2 {
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
+        let is_written = !self.base.info.read_only;
         Capabilities {
+            resize: is_written.then_some(self),
+            own_io: is_written.then_some(self),
             reopen: Some(self),
             activate: Some(self),
             identify: Some(self),
@@ -164,16 +235,56 @@ impl Identify for Qcow2 {
     }
 }
 
-/// There is nothing of its own that could be lost.
 impl Reopen for Qcow2 {
+    /// What has been acknowledged is in tables in memory.
     fn hand_over(&self) -> Result<()> {
+        if !self.state.load().writer.is_unclean() {
+            return Ok(());
+        }
+        self.run(|base, state| async move { rounds::write_back(&base, &state).await })
+    }
+}
+
+impl OwnIo for Qcow2 {
+    fn write_back(&self) -> IoFuture<'_> {
+        let state = self.state.load_full();
+        IoFuture::new(async move { Box::pin(rounds::write_back(&self.base, &state)).await })
+    }
+
+    fn unwritten(&self) -> Option<Unwritten> {
+        let state = self.state.load();
+        if !state.writer.is_unclean() {
+            return None;
+        }
+        let tables = state.writer.tables();
+        (!tables.is_clean()).then(|| Unwritten {
+            bytes: tables.unwritten_bytes(),
+            what: "tables of the image".to_owned(),
+        })
+    }
+}
+
+impl Resize for Qcow2 {
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        resize::check(&self.state.load().rules.geometry, length)?;
+        Ok(length)
+    }
+
+    fn resize(&self, length: u64) -> Result<()> {
+        let resized =
+            self.run(move |base, state| async move { resize::resize(&base, &state, length).await });
+        self.state.store(Arc::new(resized?));
         Ok(())
     }
 }
 
 impl Activate for Qcow2 {
-    /// Others may have written until now. From now on nobody else does, if this node is to.
+    /// Others may have written until now, unless something of ours is not on disk: then nobody has. From now on nobody else
+    /// does, if this node is to.
     fn activate(&self, above: Access) -> Result<()> {
+        if self.unwritten().is_some() {
+            return Ok(());
+        }
         let access = self.child_access(&self.base.file, above);
         let mut loaded = self.look()?;
         if loaded.header.features.is_dirty() && access.held.contains(Permissions::WRITE) {

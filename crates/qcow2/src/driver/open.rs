@@ -1,12 +1,19 @@
 //! Opening: the header, what is refused and what helps, the L1 table, the names of bitmaps.
 
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use block::{BlockError, Result};
 use drivers::OpenError;
 
+use super::base::Base;
 use super::cache::L2Cache;
-use super::state::{Base, State};
+use super::prepare;
+use super::refcounts::Refcounts;
+use super::sector::Sector;
+use super::state::State;
+use super::tables::Tables;
+use super::writer::Writer;
 use crate::format::l1::{ENTRY_BYTES, L1Entry};
 use crate::format::l2::EntryRules;
 use crate::format::{
@@ -28,15 +35,17 @@ type Opened<T> = std::result::Result<T, OpenError>;
 /// See [`super::Qcow2::open`].
 pub async fn load(base: &Base) -> Opened<State> {
     let file_length = base.file.length();
-    let header = read_header(base, file_length).await?;
+    let (header, sector) = read_header(base, file_length).await?;
     let compression = header.compression_type().map_err(invalid)?;
     refuse(&header)?;
     base.needs.check(&header).map_err(invalid)?;
+    if !base.info.read_only {
+        refuse_writing(&header)?;
+    }
     let geometry = header.geometry;
     let length = header.size / SECTOR * SECTOR;
     let caches = base.caches.resolve(&geometry, length).map_err(invalid)?;
-    let entries = geometry.l1_entries_for(length);
-    let l1 = read_l1(base, &header, entries, file_length).await?;
+    let l1 = read_l1(base, &header, file_length).await?;
     let bitmaps = match read_bitmaps(base, &header, file_length).await {
         Ok(bitmaps) => bitmaps,
         Err(error) => {
@@ -45,6 +54,14 @@ pub async fn load(base: &Base) -> Opened<State> {
             Vec::new()
         }
     };
+    let refcounts = read_refcounts(base, &header, file_length).await?;
+    let mut tables = Tables::new(refcounts, sector, base.overlap);
+    if !base.info.read_only {
+        let entries = l1.iter().map(|entry| L1Entry(*entry));
+        let l2 = entries.filter(|entry| entry.0 != 0).map(L1Entry::offset);
+        tables.learn_metadata(&header, l2);
+    }
+    let writer = Writer::new(tables, prepare::is_prepared(&header));
     Ok(State {
         rules: EntryRules {
             geometry,
@@ -53,10 +70,11 @@ pub async fn load(base: &Base) -> Opened<State> {
         },
         compression,
         length,
-        l1,
-        cache: L2Cache::new(caches),
-        bitmaps,
-        file_length: AtomicU64::new(file_length),
+        l1: l1.into_iter().map(AtomicU64::new).collect(),
+        cache: Arc::new(L2Cache::new(caches)),
+        writer: Arc::new(writer),
+        bitmaps: bitmaps.into(),
+        file_length: Arc::new(AtomicU64::new(file_length)),
         header,
     })
 }
@@ -69,7 +87,7 @@ fn unreadable(table: &str, error: &BlockError) -> OpenError {
     OpenError::new(error.errno(), format!("Could not read {table}: {error}"))
 }
 
-async fn read_header(base: &Base, file_length: u64) -> Opened<Header> {
+async fn read_header(base: &Base, file_length: u64) -> Opened<(Header, Sector)> {
     let read = async |wanted: u64| {
         let bytes = wanted.min(file_length);
         // At most 2 MiB.
@@ -84,7 +102,32 @@ async fn read_header(base: &Base, file_length: u64) -> Opened<Header> {
     }
     let header = Header::parse(&start).map_err(invalid)?;
     header.check().map_err(invalid)?;
-    Ok(header)
+    Ok((header, Sector::of(&start)))
+}
+
+/// What cannot be written yet, by name, and what helps.
+///
+/// # Errors
+/// EACCES, ENOTSUP: it must not be, or cannot be.
+pub fn refuse_writing(header: &Header) -> Opened<()> {
+    let refused = |text: &str| Err(OpenError::new(libc::ENOTSUP, text));
+    if header.features.is_corrupt() {
+        let text = "Image is corrupt; cannot be opened read/write (qemu-img check -r all repairs what can be)";
+        return Err(OpenError::new(libc::EACCES, text));
+    }
+    if header.snapshots > 0 {
+        return refused(
+            "An image with internal snapshots can be read, but not written yet: set read-only=on, or put it into one \
+             without them with qemu-img convert",
+        );
+    }
+    if header.features.has_bitmaps() {
+        return refused(
+            "An image with persistent bitmaps can be read, but not written yet: set read-only=on, or remove them with \
+             qemu-img bitmap --remove",
+        );
+    }
+    Ok(())
 }
 
 /// What cannot be done, by name, and how the image becomes one that can be opened.
@@ -149,20 +192,30 @@ async fn read_table(base: &Base, at: HostOffset, bytes: u64, file_length: u64) -
     Ok(all)
 }
 
-async fn read_l1(
-    base: &Base,
-    header: &Header,
-    entries: u64,
-    file_length: u64,
-) -> Opened<Box<[L1Entry]>> {
+async fn read_l1(base: &Base, header: &Header, file_length: u64) -> Opened<Vec<u64>> {
     // The header has been checked: 32 MiB at most.
-    let bytes = entries * ENTRY_BYTES as u64;
+    let bytes = u64::from(header.l1_entries) * ENTRY_BYTES as u64;
     let table = read_table(base, header.l1_offset, bytes, file_length).await;
     let table = table.map_err(|error| unreadable("L1 table", &error))?;
     let entries = table.as_chunks::<ENTRY_BYTES>().0.iter();
-    Ok(entries
-        .map(|entry| L1Entry(u64::from_be_bytes(*entry)))
-        .collect())
+    Ok(entries.map(|entry| u64::from_be_bytes(*entry)).collect())
+}
+
+/// The refcounts, of an image that is to be written.
+async fn read_refcounts(base: &Base, header: &Header, file_length: u64) -> Opened<Refcounts> {
+    let geometry = header.geometry;
+    let at = header.refcount_table_offset;
+    // The header has been checked: 8 MiB at most.
+    let bytes = u64::from(header.refcount_table_clusters) * geometry.cluster_size();
+    let table = match base.info.read_only {
+        true => Vec::new(),
+        false => {
+            let table = read_table(base, at, bytes, file_length).await;
+            table.map_err(|error| unreadable("refcount table", &error))?
+        }
+    };
+    let blocks = base.caches.refcount_blocks(&geometry);
+    Ok(Refcounts::new(geometry, at, &table, blocks))
 }
 
 async fn read_bitmaps(

@@ -34,6 +34,8 @@ pub struct Qcow2Options {
     pub cache_clean_interval: Duration,
     /// Whether refcounts may be written late. None: as the image says.
     pub lazy_refcounts: Option<bool>,
+    /// What the guest discards is discarded (`discard=unmap` of the node); if not, it is ignored.
+    pub discard: bool,
     /// What becomes of clusters of the file that become free.
     pub discards: Discards,
     /// What is discarded or zeroed keeps its cluster, with a zero flag.
@@ -55,6 +57,7 @@ impl Qcow2Options {
             caches: CacheSizes::default(),
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
             lazy_refcounts: None,
+            discard: false,
             discards: Discards::default(),
             discard_no_unref: false,
             overlap: OverlapCheck::default(),
@@ -139,7 +142,18 @@ pub(super) struct L2CacheSize {
     pub slices: usize,
 }
 
+/// Most bytes of refcount blocks that are remembered unless somebody says otherwise, if four blocks are not more: as QEMU has it.
+const REFCOUNT_CACHE: u64 = 256 << 10;
+
 impl CacheSizes {
+    /// How many refcount blocks are remembered.
+    pub(super) fn refcount_blocks(&self, geometry: &Geometry) -> usize {
+        let bytes = self.refcounts.unwrap_or(REFCOUNT_CACHE);
+        usize::try_from(bytes / geometry.cluster_size())
+            .unwrap_or(usize::MAX)
+            .max(4)
+    }
+
     /// What they mean for an image, in which a disk of `length` bytes is.
     ///
     /// # Errors

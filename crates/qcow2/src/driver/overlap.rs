@@ -54,6 +54,21 @@ impl Metadata {
         }
     }
 
+    /// What people call it.
+    pub const fn title(self) -> &'static str {
+        match self {
+            Self::MainHeader => "qcow2_header",
+            Self::ActiveL1 => "active L1 table",
+            Self::ActiveL2 => "active L2 table",
+            Self::RefcountBlock => "refcount block",
+            Self::RefcountTable => "refcount table",
+            Self::SnapshotTable => "snapshot table",
+            Self::InactiveL1 => "inactive L1 table",
+            Self::InactiveL2 => "inactive L2 table",
+            Self::BitmapDirectory => "bitmap directory",
+        }
+    }
+
     const fn bit(self) -> u16 {
         1 << self as u16
     }

@@ -6,9 +6,11 @@ use arc_swap::ArcSwap;
 use block::{Io, IoFuture, OwnedBuffer, Result};
 use futures_util::future::join_all;
 
+use super::base::Base;
 use super::decompress::decompress;
 use super::map::{Kind, Mapped};
-use super::state::{Base, Lookup, State};
+use super::slices;
+use super::state::{Lookup, State};
 use crate::format::{CompressedCluster, GuestOffset};
 
 /// How many runs of one request are read at once.
@@ -21,16 +23,22 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
     }
     let now = state.load();
     let guest = GuestOffset(io.offset);
+    // Before anything is looked up. Of an image that is not written nothing is given to others.
+    let token = (!base.info.read_only).then(|| now.writer.epochs.enter());
     match now.lookup(base, guest, io.bytes) {
         Ok(Lookup::Known(Mapped { kind, bytes })) if bytes == io.bytes => match kind {
             Kind::Data(host) => {
                 if let Err(error) = now.check_inside(base, guest, host, bytes) {
                     return IoFuture::ready(Err(error));
                 }
-                return base.file.submit(Io {
+                let future = base.file.submit(Io {
                     offset: host.0,
                     ..io
                 });
+                return match token {
+                    Some(token) => future.keeping(token),
+                    None => future,
+                };
             }
             Kind::Unallocated | Kind::Zero(_) => {
                 io.buffers.fill_zero();
@@ -42,19 +50,23 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
         Err(error) => return IoFuture::ready(Err(error)),
     }
     let state = Arc::clone(&now);
-    IoFuture::new(async move { Box::pin(in_runs(base, &state, io)).await })
+    IoFuture::new(async move {
+        let _token = token;
+        Box::pin(in_runs(base, &state, io)).await
+    })
 }
 
 /// Reads what consists of several runs, or has to be looked up first.
-async fn in_runs(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
+///
+/// # Errors
+/// The storage's; EIO: the image says what cannot be.
+pub async fn in_runs(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
     let mut done = 0;
     while done < io.bytes {
         let mut runs = Vec::new();
         while done < io.bytes && runs.len() < RUNS_MAX {
             let rest = io.slice(done..io.bytes);
-            let mapped = state
-                .map(base, GuestOffset(rest.offset), rest.bytes)
-                .await?;
+            let mapped = slices::map(base, state, GuestOffset(rest.offset), rest.bytes).await?;
             runs.push(one_run(
                 base,
                 state,

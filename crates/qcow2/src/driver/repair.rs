@@ -10,8 +10,8 @@ use std::sync::Arc;
 
 use block::{BlockError, Io, OwnedBuffer, Result};
 
+use super::base::Base;
 use super::errand::Desk;
-use super::state::Base;
 use crate::check::{Fix, Fixed, Limits, RepairError, repair};
 use crate::format::HostOffset;
 use crate::storage::{ReadAt, WriteAt};

@@ -1,70 +1,20 @@
-//! What an opened image is: what stays, and what was read of it.
+//! What was read of an image.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
+use block::Result;
 
-use super::cache::{L2Cache, Slice};
+use super::base::Base;
+use super::cache::L2Cache;
 use super::map::{self, Kind, Mapped, Question};
-use super::options::{CacheSizes, Needs, Qcow2Options};
+use super::writer::Writer;
 use crate::format::l1::L1Entry;
 use crate::format::l2::EntryRules;
-use crate::format::{BitmapEntry, CompressionType, GuestOffset, Header, HostOffset};
-
-/// What an image is opened with.
-#[derive(Debug)]
-pub struct Base {
-    /// Name of the node.
-    pub name: Arc<str>,
-    /// The node with the image.
-    pub file: Child,
-    /// How much may be remembered.
-    pub caches: CacheSizes,
-    /// What an image must be for the options.
-    pub needs: Needs,
-    /// What was found of the image that cannot be.
-    pub corruption: Corruption,
-    /// How the node is opened.
-    pub info: NodeInfo,
-}
-
-impl Base {
-    pub fn new(options: Qcow2Options) -> Self {
-        Self {
-            needs: options.needs(),
-            corruption: Corruption::default(),
-            file: Child::of(&options.node_name, "file", options.file),
-            name: options.node_name,
-            caches: options.caches,
-            info: options.info,
-        }
-    }
-
-    /// Reads `bytes` at `offset` of the file, to look at them. What lies behind its end is zeroes.
-    pub async fn read(&self, offset: HostOffset, bytes: usize) -> Result<OwnedBuffer> {
-        let mut buffer = OwnedBuffer::new(bytes)?;
-        let io = block::Io::read(offset.0, buffer.lend());
-        self.file.submit(io).await?;
-        Ok(buffer)
-    }
-
-    /// EIO, because the image says something that cannot be: `what` names the table.
-    #[cold]
-    pub fn corrupt(&self, at: GuestOffset, bytes: u64, what: String) -> BlockError {
-        self.corruption.report(CorruptionReport {
-            msg: what.clone(),
-            offset: None,
-            bytes: None,
-            fatal: false,
-        });
-        let text = format!("the image is corrupt: {what}");
-        BlockError::new(libc::EIO, text).at(&self.name, at.0, bytes)
-    }
-}
+use crate::format::{BitmapEntry, CompressionType, GuestOffset, Header, HostOffset, L2Entry};
 
 /// What was read of an image.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct State {
     /// The header.
     pub header: Header,
@@ -74,14 +24,25 @@ pub struct State {
     pub compression: CompressionType,
     /// Length of the disk in bytes, in whole sectors.
     pub length: u64,
-    /// The active L1 table, as far as the disk goes.
-    pub l1: Box<[L1Entry]>,
+    /// The active L1 table.
+    pub l1: Arc<[AtomicU64]>,
     /// Slices of L2 tables.
-    pub cache: L2Cache,
+    pub cache: Arc<L2Cache>,
+    /// What it takes to change the image.
+    pub writer: Arc<Writer>,
     /// Persistent bitmaps, by their names.
-    pub bitmaps: Vec<BitmapEntry>,
+    pub bitmaps: Arc<[BitmapEntry]>,
     /// How long the file was when somebody asked.
-    pub file_length: AtomicU64,
+    pub file_length: Arc<AtomicU64>,
+}
+
+/// A slice that is not remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// Where the table begins.
+    pub table: HostOffset,
+    /// Where the slice begins.
+    pub slice: HostOffset,
 }
 
 /// What is known at once of some guest bytes.
@@ -93,16 +54,60 @@ pub enum Lookup {
     Unknown(Miss),
 }
 
-/// A slice that is not remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
-    table: HostOffset,
-    slice: HostOffset,
-}
-
 impl State {
+    /// Entry `index` of the L1 table; behind its end there is nothing.
+    #[inline]
+    pub fn l1_entry(&self, index: usize) -> L1Entry {
+        let entry = self
+            .l1
+            .get(index)
+            .map(|entry| entry.load(Ordering::Acquire));
+        L1Entry(entry.unwrap_or(0))
+    }
+
+    /// Changes it.
+    pub fn set_l1(&self, index: usize, entry: L1Entry) {
+        if let Some(place) = self.l1.get(index) {
+            place.store(entry.0, Ordering::Release);
+        }
+    }
+
+    /// The L2 table that L1 entry `index` points to.
+    ///
+    /// # Errors
+    /// The entry says what cannot be.
+    #[inline]
+    fn table(&self, base: &Base, index: usize, at: GuestOffset) -> Result<Option<HostOffset>> {
+        let table = self.l1_entry(index).table(&self.rules.geometry);
+        table.map_err(|error| {
+            let what = format!(
+                "L1 table at {}, entry {index}: {error}",
+                self.header.l1_offset
+            );
+            base.corrupt(at, 1, what)
+        })
+    }
+
+    /// The same, if that table may be written where it is.
+    ///
+    /// # Errors
+    /// As [`Self::table`].
+    pub fn own_table(&self, base: &Base, index: usize) -> Result<Option<HostOffset>> {
+        let table = self.table(base, index, GuestOffset(0))?;
+        Ok(table.filter(|_| self.l1_entry(index).is_copied()))
+    }
+
+    /// Nothing is remembered any more of a table that was there.
+    pub fn forget(&self, table: HostOffset) {
+        let slices = self.rules.geometry.cluster_bytes() / self.cache.slice_bytes();
+        for number in 0..slices.max(1) {
+            let at = table.0 + (number * self.cache.slice_bytes()) as u64;
+            self.cache.forget(HostOffset(at));
+        }
+    }
+
     /// Whether the file is so long, now.
-    fn reaches(&self, base: &Base, end: u64) -> bool {
+    pub fn reaches(&self, base: &Base, end: u64) -> bool {
         if end <= self.file_length.load(Ordering::Relaxed) {
             return true;
         }
@@ -143,15 +148,7 @@ impl State {
         let geometry = &self.rules.geometry;
         let place = geometry.place(guest);
         let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
-        let entry = self.l1.get(index).copied().unwrap_or_default();
-        let table = entry.table(geometry).map_err(|error| {
-            let what = format!(
-                "L1 table at {}, entry {index}: {error}",
-                self.header.l1_offset
-            );
-            base.corrupt(guest, wanted, what)
-        })?;
-        let Some(table) = table else {
+        let Some(table) = self.table(base, index, guest)? else {
             let coverage = geometry.l2_coverage();
             let left = coverage - (guest.0 & (coverage - 1));
             return Ok(Lookup::Known(Mapped {
@@ -159,22 +156,71 @@ impl State {
                 bytes: wanted.min(left),
             }));
         };
-        let slice_bytes = self.cache.slice_bytes();
-        let entries = slice_bytes / geometry.l2_entry_bytes();
-        let begin = HostOffset(table.0 + (place.l2 / entries * slice_bytes) as u64);
-        let Some(found) = self.cache.find(begin) else {
-            return Ok(Lookup::Unknown(Miss {
-                table,
-                slice: begin,
-            }));
+        let miss = self.slice_of(table, place.l2);
+        let Some(found) = self.cache.find(miss.slice) else {
+            return Ok(Lookup::Unknown(miss));
         };
         let mapped = self.ask(base, guest, wanted, table, found.bytes())?;
         Ok(Lookup::Known(mapped))
     }
 
+    /// The slice of the table at `table` in which entry `index` is.
+    #[inline]
+    pub fn slice_of(&self, table: HostOffset, index: usize) -> Miss {
+        let slice_bytes = self.cache.slice_bytes();
+        let entries = slice_bytes / self.rules.geometry.l2_entry_bytes();
+        Miss {
+            table,
+            slice: HostOffset(table.0 + (index / entries * slice_bytes) as u64),
+        }
+    }
+
+    /// What of the `wanted` bytes (at least one, inside the disk) from `guest` on may be written where it is, without any
+    /// change of a table: the first of the file, and how many.
+    #[inline]
+    pub fn in_place(
+        &self,
+        base: &Base,
+        guest: GuestOffset,
+        wanted: u64,
+    ) -> Result<Option<(HostOffset, u64)>> {
+        let geometry = &self.rules.geometry;
+        let place = geometry.place(guest);
+        let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
+        let Some(table) = self.own_table(base, index)? else {
+            return Ok(None);
+        };
+        let found = self.cache.find(self.slice_of(table, place.l2).slice);
+        // What nobody has looked at yet may point anywhere.
+        let Some(found) = found.filter(|found| found.is_sound()) else {
+            return Ok(None);
+        };
+        let mapped = self.ask(base, guest, wanted, table, found.bytes())?;
+        let Kind::Data(host) = mapped.kind else {
+            return Ok(None);
+        };
+        self.check_inside(base, guest, host, mapped.bytes)?;
+        let entries = self.cache.slice_bytes() / geometry.l2_entry_bytes();
+        let within = geometry.cluster_size() - place.within;
+        let mut bytes = 0;
+        for entry in place.l2 % entries.. {
+            let is_own = L2Entry::read(found.bytes(), entry, geometry)
+                .is_some_and(|entry| entry.is_copied());
+            if !is_own || bytes >= mapped.bytes {
+                break;
+            }
+            bytes += match bytes {
+                0 => within,
+                _ => geometry.cluster_size(),
+            };
+        }
+        let bytes = bytes.min(mapped.bytes);
+        Ok((bytes > 0).then_some((host, bytes)))
+    }
+
     /// What a slice of the table at `table` says of them.
     #[inline]
-    fn ask(
+    pub fn ask(
         &self,
         base: &Base,
         guest: GuestOffset,
@@ -193,38 +239,5 @@ impl State {
             let what = format!("L2 table at {table}, entry {}: {error}", place.l2);
             base.corrupt(guest, wanted, what)
         })
-    }
-
-    /// Reads what [`Self::lookup`] has missed, for the sake of the bytes from `guest` on.
-    ///
-    /// # Errors
-    /// The storage's, and a table that does not lie inside the file.
-    async fn read_slice(&self, base: &Base, guest: GuestOffset, miss: Miss) -> Result<Arc<Slice>> {
-        let cluster = self.rules.geometry.cluster_size();
-        if !self.reaches(base, miss.table.0.saturating_add(cluster)) {
-            let what = format!(
-                "L2 table at {}: the file ends before the table does",
-                miss.table
-            );
-            return Err(base.corrupt(guest, 1, what));
-        }
-        let bytes = base.read(miss.slice, self.cache.slice_bytes()).await?;
-        let slice = Slice::new(miss.slice, bytes.to_vec().into());
-        self.cache.put(Arc::clone(&slice));
-        Ok(slice)
-    }
-
-    /// [`Self::lookup`], after reading what is not remembered.
-    ///
-    /// # Errors
-    /// As there, and the storage's.
-    pub async fn map(&self, base: &Base, guest: GuestOffset, wanted: u64) -> Result<Mapped> {
-        match self.lookup(base, guest, wanted)? {
-            Lookup::Known(mapped) => Ok(mapped),
-            Lookup::Unknown(miss) => {
-                let slice = self.read_slice(base, guest, miss).await?;
-                self.ask(base, guest, wanted, miss.table, &slice.bytes)
-            }
-        }
     }
 }

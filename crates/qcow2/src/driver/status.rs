@@ -5,9 +5,11 @@ use std::sync::Arc;
 
 use block::{BlockError, EXTENTS_MAX, Extent, OneBeside, Result, Stored};
 
+use super::base::Base;
 use super::errand;
 use super::map::{Kind, Mapped};
-use super::state::{Base, Lookup, State};
+use super::slices;
+use super::state::{Lookup, State};
 use crate::format::GuestOffset;
 
 /// Most slices that are read for one answer.
@@ -46,7 +48,7 @@ async fn by_reading(base: &Arc<Base>, state: &State, range: Range<u64>) -> Resul
     let mut at = range.start;
     let mut questions = 0;
     while at < range.end && !known.is_full() && questions < SLICES_MAX {
-        let found = state.map(base, GuestOffset(at), range.end - at).await;
+        let found = slices::map(base, state, GuestOffset(at), range.end - at).await;
         match found {
             Ok(mapped) => at += known.add(mapped),
             // What is before it is known.

@@ -7,7 +7,7 @@
 //! The specification is QEMU's `docs/interop/qcow2`. All numbers are big-endian.
 
 pub mod bitmap;
-mod bytes;
+pub(crate) mod bytes;
 pub mod compressed;
 mod entry_error;
 pub mod extension;

@@ -1,0 +1,238 @@
+//! Clusters that nobody uses, and tables in them.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use block::range_lock::Mode;
+use block::{BlockError, Io, Result};
+
+use super::base::Base;
+use super::corrupt;
+use super::counted::{Unread, load};
+use super::overlap::Metadata;
+use super::refcounts::{Search, Wanted};
+use super::rounds;
+use super::state::State;
+use super::switch;
+use super::tables::{Freed, Why};
+use super::writer::{Writer, put, sync};
+use crate::format::geometry::HOST_OFFSET_END;
+use crate::format::l1::L1Entry;
+use crate::format::{HostCluster, HostOffset};
+
+/// Clusters that are counted, and to which nothing points yet. Dropped before something does, they are free again.
+#[derive(Debug)]
+pub struct Allocated {
+    writer: Arc<Writer>,
+    clusters: Range<u64>,
+    offset: HostOffset,
+}
+
+impl Allocated {
+    /// Where they begin.
+    pub fn offset(&self) -> HostOffset {
+        self.offset
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> u64 {
+        self.clusters.end - self.clusters.start
+    }
+
+    /// Something points to them.
+    pub fn linked(mut self) {
+        self.clusters.start = self.clusters.end;
+    }
+
+    /// Something may point to them on disk, though nothing does in memory: they are free when that is settled.
+    pub fn doubtful(mut self) -> Vec<Freed> {
+        let clusters = std::mem::take(&mut self.clusters);
+        other(clusters).collect()
+    }
+}
+
+/// These clusters, which something else has taken the place of.
+pub fn other(clusters: Range<u64>) -> impl Iterator<Item = Freed> {
+    clusters.map(|cluster| Freed {
+        cluster: HostCluster(cluster),
+        why: Why::Other,
+    })
+}
+
+impl Drop for Allocated {
+    fn drop(&mut self) {
+        if !self.clusters.is_empty() {
+            let mut tables = self.writer.change();
+            tables.refcounts.give_back(&self.clusters);
+        }
+    }
+}
+
+/// Takes clusters that are free, one after the other: `clusters` at most, or exactly as many if `whole` is set.
+///
+/// # Errors
+/// The storage's; EFBIG: the image is as large as one can be.
+pub async fn allocate(base: &Base, state: &State, clusters: u64, whole: bool) -> Result<Allocated> {
+    let writer = &state.writer;
+    let geometry = &state.rules.geometry;
+    let mut wanted = Wanted::new(clusters, whole);
+    loop {
+        let (search, overlapped) = {
+            let mut tables = writer.change();
+            let search = tables.refcounts.search(&mut wanted);
+            let mut overlapped = None;
+            if let Search::Found(run) = &search {
+                let end = run.end.checked_mul(geometry.cluster_size());
+                if end.is_none_or(|end| end > HOST_OFFSET_END) {
+                    return Err(too_large(base));
+                }
+                overlapped = tables.metadata_in(run.clone());
+                if overlapped.is_none() {
+                    tables.refcounts.take(run, &wanted);
+                    let offset = HostOffset(run.start * geometry.cluster_size());
+                    return Ok(Allocated {
+                        writer: Arc::clone(writer),
+                        clusters: run.clone(),
+                        offset,
+                    });
+                }
+            }
+            (search, overlapped)
+        };
+        match search {
+            Search::Found(run) => {
+                let kind = overlapped.unwrap_or(Metadata::MainHeader);
+                return Err(corrupt::overlaps(base, state, run.start, kind).await);
+            }
+            Search::Load(index) => match load(base, state, index).await {
+                Ok(()) => {}
+                Err(Unread::Failed(error)) => return Err(error),
+                Err(Unread::Corrupt(what)) => {
+                    return Err(corrupt::fatal(base, state, 0, &what).await);
+                }
+            },
+            Search::Make(index, cluster) => make_block(base, state, index, cluster).await?,
+            // What was behind may be free again.
+            Search::Full if wanted.again() => {}
+            Search::Full => grow(base, state, &mut wanted).await?,
+        }
+    }
+}
+
+/// Makes a refcount block, unless the image is wrong: what nobody counts may be in use all the same.
+async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> Result<()> {
+    let kind = {
+        let mut tables = state.writer.change();
+        let place = HostCluster(cluster);
+        let is_taken = !tables.refcounts.counts_nothing(place);
+        if tables.refcounts.has_block(index) || is_taken {
+            // Others have made it meanwhile, or have been given the place.
+            return Ok(());
+        }
+        match tables.metadata_in(cluster..cluster + 1) {
+            // Offset 0 says that there is none.
+            None if cluster > 0 => {
+                tables.refcounts.make_block(index, cluster);
+                tables.add_metadata(cluster..cluster + 1, Metadata::RefcountBlock);
+                return Ok(());
+            }
+            kind => kind.unwrap_or(Metadata::MainHeader),
+        }
+    };
+    Err(corrupt::overlaps(base, state, cluster, kind).await)
+}
+
+#[cold]
+fn too_large(base: &Base) -> BlockError {
+    let text = "the image is as large as its format lets it be";
+    BlockError::new(libc::EFBIG, text).at(&base.name, 0, 0)
+}
+
+/// Makes the refcount table longer: the new one is written behind all that the old one can count, with the blocks that count it;
+/// then the header is switched.
+async fn grow(base: &Base, state: &State, wanted: &mut Wanted) -> Result<()> {
+    let writer = &*state.writer;
+    let geometry = &state.rules.geometry;
+    let _turn = writer.growing.lock(0..1, Mode::Exclusive).await;
+    // Blocks that the old table does not know of yet could be lost with it.
+    while !writer.tables().refcounts.is_table_clean() {
+        rounds::make_room(base, state).await?;
+    }
+    let growth = {
+        let mut tables = writer.tables();
+        if tables.refcounts.search(wanted) != Search::Full {
+            return Ok(());
+        }
+        tables.refcounts.growth().ok_or_else(|| too_large(base))?
+    };
+    let _round = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    switch::settle(base, state, writer.accepted()).await?;
+    put(base, &growth.bytes(geometry)).await?;
+    sync(base, writer.accepted()).await?;
+    let (at, clusters) = (growth.table_at(geometry), growth.table_clusters(geometry));
+    let sector = writer.tables().sector.clone();
+    // What is written of it counts itself, and nothing that the old table counts: nothing is to be freed if this fails.
+    switch::switch(
+        base,
+        state,
+        sector.with_refcount_table(at, clusters),
+        Vec::new,
+    )
+    .await?;
+    let mut tables = writer.change();
+    let former = tables.refcounts.table_clusters();
+    let new = growth.clusters(geometry);
+    let table = geometry.cluster_of(at).0;
+    tables.add_metadata(new.start..table, Metadata::RefcountBlock);
+    tables.add_metadata(table..new.end, Metadata::RefcountTable);
+    tables.remove_metadata(former.clone());
+    tables.refcounts.grown(growth);
+    tables.unlinked.extend(other(former));
+    Ok(())
+}
+
+/// The L2 table that maps what L1 entry `index` maps, in this image alone; makes one if there is none.
+///
+/// # Errors
+/// The storage's.
+pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostOffset> {
+    let geometry = &state.rules.geometry;
+    if let Some(table) = state.own_table(base, index)? {
+        return Ok(table);
+    }
+    let writer = &state.writer;
+    let _turn = writer.making.lock(0..1, Mode::Exclusive).await;
+    if let Some(table) = state.own_table(base, index)? {
+        return Ok(table);
+    }
+    let room = allocate(base, state, 1, true).await?;
+    let table = room.offset();
+    let cluster = geometry.cluster_of(table).0;
+    let size = geometry.cluster_size();
+    let former = state.l1_entry(index).table(geometry).ok().flatten();
+    match former {
+        None => {
+            base.file
+                .submit(Io::write_zeroes(table.0, size, false))
+                .await?
+        }
+        Some(former) => {
+            let mut copy = base.read(former, geometry.cluster_bytes()).await?;
+            base.file.submit(Io::write(table.0, copy.lend())).await?;
+        }
+    }
+    let mut tables = writer.change();
+    // What was remembered of a table that was there before.
+    state.forget(table);
+    state.set_l1(index, L1Entry::new(table, true));
+    tables.change_l1(index);
+    tables.add_metadata(cluster..cluster + 1, Metadata::ActiveL2);
+    if let Some(former) = former {
+        let former = geometry.cluster_of(former).0;
+        tables.remove_metadata(former..former + 1);
+        tables.unlinked.extend(other(former..former + 1));
+    }
+    drop(tables);
+    room.linked();
+    Ok(table)
+}

@@ -1,0 +1,80 @@
+//! What stays of an opened image, whatever is read of it.
+
+use std::sync::Arc;
+
+use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
+
+use super::options::{CacheSizes, Discards, Needs, Qcow2Options};
+use super::overlap::OverlapCheck;
+use crate::format::{GuestOffset, HostOffset};
+
+/// What an image is opened with.
+#[derive(Debug)]
+pub struct Base {
+    /// Name of the node.
+    pub name: Arc<str>,
+    /// The node with the image.
+    pub file: Child,
+    /// How much may be remembered.
+    pub caches: CacheSizes,
+    /// What an image must be for the options.
+    pub needs: Needs,
+    /// What was found of the image that cannot be.
+    pub corruption: Corruption,
+    /// What the guest discards is discarded.
+    pub discard: bool,
+    /// What is passed on of what is not used any more.
+    pub discards: Discards,
+    /// What the guest discards keeps its cluster.
+    pub discard_no_unref: bool,
+    /// Which tables may not lie where the guest writes.
+    pub overlap: OverlapCheck,
+    /// How the node is opened.
+    pub info: NodeInfo,
+}
+
+impl Base {
+    pub fn new(options: Qcow2Options) -> Self {
+        Self {
+            needs: options.needs(),
+            corruption: Corruption::default(),
+            file: Child::of(&options.node_name, "file", options.file),
+            name: options.node_name,
+            caches: options.caches,
+            discard: options.discard,
+            discards: options.discards,
+            discard_no_unref: options.discard_no_unref,
+            overlap: options.overlap,
+            info: options.info,
+        }
+    }
+
+    /// Reads `bytes` at `offset` of the file, to look at them. What lies behind its end is zeroes.
+    pub async fn read(&self, offset: HostOffset, bytes: usize) -> Result<OwnedBuffer> {
+        let mut buffer = OwnedBuffer::new(bytes)?;
+        let io = block::Io::read(offset.0, buffer.lend());
+        self.file.submit(io).await?;
+        Ok(buffer)
+    }
+
+    /// EIO, because the image says something that cannot be: `what` names the table.
+    #[cold]
+    pub fn corrupt(&self, at: GuestOffset, bytes: u64, what: String) -> BlockError {
+        self.corruption.report(CorruptionReport {
+            msg: what.clone(),
+            offset: None,
+            bytes: None,
+            fatal: false,
+        });
+        let text = format!("the image is corrupt: {what}");
+        BlockError::new(libc::EIO, text).at(&self.name, at.0, bytes)
+    }
+
+    /// Why nothing is written to an image that is corrupt.
+    #[cold]
+    pub fn broken(&self, offset: u64, what: &str) -> BlockError {
+        let text = format!("the image is corrupt, and is not written any more: {what}");
+        let error = BlockError::new(libc::EIO, text);
+        error.at(&self.name, offset, 0).beyond_repair()
+    }
+}

@@ -1,0 +1,64 @@
+//! Counts that have to be read before they are known.
+
+use block::{BlockError, Result};
+
+use super::base::Base;
+use super::state::State;
+use crate::format::HostCluster;
+
+/// Why a refcount block is not there.
+pub enum Unread {
+    /// It could not be read.
+    Failed(BlockError),
+    /// It is nowhere.
+    Corrupt(String),
+}
+
+/// Reads a refcount block that is not in memory.
+///
+/// # Errors
+/// The storage's, and an image that is corrupt.
+pub async fn load(base: &Base, state: &State, index: usize) -> std::result::Result<(), Unread> {
+    let at = state.writer.tables().refcounts.block_at(index);
+    let at =
+        at.map_err(|error| Unread::Corrupt(format!("refcount table, entry {index}: {error}")))?;
+    let Some(at) = at else { return Ok(()) };
+    let bytes = state.rules.geometry.cluster_bytes();
+    if !state.reaches(base, at.0.saturating_add(bytes as u64)) {
+        let what = format!("refcount block {index} at {at}: the file ends before the block does");
+        return Err(Unread::Corrupt(what));
+    }
+    loop {
+        let evicted = state.writer.tables().refcounts.evicted();
+        let block = base.read(at, bytes).await.map_err(Unread::Failed)?;
+        let mut tables = state.writer.tables();
+        if tables
+            .refcounts
+            .loaded(index, block.to_vec().into(), evicted)
+        {
+            return Ok(());
+        }
+    }
+}
+
+/// Counts one use less of a cluster, and says how many are left. None: it was not counted.
+///
+/// # Errors
+/// Its count could not be read.
+pub async fn lower(base: &Base, state: &State, cluster: HostCluster) -> Result<Option<u64>> {
+    loop {
+        let index = {
+            let mut tables = state.writer.change();
+            if tables.refcounts.count(cluster).is_some() {
+                return Ok(tables.refcounts.lower(cluster));
+            }
+            tables.refcounts.block_of(cluster)
+        };
+        load(base, state, index)
+            .await
+            .map_err(|unread| match unread {
+                Unread::Failed(error) => error,
+                Unread::Corrupt(what) => base.broken(0, &what),
+            })?;
+    }
+}

@@ -1,0 +1,753 @@
+//! Refcounts in memory: the refcount table, the blocks that were looked at, and what is free. Pure.
+//!
+//! A block is read when it is needed, and leaves memory only when it is clean. Free is what has the count 0 and is not
+//! *held*: what was freed a moment ago may still be read, or be discarded.
+
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::ops::Range;
+
+use crate::format::refcount::{self, ENTRY_BYTES, RefcountTableEntry};
+use crate::format::{EntryError, Geometry, HostCluster, HostOffset};
+
+/// What is written of a block at a time, at least: what storage takes without reading first.
+const UNIT: usize = 4096;
+/// Sectors of the refcount table, which are written whole.
+const SECTOR: usize = 512;
+
+/// A block of refcounts.
+#[derive(Debug)]
+struct Block {
+    bytes: Box<[u8]>,
+    /// What is not on disk.
+    dirty: Option<Range<usize>>,
+    /// Counts its changes.
+    version: u64,
+    /// When it was looked at.
+    used: u64,
+}
+
+/// Bytes that are to be written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where.
+    pub offset: HostOffset,
+    /// What.
+    pub bytes: Vec<u8>,
+}
+
+/// What has to be written of one block.
+#[derive(Debug)]
+pub struct DirtyBlock {
+    index: usize,
+    version: u64,
+    /// The bytes.
+    pub piece: Piece,
+}
+
+/// What a search for free clusters has found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Search {
+    /// These are free.
+    Found(Range<u64>),
+    /// This block has to be read before.
+    Load(usize),
+    /// This block is not there: it has to be made, in this cluster.
+    Make(usize, u64),
+    /// The table has no room for more blocks.
+    Full,
+}
+
+/// What somebody looks for, and how far he has come.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// So many clusters, one after the other.
+    pub clusters: u64,
+    /// All of them, or else as many as there are where there are any.
+    pub whole: bool,
+    /// Where to go on: what is before it was looked at. It makes no difference that some of the blocks have left memory since.
+    from: u64,
+    /// Free ones have been passed over.
+    skipped: bool,
+}
+
+impl Wanted {
+    /// Nobody has looked yet.
+    pub const fn new(clusters: u64, whole: bool) -> Self {
+        Self {
+            clusters,
+            whole,
+            from: 0,
+            skipped: false,
+        }
+    }
+
+    /// From the beginning again. False: that was done already.
+    pub fn again(&mut self) -> bool {
+        std::mem::take(&mut self.from) > 0 && !std::mem::replace(&mut self.skipped, false)
+    }
+}
+
+/// A longer refcount table, with what counts it.
+#[derive(Debug)]
+pub struct Growth {
+    /// Where its first block is; the others and the table follow.
+    first: u64,
+    /// The blocks by their index, in the order in which they lie there.
+    blocks: Vec<(usize, Box<[u8]>)>,
+    table: Vec<u64>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Refcounts {
+    geometry: Geometry,
+    /// Where the blocks are, as on disk; 0: all their counts are 0.
+    table: Vec<u64>,
+    /// Where the table is.
+    table_at: HostOffset,
+    /// Entries of the table that are not on disk.
+    new: BTreeSet<usize>,
+    blocks: HashMap<usize, Block>,
+    /// How many are kept if they are clean.
+    blocks_max: usize,
+    /// All before it are used or held.
+    hint: u64,
+    held: HashSet<u64>,
+    clock: u64,
+    /// How many blocks have left memory.
+    evicted: u64,
+}
+
+impl Refcounts {
+    /// Those that the bytes of a table point to.
+    pub fn new(geometry: Geometry, table_at: HostOffset, table: &[u8], blocks_max: usize) -> Self {
+        let entries = table.as_chunks::<ENTRY_BYTES>().0.iter();
+        Self {
+            geometry,
+            table: entries.map(|entry| u64::from_be_bytes(*entry)).collect(),
+            table_at,
+            new: BTreeSet::new(),
+            blocks: HashMap::new(),
+            blocks_max: blocks_max.max(2),
+            hint: 0,
+            held: HashSet::new(),
+            clock: 0,
+            evicted: 0,
+        }
+    }
+
+    /// All clusters that the table points to.
+    pub fn block_clusters(&self) -> impl Iterator<Item = HostCluster> {
+        let offsets = self.table.iter().filter(|entry| **entry != 0);
+        offsets.map(|entry| {
+            let offset = RefcountTableEntry(*entry).offset();
+            self.geometry.cluster_of(offset)
+        })
+    }
+
+    /// Where block `index` is.
+    ///
+    /// # Errors
+    /// What cannot be in an entry.
+    pub fn block_at(&self, index: usize) -> Result<Option<HostOffset>, EntryError> {
+        let entry = self.table.get(index).copied().unwrap_or(0);
+        RefcountTableEntry(entry).block(&self.geometry)
+    }
+
+    fn place(&self, cluster: u64) -> (usize, usize) {
+        let (index, within) = self.geometry.refcount_place(HostCluster(cluster));
+        (usize::try_from(index).unwrap_or(usize::MAX), within)
+    }
+
+    /// Whoever reads a block notes this before.
+    pub fn evicted(&self) -> u64 {
+        self.evicted
+    }
+
+    /// A block was read, since `evicted` blocks had left memory. One that is there stays as it is. False: it may have been there,
+    /// and have been changed, and have left, so that what was read is not what it is.
+    pub fn loaded(&mut self, index: usize, bytes: Box<[u8]>, evicted: u64) -> bool {
+        if self.blocks.contains_key(&index) {
+            return true;
+        }
+        if self.evicted != evicted {
+            return false;
+        }
+        while self.blocks.len() >= self.blocks_max {
+            let blocks = self.blocks.iter();
+            let clean = blocks.filter(|(_, block)| block.dirty.is_none());
+            let oldest = clean.min_by_key(|(_, block)| block.used);
+            let Some(oldest) = oldest.map(|(index, _)| *index) else {
+                break;
+            };
+            self.blocks.remove(&oldest);
+            self.evicted += 1;
+        }
+        self.insert(index, bytes);
+        true
+    }
+
+    fn insert(&mut self, index: usize, bytes: Box<[u8]>) {
+        self.clock += 1;
+        let block = Block {
+            bytes,
+            dirty: None,
+            version: 0,
+            used: self.clock,
+        };
+        self.blocks.insert(index, block);
+    }
+
+    /// The count of a cluster; none: block [`Self::missing`] has to be read before.
+    pub fn count(&mut self, cluster: HostCluster) -> Option<u64> {
+        let (index, within) = self.place(cluster.0);
+        if self.table.get(index).copied().unwrap_or(0) == 0 {
+            return Some(0);
+        }
+        self.clock += 1;
+        let block = self.blocks.get_mut(&index)?;
+        block.used = self.clock;
+        refcount::get(&block.bytes, within, self.geometry.refcount_order())
+    }
+
+    /// The block that counts a cluster.
+    pub fn block_of(&self, cluster: HostCluster) -> usize {
+        self.place(cluster.0).0
+    }
+
+    /// Sets a count, of a block that is there. False if it does not fit.
+    fn set(&mut self, cluster: u64, count: u64) -> bool {
+        let (index, within) = self.place(cluster);
+        let order = self.geometry.refcount_order();
+        let Some(block) = self.blocks.get_mut(&index) else {
+            return false;
+        };
+        if !refcount::set(&mut block.bytes, within, order, count) {
+            return false;
+        }
+        let unit = UNIT.min(self.geometry.cluster_bytes());
+        let start = ((within << order) / 8) & !(unit - 1);
+        let dirty = block.dirty.get_or_insert(start..start + unit);
+        dirty.start = dirty.start.min(start);
+        dirty.end = dirty.end.max(start + unit);
+        block.version += 1;
+        true
+    }
+
+    /// Looks for free clusters, which stay free. What it has to wait for is done in between, and then it goes on.
+    pub fn search(&mut self, wanted: &mut Wanted) -> Search {
+        let order = self.geometry.refcount_order();
+        let per_block = self.geometry.refcounts_per_block();
+        let begin = self.hint.max(wanted.from);
+        let mut run = begin..begin;
+        loop {
+            let (index, first) = self.place(run.end);
+            let has_some = !run.is_empty() && !wanted.whole;
+            if run.end - run.start >= wanted.clusters {
+                return Search::Found(run);
+            }
+            let entry = self.table.get(index).copied();
+            let block = match entry {
+                Some(0) | None => None,
+                Some(_) => self.blocks.get(&index),
+            };
+            let Some(block) = block else {
+                if has_some {
+                    return Search::Found(run);
+                }
+                wanted.from = run.start;
+                if !wanted.skipped {
+                    self.hint = self.hint.max(run.start);
+                }
+                return match entry {
+                    None => Search::Full,
+                    // A run goes on behind it, if it does not lie in its middle.
+                    Some(0) if run.is_empty() => Search::Make(index, self.first_of(index)),
+                    Some(0) => Search::Make(index, run.start),
+                    Some(_) => Search::Load(index),
+                };
+            };
+            for within in first..per_block {
+                if run.end - run.start >= wanted.clusters {
+                    break;
+                }
+                let is_free = refcount::get(&block.bytes, within, order) == Some(0)
+                    && (self.held.is_empty() || !self.held.contains(&run.end));
+                if is_free {
+                    run.end += 1;
+                } else if !run.is_empty() && !wanted.whole {
+                    return Search::Found(run);
+                } else {
+                    wanted.skipped |= !run.is_empty();
+                    run = run.end + 1..run.end + 1;
+                }
+            }
+        }
+    }
+
+    /// Whether there is such a block.
+    pub fn has_block(&self, index: usize) -> bool {
+        self.table.get(index).is_none_or(|entry| *entry != 0)
+    }
+
+    /// Whether a cluster is free, as far as that is known without reading.
+    pub fn counts_nothing(&mut self, cluster: HostCluster) -> bool {
+        self.count(cluster) == Some(0) && !self.held.contains(&cluster.0)
+    }
+
+    /// The first of the clusters that a block counts.
+    fn first_of(&self, index: usize) -> u64 {
+        (index as u64) << self.geometry.refcount_block_bits()
+    }
+
+    /// A new block in a cluster that [`Self::search`] has just found free.
+    pub fn make_block(&mut self, index: usize, cluster: u64) {
+        if let Some(entry) = self.table.get_mut(index) {
+            *entry = cluster << self.geometry.cluster_bits();
+        }
+        self.new.insert(index);
+        let bytes = vec![0; self.geometry.cluster_bytes()].into_boxed_slice();
+        let dirty = Some(0..bytes.len());
+        self.insert(index, bytes);
+        if let Some(block) = self.blocks.get_mut(&index) {
+            block.dirty = dirty;
+        }
+        self.set(cluster, 1);
+    }
+
+    /// Counts clusters that [`Self::search`] has just found.
+    pub fn take(&mut self, run: &Range<u64>, wanted: &Wanted) {
+        for cluster in run.clone() {
+            self.set(cluster, 1);
+        }
+        if !wanted.skipped || run.start == self.hint {
+            self.hint = run.end;
+        }
+    }
+
+    /// Nobody uses these after all, and nobody ever has: they are free at once.
+    pub fn give_back(&mut self, run: &Range<u64>) {
+        for cluster in run.clone() {
+            self.set(cluster, 0);
+        }
+        self.hint = self.hint.min(run.start);
+    }
+
+    /// Counts one use less of a cluster whose block is there, and says how many are left; what is not used any more is held. None:
+    /// it had none.
+    pub fn lower(&mut self, cluster: HostCluster) -> Option<u64> {
+        let left = self.count(cluster)?.checked_sub(1)?;
+        if left == 0 {
+            self.held.insert(cluster.0);
+        }
+        self.set(cluster.0, left);
+        Some(left)
+    }
+
+    /// It may be used again.
+    pub fn release(&mut self, cluster: HostCluster) {
+        self.held.remove(&cluster.0);
+        self.hint = self.hint.min(cluster.0);
+    }
+
+    /// Whether something is not on disk.
+    pub fn is_dirty(&self) -> bool {
+        !self.new.is_empty() || self.blocks.values().any(|block| block.dirty.is_some())
+    }
+
+    /// What is not on disk, in bytes.
+    pub fn dirty_bytes(&self) -> u64 {
+        let blocks = self.blocks.values();
+        blocks
+            .filter_map(|block| block.dirty.as_ref())
+            .map(|dirty| (dirty.end - dirty.start) as u64)
+            .sum()
+    }
+
+    /// What has to be written of the blocks.
+    pub fn dirty_blocks(&self) -> Vec<DirtyBlock> {
+        let mut all = Vec::new();
+        for (&index, block) in &self.blocks {
+            let Some(dirty) = &block.dirty else { continue };
+            let offset = self.table.get(index).copied().unwrap_or(0);
+            all.push(DirtyBlock {
+                index,
+                version: block.version,
+                piece: Piece {
+                    offset: HostOffset(offset + dirty.start as u64),
+                    bytes: block.bytes.get(dirty.clone()).unwrap_or_default().to_vec(),
+                },
+            });
+        }
+        all.sort_by_key(|block| block.piece.offset);
+        all
+    }
+
+    /// It is durable: it is clean, unless it has been changed since.
+    pub fn written(&mut self, dirty: &DirtyBlock) {
+        if let Some(block) = self.blocks.get_mut(&dirty.index)
+            && block.version == dirty.version
+        {
+            block.dirty = None;
+        }
+    }
+
+    /// Entries of the table that are not on disk: their numbers, and the sectors of the table.
+    pub fn new_entries(&self) -> (Vec<usize>, Vec<Piece>) {
+        let per_sector = SECTOR / ENTRY_BYTES;
+        let sectors: BTreeSet<usize> = self.new.iter().map(|index| index / per_sector).collect();
+        let pieces = sectors.into_iter().map(|sector| {
+            let entries = sector * per_sector..(sector + 1) * per_sector;
+            let entries = entries.map(|index| self.table.get(index).copied().unwrap_or(0));
+            Piece {
+                offset: HostOffset(self.table_at.0 + (sector * SECTOR) as u64),
+                bytes: entries.flat_map(u64::to_be_bytes).collect(),
+            }
+        });
+        (self.new.iter().copied().collect(), pieces.collect())
+    }
+
+    /// These entries are durable.
+    pub fn entries_written(&mut self, indexes: &[usize]) {
+        for index in indexes {
+            self.new.remove(index);
+        }
+    }
+
+    /// A longer table, behind all that the one there is can count. None: it would be longer than one may be.
+    pub fn growth(&self) -> Option<Growth> {
+        let geometry = &self.geometry;
+        let per_cluster = geometry.cluster_bytes() / ENTRY_BYTES;
+        let per_block = geometry.refcounts_per_block() as u64;
+        let first = self.table.len() as u64 * per_block;
+        let mut blocks = 1;
+        let mut entries = self.table.len() * 2;
+        let clusters = loop {
+            entries = entries
+                .max(self.table.len() + blocks)
+                .next_multiple_of(per_cluster);
+            let clusters = (blocks + entries / per_cluster) as u64;
+            let needed = usize::try_from(clusters.div_ceil(per_block)).ok()?;
+            if needed <= blocks {
+                break clusters;
+            }
+            blocks = needed;
+        };
+        let end = first
+            .checked_add(clusters)?
+            .checked_mul(geometry.cluster_size())?;
+        let bytes = (entries * ENTRY_BYTES) as u64;
+        if bytes > refcount::TABLE_BYTES_MAX || end > crate::format::geometry::HOST_OFFSET_END {
+            return None;
+        }
+        let mut table = self.table.clone();
+        table.resize(entries, 0);
+        let mut all = Vec::new();
+        for number in 0..blocks as u64 {
+            let index = self.table.len() + usize::try_from(number).ok()?;
+            let mut block = vec![0; geometry.cluster_bytes()].into_boxed_slice();
+            let counted =
+                (number * per_block).min(clusters)..((number + 1) * per_block).min(clusters);
+            for cluster in counted {
+                let within = usize::try_from(cluster % per_block).ok()?;
+                refcount::set(&mut block, within, geometry.refcount_order(), 1);
+            }
+            *table.get_mut(index)? = (first + number) << geometry.cluster_bits();
+            all.push((index, block));
+        }
+        Some(Growth {
+            first,
+            blocks: all,
+            table,
+        })
+    }
+
+    /// The clusters of the table.
+    pub fn table_clusters(&self) -> Range<u64> {
+        let first = self.geometry.cluster_of(self.table_at).0;
+        let bytes = (self.table.len() * ENTRY_BYTES) as u64;
+        first..first + self.geometry.clusters_for(bytes)
+    }
+
+    /// Whether all entries of the table are on disk.
+    pub fn is_table_clean(&self) -> bool {
+        self.new.is_empty()
+    }
+
+    /// The longer table is the table now, on disk.
+    pub fn grown(&mut self, growth: Growth) {
+        self.table_at = growth.table_at(&self.geometry);
+        let mut table = growth.table;
+        for (new, now) in table.iter_mut().zip(&self.table) {
+            *new = *now;
+        }
+        self.table = table;
+        for (index, bytes) in growth.blocks {
+            self.insert(index, bytes);
+        }
+    }
+}
+
+impl Growth {
+    /// Where the new table is.
+    pub fn table_at(&self, geometry: &Geometry) -> HostOffset {
+        HostOffset((self.first + self.blocks.len() as u64) << geometry.cluster_bits())
+    }
+
+    /// How many clusters that has.
+    pub fn table_clusters(&self, geometry: &Geometry) -> u32 {
+        let clusters = (self.table.len() * ENTRY_BYTES).div_ceil(geometry.cluster_bytes());
+        u32::try_from(clusters).unwrap_or(u32::MAX)
+    }
+
+    /// The clusters of all that is new.
+    pub fn clusters(&self, geometry: &Geometry) -> Range<u64> {
+        let all = self.blocks.len() as u64 + u64::from(self.table_clusters(geometry));
+        self.first..self.first + all
+    }
+
+    /// All that is new, as one piece. Of entries of the former table those that were not on disk are among it.
+    pub fn bytes(&self, geometry: &Geometry) -> Piece {
+        let mut bytes: Vec<u8> = Vec::new();
+        for (_, block) in &self.blocks {
+            bytes.extend_from_slice(block);
+        }
+        bytes.extend(self.table.iter().flat_map(|entry| entry.to_be_bytes()));
+        Piece {
+            offset: HostOffset(self.first << geometry.cluster_bits()),
+            bytes,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CLUSTER: usize = 512;
+
+    /// Clusters of 512 bytes and counts of 64 bits: 64 in a block, as many blocks in a cluster of the table.
+    fn geometry() -> Geometry {
+        Geometry::new(9, 6, false).expect("one that may be")
+    }
+
+    /// One block, at cluster 1, which counts `used` clusters from the first on; the table is cluster 2.
+    fn counts(used: u64) -> Refcounts {
+        let mut table = vec![0; CLUSTER];
+        table[..8].copy_from_slice(&(CLUSTER as u64).to_be_bytes());
+        let at = HostOffset(2 * CLUSTER as u64);
+        let mut counts = Refcounts::new(geometry(), at, &table, 2);
+        let mut block = vec![0; CLUSTER];
+        for cluster in 0..used {
+            refcount::set(&mut block, usize::try_from(cluster).expect("small"), 6, 1);
+        }
+        counts.loaded(0, block.into(), 0);
+        counts
+    }
+
+    fn search(counts: &mut Refcounts, clusters: u64, whole: bool) -> Search {
+        counts.search(&mut Wanted::new(clusters, whole))
+    }
+
+    fn take(counts: &mut Refcounts, run: Range<u64>) {
+        let mut wanted = Wanted::new(run.end - run.start, false);
+        assert_eq!(counts.search(&mut wanted), Search::Found(run.clone()));
+        counts.take(&run, &wanted);
+    }
+
+    #[test]
+    fn the_first_that_is_free_and_not_held() {
+        let mut counts = counts(5);
+        take(&mut counts, 5..8);
+        assert_eq!(counts.lower(HostCluster(3)), Some(0));
+        // It may still be read.
+        assert_eq!(search(&mut counts, 1, false), Search::Found(8..9));
+        counts.release(HostCluster(3));
+        assert_eq!(
+            search(&mut counts, 4, false),
+            Search::Found(3..4),
+            "as many as there are"
+        );
+        assert_eq!(
+            search(&mut counts, 4, true),
+            Search::Found(8..12),
+            "one after the other"
+        );
+        let mut wanted = Wanted::new(4, true);
+        assert_eq!(counts.search(&mut wanted), Search::Found(8..12));
+        counts.take(&(8..12), &wanted);
+        counts.give_back(&(9..10));
+        assert_eq!(search(&mut counts, 1, true), Search::Found(3..4));
+        assert_eq!(counts.count(HostCluster(9)), Some(0));
+        assert_eq!(counts.lower(HostCluster(9)), None, "nobody has it");
+    }
+
+    #[test]
+    fn a_new_block_counts_itself_and_is_written_before_the_table() {
+        let mut counts = counts(63);
+        assert_eq!(search(&mut counts, 4, false), Search::Found(63..64));
+        take(&mut counts, 63..64);
+        assert!(counts.is_table_clean() && !counts.has_block(1));
+        assert_eq!(search(&mut counts, 4, false), Search::Make(1, 64));
+        counts.make_block(1, 64);
+        assert_eq!(search(&mut counts, 4, false), Search::Found(65..69));
+        assert_eq!(counts.count(HostCluster(64)), Some(1));
+        let dirty = counts.dirty_blocks();
+        let places: Vec<_> = dirty.iter().map(|block| block.piece.offset.0).collect();
+        assert_eq!(places, [512, 64 * 512]);
+        let (entries, pieces) = counts.new_entries();
+        assert_eq!((entries.as_slice(), pieces.len()), (&[1][..], 1));
+        assert_eq!(pieces[0].offset, HostOffset(1024));
+        assert_eq!(pieces[0].bytes[8..16], (64u64 * 512).to_be_bytes());
+        counts.entries_written(&entries);
+        assert!(counts.is_table_clean() && counts.is_dirty());
+        // What has been changed since is dirty still.
+        take(&mut counts, 65..66);
+        dirty.iter().for_each(|block| counts.written(block));
+        let left: Vec<_> = counts
+            .dirty_blocks()
+            .iter()
+            .map(|block| block.index)
+            .collect();
+        assert_eq!(left, [1]);
+    }
+
+    #[test]
+    fn a_longer_table_counts_itself() {
+        let mut counts = counts(64);
+        for index in 1..64usize {
+            let first = index as u64 * 64;
+            assert_eq!(search(&mut counts, 1, false), Search::Make(index, first));
+            counts.make_block(index, first);
+            take(&mut counts, first + 1..first + 2);
+            let rest = first + 2..first + 64;
+            take(&mut counts, rest);
+        }
+        assert_eq!(search(&mut counts, 1, false), Search::Full);
+        let growth = counts.growth().expect("there is room for a longer one");
+        let geometry = geometry();
+        let clusters = growth.clusters(&geometry);
+        assert_eq!(
+            clusters,
+            4096..4096 + 3,
+            "a block and two clusters of the table"
+        );
+        assert_eq!(growth.table_at(&geometry), HostOffset(4097 * 512));
+        assert_eq!(growth.bytes(&geometry).bytes.len(), 3 * CLUSTER);
+        counts.grown(growth);
+        for cluster in clusters {
+            assert_eq!(counts.count(HostCluster(cluster)), Some(1), "{cluster}");
+        }
+        assert_eq!(search(&mut counts, 2, false), Search::Found(4099..4101));
+        assert_eq!(counts.table_clusters(), 4097..4099);
+    }
+
+    #[test]
+    fn what_is_clean_makes_room_and_what_is_dirty_stays() {
+        let mut counts = counts(3);
+        take(&mut counts, 3..4);
+        for index in 5..9 {
+            counts.table[index] = 512 * 100;
+            let evicted = counts.evicted();
+            assert!(counts.loaded(index, vec![0; CLUSTER].into(), evicted));
+        }
+        assert!(counts.blocks.contains_key(&0), "it is not on disk");
+        assert_eq!(counts.blocks.len(), 2);
+        assert_eq!(
+            counts.count(HostCluster(5 * 64)),
+            None,
+            "it has to be read again"
+        );
+    }
+
+    /// The search for free clusters began anew after each block that was read, so that more full blocks than are kept in
+    /// memory were read in turn for ever: with clusters of 64 KiB from 8 GiB on.
+    #[test]
+    fn more_full_blocks_than_are_kept() {
+        for whole in [false, true] {
+            let mut counts = counts(64);
+            for index in 1..9 {
+                counts.table[index] = 512 * 100;
+            }
+            let mut wanted = Wanted::new(2, whole);
+            let mut read = Vec::new();
+            let found = loop {
+                match counts.search(&mut wanted) {
+                    Search::Load(index) => {
+                        read.push(index);
+                        assert!(read.len() < 20, "for ever: {read:?}");
+                        let mut block = vec![0xff; CLUSTER];
+                        if index == 5 {
+                            // One alone.
+                            block[80..88].fill(0);
+                        }
+                        if index == 7 {
+                            block[16..40].fill(0);
+                        }
+                        let evicted = counts.evicted();
+                        assert!(counts.loaded(index, block.into(), evicted));
+                    }
+                    found => break found,
+                }
+            };
+            let (last, place) = if whole {
+                (7, 7 * 64 + 2..7 * 64 + 4)
+            } else {
+                (5, 330..331)
+            };
+            assert_eq!(found, Search::Found(place.clone()));
+            assert_eq!(read, (1..=last).collect::<Vec<_>>());
+            counts.take(&place, &wanted);
+            let next = counts.search(&mut Wanted::new(1, false));
+            assert!(
+                matches!(
+                    (whole, next),
+                    (true, Search::Load(5)) | (false, Search::Load(6))
+                ),
+                "the one that was passed over is not forgotten"
+            );
+        }
+    }
+
+    /// A block was made in the first of its clusters, so that no run was longer than what a block counts.
+    #[test]
+    fn a_run_is_longer_than_a_block_counts() {
+        let mut counts = counts(10);
+        let mut wanted = Wanted::new(150, true);
+        let mut made = Vec::new();
+        let found = loop {
+            match counts.search(&mut wanted) {
+                Search::Make(index, cluster) => {
+                    counts.make_block(index, cluster);
+                    made.push((index, cluster));
+                }
+                found => break found,
+            }
+        };
+        assert_eq!(made, [(1, 10), (2, 11)]);
+        assert_eq!(found, Search::Found(12..162));
+        counts.take(&(12..162), &wanted);
+        assert_eq!(counts.count(HostCluster(161)), Some(1));
+    }
+
+    /// What was read before others had changed the block, written it and let it go took the place of what they had written.
+    #[test]
+    fn what_was_read_too_early_is_read_again() {
+        let mut counts = counts(64);
+        for index in 1..9 {
+            counts.table[index] = 512 * 100;
+        }
+        let early = counts.evicted();
+        for index in [1, 2, 3] {
+            let evicted = counts.evicted();
+            assert!(counts.loaded(index, vec![0xff; CLUSTER].into(), evicted));
+        }
+        assert!(!counts.blocks.contains_key(&1));
+        assert!(!counts.loaded(1, vec![0; CLUSTER].into(), early));
+        assert!(
+            counts.loaded(3, vec![0; CLUSTER].into(), early),
+            "it is there"
+        );
+        assert_eq!(counts.count(HostCluster(3 * 64)), Some(u64::MAX));
+    }
+}

@@ -1,0 +1,176 @@
+//! Another length of the disk. The header is switched by one write; what lies behind the new end is let go after that, or at
+//! the latest before the disk becomes longer again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use block::range_lock::Mode;
+use block::{BlockError, Result};
+
+use super::alloc;
+use super::base::Base;
+use super::entry::Clear;
+use super::overlap::Metadata;
+use super::prepare::prepare;
+use super::refcounts::Piece;
+use super::rounds;
+use super::state::State;
+use super::switch;
+use super::writer::put;
+use super::zero;
+use crate::format::l1;
+use crate::format::{Geometry, HostOffset};
+
+/// What lengths of disks are multiples of, in bytes.
+const SECTOR: u64 = 512;
+
+/// Whether a disk can be `length` bytes long.
+///
+/// # Errors
+/// EINVAL, EFBIG: it cannot.
+pub fn check(geometry: &Geometry, length: u64) -> Result<()> {
+    if !length.is_multiple_of(SECTOR) {
+        let text = format!("The new size must be a multiple of {SECTOR}");
+        return Err(BlockError::new(libc::EINVAL, text));
+    }
+    let bytes = geometry
+        .l1_entries_for(length)
+        .saturating_mul(l1::ENTRY_BYTES as u64);
+    if i64::try_from(length).is_err() || bytes > l1::TABLE_BYTES_MAX {
+        let most = l1::TABLE_BYTES_MAX / l1::ENTRY_BYTES as u64 * geometry.l2_coverage();
+        let text = format!(
+            "The image size is too large: with clusters of {} bytes it is {most} bytes at most",
+            geometry.cluster_size()
+        );
+        return Err(BlockError::new(libc::EFBIG, text));
+    }
+    Ok(())
+}
+
+/// Makes the disk `length` bytes long. Nothing is in flight.
+///
+/// # Errors
+/// The storage's; the length is what it was then.
+pub async fn resize(base: &Base, state: &State, length: u64) -> Result<State> {
+    check(&state.rules.geometry, length)?;
+    prepare(base, state).await?;
+    match length >= state.length {
+        true => longer(base, state, length).await,
+        false => shorter(base, state, length).await,
+    }
+}
+
+fn up(state: &State, length: u64) -> u64 {
+    length.next_multiple_of(state.rules.geometry.cluster_size())
+}
+
+async fn longer(base: &Base, state: &State, length: u64) -> Result<State> {
+    // What is there has never been the guest's, or is not any more.
+    let behind = state.length..up(state, state.length);
+    zero::range(base, state, behind.clone(), Clear::Keep, false).await?;
+    let rest = behind.end..up(state, length).max(behind.end);
+    zero::range(base, state, rest, Clear::Forget, true).await?;
+    rounds::write_back(base, state).await?;
+    let mut new = state.clone();
+    new.length = length;
+    new.header.size = length;
+    let needed = state.rules.geometry.l1_entries_for(length);
+    if needed <= state.l1.len() as u64 {
+        switch_size(base, state, length).await?;
+        return Ok(new);
+    }
+    move_l1(base, state, &mut new, needed).await?;
+    finish(base, &new).await;
+    Ok(new)
+}
+
+async fn switch_size(base: &Base, state: &State, length: u64) -> Result<()> {
+    let writer = &*state.writer;
+    let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    switch::settle(base, state, writer.accepted()).await?;
+    let sector = writer.tables().sector.clone().with_size(length);
+    switch::switch(base, state, sector, Vec::new).await
+}
+
+/// Writes an L1 table of `needed` entries at least, and switches to it and to the new length.
+async fn move_l1(base: &Base, state: &State, new: &mut State, needed: u64) -> Result<()> {
+    let geometry = &state.rules.geometry;
+    let writer = &*state.writer;
+    let clusters = geometry.clusters_for(needed * l1::ENTRY_BYTES as u64);
+    let room = alloc::allocate(base, state, clusters, true).await?;
+    let mut entries: Vec<u64> = state
+        .l1
+        .iter()
+        .map(|entry| entry.load(Ordering::Acquire))
+        .collect();
+    entries.resize(usize::try_from(needed).unwrap_or(usize::MAX), 0);
+    let mut bytes: Vec<u8> = entries
+        .iter()
+        .flat_map(|entry| entry.to_be_bytes())
+        .collect();
+    bytes.resize(bytes.len().next_multiple_of(geometry.cluster_bytes()), 0);
+    let offset = room.offset();
+    put(base, &Piece { offset, bytes }).await?;
+    // The table is durable with what counts it.
+    rounds::write_back(base, state).await?;
+    new.header.l1_offset = offset;
+    new.header.l1_entries = u32::try_from(needed).unwrap_or(u32::MAX);
+    new.l1 = entries
+        .into_iter()
+        .map(AtomicU64::new)
+        .collect::<Arc<[_]>>();
+    let turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    switch::settle(base, state, writer.accepted()).await?;
+    let sector = writer.tables().sector.clone();
+    let sector = sector
+        .with_size(new.length)
+        .with_l1(offset, new.header.l1_entries);
+    let mut room = Some(room);
+    let doubtful = || {
+        room.take()
+            .map(alloc::Allocated::doubtful)
+            .unwrap_or_default()
+    };
+    switch::switch(base, state, sector, doubtful).await?;
+    drop(turn);
+    if let Some(room) = room {
+        room.linked();
+    }
+    let run = |at: HostOffset, entries: u64| {
+        let first = geometry.cluster_of(at).0;
+        first..first + geometry.clusters_for(entries * l1::ENTRY_BYTES as u64)
+    };
+    let mut tables = writer.change();
+    let former = run(state.header.l1_offset, u64::from(state.header.l1_entries));
+    tables.add_metadata(run(offset, needed), Metadata::ActiveL1);
+    tables.remove_metadata(former.clone());
+    tables.unlinked.extend(alloc::other(former));
+    Ok(())
+}
+
+async fn shorter(base: &Base, state: &State, length: u64) -> Result<State> {
+    rounds::write_back(base, state).await?;
+    switch_size(base, state, length).await?;
+    let mut new = state.clone();
+    new.length = length;
+    new.header.size = length;
+    let behind = up(state, length)..up(state, state.length);
+    if let Err(error) = zero::range(base, &new, behind, Clear::Forget, true).await {
+        tracing::warn!(
+            "node '{}': what was behind the new end still takes space: {error}",
+            base.name
+        );
+    }
+    finish(base, &new).await;
+    Ok(new)
+}
+
+/// The length is what it was to be: what else there is to do can be done later.
+async fn finish(base: &Base, state: &State) {
+    if let Err(error) = rounds::write_back(base, state).await {
+        tracing::warn!(
+            "node '{}': tables could not be written after the change of its length: {error}",
+            base.name
+        );
+    }
+}

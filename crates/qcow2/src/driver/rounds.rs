@@ -1,0 +1,253 @@
+//! Writing tables: rounds, each of which brings to disk what the tables were when it began, in the order in which nothing can
+//! be lost, and lets go what nothing points to any more.
+//!
+//! 1. Refcount blocks are written, and all is flushed: the data, copies and padding of everything that is linked in memory,
+//!    and what counts it. What was counted down is so on disk now.
+//! 2. Entries of the refcount table that point to new blocks are written and flushed.
+//! 3. L2 and L1 entries are written and flushed. What was unlinked is so on disk now, and is counted down in memory, for the next
+//!    round.
+//! 4. What was counted down before is discarded below, if nobody can be using it any more, and is free.
+//!
+//! Whatever fails, all is as dirty as it was: a table is clean after a flush that began after its write, and succeeded.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use block::range_lock::Mode;
+use block::{Io, Result};
+use futures_util::future::join_all;
+
+use super::base::Base;
+use super::cache::Slice;
+use super::counted;
+use super::refcounts::{DirtyBlock, Piece};
+use super::state::State;
+use super::switch::settle;
+use super::tables::{Freed, Why};
+use super::writer::{Writer, put, sync};
+
+/// How many writes are under way at once.
+const AT_ONCE: usize = 32;
+/// Most rounds that are made for one call: what is unlinked is counted down in the next, and free after it.
+const ROUNDS_MAX: usize = 4;
+
+/// What a round writes. Dropped before it is done, all of it is as dirty as before.
+struct Job<'a> {
+    writer: &'a Writer,
+    blocks: Vec<DirtyBlock>,
+    entries: (Vec<usize>, Vec<Piece>),
+    slices: Vec<Arc<Slice>>,
+    l1: Vec<(usize, Piece)>,
+    unlinked: Vec<Freed>,
+    lowered: Vec<Freed>,
+}
+
+impl<'a> Job<'a> {
+    fn take(state: &'a State) -> Self {
+        let writer = &*state.writer;
+        let mut tables = writer.tables();
+        Self {
+            writer,
+            blocks: tables.refcounts.dirty_blocks(),
+            entries: tables.refcounts.new_entries(),
+            slices: tables.dirty_all(),
+            l1: tables.take_l1(state.header.l1_offset, |index| state.l1_entry(index)),
+            unlinked: std::mem::take(&mut tables.unlinked),
+            lowered: std::mem::take(&mut tables.lowered),
+        }
+    }
+
+    /// All of it is durable.
+    fn done(mut self, epoch: u64) -> Vec<Freed> {
+        let mut tables = self.writer.tables();
+        for block in &self.blocks {
+            tables.refcounts.written(block);
+        }
+        tables.refcounts.entries_written(&self.entries.0);
+        tables.written(&self.slices);
+        self.l1.clear();
+        let leaving = self.lowered.drain(..).map(|freed| (epoch, freed));
+        tables.leaving.extend(leaving);
+        drop(tables);
+        std::mem::take(&mut self.unlinked)
+    }
+}
+
+impl Drop for Job<'_> {
+    fn drop(&mut self) {
+        let mut tables = self.writer.tables();
+        tables.l1_failed(&self.l1);
+        tables.unlinked.append(&mut self.unlinked);
+        tables.lowered.append(&mut self.lowered);
+    }
+}
+
+/// A flush: what has been acknowledged until now is durable afterwards.
+///
+/// # Errors
+/// The storage's.
+pub async fn flush(base: &Base, state: &State, losses_accepted: u32) -> Result<()> {
+    let writer = &state.writer;
+    writer.accept(losses_accepted);
+    let before = writer.begun.load(Ordering::SeqCst);
+    let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    // One that others have made meanwhile is good enough, if it has accepted no loss that this one has not.
+    if writer.has_succeeded_since(before, losses_accepted) {
+        return Ok(());
+    }
+    round(base, state, losses_accepted).await
+}
+
+/// Rounds until all is on disk, and what can be is free.
+///
+/// # Errors
+/// The storage's.
+pub async fn write_back(base: &Base, state: &State) -> Result<()> {
+    let writer = &state.writer;
+    let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    for _ in 0..ROUNDS_MAX {
+        round(base, state, writer.accepted()).await?;
+        if !writer.is_unclean() {
+            break;
+        }
+    }
+    Ok(())
+}
+
+/// There are more changes than can be remembered: one round.
+///
+/// # Errors
+/// The storage's.
+pub async fn make_room(base: &Base, state: &State) -> Result<()> {
+    let writer = &state.writer;
+    let before = writer.begun.load(Ordering::SeqCst);
+    let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    if writer.has_succeeded_since(before, u32::MAX) {
+        return Ok(());
+    }
+    round(base, state, writer.accepted()).await
+}
+
+/// One round. Whoever calls it has its turn.
+async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
+    let writer = &state.writer;
+    settle(base, state, accepted).await?;
+    let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
+    let job = Job::take(state);
+    put_all(base, job.blocks.iter().map(|block| &block.piece)).await?;
+    sync(base, accepted).await?;
+    if !job.entries.1.is_empty() {
+        put_all(base, job.entries.1.iter()).await?;
+        sync(base, accepted).await?;
+    }
+    if !(job.slices.is_empty() && job.l1.is_empty()) {
+        put_slices(base, &job.slices).await?;
+        put_all(base, job.l1.iter().map(|(_, piece)| piece)).await?;
+        sync(base, accepted).await?;
+    }
+    let unlinked = job.done(writer.epochs.now());
+    writer.round_succeeded(number, accepted);
+    count_down(base, state, unlinked).await;
+    let_go(base, state).await;
+    writer.look(&writer.tables());
+    Ok(())
+}
+
+async fn put_all<'a>(base: &Base, pieces: impl Iterator<Item = &'a Piece>) -> Result<()> {
+    let pieces: Vec<_> = pieces.collect();
+    for some in pieces.chunks(AT_ONCE) {
+        let writes = some.iter().map(|piece| put(base, piece));
+        // All are waited for: nothing may be under way when this ends.
+        join_all(writes).await.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
+async fn put_slices(base: &Base, slices: &[Arc<Slice>]) -> Result<()> {
+    for some in slices.chunks(AT_ONCE) {
+        let writes = some.iter().map(async |slice| {
+            let mut buffer = block::OwnedBuffer::new(slice.bytes.len())?;
+            buffer.copy_from_slice(&slice.bytes);
+            let io = Io::write(slice.offset.0, buffer.lend());
+            base.file.submit(io).await
+        });
+        join_all(writes).await.into_iter().collect::<Result<()>>()?;
+    }
+    Ok(())
+}
+
+/// Nothing on disk points to these any more.
+async fn count_down(base: &Base, state: &State, unlinked: Vec<Freed>) {
+    for (number, freed) in unlinked.iter().enumerate() {
+        let lowered = counted::lower(base, state, freed.cluster).await;
+        let mut tables = state.writer.change();
+        match lowered {
+            Ok(Some(0)) => tables.lowered.push(*freed),
+            Ok(Some(_)) => {}
+            Ok(None) => tracing::warn!(
+                "node '{}': {} was used, and not counted: qemu-img check -r all repairs the image",
+                base.name,
+                freed.cluster
+            ),
+            Err(error) => {
+                // They are counted for nothing until it can be read: the next round tries again.
+                tracing::warn!(
+                    "node '{}': {} clusters cannot be freed yet: {error}",
+                    base.name,
+                    unlinked.len() - number
+                );
+                let rest = unlinked.iter().skip(number).copied();
+                tables.unlinked.extend(rest);
+                return;
+            }
+        }
+    }
+}
+
+/// Clusters that are about to be free. Dropped before they are, they wait on.
+struct Gone<'a> {
+    writer: &'a Writer,
+    clusters: Vec<(u64, Freed)>,
+}
+
+impl Drop for Gone<'_> {
+    fn drop(&mut self) {
+        self.writer.tables().leaving.append(&mut self.clusters);
+    }
+}
+
+/// Discards what nobody uses any more, and then it is free.
+async fn let_go(base: &Base, state: &State) {
+    let writer = &*state.writer;
+    let mut gone = {
+        let ended = |(epoch, _): &mut (u64, Freed)| writer.epochs.has_ended(*epoch);
+        let mut clusters: Vec<_> = writer.tables().leaving.extract_if(.., ended).collect();
+        clusters.sort_by_key(|(_, freed)| freed.cluster);
+        Gone { writer, clusters }
+    };
+    let passed = |why: Why| match why {
+        Why::Request => base.discards.request,
+        Why::Other => base.discards.other,
+    };
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for (_, freed) in gone.clusters.iter().filter(|(_, freed)| passed(freed.why)) {
+        let at = freed.cluster.0;
+        match runs.last_mut() {
+            Some((first, count)) if *first + *count == at => *count += 1,
+            _ => runs.push((at, 1)),
+        }
+    }
+    let size = state.rules.geometry.cluster_size();
+    for some in runs.chunks(AT_ONCE) {
+        let discards = some.iter().map(|(first, count)| {
+            let io = Io::discard(first * size, count * size);
+            base.file.submit(io)
+        });
+        // Where that fails the space cannot be given back, and it is used again as it is.
+        let _ended = join_all(discards).await;
+    }
+    let mut tables = writer.tables();
+    for (_, freed) in gone.clusters.drain(..) {
+        tables.refcounts.release(freed.cluster);
+    }
+}

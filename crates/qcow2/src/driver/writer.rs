@@ -1,0 +1,155 @@
+//! What it takes to change an image: the tables in memory, and who has to wait for whom.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use block::range_lock::RangeLock;
+use block::{Io, Result};
+use parking_lot::{Mutex, MutexGuard};
+
+use super::base::Base;
+use super::epoch::Epochs;
+use super::refcounts::Piece;
+use super::tables::Tables;
+
+/// See the [module](self).
+#[derive(Debug)]
+pub struct Writer {
+    tables: Mutex<Tables>,
+    /// Who uses what is allocated.
+    pub epochs: Epochs,
+    /// Guest clusters whose entries somebody is about to change.
+    pub clusters: RangeLock,
+    /// One makes tables at a time.
+    pub making: RangeLock,
+    /// One makes the refcount table longer at a time.
+    pub growing: RangeLock,
+    /// One writes tables at a time.
+    pub rounds: RangeLock,
+    /// Rounds that have begun.
+    pub begun: AtomicU64,
+    /// The last one that has succeeded.
+    succeeded: AtomicU64,
+    /// The losses that it has accepted.
+    succeeded_with: AtomicU32,
+    /// Something is not on disk; set before anybody can see the change.
+    unclean: AtomicBool,
+    /// The header says what it has to say of an image that is written.
+    prepared: AtomicBool,
+    /// The image turned out to be corrupt.
+    broken: AtomicBool,
+    /// Losses up to this number have been accepted by somebody.
+    accepted: AtomicU32,
+}
+
+impl Writer {
+    pub fn new(tables: Tables, prepared: bool) -> Self {
+        Self {
+            tables: Mutex::new(tables),
+            epochs: Epochs::default(),
+            clusters: RangeLock::default(),
+            making: RangeLock::default(),
+            growing: RangeLock::default(),
+            rounds: RangeLock::default(),
+            begun: AtomicU64::new(0),
+            succeeded: AtomicU64::new(0),
+            succeeded_with: AtomicU32::new(0),
+            unclean: AtomicBool::new(false),
+            prepared: AtomicBool::new(prepared),
+            broken: AtomicBool::new(false),
+            accepted: AtomicU32::new(0),
+        }
+    }
+
+    /// The tables, to be looked at.
+    pub fn tables(&self) -> MutexGuard<'_, Tables> {
+        self.tables.lock()
+    }
+
+    /// The tables, to be changed: what is changed is not on disk.
+    pub fn change(&self) -> MutexGuard<'_, Tables> {
+        let tables = self.tables.lock();
+        self.unclean.store(true, Ordering::SeqCst);
+        tables
+    }
+
+    /// Whether something is not on disk that a flush has to write.
+    #[inline]
+    pub fn is_unclean(&self) -> bool {
+        self.unclean.load(Ordering::SeqCst)
+    }
+
+    /// Looks whether all is on disk now.
+    pub fn look(&self, tables: &Tables) {
+        if tables.is_clean() {
+            self.unclean.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// Whether the image may be written in place, as far as the header goes.
+    #[inline]
+    pub fn is_prepared(&self) -> bool {
+        self.prepared.load(Ordering::Acquire)
+    }
+
+    /// It may be, or may not be any more.
+    pub fn set_prepared(&self, prepared: bool) {
+        self.prepared.store(prepared, Ordering::Release);
+    }
+
+    /// Whether the image must not be written any more.
+    pub fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::Acquire)
+    }
+
+    /// It must not. True the first time.
+    pub fn set_broken(&self) -> bool {
+        self.set_prepared(false);
+        !self.broken.swap(true, Ordering::AcqRel)
+    }
+
+    /// Whether a round has succeeded that began after `before` had been the last one to begin, and has accepted no loss beyond
+    /// that number. To be asked by whoever has the turn.
+    pub fn has_succeeded_since(&self, before: u64, losses: u32) -> bool {
+        self.succeeded.load(Ordering::SeqCst) > before
+            && self.succeeded_with.load(Ordering::SeqCst) <= losses
+    }
+
+    /// It has. To be said by whoever has the turn.
+    pub fn round_succeeded(&self, number: u64, losses: u32) {
+        self.succeeded_with.store(losses, Ordering::SeqCst);
+        self.succeeded.store(number, Ordering::SeqCst);
+    }
+
+    /// Somebody has accepted losses up to this number.
+    pub fn accept(&self, losses: u32) {
+        self.accepted.fetch_max(losses, Ordering::Relaxed);
+    }
+
+    /// What has been accepted by anybody: for what nobody has sent.
+    pub fn accepted(&self) -> u32 {
+        self.accepted.load(Ordering::Relaxed)
+    }
+}
+
+/// Writes bytes of a table.
+///
+/// # Errors
+/// The storage's.
+pub async fn put(base: &Base, piece: &Piece) -> Result<()> {
+    let mut buffer = block::OwnedBuffer::new(piece.bytes.len())?;
+    buffer.copy_from_slice(&piece.bytes);
+    let io = Io::write(piece.offset.0, buffer.lend());
+    base.file.submit(io).await
+}
+
+/// Makes durable all that has been written.
+///
+/// # Errors
+/// The storage's.
+pub async fn sync(base: &Base, accepted: u32) -> Result<()> {
+    let io = Io {
+        losses_accepted: accepted,
+        ..Io::flush()
+    };
+    base.file.submit(io).await
+}

@@ -1,0 +1,239 @@
+//! Zeroing and discarding: entries say it, where they can, and nothing is written.
+
+use block::range_lock::Mode;
+use block::{Io, OwnedBuffer, Result};
+
+use super::alloc;
+use super::base::Base;
+use super::corrupt;
+use super::entry::{self, Clear};
+use super::prepare::prepare;
+use super::rounds;
+use super::slices;
+use super::state::State;
+use super::tables::Why;
+use super::write;
+use crate::format::{Cluster, EntryError, GuestOffset, HostOffset, L2Entry};
+
+/// What is unlinked waits for a flush; so much does not wait for one that the guest sends.
+const WAITING_MAX: usize = 16384;
+
+/// Makes the bytes of `io` read as zeroes (`clear`), or, of a discard, those of them for which that costs nothing.
+///
+/// # Errors
+/// The storage's.
+pub async fn submit(
+    base: &Base,
+    state: &State,
+    io: Io<'_>,
+    clear: Clear,
+    discard: bool,
+) -> Result<()> {
+    prepare(base, state).await?;
+    range(base, state, io.offset..io.offset + io.bytes, clear, discard).await?;
+    if io.fua {
+        rounds::flush(base, state, io.losses_accepted).await?;
+    }
+    let waiting = state.writer.tables().unlinked.len();
+    if waiting > WAITING_MAX {
+        rounds::write_back(base, state).await?;
+    }
+    Ok(())
+}
+
+/// The same for bytes that may lie behind the end of the disk.
+///
+/// # Errors
+/// The storage's.
+pub async fn range(
+    base: &Base,
+    state: &State,
+    range: std::ops::Range<u64>,
+    clear: Clear,
+    discard: bool,
+) -> Result<()> {
+    let geometry = &state.rules.geometry;
+    let size = geometry.cluster_size();
+    let clusters = range.start / size..range.end.div_ceil(size);
+    let _held = state.writer.clusters.lock(clusters, Mode::Exclusive).await;
+    let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
+    let mut at = range.start;
+    while at < range.end {
+        let place = geometry.place(GuestOffset(at));
+        let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
+        if state.l1_entry(index).0 == 0 {
+            // Nothing is there, and nothing is behind it.
+            let coverage = geometry.l2_coverage();
+            at = (at / coverage + 1).saturating_mul(coverage);
+            continue;
+        }
+        let left = (entries - place.l2 % entries) as u64 * size - place.within;
+        let end = range.end.min(at.saturating_add(left));
+        slice(base, state, at..end, clear, discard).await?;
+        at = end;
+    }
+    Ok(())
+}
+
+/// Bytes of a cluster that are written as zeroes.
+enum Written {
+    /// Where they are stored.
+    Stored(HostOffset, u64),
+    /// From this byte of the guest on: their cluster cannot be written where it is.
+    Copied(u64, u64),
+}
+
+/// The same in one slice.
+async fn slice(
+    base: &Base,
+    state: &State,
+    range: std::ops::Range<u64>,
+    clear: Clear,
+    discard: bool,
+) -> Result<()> {
+    let geometry = &state.rules.geometry;
+    let place = geometry.place(GuestOffset(range.start));
+    let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
+    let table = alloc::own_table(base, state, index).await?;
+    let miss = state.slice_of(table, place.l2);
+    let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
+    let current = slices::sound(base, state, miss).await?;
+    let cleared = plan(state, &current.bytes, &range, clear, discard);
+    let plan = match cleared {
+        Ok(plan) => plan,
+        Err((entry, error)) => {
+            let entry = place.l2 / entries * entries + entry;
+            let what = format!("L2 table at {table}, entry {entry}: {error}");
+            return Err(corrupt::fatal(base, state, 0, &what).await);
+        }
+    };
+    for written in plan.written {
+        match written {
+            Written::Stored(host, bytes) => {
+                let cluster = geometry.cluster_of(host).0 * geometry.cluster_size();
+                let (guest, cluster) = (GuestOffset(range.start), HostOffset(cluster));
+                state.check_inside(base, guest, cluster, geometry.cluster_size())?;
+                let _token = state.writer.epochs.enter();
+                let io = Io::write_zeroes(host.0, bytes, clear != Clear::Keep);
+                base.file.submit(io).await?;
+            }
+            Written::Copied(guest, bytes) => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                let mut zeroes = OwnedBuffer::zeroed(bytes)?;
+                write::first(base, state, Io::write(guest, zeroes.lend())).await?;
+            }
+        }
+    }
+    if plan.entries.is_empty() {
+        return Ok(());
+    }
+    slices::change(base, state, miss, |bytes| {
+        let mut all = Vec::new();
+        for (number, before, after) in &plan.entries {
+            if let Some(entry) = L2Entry::encode(after, geometry) {
+                entry.write(bytes, *number, geometry);
+            }
+            all.extend(entry::unused(before, after, &state.rules, Why::Request));
+        }
+        Ok(all)
+    })
+    .await
+}
+
+#[derive(Default)]
+struct Plan {
+    /// Entries by their index into the slice: what they were, what they become.
+    entries: Vec<(usize, Cluster, Cluster)>,
+    written: Vec<Written>,
+}
+
+/// What has to be done. Pure.
+fn plan(
+    state: &State,
+    slice: &[u8],
+    range: &std::ops::Range<u64>,
+    clear: Clear,
+    discard: bool,
+) -> std::result::Result<Plan, (usize, EntryError)> {
+    let rules = &state.rules;
+    let geometry = &rules.geometry;
+    let (size, part) = (geometry.cluster_size(), geometry.subcluster_size());
+    let entries = slice.len() / geometry.l2_entry_bytes();
+    let mut plan = Plan::default();
+    let mut at = range.start;
+    while at < range.end {
+        let number = geometry.place(GuestOffset(at)).l2 % entries.max(1);
+        let start = at / size * size;
+        let end = range.end.min(start + size);
+        let (from, to) = (at - start, end - start);
+        at = end;
+        // Behind the end of the disk there is nothing to keep.
+        let to_end = end >= state.length && state.length > start;
+        let whole_to = if to_end { size } else { to };
+        let entry = L2Entry::read(slice, number, geometry).unwrap_or_default();
+        let before = entry.decode(rules).map_err(|error| (number, error))?;
+        let (first, last) = (from.next_multiple_of(part), whole_to / part * part);
+        let whole = from == 0 && whole_to == size;
+        let flagged = match before {
+            // There is no flag for it.
+            Cluster::Data { .. } if rules.version < 3 && clear == Clear::Keep => false,
+            // Those are copied first, if something is left of them.
+            Cluster::Compressed(_)
+            | Cluster::Subclusters {
+                host: Some(_),
+                copied: false,
+                ..
+            } => whole,
+            _ => first < last,
+        };
+        let flagged = flagged.then_some((first.min(last), last));
+        if let Some((first, last)) = flagged {
+            let mask = entry::subclusters_of(rules, first, last);
+            if let Some(after) = entry::cleared(&before, rules, clear, mask) {
+                plan.entries.push((number, before, after));
+            }
+        }
+        if discard {
+            continue;
+        }
+        let rests = match flagged {
+            None => [(from, to), (0, 0)],
+            Some((first, last)) => [(from, first), (last.min(to), to)],
+        };
+        for (from, to) in rests.into_iter().filter(|(from, to)| from < to) {
+            plan.written.extend(zeroed(&before, rules, start, from, to));
+        }
+    }
+    Ok(plan)
+}
+
+/// How bytes of a cluster become zeroes that are less than can be said by an entry: at most two parts of subclusters.
+fn zeroed(
+    before: &Cluster,
+    rules: &crate::format::l2::EntryRules,
+    start: u64,
+    from: u64,
+    to: u64,
+) -> Option<Written> {
+    let copied = Some(Written::Copied(start + from, to - from));
+    match *before {
+        Cluster::Unallocated | Cluster::Zero { .. } => None,
+        Cluster::Data { host, copied: true } => {
+            Some(Written::Stored(HostOffset(host.0 + from), to - from))
+        }
+        Cluster::Data { copied: false, .. } | Cluster::Compressed(_) => copied,
+        Cluster::Subclusters {
+            host,
+            copied: is_own,
+            allocated,
+            ..
+        } => {
+            let stored = allocated & entry::subclusters_of(rules, from, to) != 0;
+            match host.filter(|_| stored) {
+                None => None,
+                Some(host) if is_own => Some(Written::Stored(HostOffset(host.0 + from), to - from)),
+                Some(_) => copied,
+            }
+        }
+    }
+}
