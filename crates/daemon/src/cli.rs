@@ -99,7 +99,7 @@ impl Program {
     pub const fn name(self) -> &'static str {
         match self {
             Self::Daemon => PROGRAM,
-            Self::VhostUserBlk => super::vhost_user_program::NAME,
+            Self::VhostUserBlk => "standfast-vhost-user-blk",
         }
     }
 }

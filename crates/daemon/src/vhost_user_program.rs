@@ -14,7 +14,7 @@ use super::cli::{self, CommandLine, Exit, Opt, Program, Step};
 use super::getopt::{self, Word};
 
 /// What it is called in its messages.
-pub const NAME: &str = "standfast-vhost-user-blk";
+const NAME: &str = Program::VhostUserBlk.name();
 
 const USAGE: &str = "\
 standfast-vhost-user-blk (--socket-path=PATH | --fd=FDNUM) --blk-file=PATH [--read-only]
