@@ -33,6 +33,8 @@ struct Entry {
     forgotten: bool,
     /// A flush has covered it.
     durable: bool,
+    /// A flush has covered what came after it: no cut brings it back. A read that began before may still find it.
+    buried: bool,
 }
 
 /// What may be in one sector.
@@ -75,8 +77,9 @@ impl Sector {
     /// What was over before what is durable by now began is not found any more.
     fn durable(&mut self, covers: impl Fn(&Entry) -> bool) {
         if let Some(begun) = self.superseded(|one| !one.forgotten && covers(one)) {
-            self.entries
-                .retain(|one| one.kind == Kind::Open || one.ended > begun);
+            for one in &mut self.entries {
+                one.buried |= one.kind != Kind::Open && one.ended <= begun;
+            }
             let sure = self.entries.iter_mut().filter(|one| one.kind == Kind::Sure);
             for one in sure.filter(|one| !one.forgotten && covers(one)) {
                 // What is written anew, as a whole, is lost no more.
@@ -84,6 +87,13 @@ impl Sector {
                 one.durable = true;
             }
         }
+    }
+
+    /// What is buried, and found by none of the reads that there are, which began at `since` at the earliest.
+    fn forget(&mut self, since: usize) {
+        let begun = self.superseded(|one| one.ended <= since);
+        self.entries
+            .retain(|one| !one.buried || begun.is_none_or(|begun| one.ended > begun));
     }
 
     fn may(&self) -> String {
@@ -151,6 +161,7 @@ impl Model {
                 kind: Kind::Sure,
                 forgotten: false,
                 durable: true,
+                buried: false,
             })
         };
         Self {
@@ -191,6 +202,7 @@ impl Model {
                         kind: Kind::Open,
                         forgotten: false,
                         durable: false,
+                        buried: false,
                     },
                 );
             }
@@ -208,6 +220,7 @@ impl Model {
                     kind: Kind::Open,
                     forgotten: false,
                     durable: false,
+                    buried: false,
                 };
                 self.add(*to, from.saturating_sub(*to), zero);
                 if self.sectors.len() < index(*to) {
@@ -247,7 +260,8 @@ impl Model {
     fn loss_accepted(&mut self) {
         for cluster in self.sectors.chunks_mut(index(self.cluster)) {
             let mut lost = false;
-            for entry in cluster.iter_mut().flat_map(|sector| &mut sector.entries) {
+            let entries = cluster.iter_mut().flat_map(|sector| &mut sector.entries);
+            for entry in entries.filter(|entry| !entry.buried) {
                 entry.forgotten |= !entry.durable;
                 lost |= !entry.durable;
             }
@@ -274,8 +288,10 @@ impl Model {
         match request.ask {
             Ask::Flush if failed => {}
             Ask::Flush => {
+                let since = self.oldest_read(time);
                 for sector in &mut self.sectors {
                     sector.durable(|one| one.ended <= begun);
+                    sector.forget(since);
                 }
                 let last = self.lengths.iter().rposition(|&(_, since)| since <= begun);
                 self.lengths.drain(..last.unwrap_or(0));
@@ -303,6 +319,15 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// When the first one of the reads in flight has begun; now, if there is none.
+    fn oldest_read(&self, now: usize) -> usize {
+        let reads = self
+            .open
+            .values()
+            .filter(|(_, request, _)| request.ask == Ask::Read);
+        reads.map(|&(_, _, begun)| begun).min().unwrap_or(now)
     }
 
     /// What was read stays there, if nobody has changed it meanwhile.
@@ -343,6 +368,7 @@ impl Model {
                 kind: Kind::Sure,
                 forgotten,
                 durable: false,
+                buried: false,
             });
         }
         Ok(())
@@ -362,7 +388,8 @@ impl Model {
             });
         }
         self.compare(found, |sector, value| {
-            sector.lost || sector.entries.iter().any(|one| Some(one.value) == value)
+            let entries = sector.entries.iter().filter(|one| !one.buried);
+            sector.lost || entries.map(|one| one.value).any(|one| Some(one) == value)
         })
     }
 
@@ -496,6 +523,31 @@ mod tests {
         told.begin(8, Ask::Flush);
         told.end(8, false);
         assert_eq!(told.may(), (vec![2], vec![2]));
+    }
+
+    /// A flush that ended meanwhile has made such a read wrong.
+    #[test]
+    fn a_read_may_find_what_was_there_when_it_began() {
+        let mut told = told();
+        told.begin(1, Ask::Write);
+        told.begin(7, Ask::Read);
+        told.end(1, false);
+        told.begin(8, Ask::Flush);
+        told.end(8, false);
+        assert_eq!(told.may(), (vec![1], vec![1]));
+        told.event(&Guest::Ended {
+            id: 7,
+            failed: None,
+            seen: vec![Ok(Value::Zero)],
+        });
+        told.read(6, Value::Stamp(1));
+        told.begin(5, Ask::Read);
+        let late = Guest::Ended {
+            id: 5,
+            failed: None,
+            seen: vec![Ok(Value::Zero)],
+        };
+        assert!(told.0.apply(99, &late).is_err());
     }
 
     #[test]
