@@ -44,6 +44,7 @@ pub struct Planned {
     /// Number of blocks.
     pub count: usize,
     stamps: Vec<Content>,
+    began: u64,
 }
 
 /// What went wrong.
@@ -137,6 +138,16 @@ impl Checker {
         self.errors_allowed = allowed;
     }
 
+    /// What has not been flushed may be lost: whoever has the disk keeps it in its memory.
+    pub fn may_lose(&mut self) {
+        self.model.may_lose();
+    }
+
+    /// Whoever had the disk has died: what was acknowledged but not flushed is there or not. What is unfinished stays so.
+    pub fn lost(&mut self) {
+        self.model.lost();
+    }
+
     /// The pattern of the blocks.
     #[must_use]
     pub fn pattern(&self) -> Pattern {
@@ -191,6 +202,7 @@ impl Checker {
             first,
             count,
             stamps,
+            began: self.model.moment(),
         };
         self.unfinished.insert(number, planned.clone());
         Some(planned)
@@ -218,6 +230,7 @@ impl Checker {
             operation,
             first,
             count,
+            began,
             ..
         } = planned;
         if status != frontend::protocol::STATUS_OK {
@@ -243,7 +256,7 @@ impl Checker {
                     self.model.set(block, content);
                 }
             }
-            Operation::Flush => {}
+            Operation::Flush => self.model.flushed(began),
         }
         Ok(())
     }
@@ -473,6 +486,31 @@ mod tests {
         rig.checker.complete(write.number, 0, &[]).unwrap();
         assert!(rig.checker.plan(Operation::Write, 2, 1).is_some());
         assert!(rig.checker.plan(Operation::Write, 5, 3).is_some());
+    }
+
+    #[test]
+    fn what_is_not_flushed_may_be_lost() {
+        for flushes in [false, true] {
+            let mut rig = Rig::new();
+            rig.checker.may_lose();
+            let before = rig.disk.clone();
+            rig.write(3, 1);
+            let early = rig.plan(Operation::Flush, 0, 0);
+            rig.write(2, 1);
+            rig.read(0, 16).unwrap();
+            rig.checker.complete(early.number, 0, &[]).unwrap();
+            if flushes {
+                let flush = rig.plan(Operation::Flush, 0, 0);
+                rig.checker.complete(flush.number, 0, &[]).unwrap();
+            }
+            rig.checker.lost();
+            rig.disk[2 * 4096..3 * 4096].copy_from_slice(&before[2 * 4096..3 * 4096]);
+            assert_eq!(rig.read(2, 1).is_err(), flushes);
+            // That one was over when the first flush began.
+            rig.read(3, 1).unwrap();
+            rig.disk[3 * 4096..4 * 4096].fill(0);
+            assert!(rig.read(3, 1).is_err());
+        }
     }
 
     #[test]

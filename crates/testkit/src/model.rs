@@ -10,6 +10,8 @@ use crate::pattern::{Content, Pattern, PatternFault, SECTOR_BYTES, Stamp};
 struct Block {
     /// Never empty; the newest is the last.
     candidates: Vec<Content>,
+    /// What it had contained, and since when that has been over: it comes back when what was not flushed is lost.
+    former: Vec<(Content, u64)>,
     generation: u64,
 }
 
@@ -18,6 +20,10 @@ struct Block {
 pub struct Model {
     pattern: Pattern,
     blocks: Vec<Block>,
+    /// Whether what is not flushed may be lost; else nothing is kept of what had been.
+    loses: bool,
+    /// Goes on with whatever happens.
+    now: u64,
 }
 
 impl Model {
@@ -26,12 +32,59 @@ impl Model {
     pub fn new(pattern: Pattern, blocks: usize) -> Self {
         let zeroes = Block {
             candidates: vec![Content::Zeroes],
+            former: Vec::new(),
             generation: 0,
         };
         Self {
             pattern,
             blocks: vec![zeroes; blocks],
+            loses: false,
+            now: 0,
         }
+    }
+
+    /// From now on what has not been flushed may be lost ([`Self::lost`]).
+    pub fn may_lose(&mut self) {
+        self.loses = true;
+    }
+
+    /// The moment in which something begins.
+    pub fn moment(&mut self) -> u64 {
+        self.now += 1;
+        self.now
+    }
+
+    /// A flush has ended well that began at this moment: what was over by then does not come back.
+    pub fn flushed(&mut self, began: u64) {
+        for block in &mut self.blocks {
+            block.former.retain(|&(_, over)| over > began);
+        }
+    }
+
+    /// What was not flushed is lost, or is not.
+    pub fn lost(&mut self) {
+        for block in &mut self.blocks {
+            let mut all: Vec<_> = block.former.drain(..).map(|(content, _)| content).collect();
+            all.retain(|content| !block.candidates.contains(content));
+            all.append(&mut block.candidates);
+            block.candidates = all;
+        }
+    }
+
+    /// `block` has nothing but `content` now.
+    fn settle(&mut self, block: usize, content: Content) {
+        let now = self.moment();
+        let Block {
+            candidates, former, ..
+        } = &mut self.blocks[block];
+        if self.loses {
+            let over = candidates.iter().filter(|one| **one != content);
+            let over: Vec<_> = over.map(|&one| (one, now)).collect();
+            former.retain(|(one, _)| !over.iter().any(|(other, _)| other == one));
+            former.extend(over);
+        }
+        candidates.clear();
+        candidates.push(content);
     }
 
     /// Number of blocks.
@@ -79,9 +132,7 @@ impl Model {
     /// # Panics
     /// If there is no such block.
     pub fn set(&mut self, block: usize, content: Content) {
-        let candidates = &mut self.blocks[block].candidates;
-        candidates.clear();
-        candidates.push(content);
+        self.settle(block, content);
     }
 
     /// The block contains this now, or what it contained, or sectors of both.
@@ -108,8 +159,7 @@ impl Model {
         if let Ok(found) = pattern.identify(data, offset)
             && candidates.contains(&found)
         {
-            candidates.clear();
-            candidates.push(found);
+            self.settle(block, found);
             return Ok(());
         }
         let whole: Vec<_> = candidates
