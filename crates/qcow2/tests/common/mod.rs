@@ -2,12 +2,14 @@
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
+pub mod qemu_check;
+
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use block::{Buffers, Io, Joined, Node, NodeInfo, Result};
-use drivers::file::Medium;
+use block::{Access, Attachment, Buffers, Io, Joined, Node, NodeInfo, Permissions, Result};
+use drivers::file::{Discard, Medium};
 use drivers::{FileDriver, FileOptions, OpenError};
 use iothread::{Config, Engine, IoThread};
 use standfast_qcow2::{CacheSizes, Qcow2, Qcow2Options};
@@ -27,7 +29,7 @@ impl Bench {
         }
     }
 
-    /// Node `disk0` on `file0`.
+    /// Node `disk0` on `file0`, read-only.
     pub fn open(
         &self,
         path: &Path,
@@ -42,24 +44,68 @@ impl Bench {
         path: &Path,
         change: impl FnOnce(&mut Qcow2Options),
     ) -> std::result::Result<Arc<Node>, OpenError> {
-        let options = FileOptions {
-            node_name: "file0".into(),
-            path: Some(path.to_owned()),
-            filename: path.display().to_string(),
-            read_only: true,
-            ..FileOptions::default()
+        open(Medium::File, path, true, change)
+    }
+
+    /// The same for reading and writing.
+    pub fn open_writable(
+        &self,
+        medium: Medium,
+        path: &Path,
+        caches: CacheSizes,
+    ) -> std::result::Result<Arc<Node>, OpenError> {
+        let node = open(medium, path, false, |options| {
+            options.caches = caches;
+            options.discard = true;
+            options.discards.request = true;
+            options.discards.other = true;
+        })?;
+        for child in node.driver().children() {
+            child.set_access(Access {
+                held: Permissions::ALL,
+                shared: Permissions::ALL,
+            });
+        }
+        Ok(node)
+    }
+
+    /// All at once; how they have ended, in order.
+    pub fn run(&self, node: &Arc<Node>, requests: Vec<Request>) -> Vec<Result<()>> {
+        let node = Arc::clone(node);
+        let all = move || async move {
+            let _attached = Attachment::new(&node);
+            let tasks: Vec<_> = requests
+                .into_iter()
+                .map(|request| {
+                    let node = Arc::clone(&node);
+                    iothread::spawn_local(async move { request.perform(&node).await })
+                })
+                .collect();
+            let mut results = Vec::new();
+            for task in tasks {
+                results.push(task.await);
+            }
+            results
         };
-        let file = pollster::block_on(FileDriver::open(Medium::File, options))?;
-        let mut options = Qcow2Options {
-            info: NodeInfo {
-                read_only: true,
-                ..NodeInfo::default()
-            },
-            ..Qcow2Options::new("disk0", Node::new("file0", Box::new(file)))
+        let results = self.thread.handle().run_blocking(all);
+        results.expect("the iothread runs")
+    }
+
+    /// Writes back, and lets the image go.
+    pub fn close(&self, node: Arc<Node>) {
+        let last = Arc::clone(&node);
+        let write_back = move || async move {
+            let _attached = Attachment::new(&last);
+            last.write_back().await;
         };
-        change(&mut options);
-        let driver = pollster::block_on(Qcow2::open(options))?;
-        Ok(Node::new("disk0", Box::new(driver)))
+        let done = self.thread.handle().run_blocking(write_back);
+        done.expect("the iothread runs");
+        assert!(
+            node.left_unwritten().is_none(),
+            "{:?}",
+            node.left_unwritten()
+        );
+        drop(node);
     }
 
     /// Reads all there is.
@@ -88,6 +134,64 @@ impl Bench {
         };
         let results = self.thread.handle().run_blocking(all);
         results.expect("the iothread runs")
+    }
+}
+
+fn open(
+    medium: Medium,
+    path: &Path,
+    read_only: bool,
+    change: impl FnOnce(&mut Qcow2Options),
+) -> std::result::Result<Arc<Node>, OpenError> {
+    let options = FileOptions {
+        node_name: "file0".into(),
+        path: Some(path.to_owned()),
+        filename: path.display().to_string(),
+        read_only,
+        discard: Discard::Unmap,
+        ..FileOptions::default()
+    };
+    let file = pollster::block_on(FileDriver::open(medium, options))?;
+    let mut options = Qcow2Options {
+        info: NodeInfo {
+            read_only,
+            ..NodeInfo::default()
+        },
+        ..Qcow2Options::new("disk0", Node::new("file0", Box::new(file)))
+    };
+    change(&mut options);
+    let driver = pollster::block_on(Qcow2::open(options))?;
+    Ok(Node::new("disk0", Box::new(driver)))
+}
+
+/// What is done to a disk.
+#[derive(Clone, Debug)]
+pub enum Request {
+    Write { at: u64, data: Vec<u8> },
+    Zeroes { range: Range<u64>, unmap: bool },
+    Discard { range: Range<u64> },
+    Flush,
+}
+
+impl Request {
+    async fn perform(self, node: &Node) -> Result<()> {
+        let bytes = |range: &Range<u64>| range.end - range.start;
+        match self {
+            Self::Write { at, mut data } => {
+                let mut memory = Joined::new();
+                let third = data.len() / 3;
+                let (first, second) = data.split_at_mut(third);
+                memory.push_own(first);
+                memory.push_own(second);
+                node.submit(Io::write(at, memory.buffers())).await
+            }
+            Self::Zeroes { range, unmap } => {
+                node.submit(Io::write_zeroes(range.start, bytes(&range), unmap))
+                    .await
+            }
+            Self::Discard { range } => node.submit(Io::discard(range.start, bytes(&range))).await,
+            Self::Flush => node.submit(Io::flush()).await,
+        }
     }
 }
 

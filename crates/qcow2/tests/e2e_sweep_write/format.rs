@@ -1,0 +1,218 @@
+//! The driver as a format of the sweep, and what qemu-img says of the images that it leaves.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+
+use block::Node;
+use standfast_qcow2::check::{Limits, Problem, check};
+use standfast_qcow2::{CacheSizes, Discards, Image, Qcow2, Qcow2Options};
+use sweep::sector::index;
+use sweep::{Finding, Format, Value};
+
+use crate::images::{Filled, make, stamp};
+use crate::qemu_check::{self, Verdict};
+
+/// qemu-img looks at one of so many images.
+const ASKED_ONE_IN: u64 = 100;
+
+/// qcow2 with some options.
+pub struct Kind {
+    options: &'static str,
+    filled: Filled,
+    cluster: u64,
+    sectors: u64,
+    longest: Option<u64>,
+    caches: CacheSizes,
+    discards: Discards,
+    no_unref: bool,
+    /// Images, by the length of their disks.
+    made: Mutex<BTreeMap<u64, Vec<u8>>>,
+    checked: AtomicU64,
+    asked: AtomicU64,
+}
+
+impl fmt::Debug for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name())
+    }
+}
+
+impl Kind {
+    /// Options of `qemu-img create`; clusters of so many sectors.
+    pub fn new(options: &'static str, cluster: u64) -> Self {
+        Self {
+            options,
+            filled: Filled::Not,
+            cluster,
+            sectors: 96.max(6 * cluster),
+            longest: Some(320.max(40 * cluster)),
+            caches: CacheSizes::default(),
+            discards: Discards {
+                request: true,
+                snapshot: true,
+                other: true,
+            },
+            no_unref: false,
+            made: Mutex::default(),
+            checked: AtomicU64::new(0),
+            asked: AtomicU64::new(0),
+        }
+    }
+
+    pub fn filled(self, filled: Filled) -> Self {
+        Self { filled, ..self }
+    }
+
+    /// It can become so long, in sectors; none: its length stays.
+    pub fn longest(self, longest: Option<u64>) -> Self {
+        Self { longest, ..self }
+    }
+
+    /// So few slices of tables in memory that what was read has to be read again.
+    pub fn with_tiny_caches(self) -> Self {
+        let caches = CacheSizes {
+            l2: Some(512),
+            l2_entry: Some(512),
+            refcounts: Some(512),
+            ..CacheSizes::default()
+        };
+        Self { caches, ..self }
+    }
+
+    /// What is discarded keeps its cluster, and nothing is discarded below.
+    pub fn without_unref(self) -> Self {
+        Self {
+            no_unref: true,
+            discards: Discards::default(),
+            ..self
+        }
+    }
+
+    /// How often qemu-img was asked.
+    pub fn asked(&self) -> u64 {
+        self.asked.load(Ordering::Relaxed)
+    }
+}
+
+/// What our checker says: of corruptions, or of leaks, or nothing; and what qemu-img has to say then.
+fn ours(disk: &[u8]) -> (Verdict, Verdict, String) {
+    let image = match Image::open(&disk) {
+        Ok(image) => image,
+        Err(error) => return (Verdict::Corrupt, Verdict::Corrupt, error.to_string()),
+    };
+    let report = check(&image, &Limits::default());
+    let texts: Vec<_> = report
+        .findings
+        .iter()
+        .map(|finding| format!("{finding:?}"))
+        .collect();
+    let verdict = match (report.corruptions + report.errors, report.leaks) {
+        (0, 0) => Verdict::Clean,
+        (0, _) => Verdict::Leaks,
+        _ => Verdict::Corrupt,
+    };
+    // It does not look at what is counted behind the end of the file.
+    let cluster = image.header.geometry.cluster_size();
+    let is_seen = report.findings.iter().any(|finding| match finding.problem {
+        Problem::Leaked {
+            cluster: number, ..
+        } => number * cluster < disk.len() as u64,
+        _ => true,
+    });
+    let other = match verdict {
+        Verdict::Leaks if !is_seen => Verdict::Clean,
+        _ => verdict,
+    };
+    (verdict, other, texts.join("; "))
+}
+
+impl Format for Kind {
+    fn name(&self) -> String {
+        let Self {
+            options,
+            filled,
+            caches,
+            ..
+        } = self;
+        let tiny = if caches.l2.is_some() {
+            ", tiny caches"
+        } else {
+            ""
+        };
+        let kept = if self.no_unref {
+            ", discard-no-unref"
+        } else {
+            ""
+        };
+        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}")
+    }
+
+    fn create(&self, sectors: u64) -> Vec<u8> {
+        let mut made = self.made.lock().unwrap();
+        let make = || make(self.options, self.filled, sectors);
+        made.entry(sectors).or_insert_with(make).clone()
+    }
+
+    fn content(&self, sectors: u64) -> Vec<Value> {
+        match self.filled {
+            Filled::Compressed => (0..sectors)
+                .map(|sector| stamp(sector).map_or(Value::Zero, Value::Stamp))
+                .collect(),
+            _ => vec![Value::Zero; index(sectors)],
+        }
+    }
+
+    fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
+        let opened = pollster::block_on(Qcow2::open(Qcow2Options {
+            caches: self.caches,
+            discard: true,
+            discards: self.discards,
+            discard_no_unref: self.no_unref,
+            ..Qcow2Options::new("qcow2", file)
+        }));
+        let opened = opened.map_err(|error| error.to_string())?;
+        Ok(Node::new("qcow2", Box::new(opened)))
+    }
+
+    fn check(&self, disk: &[u8]) -> Vec<Finding> {
+        let (verdict, expected, texts) = ours(disk);
+        let number = self.checked.fetch_add(1, Ordering::Relaxed);
+        if number.is_multiple_of(ASKED_ONE_IN) {
+            self.asked.fetch_add(1, Ordering::Relaxed);
+            let (other, said) = qemu_check::of_bytes(disk);
+            if other != expected {
+                let text =
+                    format!("the checkers disagree: {verdict:?} ({texts}), qemu-img: {said}");
+                return vec![Finding::corruption(text)];
+            }
+        }
+        match verdict {
+            Verdict::Clean => Vec::new(),
+            Verdict::Leaks => vec![Finding::leak(texts)],
+            Verdict::Corrupt => vec![Finding::corruption(texts)],
+        }
+    }
+
+    fn second_opinion(&self, disk: &[u8]) -> Option<String> {
+        let (verdict, said) = qemu_check::of_bytes(disk);
+        let kept = std::env::var_os("STANDFAST_SWEEP_IMAGE");
+        if let Some(path) = kept {
+            std::fs::write(path, disk).unwrap();
+        }
+        Some(format!("qemu-img check: {verdict:?}: {said}"))
+    }
+
+    fn sectors(&self) -> u64 {
+        self.sectors
+    }
+
+    fn cluster(&self) -> u64 {
+        self.cluster
+    }
+
+    fn resizes_to(&self) -> Option<u64> {
+        self.longest
+    }
+}

@@ -1,0 +1,455 @@
+//! Images that QEMU has made, written by the driver and by QEMU in turns: for both they are clean afterwards and have every
+//! byte. Needs qemu-img and qemu-io (Debian: qemu-utils), and root for loop devices.
+
+#![allow(
+    clippy::tests_outside_test_module,
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "the whole file is a test"
+)]
+
+mod common;
+
+use std::fs::{self, File, OpenOptions};
+use std::ops::Range;
+use std::path::Path;
+use std::sync::Arc;
+
+use block::Node;
+use drivers::file::Medium;
+use standfast_qcow2::CacheSizes;
+use testkit::qcow2_image::{self, run};
+use testkit::{LoopDevice, Place, Rng};
+
+use common::{Bench, Request, qemu_check};
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const SECTOR: u64 = 512;
+
+fn index(at: u64) -> usize {
+    usize::try_from(at).unwrap()
+}
+
+fn soaks() -> bool {
+    std::env::var_os("STANDFAST_SOAK").is_some()
+}
+
+/// A disk, and what is on it.
+struct Disk<'a> {
+    bench: &'a Bench,
+    node: Arc<Node>,
+    content: &'a mut Vec<u8>,
+    rng: &'a mut Rng,
+    /// What a place begins and ends at mostly, in bytes.
+    cluster: u64,
+}
+
+impl Disk<'_> {
+    fn length(&self) -> u64 {
+        self.content.len() as u64
+    }
+
+    /// A range somewhere: of whole clusters, of sectors, or of any bytes.
+    fn range(&mut self) -> Range<u64> {
+        let length = self.length();
+        let (unit, most) = match self.rng.below(8) {
+            0 => (1, 3000),
+            1..=3 => (SECTOR, 40 * SECTOR),
+            4..=5 => (4 * KIB, 256 * KIB),
+            _ => (self.cluster, 3 * self.cluster),
+        };
+        let start = self.rng.below(length) / unit * unit;
+        let bytes = (1 + self.rng.below(most.div_ceil(unit))) * unit;
+        start..(start + bytes).min(length)
+    }
+
+    /// Some requests at once, of which none meets another; then all of the disk has what it must have.
+    fn batch(&mut self, requests: usize) {
+        let mut taken: Vec<Range<u64>> = Vec::new();
+        let mut discarded = Vec::new();
+        let mut batch = Vec::new();
+        let before = self.content.clone();
+        for _ in 0..requests {
+            let range = self.range();
+            if taken
+                .iter()
+                .any(|one| one.start < range.end && range.start < one.end)
+            {
+                continue;
+            }
+            taken.push(range.clone());
+            let place = index(range.start)..index(range.end);
+            batch.push(match self.rng.below(10) {
+                0..=4 => {
+                    let word = self.rng.next_u64().to_le_bytes();
+                    let bytes = word.into_iter().cycle();
+                    let data: Vec<u8> = bytes.take(place.len()).collect();
+                    self.content[place].copy_from_slice(&data);
+                    Request::Write {
+                        at: range.start,
+                        data,
+                    }
+                }
+                5..=6 => {
+                    self.content[place].fill(0);
+                    let unmap = self.rng.below(2) == 0;
+                    Request::Zeroes { range, unmap }
+                }
+                7..=8 => {
+                    discarded.push(place);
+                    Request::Discard { range }
+                }
+                _ => Request::Flush,
+            });
+        }
+        for (number, ended) in self.bench.run(&self.node, batch.clone()).iter().enumerate() {
+            assert!(ended.is_ok(), "{:?}: {ended:?}", batch[number]);
+        }
+        let read = self.bench.whole(&self.node);
+        for place in discarded {
+            // It is discarded or not, piece by piece.
+            let both = before[place.clone()].iter().zip(&read[place.clone()]);
+            let mut neither = both.filter(|(old, new)| old != new && **new != 0);
+            assert!(neither.next().is_none(), "{place:?}");
+            self.content[place.clone()].copy_from_slice(&read[place]);
+        }
+        is_same(&read, self.content, "what is read");
+    }
+
+    /// Longer or shorter, but never nothing.
+    fn resize(&mut self, longest: u64) {
+        let length = (1 + self.rng.below(longest / SECTOR)) * SECTOR;
+        self.node.resize(length).unwrap();
+        assert_eq!(self.node.driver().length(), length);
+        self.content.resize(index(length), 0);
+        let read = self.bench.whole(&self.node);
+        is_same(&read, self.content, "what is read after a change of length");
+    }
+}
+
+/// Says where the first difference is.
+fn is_same(found: &[u8], expected: &[u8], what: &str) {
+    if found == expected {
+        return;
+    }
+    assert_eq!(found.len(), expected.len(), "{what}");
+    let differs = found
+        .iter()
+        .zip(expected)
+        .position(|(one, other)| one != other);
+    if let Some(at) = differs {
+        let (one, other) = (found[at], expected[at]);
+        panic!("{what}: at {at:#x} is {one:#x}, and should be {other:#x}");
+    }
+}
+
+/// QEMU writes to the image; what it has written is put down.
+fn qemu_writes(path: &Path, content: &mut [u8], rng: &mut Rng) {
+    let mut arguments = vec!["-fqcow2".to_owned()];
+    for _ in 0..6 {
+        let length = content.len() as u64;
+        let start = rng.below(length / SECTOR) * SECTOR;
+        let bytes = ((1 + rng.below(200)) * SECTOR).min(length - start);
+        let place = index(start)..index(start + bytes);
+        let byte = 1 + rng.next_u64().to_le_bytes()[0] % 250;
+        let command = match rng.below(6) {
+            0 => {
+                content[place].fill(0);
+                format!("write -q -z {start} {bytes}")
+            }
+            1 => {
+                content[place].fill(0);
+                format!("write -q -z -u {start} {bytes}")
+            }
+            _ => {
+                content[place].fill(byte);
+                format!("write -q -P {byte} {start} {bytes}")
+            }
+        };
+        arguments.extend(["-c".to_owned(), command]);
+    }
+    arguments.push(path.to_str().unwrap().to_owned());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run("qemu-io", &arguments).unwrap();
+}
+
+/// What QEMU reads is what must be there, and it finds nothing wrong.
+fn qemu_agrees(path: &Path, content: &[u8], what: &str) {
+    qemu_check::is_clean(path, what);
+    is_same(&qcow2_image::content(path).unwrap(), content, what);
+}
+
+/// Options of `qemu-img create`, and the cluster size in bytes.
+fn combinations() -> Vec<(String, u64)> {
+    let mut all = Vec::new();
+    let clusters = [
+        ("512", 512),
+        ("4k", 4 * KIB),
+        ("16k", 16 * KIB),
+        ("64k", 64 * KIB),
+        ("2M", 2 * MIB),
+    ];
+    let preallocated = ["off", "metadata", "falloc", "full"];
+    for (size, bytes) in clusters {
+        for preallocation in preallocated {
+            let rest = format!("cluster_size={size},preallocation={preallocation}");
+            all.push((format!("compat=0.10,{rest}"), bytes));
+            for bits in [1, 2, 16, 64] {
+                for lazy in ["off", "on"] {
+                    for compression in ["zlib", "zstd"] {
+                        for extended in ["off", "on"] {
+                            if extended == "on" && bytes < 16 * KIB {
+                                continue;
+                            }
+                            let options = format!(
+                                "{rest},refcount_bits={bits},lazy_refcounts={lazy},compression_type={compression},extended_l2={extended}"
+                            );
+                            all.push((options, bytes));
+                        }
+                    }
+                }
+            }
+        }
+    }
+    all
+}
+
+/// One image, by us, by QEMU, and by us again.
+fn in_turns(place: &Place, options: &str, cluster: u64, seed: u64) {
+    let path = place.file("disk.qcow2");
+    let name = path.to_str().unwrap();
+    let mut rng = Rng::new(seed);
+    let length = MIB + 64 * KIB + SECTOR;
+    let bytes = length.to_string();
+    run(
+        "qemu-img",
+        &["create", "-qfqcow2", "-o", options, name, &bytes],
+    )
+    .unwrap();
+    let mut content = vec![0; index(length)];
+    let bench = Bench::new();
+    let tiny = CacheSizes {
+        l2: Some(512),
+        l2_entry: Some(512),
+        ..CacheSizes::default()
+    };
+    for turn in 0..3 {
+        let what = format!("{options}, seed {seed}, turn {turn}");
+        if turn == 1 {
+            qemu_writes(&path, &mut content, &mut rng);
+            qemu_agrees(&path, &content, &what);
+            continue;
+        }
+        let caches = if rng.below(3) == 0 {
+            tiny
+        } else {
+            CacheSizes::default()
+        };
+        let node = bench.open_writable(Medium::File, &path, caches);
+        let node = node.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let mut disk = Disk {
+            bench: &bench,
+            node,
+            content: &mut content,
+            rng: &mut rng,
+            cluster,
+        };
+        is_same(&bench.whole(&disk.node), disk.content, &what);
+        for _ in 0..4 {
+            disk.batch(8);
+        }
+        disk.resize(2 * length);
+        for _ in 0..3 {
+            disk.batch(8);
+        }
+        let node = disk.node;
+        bench.close(node);
+        qemu_agrees(&path, &content, &what);
+    }
+}
+
+/// Every combination in a soak; else some of each feature.
+#[test]
+fn all_kinds_of_images_are_written_in_turns_with_qemu() {
+    let place = Place::new();
+    let all = combinations();
+    // Prime to the numbers of values, so that all of them are met.
+    let one_in = if soaks() { 1 } else { 11 };
+    for (number, (options, cluster)) in all.iter().enumerate().step_by(one_in) {
+        in_turns(&place, options, *cluster, number as u64);
+    }
+}
+
+/// With data of all kinds in them, compressed ones, too.
+#[test]
+fn images_with_something_of_everything_are_written() {
+    let place = Place::new();
+    let path = place.file("disk.qcow2");
+    let clusters = |kind: &str| match kind {
+        _ if kind.contains("=512") => 512,
+        _ if kind.contains("=4k") => 4 * KIB,
+        _ if kind.contains("=16k") => 16 * KIB,
+        _ if kind.contains("=2M") => 2 * MIB,
+        _ if kind.contains("=1M") => MIB,
+        _ if kind.contains("=128k") => 128 * KIB,
+        _ => 64 * KIB,
+    };
+    for (seed, kind) in qcow2_image::KINDS.iter().enumerate() {
+        qcow2_image::make(&path, kind).unwrap();
+        let mut content = qcow2_image::content(&path).unwrap();
+        let mut rng = Rng::new(seed as u64);
+        let bench = Bench::new();
+        let node = bench.open_writable(Medium::File, &path, CacheSizes::default());
+        let mut disk = Disk {
+            bench: &bench,
+            node: node.unwrap(),
+            content: &mut content,
+            rng: &mut rng,
+            cluster: clusters(kind),
+        };
+        for _ in 0..4 {
+            disk.batch(32);
+        }
+        // What was compressed is there at 8 MiB and above.
+        let over = vec![0x42; 2000];
+        let at = 8 * MIB + 3 * SECTOR;
+        let write = Request::Write {
+            at,
+            data: over.clone(),
+        };
+        assert!(bench.run(&disk.node, vec![write]).iter().all(Result::is_ok));
+        disk.content[index(at)..index(at) + over.len()].copy_from_slice(&over);
+        disk.resize(22 * MIB);
+        disk.batch(8);
+        let node = disk.node;
+        bench.close(node);
+        qemu_agrees(&path, &content, kind);
+        qemu_writes(&path, &mut content, &mut rng);
+        qemu_agrees(&path, &content, kind);
+    }
+}
+
+/// As Proxmox makes them: subclusters, big clusters, metadata preallocated.
+#[test]
+fn an_image_as_proxmox_makes_it() {
+    let place = Place::new();
+    for (seed, options) in [
+        "extended_l2=on,cluster_size=128k,preallocation=metadata",
+        "extended_l2=on,cluster_size=128k",
+    ]
+    .iter()
+    .enumerate()
+    {
+        in_turns(&place, options, 4 * KIB, 1000 + seed as u64);
+    }
+}
+
+fn device_on(file: &Path, bytes: u64) -> LoopDevice {
+    File::create(file).unwrap().set_len(bytes).unwrap();
+    LoopDevice::new(file, false).unwrap()
+}
+
+/// As Incus makes them: on a device that is longer than the image, and has something else in it before.
+#[test]
+fn an_image_on_a_device_that_is_longer() {
+    let place = Place::new();
+    let device = device_on(&place.file("device"), 24 * MIB);
+    fs::write(device.path(), vec![0x99; index(24 * MIB)]).unwrap();
+    let name = device.path().to_str().unwrap();
+    run(
+        "qemu-img",
+        &["create", "-qfqcow2", "-ocluster_size=64k", name, "16M"],
+    )
+    .unwrap();
+    let mut content = vec![0; index(16 * MIB)];
+    let mut rng = Rng::new(5);
+    let bench = Bench::new();
+    for _ in 0..2 {
+        let node = bench.open_writable(Medium::HostDevice, device.path(), CacheSizes::default());
+        let mut disk = Disk {
+            bench: &bench,
+            node: node.unwrap(),
+            content: &mut content,
+            rng: &mut rng,
+            cluster: 64 * KIB,
+        };
+        for _ in 0..4 {
+            disk.batch(16);
+        }
+        let node = disk.node;
+        bench.close(node);
+        qemu_check::is_clean(device.path(), "on a device");
+        let raw = place.name("raw");
+        run("qemu-img", &["convert", "-fqcow2", "-Oraw", name, &raw]).unwrap();
+        is_same(&fs::read(&raw).unwrap(), &content, "on a device");
+    }
+}
+
+/// As oVirt has them: on a small device that becomes longer when it is full. A write for which there is no room is told as that,
+/// with the node that is full; it goes through when there is room, and all else goes on meanwhile.
+#[test]
+fn an_image_on_a_device_that_grows() {
+    let place = Place::new();
+    let file = place.file("device");
+    let device = device_on(&file, 2 * MIB);
+    let name = device.path().to_str().unwrap();
+    run(
+        "qemu-img",
+        &["create", "-qfqcow2", "-ocluster_size=64k", name, "32M"],
+    )
+    .unwrap();
+    let mut content = vec![0; index(32 * MIB)];
+    let bench = Bench::new();
+    let node = bench.open_writable(Medium::HostDevice, device.path(), CacheSizes::default());
+    let node = node.unwrap();
+    let mut failures = 0;
+    let mut bytes = 2 * MIB;
+    for number in 0..60_u64 {
+        let at = number * 256 * KIB + (number % 3) * 4 * KIB;
+        let byte = u8::try_from(number + 1).unwrap();
+        let data = vec![byte; index(100 * KIB)];
+        let write = Request::Write {
+            at,
+            data: data.clone(),
+        };
+        loop {
+            let ended = bench.run(&node, vec![write.clone()]).pop().unwrap();
+            let Err(error) = ended else { break };
+            assert_eq!(error.errno(), libc::ENOSPC, "{error}");
+            let full = error.context().node.as_deref();
+            assert_eq!(full, Some("file0"), "{error}");
+            failures += 1;
+            // It stays so, and nothing else is disturbed.
+            let again = bench.run(&node, vec![write.clone()]).pop().unwrap();
+            assert_eq!(again.map_err(|error| error.errno()), Err(libc::ENOSPC));
+            let before = index(at);
+            is_same(
+                &bench.whole(&node)[..before],
+                &content[..before],
+                "while it is full",
+            );
+            if failures % 2 == 0 {
+                let flush = bench.run(&node, vec![Request::Flush]).pop().unwrap();
+                assert!(flush.is_ok(), "{flush:?}");
+            }
+            bytes += MIB;
+            let grown = OpenOptions::new().write(true).open(&file).unwrap();
+            grown.set_len(bytes).unwrap();
+            device.update_size().unwrap();
+            assert!(failures < 40, "it does not help that there is room");
+        }
+        content[index(at)..index(at) + data.len()].copy_from_slice(&data);
+    }
+    assert!(failures > 2, "{failures}");
+    is_same(&bench.whole(&node), &content, "in the end");
+    bench.close(node);
+    qemu_check::is_clean(device.path(), "on a device that has grown");
+    let raw = place.name("raw");
+    run("qemu-img", &["convert", "-fqcow2", "-Oraw", name, &raw]).unwrap();
+    is_same(
+        &fs::read(&raw).unwrap(),
+        &content,
+        "on a device that has grown",
+    );
+}
