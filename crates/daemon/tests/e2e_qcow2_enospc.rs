@@ -1,0 +1,309 @@
+//! A qcow2 image that grows until there is no space: held, extended, continued, and whole, by a vhost-user client and by a guest. Needs
+//! qemu-img (Debian: qemu-utils), and root.
+
+mod harness;
+
+use std::fs::OpenOptions;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use harness::guest::{BOOT, GUEST_PATIENCE, promptly};
+use harness::{MIB, PATIENCE, Server, Setup, allocated, iothreads, soak, sparse};
+use serde_json::{Value, json};
+use testkit::guest::{Files, make_ext4_image};
+use testkit::qcow2_image::run;
+use testkit::{
+    Driver, Event, Guest, LoopDevice, Mix, Place, Tmpfs, VhostUserBlk, Workload, wait_until,
+};
+
+/// The disk is longer than there is space for.
+const DISK_BYTES: u64 = 24 * MIB;
+const BLOCKS: usize = 6144;
+
+fn create(path: &Path, options: &str, bytes: u64) -> Result<()> {
+    let path = path.to_str().context("text")?;
+    let bytes = bytes.to_string();
+    run(
+        "qemu-img",
+        &["create", "-qfqcow2", "-o", options, path, &bytes],
+    )?;
+    Ok(())
+}
+
+/// Writes of all kinds that allocate, some that need none, and flushes: of data, and of metadata alone.
+fn load(seed: u64, requests: u64) -> Driver {
+    Driver::new(Workload {
+        seed,
+        requests,
+        blocks: BLOCKS,
+        blocks_max: 16,
+        mix: Mix {
+            read: 15,
+            write: 70,
+            write_zeroes: 5,
+            discard: 3,
+            flush: 7,
+        },
+        timeout: PATIENCE,
+        ..Workload::default()
+    })
+}
+
+/// A daemon with the image in `file`.
+fn server(file: &Value, scope: &str) -> Result<Server> {
+    Setup::new()?
+        .iothreads(2)
+        .blockdev(
+            &json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap", "file": file }),
+        )
+        .export(
+            "vda",
+            "disk0",
+            json!({ "werror": "enospc", "rerror": "stop", "hold-scope": scope, "num-queues": 2,
+                "iothread": iothreads(2) }),
+        )
+        .start()
+}
+
+fn in_file(path: &Path, direct: bool) -> Value {
+    json!({ "driver": "file", "node-name": "file0", "filename": path, "discard": "unmap",
+        "cache": { "direct": direct } })
+}
+
+fn on_device(device: &LoopDevice) -> Value {
+    json!({ "driver": "host_device", "node-name": "file0", "filename": device.path(),
+        "cache": { "direct": true } })
+}
+
+/// What is held says that there is no space, and where.
+fn is_nospace(server: &mut Server, event: &Event) -> Result<()> {
+    ensure!(
+        event.data["nospace"] == true && event.data["action"] == "stop",
+        "{event:?}"
+    );
+    ensure!(server.io_status("vda")? == "nospace", "{event:?}");
+    ensure!(!server.held("vda")?.is_empty());
+    ensure!(event.data["x-cause"] == "nospace", "{event:?}");
+    Ok(())
+}
+
+/// A load runs into the end of the space again and again; `extend` gives some more, as often as it is asked.
+fn hold_extend_continue(
+    mut server: Server,
+    image: &Path,
+    seed: u64,
+    mut extend: impl FnMut() -> Result<()>,
+) -> Result<()> {
+    let mut disk = server.disk_with(
+        "vda",
+        frontend::Options {
+            queues: 2,
+            ..Default::default()
+        },
+    )?;
+    let mut driver = load(seed, 2500);
+    let mut holds = 0;
+    let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
+    is_nospace(&mut server, &event)?;
+    server.run_to_end(&mut driver, &mut disk, |server| {
+        if server.io_status("vda")? != "ok" {
+            holds += 1;
+            extend()?;
+            server.qmp.execute("cont", Value::Null)?;
+        }
+        Ok(())
+    })?;
+    ensure!(holds > 1, "{holds}");
+    ensure!(server.held("vda")?.is_empty());
+    let stats = server.stats("vda")?;
+    ensure!(stats["failed_wr_operations"] == 0, "{stats}");
+    driver.read_back(&mut disk)?;
+    drop(disk);
+    server.finish()?;
+    is_whole(image, &mut driver)?;
+    println!("{holds} times held, {:?}", driver.checker_mut().summary());
+    Ok(())
+}
+
+/// QEMU finds nothing wrong, no leaks either, and every byte.
+fn is_whole(image: &Path, driver: &mut Driver) -> Result<()> {
+    let place = Place::new();
+    let (image, raw) = (image.to_str().context("text")?, place.name("raw"));
+    run("qemu-img", &["check", "-qfqcow2", image])?;
+    run("qemu-img", &["convert", "-fqcow2", "-Oraw", image, &raw])?;
+    driver.check_image(Path::new(&raw))
+}
+
+fn on_tmpfs(options: &str, direct: bool, scope: &str, seed: u64) -> Result<()> {
+    let mut bytes = 4 * MIB;
+    let tmpfs = Tmpfs::new(bytes)?;
+    let image = tmpfs.path().join("disk0.qcow2");
+    create(&image, options, DISK_BYTES)?;
+    let server = server(&in_file(&image, direct), scope)?;
+    hold_extend_continue(server, &image, seed, || {
+        // Of all sizes, so that data and all kinds of tables are the first that find none.
+        bytes += 300 << 10;
+        if bytes > 8 * MIB {
+            bytes += 40 * MIB;
+        }
+        tmpfs.resize(bytes)
+    })
+}
+
+#[test]
+fn a_file_on_a_tmpfs_that_is_full() -> Result<()> {
+    for round in 0..soak(1, 20) {
+        on_tmpfs("cluster_size=64k", false, "vm", 10 + round)?;
+        on_tmpfs("cluster_size=4k,refcount_bits=64", true, "vm", 20 + round)?;
+        on_tmpfs("cluster_size=64k,extended_l2=on", true, "vm", 30 + round)?;
+    }
+    Ok(())
+}
+
+/// As oVirt does it: the device becomes longer when it is full.
+#[test]
+fn a_device_that_grows() -> Result<()> {
+    for round in 0..soak(1, 20) {
+        let place = Place::new();
+        let file = place.file("device");
+        let mut bytes = 3 * MIB;
+        sparse(&file, bytes)?;
+        let device = LoopDevice::new(&file, true)?;
+        create(device.path(), "cluster_size=64k", DISK_BYTES)?;
+        let server = server(&on_device(&device), "vm")?;
+        hold_extend_continue(server, device.path(), 40 + round, || {
+            bytes += 5 * MIB / 2;
+            OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
+            device.update_size()
+        })?;
+    }
+    Ok(())
+}
+
+/// A device that has become shorter is no device that is full: part of the image is gone, and is there again later.
+#[test]
+fn a_device_that_shrinks() -> Result<()> {
+    let place = Place::new();
+    let file = place.file("device");
+    sparse(&file, 48 * MIB)?;
+    let device = LoopDevice::new(&file, true)?;
+    create(device.path(), "cluster_size=64k", DISK_BYTES)?;
+    let mut server = Setup::new()?
+        .blockdev(&json!({ "driver": "qcow2", "node-name": "disk0", "file": on_device(&device) }))
+        .export(
+            "vda",
+            "disk0",
+            json!({ "werror": "stop", "rerror": "stop" }),
+        )
+        .start()?;
+    let mut disk = server.disk("vda")?;
+    let mut driver = load(50, 2000);
+    let set_size = |bytes: u64| -> Result<()> {
+        OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
+        device.update_size()
+    };
+    // What is written by then lies below.
+    while driver.checker_mut().summary().succeeded < 200 {
+        driver.fill(&mut disk)?;
+        driver.reap(&mut disk)?;
+    }
+    driver.drain(&mut disk)?;
+    let end = frontend::Request::Flush;
+    ensure!(disk.execute(0, end, PATIENCE)?.is_ok());
+    let map = run(
+        "qemu-img",
+        &["check", "-Ufqcow2", device.path().to_str().context("text")?],
+    )?;
+    let end = map
+        .lines()
+        .find_map(|line| line.strip_prefix("Image end offset: "));
+    let end: u64 = end
+        .context("it says where the image ends")?
+        .trim()
+        .parse()?;
+    set_size(end.next_multiple_of(MIB))?;
+    let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
+    ensure!(event.data["nospace"] == false, "{event:?}");
+    ensure!(event.data["x-cause"] == "backing-gone", "{event:?}");
+    ensure!(server.io_status("vda")? == "failed");
+    set_size(48 * MIB)?;
+    server.qmp.execute("cont", Value::Null)?;
+    server.run_to_end(&mut driver, &mut disk, |server| {
+        if server.io_status("vda")? != "ok" {
+            server.qmp.execute("cont", Value::Null)?;
+        }
+        Ok(())
+    })?;
+    driver.read_back(&mut disk)?;
+    drop(disk);
+    server.finish()?;
+    is_whole(device.path(), &mut driver)
+}
+
+/// A guest does not know that its image has no space, and has all of its files.
+#[test]
+fn a_guest_waits_for_space_and_finishes() -> Result<()> {
+    let tmpfs = Tmpfs::new(256 * MIB)?;
+    let image = tmpfs.path().join("disk0.qcow2");
+    let raw = tmpfs.path().join("raw");
+    make_ext4_image(&raw, 96 * MIB)?;
+    let names = raw.to_str().zip(image.to_str()).context("text")?;
+    run(
+        "qemu-img",
+        &["convert", "-fraw", "-Oqcow2", names.0, names.1],
+    )?;
+    std::fs::remove_file(&raw)?;
+    let mut server = Setup::new()?
+        .blockdev(
+            &json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap",
+            "file": in_file(&image, true) }),
+        )
+        .export(
+            "vda",
+            "disk0",
+            json!({ "werror": "enospc", "rerror": "stop" }),
+        )
+        .start()?;
+    let mut guest = Guest::builder()
+        .disk(VhostUserBlk::new(server.socket("vda")))
+        .start()?;
+    guest.wait_boot(BOOT)?;
+    guest.mount("vda", "/mnt", GUEST_PATIENCE)?;
+    let mut sets = Vec::new();
+    for round in 0..soak(2, 20) {
+        let files = Files {
+            dir: format!("/mnt/set{round}"),
+            seed: u32::try_from(round)?,
+            count: 4,
+            kib: 512,
+        };
+        tmpfs.resize(allocated(&image)? + MIB / 2)?;
+        let writing = guest.spawn(&files.write_command())?;
+        let event = server.qmp.wait_event("BLOCK_IO_ERROR", GUEST_PATIENCE)?;
+        is_nospace(&mut server, &event)?;
+        server.qmp.wait_event("STOP", PATIENCE)?;
+        promptly(guest.qmp(), "stop")?;
+        tmpfs.resize(256 * MIB)?;
+        server.qmp.execute("cont", Value::Null)?;
+        promptly(guest.qmp(), "cont")?;
+        wait_until("the guest has written", GUEST_PATIENCE, || {
+            if !writing.has_ended() && server.run_state()? == "io-error" {
+                server.qmp.execute("cont", Value::Null)?;
+            }
+            Ok(writing.has_ended())
+        })?;
+        server.qmp.take_events(Duration::ZERO)?;
+        let output = writing.wait(GUEST_PATIENCE)?;
+        ensure!(output.status == 0, "{output:?}");
+        sets.push(files);
+    }
+    for files in &sets {
+        guest.verify_files(files, GUEST_PATIENCE)?;
+    }
+    guest.check_no_io_errors()?;
+    ensure!(guest.power_off(GUEST_PATIENCE)?.success());
+    server.finish()?;
+    run("qemu-img", &["check", "-qfqcow2", names.1])?;
+    Ok(())
+}
