@@ -1,5 +1,7 @@
 //! What the fuzz targets share.
 
+pub mod memory;
+
 use qapi::QmpError;
 use qapi::options::{
     BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,
