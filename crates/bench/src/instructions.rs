@@ -55,9 +55,7 @@ impl Subject {
             Self::Qcow2 => {
                 let file = directory.join("image.qcow2");
                 qcow2::create(&file, FILE_BYTES, qcow2::ALLOCATED)?;
-                let mut setup = Setup::new(server, qcow2::blockdev(&file, ""));
-                setup.writable = qcow2::IS_WRITTEN;
-                Ok(setup)
+                Ok(Setup::new(server, qcow2::blockdev(&file, "")))
             }
         }
     }

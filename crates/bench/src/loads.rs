@@ -164,7 +164,6 @@ impl Spec {
     pub fn setup(&self, server: Server, file: &Path) -> Setup {
         let mut setup = Setup::new(server, self.storage.blockdev(server, file));
         setup.queues = self.queues;
-        setup.writable = !self.storage.is_qcow2() || qcow2::IS_WRITTEN;
         if server.is_ours() && self.iothreads > 1 {
             for number in 0..self.iothreads {
                 setup
@@ -241,7 +240,6 @@ fn qcow2_loads() -> Vec<Spec> {
     loads.push(one(Qcow2Fresh, Write, "64k", 16));
     loads.push(one(Qcow2Large, Randread, "4k", 1));
     loads.push(one(Qcow2Large, Randread, "4k", 32));
-    loads.retain(|load| qcow2::IS_WRITTEN || load.operation.reads());
     loads
 }
 

@@ -4,10 +4,6 @@ use anyhow::{Context, Result};
 use std::path::Path;
 use testkit::qcow2_image::run;
 
-/// Whether standfastd opens these images for writing. Until it does only reads are measured, and whoever is
-/// compared has the image open read-only, too.
-pub const IS_WRITTEN: bool = false;
-
 /// Options of `qemu-img create`: each cluster has its place, and nothing is in it.
 pub const ALLOCATED: &str = "preallocation=metadata";
 /// The same: no cluster has a place.
@@ -43,9 +39,8 @@ pub fn convert(raw: &Path, file: &Path) -> Result<()> {
 /// The argument of `--blockdev` for an image. `file_options` are those of the node with the file, each after a
 /// comma and with `file.` before it.
 pub fn blockdev(file: &Path, file_options: &str) -> String {
-    let read_only = if IS_WRITTEN { "" } else { ",read-only=on" };
     format!(
-        "driver=qcow2,node-name=disk{read_only},file.driver=file,file.filename={}{file_options}",
+        "driver=qcow2,node-name=disk,file.driver=file,file.filename={}{file_options}",
         file.display()
     )
 }

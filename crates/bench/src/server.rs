@@ -57,8 +57,6 @@ pub struct Setup {
     pub more: Vec<String>,
     /// More options of the export.
     pub export: String,
-    /// Whether the client may write.
-    pub writable: bool,
     /// Queues.
     pub queues: u16,
     /// With a QMP socket.
@@ -93,7 +91,6 @@ impl Setup {
             blockdevs: vec![blockdev.into()],
             more: Vec::new(),
             export: String::new(),
-            writable: true,
             queues: 1,
             qmp: false,
             cpu: None,
@@ -111,9 +108,8 @@ impl Setup {
             .tempdir()?;
         let socket = dir.path().join("disk.sock");
         let mut export = format!(
-            "type=vhost-user-blk,id=vda,node-name=disk,writable={},addr.type=unix,addr.path={},\
+            "type=vhost-user-blk,id=vda,node-name=disk,writable=on,addr.type=unix,addr.path={},\
              num-queues={}",
-            if self.writable { "on" } else { "off" },
             socket.display(),
             self.queues
         );
