@@ -83,7 +83,7 @@ pub trait Format: fmt::Debug {
         None
     }
 
-    /// How long the disk is in a [campaign](crate::campaign), in sectors.
+    /// How long the disk is in a [campaign](mod@crate::campaign), in sectors.
     fn sectors(&self) -> u64 {
         96
     }

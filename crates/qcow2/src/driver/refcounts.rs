@@ -198,7 +198,7 @@ impl Refcounts {
         self.blocks.insert(index, block);
     }
 
-    /// The count of a cluster; none: block [`Self::missing`] has to be read before.
+    /// The count of a cluster; none: block [`Self::block_of`] has to be read before.
     pub fn count(&mut self, cluster: HostCluster) -> Option<u64> {
         let (index, within) = self.place(cluster.0);
         if self.table.get(index).copied().unwrap_or(0) == 0 {

@@ -1,6 +1,6 @@
 //! An image that was not closed in order is repaired before it is written: its refcounts may be behind.
 //!
-//! That is what `standfast image check -r all` does ([`crate::check::repair`]), through the node below. Nothing else
+//! That is what `standfast image check -r all` does ([`crate::check::repair()`]), through the node below. Nothing else
 //! uses the image meanwhile: the locks that writing takes have been taken. Being cut off at any write does no harm,
 //! because the dirty bit goes last, when all else is durable; whoever opens the image next begins anew.
 

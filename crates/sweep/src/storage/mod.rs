@@ -1,4 +1,4 @@
-//! The storage below an image: memory that is a [`Driver`], numbers its operations, lets one of them fail, and
+//! The storage below an image: memory that is a [`Driver`](block::Driver), numbers its operations, lets one of them fail, and
 //! ends them in whatever order it is told.
 //!
 //! It does no real I/O. What a cut leaves of it is not decided here but afterwards, from the log
