@@ -15,6 +15,7 @@ mod hanging;
 mod html;
 mod images;
 mod instructions;
+mod judge;
 mod latency;
 mod load;
 mod loads;

@@ -11,12 +11,13 @@ use std::time::Duration;
 use crate::client::Figures;
 use crate::images::{Images, Places};
 use crate::instructions::{Counter, Subject, rustc_version};
+use crate::judge::judge;
 use crate::loads::{self, Spec, Storage};
 use crate::profile::{self, Profile};
 use crate::report::{Machine, Report};
 use crate::server::{Running, Server};
 use crate::statistics::{Metric, summarise};
-use crate::targets::{FIO, Findings, Instructions, Row, Target, judge};
+use crate::targets::{FIO, Findings, Instructions, Row, Target};
 use crate::{error_path, fio, html, process, throttle};
 
 /// A round in which somebody else used more CPUs than this is repeated.

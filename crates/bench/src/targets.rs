@@ -1,6 +1,4 @@
-//! What is to be reached, and whether it is.
-
-mod qcow2;
+//! What was found, and what it is to reach.
 
 use serde::Serialize;
 
@@ -116,63 +114,16 @@ impl Target {
 
 /// Which way is better.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Better {
+pub enum Better {
+    /// Less is.
     Less,
+    /// More is.
     More,
 }
 
-/// The targets that the findings say something about.
-pub fn judge(findings: &Findings) -> Vec<Target> {
-    use Better::{Less, More};
-    use Metric::{CpuUs, Iops, MbS, P50Us};
-    let mut targets = Vec::new();
-    let mut ratio = |load: &str, metric, better, reach, goal| {
-        targets.extend(findings.ratio(load, metric, better, reach, goal));
-    };
-    ratio("null-co.randread.4k.d32", CpuUs, Less, 0.9, Some(0.7));
-    ratio("null-co.randwrite.4k.d32", CpuUs, Less, 0.9, Some(0.7));
-    ratio("null-co.randread.4k.d1", P50Us, Less, 1.0, Some(0.75));
-    ratio("tmpfs.randread.4k.d32", CpuUs, Less, 0.5, Some(0.4));
-    ratio("tmpfs.randwrite.4k.d32", CpuUs, Less, 0.5, Some(0.4));
-    for load in ["disk.randread.4k.d32", "disk.randwrite.4k.d32"] {
-        ratio(load, CpuUs, Less, 0.95, Some(0.8));
-        ratio(load, Iops, More, 1.0, Some(1.1));
-    }
-    ratio("disk.randread.4k.d1", P50Us, Less, 1.0, Some(0.75));
-    ratio("disk.randwrite.4k.d1", P50Us, Less, 1.0, Some(0.75));
-    for storage in Storage::ALL {
-        for operation in ["read", "write"] {
-            let load = format!("{}.{operation}.128k.d16", storage.name());
-            targets.extend(match storage {
-                Storage::Tmpfs => findings.copying(&load),
-                _ => findings.ratio(&load, MbS, More, 1.0, None),
-            });
-        }
-    }
-    for storage in Storage::ALL {
-        for operation in ["randread", "randwrite"] {
-            let load = format!("{}.{operation}.4k.d1.wait", storage.name());
-            targets.extend(findings.waiting(&load));
-        }
-    }
-    targets.extend(qcow2::targets(findings));
-    for row in findings.rows.iter().filter(|row| is_threads(row)) {
-        targets.extend(findings.threads(row, CpuUs, Less));
-        targets.extend(findings.threads(row, Iops, More));
-    }
-    targets.extend(findings.beside_what_hangs());
-    targets.extend(findings.failure_to_event());
-    targets.extend(findings.monitor_while_all_hang());
-    targets.extend(findings.throttled.iter().map(kept_limit));
-    for found in &findings.instructions {
-        targets.push(policy_cost(found, "report", found.report));
-        targets.push(policy_cost(found, "no policy", found.bypass));
-    }
-    targets
-}
-
 impl Findings {
-    fn median(&self, load: &str, server: Server, metric: Metric) -> Option<f64> {
+    /// The median of a figure, if there is one.
+    pub fn median(&self, load: &str, server: Server, metric: Metric) -> Option<f64> {
         let wanted = |row: &&Row| row.load == load && row.server == server.name();
         let row = self.rows.iter().find(wanted)?;
         Some(row.figures.get(&metric)?.median)
@@ -201,7 +152,8 @@ impl Findings {
         )
     }
 
-    fn ratio(
+    /// Ours to the rival's.
+    pub fn ratio(
         &self,
         load: &str,
         metric: Metric,
@@ -217,7 +169,7 @@ impl Findings {
     }
 
     /// Our engine *threads* against the rival's.
-    fn threads(&self, row: &Row, metric: Metric, better: Better) -> Option<Target> {
+    pub fn threads(&self, row: &Row, metric: Metric, better: Better) -> Option<Target> {
         let ours = row.figures.get(&metric)?.median;
         let rival = row.storage.threads_rival();
         let theirs = self.median(&row.load, rival, metric)?;
@@ -227,7 +179,7 @@ impl Findings {
     }
 
     /// What hangs on an iothread is not in the way of the disk beside it.
-    fn beside_what_hangs(&self) -> Option<Target> {
+    pub fn beside_what_hangs(&self) -> Option<Target> {
         let p99 = |name| {
             let latency = self.latencies.iter().find(|latency| latency.name == name)?;
             Some(latency.p99_us)
@@ -247,7 +199,7 @@ impl Findings {
     }
 
     /// No worse than the rival; the goal is what plain calls copy without any server, about.
-    fn copying(&self, load: &str) -> Option<Target> {
+    pub fn copying(&self, load: &str) -> Option<Target> {
         let mut target = self.ratio(load, Metric::MbS, Better::More, 1.0, None)?;
         if let Some([ours, _]) = self.of_limit_percent(load, FIO) {
             target.goal = format!(">= {COPY_PERCENT} % of fio");
@@ -258,7 +210,7 @@ impl Findings {
     }
 
     /// CPU or p50 better, neither worse than one and a half.
-    fn waiting(&self, load: &str) -> Option<Target> {
+    pub fn waiting(&self, load: &str) -> Option<Target> {
         let ratio = |metric| {
             self.pair(load, metric)
                 .map(|[ours, theirs]| (ours, theirs, rounded(ours / theirs)))
@@ -282,7 +234,8 @@ impl Findings {
         })
     }
 
-    fn failure_to_event(&self) -> Option<Target> {
+    /// A failing request is told at once.
+    pub fn failure_to_event(&self) -> Option<Target> {
         let latency = self.latencies.iter().find(|l| l.name == FAILURE_TO_EVENT)?;
         let value = rounded(latency.p50_us);
         Some(Target {
@@ -297,7 +250,8 @@ impl Findings {
         })
     }
 
-    fn monitor_while_all_hang(&self) -> Option<Target> {
+    /// The monitor answers whatever hangs.
+    pub fn monitor_while_all_hang(&self) -> Option<Target> {
         let mut latencies = self.latencies.iter();
         let latency = latencies.find(|latency| latency.name == MONITOR_WHILE_ALL_HANG)?;
         let value = rounded(latency.p99_us);
@@ -315,7 +269,7 @@ impl Findings {
 }
 
 /// A ratio, ours to theirs.
-fn compared(
+pub fn compared(
     name: String,
     [ours, theirs]: [f64; 2],
     better: Better,
@@ -339,12 +293,13 @@ fn compared(
     }
 }
 
-fn is_threads(row: &Row) -> bool {
+/// Whether it is our engine *threads*.
+pub fn is_threads(row: &Row) -> bool {
     row.server == Server::StandfastThreads.name()
 }
 
 /// How well a limit is kept.
-fn kept_limit(found: &Throttled) -> Target {
+pub fn kept_limit(found: &Throttled) -> Target {
     let [ours, theirs] = [found.ours, found.theirs].map(|rate| found.deviation(rate));
     let value = rounded(ours.abs());
     Target {
@@ -360,7 +315,7 @@ fn kept_limit(found: &Throttled) -> Target {
 }
 
 /// What policy `stop` costs while nothing fails, in percent of the instructions of `other`.
-fn policy_cost(found: &Instructions, other: &str, instructions: f64) -> Target {
+pub fn policy_cost(found: &Instructions, other: &str, instructions: f64) -> Target {
     let value = rounded((found.stop / instructions - 1.0) * 100.0);
     Target {
         name: format!(
@@ -395,6 +350,3 @@ fn verdict(value: f64, better: Better, reach: f64, goal: Option<f64>) -> Verdict
         Verdict::Reached
     }
 }
-
-#[cfg(test)]
-mod tests;

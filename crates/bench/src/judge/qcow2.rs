@@ -1,9 +1,9 @@
 //! What is to be reached of images: the format costs little over a plain file, and less than the rival's.
 
-use super::{Better, Findings, Target, compared};
 use crate::loads::{self, Storage};
 use crate::server::Server;
 use crate::statistics::Metric;
+use crate::targets::{Better, Findings, Target, compared};
 
 /// The targets of images that the findings say something about.
 pub fn targets(findings: &Findings) -> Vec<Target> {
@@ -19,12 +19,12 @@ pub fn targets(findings: &Findings) -> Vec<Target> {
             // That of 128k requests is judged with all others of this size.
             (Storage::Qcow2, "4k") if spec.depth == 1 => {
                 ratio(P50Us, Less, 1.0, Some(0.75));
-                targets.extend(findings.over_raw(load));
+                targets.extend(over_raw(findings, load));
             }
             (Storage::Qcow2, "4k") => {
                 ratio(CpuUs, Less, 0.9, Some(0.7));
                 ratio(Iops, More, 1.0, None);
-                targets.extend(findings.over_raw(load));
+                targets.extend(over_raw(findings, load));
             }
             (Storage::Qcow2Large, _) if spec.depth == 1 => ratio(P50Us, Less, 1.0, None),
             (Storage::Qcow2Fresh | Storage::Qcow2Large, _) => {
@@ -37,14 +37,12 @@ pub fn targets(findings: &Findings) -> Vec<Target> {
     targets
 }
 
-impl Findings {
-    /// What the format costs: CPU per request against our own plain file.
-    fn over_raw(&self, load: &str) -> Option<Target> {
-        let cpu = |server| self.median(load, server, Metric::CpuUs);
-        let (image, raw) = (cpu(Server::Standfast)?, cpu(Server::StandfastRaw)?);
-        let name = format!("{load}, over raw: {}", Metric::CpuUs.title());
-        let mut target = compared(name, [image, raw], Better::Less, 1.2, Some(1.1));
-        target.load = Some(load.to_owned());
-        Some(target)
-    }
+/// What the format costs: CPU per request against our own plain file.
+fn over_raw(findings: &Findings, load: &str) -> Option<Target> {
+    let cpu = |server| findings.median(load, server, Metric::CpuUs);
+    let (image, raw) = (cpu(Server::Standfast)?, cpu(Server::StandfastRaw)?);
+    let name = format!("{load}, over raw: {}", Metric::CpuUs.title());
+    let mut target = compared(name, [image, raw], Better::Less, 1.2, Some(1.1));
+    target.load = Some(load.to_owned());
+    Some(target)
 }

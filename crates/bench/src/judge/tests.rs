@@ -1,7 +1,12 @@
 //! What is reached, and what is not.
 
 use super::*;
+use crate::beside::{ALONE, BESIDE_WHAT_HANGS};
+use crate::latency::Latency;
+use crate::server::Server;
 use crate::statistics::Summary;
+use crate::targets::{FIO, Instructions, Row, Verdict};
+use crate::throttle::Throttled;
 
 fn findings(load: &str, figures: &[(Metric, f64, f64)]) -> Findings {
     let row = |server: Server, which: usize| Row {
