@@ -61,6 +61,11 @@ fn a_guest_sees_what_qemu_has_written() -> Result<()> {
         let node = nodes.iter().find(|node| node["node-name"] == *name);
         let node = node.context("it is there")?;
         ensure!(node["ro"] == true && node["drv"] == "qcow2", "{node}");
+        let cache = &node["x-l2-cache"];
+        let number = |member: &str| cache[member].as_u64().context("a number");
+        let (size, used) = (number("size")?, number("used")?);
+        ensure!(used > 0 && used <= size && size <= 65536, "{cache}");
+        ensure!(number("misses")? > 0, "{cache}");
         for member in [
             "filename",
             "format",

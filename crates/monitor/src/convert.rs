@@ -18,8 +18,8 @@ use qapi::event::{
 use qapi::options::DetectZeroes;
 use qapi::types::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
-    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, JobStatus, RunState as WireRunState,
-    StatusInfo, UnwrittenInfo, VmmInfo,
+    BlockdevCacheInfo, BlockdevChild, CacheUseInfo, HeldRequestInfo, JobStatus,
+    RunState as WireRunState, StatusInfo, UnwrittenInfo, VmmInfo,
 };
 use qapi::wire::EventMessage;
 
@@ -219,6 +219,11 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),
         x_engine: info.engine.map(|engine| engine.engine.as_str().to_owned()),
+        x_l2_cache: info.format.map(|format| CacheUseInfo {
+            size: format.l2_cache.size,
+            used: format.l2_cache.used,
+            misses: format.l2_cache.misses,
+        }),
         x_unwritten: node.not_on_disk().map(|left| UnwrittenInfo {
             bytes: left.unwritten.bytes,
             what: left.unwritten.what,

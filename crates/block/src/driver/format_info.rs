@@ -9,8 +9,21 @@ pub struct FormatInfo {
     pub dirty: bool,
     /// It is encrypted.
     pub encrypted: bool,
+    /// What is remembered of its tables.
+    pub l2_cache: CacheUse,
     /// What only this format has: the only one there is.
     pub qcow2: Qcow2Info,
+}
+
+/// How much a cache has of what it may have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheUse {
+    /// Bytes that it has room for.
+    pub size: u64,
+    /// Bytes that it has.
+    pub used: u64,
+    /// How often something was not there, and had to be read.
+    pub misses: u64,
 }
 
 /// What only qcow2 has.

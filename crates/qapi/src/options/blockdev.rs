@@ -217,8 +217,7 @@ pub struct Qcow2Options {
     /// Bytes of refcounts that are remembered.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub refcount_cache_size: Option<i64>,
-    /// Seconds after which what nobody has looked for is forgotten; 0: never. Default: 600. Accepted and ignored: what
-    /// is remembered has a bound.
+    /// Seconds after which what nobody has looked for is forgotten; 0: never. Default: 600.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cache_clean_interval: Option<i64>,
 }

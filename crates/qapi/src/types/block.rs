@@ -161,9 +161,23 @@ pub struct BlockDeviceInfo {
     /// What does its I/O, of a node that has storage of its own: `io_uring`, `threads`.
     #[serde(rename = "x-engine", skip_serializing_if = "Option::is_none")]
     pub x_engine: Option<String>,
+    /// What is remembered of the tables of an image.
+    #[serde(rename = "x-l2-cache", skip_serializing_if = "Option::is_none")]
+    pub x_l2_cache: Option<CacheUseInfo>,
     /// What the driver could not write back on its own, if there is something.
     #[serde(rename = "x-unwritten", skip_serializing_if = "Option::is_none")]
     pub x_unwritten: Option<UnwrittenInfo>,
+}
+
+/// How much a cache has of what it may have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CacheUseInfo {
+    /// Bytes that it has room for.
+    pub size: u64,
+    /// Bytes that it has.
+    pub used: u64,
+    /// How often something was not there, and had to be read, since the image was opened or came into use.
+    pub misses: u64,
 }
 
 /// A node below another one.

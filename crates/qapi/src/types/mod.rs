@@ -9,7 +9,7 @@ mod stats;
 
 pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
-    BlockdevCacheInfo, BlockdevChild, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
+    BlockdevCacheInfo, BlockdevChild, CacheUseInfo, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
     ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo, Qcow2BitmapInfoFlags,
     UnwrittenInfo,
 };

@@ -1,6 +1,7 @@
 //! What stays of an opened image, whatever is read of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
 
@@ -17,6 +18,8 @@ pub struct Base {
     pub file: Child,
     /// How much may be remembered.
     pub caches: CacheSizes,
+    /// After which time what nobody has looked for is forgotten.
+    pub clean_interval: Duration,
     /// What an image must be for the options.
     pub needs: Needs,
     /// What was found of the image that cannot be.
@@ -37,6 +40,7 @@ impl Base {
     pub fn new(options: Qcow2Options) -> Self {
         Self {
             needs: options.needs(),
+            clean_interval: options.cache_clean_interval,
             corruption: Corruption::default(),
             file: Child::of(&options.node_name, "file", options.file),
             name: options.node_name,

@@ -92,6 +92,10 @@ pub struct L2Cache {
     slice_bits: u32,
     /// Where the next one looks for a victim.
     hand: AtomicUsize,
+    /// How many places have a slice.
+    filled: AtomicUsize,
+    /// How often a slice was looked for in vain.
+    misses: AtomicU64,
 }
 
 impl L2Cache {
@@ -106,6 +110,54 @@ impl L2Cache {
             sets: sets as u64,
             slice_bits: size.slice.ilog2(),
             hand: AtomicUsize::new(0),
+            filled: AtomicUsize::new(0),
+            misses: AtomicU64::new(0),
+        }
+    }
+
+    /// Bytes of slices that it has.
+    pub fn used(&self) -> usize {
+        self.filled.load(Ordering::Relaxed) << self.slice_bits
+    }
+
+    /// Bytes of slices that it has room for.
+    pub fn size(&self) -> usize {
+        self.places.len() << self.slice_bits
+    }
+
+    /// How often one had to be read.
+    pub fn misses(&self) -> u64 {
+        self.misses.load(Ordering::Relaxed)
+    }
+
+    /// One has to be read.
+    pub fn missed(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Forgets what nobody has looked for since the last time.
+    pub fn clean(&self) {
+        for place in &self.places {
+            let guard = place.slice.load();
+            let Some(slice) = &*guard else {
+                continue;
+            };
+            if slice.wanted.swap(false, Ordering::Relaxed) {
+                continue;
+            }
+            let before = place.slice.compare_and_swap(&*guard, None);
+            if !before
+                .as_ref()
+                .is_some_and(|before| Arc::ptr_eq(before, slice))
+            {
+                // Another one has come meanwhile.
+                continue;
+            }
+            self.filled.fetch_sub(1, Ordering::Relaxed);
+            let (from, to) = (slice.offset.0, NOWHERE);
+            // One that has come since may be hidden by this: it is read again then.
+            let order = Ordering::Relaxed;
+            let _ = place.offset.compare_exchange(from, to, order, order);
         }
     }
 
@@ -155,7 +207,9 @@ impl L2Cache {
             return;
         };
         let offset = slice.offset.0;
-        place.slice.store(Some(slice));
+        if place.slice.swap(Some(slice)).is_none() {
+            self.filled.fetch_add(1, Ordering::Relaxed);
+        }
         place.offset.store(offset, Ordering::Relaxed);
     }
 
@@ -164,7 +218,9 @@ impl L2Cache {
         for place in self.set(offset) {
             if place.offset.load(Ordering::Relaxed) == offset.0 {
                 place.offset.store(NOWHERE, Ordering::Relaxed);
-                place.slice.store(None);
+                if place.slice.swap(None).is_some() {
+                    self.filled.fetch_sub(1, Ordering::Relaxed);
+                }
             }
         }
     }
@@ -249,12 +305,35 @@ mod tests {
     }
 
     #[test]
+    fn what_nobody_looks_for_is_forgotten_the_second_time() {
+        let cache = cache(8);
+        (0..20).for_each(|number| cache.put(slice(number)));
+        assert_eq!((cache.used(), cache.size()), (8 * 512, 8 * 512));
+        let known = |number: &u64| cache.find(HostOffset(number * 512)).is_some();
+        // All are wanted now.
+        let before: Vec<_> = (0..20).filter(known).collect();
+        cache.clean();
+        assert_eq!(cache.used(), 8 * 512);
+        let wanted = [before[1], before[4]];
+        assert!(wanted.iter().all(known));
+        cache.clean();
+        assert_eq!(cache.used(), 2 * 512);
+        assert_eq!((0..20).filter(known).collect::<Vec<_>>(), wanted);
+        (0..20).for_each(|number| cache.put(slice(number)));
+        assert_eq!(cache.used(), 8 * 512);
+        cache.clean();
+        cache.clean();
+        assert_eq!(cache.used(), 0);
+    }
+
+    #[test]
     fn others_may_look_while_it_changes() {
         let cache = cache(4);
         std::thread::scope(|scope| {
             for _ in 0..2 {
                 scope.spawn(|| (0..20_000).for_each(|number| cache.put(slice(number % 32))));
             }
+            scope.spawn(|| (0..5_000).for_each(|_| cache.clean()));
             for number in 0..40_000u64 {
                 let number = number % 32;
                 if let Some(found) = cache.find(HostOffset(number * 512)) {
@@ -262,5 +341,9 @@ mod tests {
                 }
             }
         });
+        assert!(cache.used() <= cache.size());
+        cache.clean();
+        cache.clean();
+        assert_eq!(cache.used(), 0, "what is counted is there");
     }
 }

@@ -1,6 +1,6 @@
 //! What the node says of itself.
 
-use block::{FormatInfo, NodeInfo, Qcow2Bitmap, Qcow2Info};
+use block::{CacheUse, FormatInfo, NodeInfo, Qcow2Bitmap, Qcow2Info};
 use drivers::pseudo_filename;
 
 use super::base::Base;
@@ -43,6 +43,11 @@ fn format(base: &Base, state: &State) -> FormatInfo {
         cluster_size: header.geometry.cluster_size(),
         dirty: features.is_dirty(),
         encrypted: false,
+        l2_cache: CacheUse {
+            size: state.cache.size() as u64,
+            used: state.cache.used() as u64,
+            misses: state.cache.misses(),
+        },
         qcow2: Qcow2Info {
             compat: if new { "1.1" } else { "0.10" },
             lazy_refcounts: new.then(|| features.has_lazy_refcounts()),

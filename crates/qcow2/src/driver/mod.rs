@@ -14,6 +14,7 @@
 mod alloc;
 mod base;
 mod cache;
+mod cleaning;
 mod corrupt;
 mod counted;
 mod decompress;

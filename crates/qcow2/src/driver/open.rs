@@ -8,6 +8,7 @@ use drivers::OpenError;
 
 use super::base::Base;
 use super::cache::L2Cache;
+use super::cleaning;
 use super::prepare;
 use super::refcounts::Refcounts;
 use super::sector::Sector;
@@ -62,6 +63,8 @@ pub async fn load(base: &Base) -> Opened<State> {
         tables.learn_metadata(&header, l2);
     }
     let writer = Writer::new(tables, prepare::is_prepared(&header));
+    let cache = Arc::new(L2Cache::new(caches));
+    cleaning::watch(&cache, base.clean_interval);
     Ok(State {
         rules: EntryRules {
             geometry,
@@ -71,7 +74,7 @@ pub async fn load(base: &Base) -> Opened<State> {
         compression,
         length,
         l1: l1.into_iter().map(AtomicU64::new).collect(),
-        cache: Arc::new(L2Cache::new(caches)),
+        cache,
         writer: Arc::new(writer),
         bitmaps: bitmaps.into(),
         file_length: Arc::new(AtomicU64::new(file_length)),

@@ -67,6 +67,7 @@ pub async fn load<'a>(base: &Base, state: &'a State, miss: Miss) -> Result<Loade
             );
             return Err(base.corrupt(GuestOffset(0), 0, what));
         }
+        state.cache.missed();
         let bytes = base.read(miss.slice, state.cache.slice_bytes()).await?;
         let slice = Slice::new(miss.slice, bytes.to_vec().into());
         let tables = state.writer.tables();

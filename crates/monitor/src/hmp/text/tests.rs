@@ -44,6 +44,7 @@ fn node(name: &str) -> BlockDeviceInfo {
         x_quota_limit: None,
         x_quota_used: None,
         x_engine: None,
+        x_l2_cache: None,
         x_unwritten: None,
     }
 }
