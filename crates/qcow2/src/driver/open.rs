@@ -115,8 +115,10 @@ async fn read_header(base: &Base, file_length: u64) -> Opened<(Header, Sector)> 
 pub fn refuse_writing(header: &Header) -> Opened<()> {
     let refused = |text: &str| Err(OpenError::new(libc::ENOTSUP, text));
     if header.features.is_corrupt() {
-        let text = "Image is corrupt; cannot be opened read/write (qemu-img check -r all repairs what can be)";
-        return Err(OpenError::new(libc::EACCES, text));
+        let text = "qcow2: Image is corrupt; cannot be opened read/write";
+        let hint =
+            "qemu-img check -r all repairs what can be; with read-only=on it can be read as it is";
+        return Err(OpenError::new(libc::EACCES, text).hint(hint));
     }
     if header.snapshots > 0 {
         return refused(
