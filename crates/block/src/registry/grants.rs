@@ -162,9 +162,11 @@ impl Grant {
         self.at_rest().for_each(|step| step.settle(step.after));
     }
 
-    /// Without what is still written: a write-back that nobody waits for any more is above it.
+    /// Without what is still written: a write-back that nobody waits for any more is above it, or one that has failed, and will
+    /// be tried again: nobody else may write there until then.
     fn at_rest(&self) -> impl Iterator<Item = &Step> {
-        let stuck = |step: &&Step| step.node.is_write_back_stuck();
+        let stuck =
+            |step: &&Step| step.node.is_write_back_stuck() || step.node.left_unwritten().is_some();
         let stuck = self.0.iter().filter(stuck);
         let written: Vec<_> = stuck.flat_map(|step| step.node.subtree()).collect();
         let is_written =

@@ -18,7 +18,7 @@ use super::tables::{Freed, Why};
 use super::writer::{Writer, put, sync};
 use crate::format::geometry::HOST_OFFSET_END;
 use crate::format::l1::L1Entry;
-use crate::format::{HostCluster, HostOffset};
+use crate::format::{GuestOffset, HostCluster, HostOffset};
 
 /// Clusters that are counted, and to which nothing points yet. Dropped before something does, they are free again.
 #[derive(Debug)]
@@ -124,6 +124,7 @@ async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> R
     let kind = {
         let mut tables = state.writer.change();
         let place = HostCluster(cluster);
+        let end = (cluster + 1).checked_mul(state.rules.geometry.cluster_size());
         let is_taken = !tables.refcounts.counts_nothing(place);
         if tables.refcounts.has_block(index) || is_taken {
             // Others have made it meanwhile, or have been given the place.
@@ -131,7 +132,7 @@ async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> R
         }
         match tables.metadata_in(cluster..cluster + 1) {
             // Offset 0 says that there is none.
-            None if cluster > 0 => {
+            None if cluster > 0 && end.is_some_and(|end| end <= HOST_OFFSET_END) => {
                 tables.refcounts.make_block(index, cluster);
                 tables.add_metadata(cluster..cluster + 1, Metadata::RefcountBlock);
                 return Ok(());
@@ -165,6 +166,11 @@ async fn grow(base: &Base, state: &State, wanted: &mut Wanted) -> Result<()> {
         }
         tables.refcounts.growth().ok_or_else(|| too_large(base))?
     };
+    let overlapped = writer.tables().metadata_in(growth.clusters(geometry));
+    if let Some(kind) = overlapped {
+        let cluster = growth.clusters(geometry).start;
+        return Err(corrupt::overlaps(base, state, cluster, kind).await);
+    }
     let _round = writer.rounds.lock(0..1, Mode::Exclusive).await;
     switch::settle(base, state, writer.accepted()).await?;
     put(base, &growth.bytes(geometry)).await?;
@@ -197,12 +203,17 @@ async fn grow(base: &Base, state: &State, wanted: &mut Wanted) -> Result<()> {
 /// The storage's.
 pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostOffset> {
     let geometry = &state.rules.geometry;
-    if let Some(table) = state.own_table(base, index)? {
+    let own = || {
+        state
+            .own_table(base, index)
+            .map_err(BlockError::beyond_repair)
+    };
+    if let Some(table) = own()? {
         return Ok(table);
     }
     let writer = &state.writer;
     let _turn = writer.making.lock(0..1, Mode::Exclusive).await;
-    if let Some(table) = state.own_table(base, index)? {
+    if let Some(table) = own()? {
         return Ok(table);
     }
     let room = allocate(base, state, 1, true).await?;
@@ -217,6 +228,10 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
                 .await?
         }
         Some(former) => {
+            if !state.reaches(base, former.0.saturating_add(size)) {
+                let what = format!("L2 table at {former}: the file ends before the table does");
+                return Err(base.corrupt(GuestOffset(0), 0, what).beyond_repair());
+            }
             let mut copy = base.read(former, geometry.cluster_bytes()).await?;
             base.file.submit(Io::write(table.0, copy.lend())).await?;
         }

@@ -18,6 +18,9 @@ const WAYS: usize = 4;
 /// Of a place where nothing is: no slice begins there, since none is that long.
 const NOWHERE: u64 = u64::MAX;
 
+/// Of a slice at whose entries nobody has looked.
+const UNSEEN: u64 = u64::MAX;
+
 /// A part of an L2 table.
 pub struct Slice {
     /// Where it begins in the file.
@@ -27,8 +30,8 @@ pub struct Slice {
     /// Somebody has looked for it since it was read, or last passed over. So what is read once does not drive out
     /// what is looked for again and again.
     wanted: AtomicBool,
-    /// None of its entries points to a table.
-    sound: AtomicBool,
+    /// None of its entries points to one of the tables that there were when so many had been made.
+    sound: AtomicU64,
 }
 
 impl Slice {
@@ -38,25 +41,27 @@ impl Slice {
             offset,
             bytes,
             wanted: AtomicBool::new(false),
-            sound: AtomicBool::new(false),
+            sound: AtomicU64::new(UNSEEN),
         })
     }
 
     /// What it has become.
     pub fn changed(&self, bytes: Box<[u8]>) -> Arc<Self> {
         let new = Self::new(self.offset, bytes);
-        new.sound.store(self.is_sound(), Ordering::Relaxed);
+        let sound = self.sound.load(Ordering::Relaxed);
+        new.sound.store(sound, Ordering::Relaxed);
         new
     }
 
-    /// Whether somebody has looked that none of its entries points to a table.
-    pub fn is_sound(&self) -> bool {
-        self.sound.load(Ordering::Relaxed)
+    /// Whether somebody has looked that none of its entries points to a table, since tables had been made so often.
+    #[inline]
+    pub fn is_sound(&self, made: u64) -> bool {
+        self.sound.load(Ordering::Relaxed) == made
     }
 
     /// None does.
-    pub fn set_sound(&self) {
-        self.sound.store(true, Ordering::Relaxed);
+    pub fn set_sound(&self, made: u64) {
+        self.sound.store(made, Ordering::Relaxed);
     }
 }
 
@@ -251,8 +256,8 @@ pub struct Found(Guard<Option<Arc<Slice>>>);
 impl Found {
     /// [`Slice::is_sound`].
     #[inline]
-    pub fn is_sound(&self) -> bool {
-        self.0.as_ref().is_some_and(|slice| slice.is_sound())
+    pub fn is_sound(&self, made: u64) -> bool {
+        self.0.as_ref().is_some_and(|slice| slice.is_sound(made))
     }
 
     /// It.

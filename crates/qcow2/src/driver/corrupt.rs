@@ -46,6 +46,8 @@ async fn mark(base: &Base, state: &State) -> Result<()> {
     }
     let writer = &*state.writer;
     let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
+    // If it cannot be settled, what is written now settles it.
+    let _settled = switch::settle(base, state, writer.accepted()).await;
     let sector = writer.tables().sector.clone();
     let mut features = sector.features();
     features.incompatible |= features::CORRUPT;

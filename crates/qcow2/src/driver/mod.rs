@@ -46,6 +46,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use block::driver::park;
 use block::{
     Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Identify, Image,
     Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, OwnIo, Permissions, Reopen, Resize,
@@ -129,7 +130,10 @@ impl Qcow2 {
     fn clear<'a>(&'a self, io: Io<'a>, clear: Clear, discard: bool) -> IoFuture<'a> {
         let state = self.state.load_full();
         IoFuture::new(async move {
-            Box::pin(zero::submit(&self.base, &state, io, clear, discard)).await
+            Box::pin(park::never(zero::submit(
+                &self.base, &state, io, clear, discard,
+            )))
+            .await
         })
     }
 }
@@ -169,7 +173,8 @@ impl Driver for Qcow2 {
             Operation::Flush => {
                 let state = self.state.load_full();
                 IoFuture::new(async move {
-                    Box::pin(rounds::flush(&self.base, &state, io.losses_accepted)).await
+                    let flush = rounds::flush(&self.base, &state, io.losses_accepted);
+                    Box::pin(park::never(flush)).await
                 })
             }
             _ if self.base.info.read_only => {
@@ -177,10 +182,12 @@ impl Driver for Qcow2 {
                 IoFuture::ready(Err(error.at(&self.base.name, io.offset, io.bytes)))
             }
             Operation::Write => write::submit(&self.base, &self.state, io),
-            Operation::WriteZeroes { unmap } => match unmap && self.base.discard {
-                true => self.clear(io, Clear::Free, false),
-                false => self.clear(io, Clear::Keep, false),
-            },
+            Operation::WriteZeroes { unmap } => {
+                match unmap && self.base.discard && !self.base.discard_no_unref {
+                    true => self.clear(io, Clear::Free, false),
+                    false => self.clear(io, Clear::Keep, false),
+                }
+            }
             Operation::Discard if !self.base.discard => IoFuture::ready(Ok(())),
             Operation::Discard => match self.base.discard_no_unref {
                 true => self.clear(io, Clear::Keep, true),
@@ -249,7 +256,9 @@ impl Reopen for Qcow2 {
 impl OwnIo for Qcow2 {
     fn write_back(&self) -> IoFuture<'_> {
         let state = self.state.load_full();
-        IoFuture::new(async move { Box::pin(rounds::write_back(&self.base, &state)).await })
+        IoFuture::new(
+            async move { Box::pin(park::never(rounds::write_back(&self.base, &state))).await },
+        )
     }
 
     fn unwritten(&self) -> Option<Unwritten> {
@@ -283,8 +292,16 @@ impl Activate for Qcow2 {
     /// Others may have written until now, unless something of ours is not on disk: then nobody has. From now on nobody else
     /// does, if this node is to.
     fn activate(&self, above: Access) -> Result<()> {
-        if self.unwritten().is_some() {
-            return Ok(());
+        if let Some(unwritten) = self.unwritten() {
+            let name = &self.base.name;
+            if self.state.load().image == self.base.file.node().image() {
+                return Ok(());
+            }
+            let text = format!(
+                "node '{name}': {} of the former file are not on disk ({} bytes)",
+                unwritten.what, unwritten.bytes
+            );
+            return Err(BlockError::new(libc::EBUSY, text));
         }
         let access = self.child_access(&self.base.file, above);
         let mut loaded = self.look()?;

@@ -60,11 +60,21 @@ pub async fn load(base: &Base) -> Opened<State> {
     if !base.info.read_only {
         let entries = l1.iter().map(|entry| L1Entry(*entry));
         let l2 = entries.filter(|entry| entry.0 != 0).map(L1Entry::offset);
-        tables.learn_metadata(&header, l2);
+        tables.learn_metadata(&header, l2).map_err(|what| {
+            let text = format!(
+                "The image is corrupt, and cannot be opened read/write: {what} (qemu-img check shows more)"
+            );
+            OpenError::new(libc::EACCES, text)
+        })?;
     }
-    let writer = Writer::new(tables, prepare::is_prepared(&header));
     let cache = Arc::new(L2Cache::new(caches));
     cleaning::watch(&cache, base.clean_interval);
+    let l1: Arc<[AtomicU64]> = l1.into_iter().map(AtomicU64::new).collect();
+    tables.set_l1(header.l1_offset, Arc::clone(&l1));
+    let writer = Writer::new(
+        tables,
+        prepare::is_prepared(&header) && !base.corruption.is_fatal(),
+    );
     Ok(State {
         rules: EntryRules {
             geometry,
@@ -73,10 +83,11 @@ pub async fn load(base: &Base) -> Opened<State> {
         },
         compression,
         length,
-        l1: l1.into_iter().map(AtomicU64::new).collect(),
+        l1,
         cache,
         writer: Arc::new(writer),
         bitmaps: bitmaps.into(),
+        image: base.file.node().image(),
         file_length: Arc::new(AtomicU64::new(file_length)),
         header,
     })

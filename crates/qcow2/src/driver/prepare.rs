@@ -23,7 +23,7 @@ pub async fn prepare(base: &Base, state: &State) -> Result<()> {
         return Ok(());
     }
     let _turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
-    if writer.is_broken() {
+    if writer.is_broken() || base.corruption.is_fatal() {
         return Err(base.broken(0, "the log says what was found"));
     }
     if writer.is_prepared() {

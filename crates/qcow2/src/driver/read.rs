@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use block::driver::park;
 use block::{Io, IoFuture, OwnedBuffer, Result};
 use futures_util::future::join_all;
 
@@ -52,7 +53,7 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
     let state = Arc::clone(&now);
     IoFuture::new(async move {
         let _token = token;
-        Box::pin(in_runs(base, &state, io)).await
+        Box::pin(park::never(in_runs(base, &state, io))).await
     })
 }
 

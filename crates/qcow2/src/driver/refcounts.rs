@@ -421,7 +421,8 @@ impl Refcounts {
         let per_block = geometry.refcounts_per_block() as u64;
         let first = self.table.len() as u64 * per_block;
         let mut blocks = 1;
-        let mut entries = self.table.len() * 2;
+        let most = usize::try_from(refcount::TABLE_BYTES_MAX).ok()? / ENTRY_BYTES;
+        let mut entries = (self.table.len() * 2).min(most);
         let clusters = loop {
             entries = entries
                 .max(self.table.len() + blocks)

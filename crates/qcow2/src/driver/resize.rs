@@ -132,6 +132,7 @@ async fn move_l1(base: &Base, state: &State, new: &mut State, needed: u64) -> Re
             .unwrap_or_default()
     };
     switch::switch(base, state, sector, doubtful).await?;
+    writer.tables().set_l1(offset, Arc::clone(&new.l1));
     drop(turn);
     if let Some(room) = room {
         room.linked();

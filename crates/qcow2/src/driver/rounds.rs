@@ -10,6 +10,7 @@
 //!
 //! Whatever fails, all is as dirty as it was: a table is clean after a flush that began after its write, and succeeded.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -43,15 +44,14 @@ struct Job<'a> {
 }
 
 impl<'a> Job<'a> {
-    fn take(state: &'a State) -> Self {
-        let writer = &*state.writer;
+    fn take(writer: &'a Writer) -> Self {
         let mut tables = writer.tables();
         Self {
             writer,
             blocks: tables.refcounts.dirty_blocks(),
             entries: tables.refcounts.new_entries(),
             slices: tables.dirty_all(),
-            l1: tables.take_l1(state.header.l1_offset, |index| state.l1_entry(index)),
+            l1: tables.take_l1(),
             unlinked: std::mem::take(&mut tables.unlinked),
             lowered: std::mem::take(&mut tables.lowered),
         }
@@ -133,7 +133,7 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     let writer = &state.writer;
     settle(base, state, accepted).await?;
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
-    let job = Job::take(state);
+    let job = Job::take(writer);
     put_all(base, job.blocks.iter().map(|block| &block.piece)).await?;
     sync(base, accepted).await?;
     if !job.entries.1.is_empty() {
@@ -178,11 +178,14 @@ async fn put_slices(base: &Base, slices: &[Arc<Slice>]) -> Result<()> {
 
 /// Nothing on disk points to these any more.
 async fn count_down(base: &Base, state: &State, unlinked: Vec<Freed>) {
-    for (number, freed) in unlinked.iter().enumerate() {
+    let mut left = Left {
+        writer: &state.writer,
+        clusters: unlinked.into(),
+    };
+    while let Some(&freed) = left.clusters.front() {
         let lowered = counted::lower(base, state, freed.cluster).await;
-        let mut tables = state.writer.change();
         match lowered {
-            Ok(Some(0)) => tables.lowered.push(*freed),
+            Ok(Some(0)) => state.writer.change().lowered.push(freed),
             Ok(Some(_)) => {}
             Ok(None) => tracing::warn!(
                 "node '{}': {} was used, and not counted: qemu-img check -r all repairs the image",
@@ -194,12 +197,25 @@ async fn count_down(base: &Base, state: &State, unlinked: Vec<Freed>) {
                 tracing::warn!(
                     "node '{}': {} clusters cannot be freed yet: {error}",
                     base.name,
-                    unlinked.len() - number
+                    left.clusters.len()
                 );
-                let rest = unlinked.iter().skip(number).copied();
-                tables.unlinked.extend(rest);
                 return;
             }
+        }
+        left.clusters.pop_front();
+    }
+}
+
+/// Clusters that are still to be counted down. Dropped, they are for the next round.
+struct Left<'a> {
+    writer: &'a Writer,
+    clusters: VecDeque<Freed>,
+}
+
+impl Drop for Left<'_> {
+    fn drop(&mut self) {
+        if !self.clusters.is_empty() {
+            self.writer.change().unlinked.extend(&self.clusters);
         }
     }
 }

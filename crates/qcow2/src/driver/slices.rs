@@ -50,6 +50,9 @@ pub async fn load<'a>(base: &Base, state: &'a State, miss: Miss) -> Result<Loade
             if let Some(slice) = &dirty {
                 state.cache.put(Arc::clone(slice));
             }
+            // Others may have read it meanwhile.
+            let known = || state.cache.find(miss.slice)?.slice();
+            let dirty = dirty.or_else(known);
             Loaded {
                 state,
                 offset: miss.slice,
@@ -113,7 +116,8 @@ pub async fn current(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice
 /// As [`load`]; an entry does: the image is corrupt.
 pub async fn sound(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice>> {
     let slice = current(base, state, miss).await?;
-    if slice.is_sound() {
+    let made = state.writer.made();
+    if slice.is_sound(made) {
         return Ok(slice);
     }
     let geometry = &state.rules.geometry;
@@ -132,7 +136,7 @@ pub async fn sound(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice>>
     };
     match overlapped {
         None => {
-            slice.set_sound();
+            slice.set_sound(made);
             Ok(slice)
         }
         Some((cluster, kind)) => Err(corrupt::overlaps(base, state, cluster, kind).await),

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use block::Result;
+use block::{Image, Result};
 
 use super::base::Base;
 use super::cache::L2Cache;
@@ -32,6 +32,8 @@ pub struct State {
     pub writer: Arc<Writer>,
     /// Persistent bitmaps, by their names.
     pub bitmaps: Arc<[BitmapEntry]>,
+    /// What the file was.
+    pub image: Image,
     /// How long the file was when somebody asked.
     pub file_length: Arc<AtomicU64>,
 }
@@ -192,7 +194,7 @@ impl State {
         };
         let found = self.cache.find(self.slice_of(table, place.l2).slice);
         // What nobody has looked at yet may point anywhere.
-        let Some(found) = found.filter(|found| found.is_sound()) else {
+        let Some(found) = found.filter(|found| found.is_sound(self.writer.made())) else {
             return Ok(None);
         };
         let mapped = self.ask(base, guest, wanted, table, found.bytes())?;

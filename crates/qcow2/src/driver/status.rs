@@ -23,6 +23,7 @@ pub async fn of(
     questions: &OneBeside,
     range: Range<u64>,
 ) -> Result<Vec<Extent>> {
+    let _token = state.writer.epochs.enter();
     let mut known = Runs::new(base);
     let mut at = range.start;
     while at < range.end && !known.is_full() {
@@ -44,6 +45,7 @@ pub async fn of(
 }
 
 async fn by_reading(base: &Arc<Base>, state: &State, range: Range<u64>) -> Result<Vec<Extent>> {
+    let _token = state.writer.epochs.enter();
     let mut known = Runs::new(base);
     let mut at = range.start;
     let mut questions = 0;

@@ -45,7 +45,7 @@ pub async fn switch(
 ) -> Result<()> {
     let writer = &*state.writer;
     // Until it is known: dropped here, it is not.
-    writer.change().unsettled = Some(Vec::new());
+    writer.change().unsettled.get_or_insert_default();
     let switched = async {
         put_sector(base, sector.bytes()).await?;
         sync(base, writer.accepted()).await
@@ -55,9 +55,11 @@ pub async fn switch(
     match switched {
         Ok(()) => {
             tables.sector = sector;
-            tables.unsettled = None;
+            if let Some(freed) = tables.unsettled.take() {
+                tables.unlinked.extend(freed);
+            }
         }
-        Err(_) => tables.unsettled = Some(doubtful()),
+        Err(_) => tables.unsettled.get_or_insert_default().extend(doubtful()),
     }
     switched
 }

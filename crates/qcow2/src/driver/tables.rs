@@ -4,12 +4,13 @@
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{L2Cache, Slice};
 use super::overlap::{Metadata, OverlapCheck};
 use super::refcounts::{Piece, Refcounts};
 use super::sector::{BYTES, Sector};
-use crate::format::l1::{ENTRY_BYTES, L1Entry};
+use crate::format::l1::ENTRY_BYTES;
 use crate::format::{CompressedCluster, Geometry, Header, HostCluster, HostOffset};
 
 /// Why a cluster is not used any more.
@@ -63,6 +64,9 @@ pub struct Tables {
     loading: HashMap<HostOffset, Loading>,
     /// Sectors of the L1 table.
     l1: BTreeSet<usize>,
+    /// The L1 table, and where it is: of rounds, which may have begun before it was another one.
+    l1_at: HostOffset,
+    l1_entries: Arc<[AtomicU64]>,
     /// Nothing points to them in memory; on disk something may.
     pub unlinked: Vec<Freed>,
     /// Not counted any more in memory; on disk they may be.
@@ -75,6 +79,8 @@ pub struct Tables {
     pub unsettled: Option<Vec<Freed>>,
     /// Clusters of the header and the tables, which no guest has.
     metadata: HashMap<HostCluster, Metadata>,
+    /// How often there were new ones.
+    made: Arc<AtomicU64>,
     /// Which of them are looked for.
     overlap: OverlapCheck,
 }
@@ -87,47 +93,73 @@ impl Tables {
             dirty: HashMap::new(),
             loading: HashMap::new(),
             l1: BTreeSet::new(),
+            l1_at: HostOffset(0),
+            l1_entries: Arc::default(),
             unlinked: Vec::new(),
             lowered: Vec::new(),
             leaving: Vec::new(),
             sector,
             unsettled: None,
             metadata: HashMap::new(),
+            made: Arc::default(),
             overlap,
         }
     }
 
     /// Learns where header and tables are.
-    pub fn learn_metadata(&mut self, header: &Header, l2_tables: impl Iterator<Item = HostOffset>) {
+    ///
+    /// # Errors
+    /// Two of them lie in the same cluster: the image is corrupt.
+    pub fn learn_metadata(
+        &mut self,
+        header: &Header,
+        l2_tables: impl Iterator<Item = HostOffset>,
+    ) -> Result<(), String> {
         let geometry = &header.geometry;
         let l1 = u64::from(header.l1_entries) * ENTRY_BYTES as u64;
         let refcounts = u64::from(header.refcount_table_clusters) * geometry.cluster_size();
-        for (at, bytes, kind) in [
-            (HostOffset(0), 1, Metadata::MainHeader),
-            (header.l1_offset, l1, Metadata::ActiveL1),
+        let run = |at: HostOffset, bytes: u64| {
+            let first = geometry.cluster_of(at).0;
+            first..first + geometry.clusters_for(bytes)
+        };
+        let blocks = self.refcounts.block_clusters();
+        let blocks: Vec<_> = blocks.map(|HostCluster(at)| at..at + 1).collect();
+        let tables = [
+            (run(HostOffset(0), 1), Metadata::MainHeader),
+            (run(header.l1_offset, l1), Metadata::ActiveL1),
             (
-                header.refcount_table_offset,
-                refcounts,
+                run(header.refcount_table_offset, refcounts),
                 Metadata::RefcountTable,
             ),
-        ] {
-            let first = geometry.cluster_of(at).0;
-            self.add_metadata(first..first + geometry.clusters_for(bytes), kind);
+        ];
+        let blocks = blocks
+            .into_iter()
+            .map(|block| (block, Metadata::RefcountBlock));
+        let l2 = l2_tables.map(|at| (run(at, 1), Metadata::ActiveL2));
+        for (clusters, kind) in tables.into_iter().chain(blocks).chain(l2) {
+            for cluster in clusters {
+                if let Some(other) = self.metadata.insert(HostCluster(cluster), kind) {
+                    return Err(format!(
+                        "cluster {cluster} of the file is both of the {} and of the {}",
+                        other.title(),
+                        kind.title()
+                    ));
+                }
+            }
         }
-        let blocks: Vec<_> = self.refcounts.block_clusters().collect();
-        for HostCluster(at) in blocks {
-            self.add_metadata(at..at + 1, Metadata::RefcountBlock);
-        }
-        for table in l2_tables {
-            let at = geometry.cluster_of(table).0;
-            self.add_metadata(at..at + 1, Metadata::ActiveL2);
-        }
+        Ok(())
     }
 
-    /// These are tables from now on.
+    /// These are tables from now on. What has been looked at before may point to them, if the image is wrong.
     pub fn add_metadata(&mut self, clusters: Range<u64>, kind: Metadata) {
         let all = clusters.map(|cluster| (HostCluster(cluster), kind));
         self.metadata.extend(all);
+        self.made.fetch_add(1, Ordering::AcqRel);
+    }
+
+    /// How often tables have been made: what was looked at before is looked at again.
+    pub fn made(&self) -> Arc<AtomicU64> {
+        Arc::clone(&self.made)
     }
 
     /// These are not any more.
@@ -194,6 +226,11 @@ impl Tables {
         loading.is_none_or(|loading| loading.stale)
     }
 
+    /// Whether something is going to be free when there have been more rounds.
+    pub fn frees_something(&self) -> bool {
+        !(self.unlinked.is_empty() && self.lowered.is_empty() && self.leaving.is_empty())
+    }
+
     /// Whether all that was changed is on disk.
     pub fn is_clean(&self) -> bool {
         self.dirty.is_empty()
@@ -227,20 +264,27 @@ impl Tables {
         }
     }
 
+    /// There is another L1 table, all of which is on disk.
+    pub fn set_l1(&mut self, at: HostOffset, entries: Arc<[AtomicU64]>) {
+        (self.l1_at, self.l1_entries) = (at, entries);
+        self.l1.clear();
+    }
+
     /// Takes the sectors of the L1 table that are to be written. Those are that are given back ([`Self::l1_failed`]).
-    pub fn take_l1(
-        &mut self,
-        table: HostOffset,
-        entry: impl Fn(usize) -> L1Entry,
-    ) -> Vec<(usize, Piece)> {
+    pub fn take_l1(&mut self) -> Vec<(usize, Piece)> {
         let per_sector = BYTES / ENTRY_BYTES;
         let sectors = std::mem::take(&mut self.l1).into_iter();
+        let entry = |index: usize| {
+            let entry = self.l1_entries.get(index);
+            entry.map_or(0, |entry| entry.load(Ordering::Acquire))
+        };
         let pieces = sectors.map(|sector| {
             let entries = sector * per_sector..(sector + 1) * per_sector;
-            let bytes = entries.flat_map(|index| entry(index).0.to_be_bytes());
             let piece = Piece {
-                offset: HostOffset(table.0 + (sector * BYTES) as u64),
-                bytes: bytes.collect(),
+                offset: HostOffset(self.l1_at.0 + (sector * BYTES) as u64),
+                bytes: entries
+                    .flat_map(|index| entry(index).to_be_bytes())
+                    .collect(),
             };
             (sector, piece)
         });

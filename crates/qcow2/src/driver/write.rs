@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 
+use block::driver::park;
 use block::range_lock::Mode;
 use block::{Io, IoFuture, Joined, OwnedBuffer, Result};
 use futures_util::future::join;
@@ -46,13 +47,16 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
         }
     }
     let state = Arc::clone(&now);
-    IoFuture::new(async move { Box::pin(write(base, &state, io)).await })
+    // Several operations: what waits in one of them is in flight.
+    IoFuture::new(async move { Box::pin(park::never(write(base, &state, io))).await })
 }
 
 async fn write(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
+    state.writer.accept(io.losses_accepted);
     prepare(base, state).await?;
     let geometry = &state.rules.geometry;
     let mut done = 0;
+    let mut has_freed = false;
     while done < io.bytes {
         let rest = Io {
             fua: false,
@@ -79,7 +83,18 @@ async fn write(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
         let clusters = guest.0 >> geometry.cluster_bits()
             ..(part.offset + part.bytes).div_ceil(geometry.cluster_size());
         let _held = state.writer.clusters.lock(clusters, Mode::Exclusive).await;
-        done += first(base, state, part).await?;
+        match first(base, state, part).await {
+            Ok(bytes) => done += bytes,
+            // What the guest has given back may not be free yet.
+            Err(error)
+                if error.cause().is_enospc()
+                    && !std::mem::replace(&mut has_freed, true)
+                    && state.writer.tables().frees_something() =>
+            {
+                rounds::write_back(base, state).await?;
+            }
+            Err(error) => return Err(error),
+        }
     }
     if io.fua {
         rounds::flush(base, state, io.losses_accepted).await?;

@@ -1,5 +1,6 @@
 //! What it takes to change an image: the tables in memory, and who has to wait for whom.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use block::range_lock::RangeLock;
@@ -15,6 +16,8 @@ use super::tables::Tables;
 #[derive(Debug)]
 pub struct Writer {
     tables: Mutex<Tables>,
+    /// How often tables have been made.
+    made: Arc<AtomicU64>,
     /// Who uses what is allocated.
     pub epochs: Epochs,
     /// Guest clusters whose entries somebody is about to change.
@@ -44,6 +47,7 @@ pub struct Writer {
 impl Writer {
     pub fn new(tables: Tables, prepared: bool) -> Self {
         Self {
+            made: tables.made(),
             tables: Mutex::new(tables),
             epochs: Epochs::default(),
             clusters: RangeLock::default(),
@@ -58,6 +62,12 @@ impl Writer {
             broken: AtomicBool::new(false),
             accepted: AtomicU32::new(0),
         }
+    }
+
+    /// How often tables have been made: what was checked before has to be checked again.
+    #[inline]
+    pub fn made(&self) -> u64 {
+        self.made.load(Ordering::Acquire)
     }
 
     /// The tables, to be looked at.

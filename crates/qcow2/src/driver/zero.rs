@@ -29,6 +29,7 @@ pub async fn submit(
     clear: Clear,
     discard: bool,
 ) -> Result<()> {
+    state.writer.accept(io.losses_accepted);
     prepare(base, state).await?;
     range(base, state, io.offset..io.offset + io.bytes, clear, discard).await?;
     if io.fua {
@@ -36,7 +37,8 @@ pub async fn submit(
     }
     let waiting = state.writer.tables().unlinked.len();
     if waiting > WAITING_MAX {
-        rounds::write_back(base, state).await?;
+        // It is done, whatever becomes of that: the next flush tells.
+        let _written = rounds::write_back(base, state).await;
     }
     Ok(())
 }
