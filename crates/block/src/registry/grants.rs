@@ -166,7 +166,7 @@ impl Grant {
     /// be tried again: nobody else may write there until then.
     fn at_rest(&self) -> impl Iterator<Item = &Step> {
         let stuck =
-            |step: &&Step| step.node.is_write_back_stuck() || step.node.left_unwritten().is_some();
+            |step: &&Step| step.node.is_write_back_stuck() || step.node.not_on_disk().is_some();
         let stuck = self.0.iter().filter(stuck);
         let written: Vec<_> = stuck.flat_map(|step| step.node.subtree()).collect();
         let is_written =

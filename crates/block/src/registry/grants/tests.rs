@@ -50,6 +50,7 @@ struct World {
     above: Mutex<Access>,
     refuses: AtomicBool,
     cannot_tell: AtomicBool,
+    cannot_write: AtomicBool,
     length: AtomicU64,
 }
 
@@ -170,8 +171,11 @@ impl Resize for Fake {
 }
 
 impl OwnIo for Fake {
-    /// Hangs.
+    /// Hangs, or fails.
     fn write_back(&self) -> IoFuture<'_> {
+        if self.world.cannot_write.load(Ordering::Relaxed) {
+            return IoFuture::ready(Err(BlockError::from_errno(libc::ENOSPC)));
+        }
         IoFuture::new(std::future::pending())
     }
 
@@ -309,6 +313,20 @@ fn what_is_still_written_stays_locked() {
     let root = begin(&registry, "top", READS).expect("nobody is in the way");
     end(&registry, root);
     assert_eq!(world.locked(), NOBODY);
+}
+
+/// A write-back that fails is tried again when the node is used again. Another process that had the image in between wrote to it,
+/// and what was kept was written over that.
+#[test]
+fn what_could_not_be_written_stays_locked() {
+    let (registry, world) = house();
+    let root = begin(&registry, "top", WRITES).expect("nobody is in the way");
+    let middle = registry.node("middle").expect("it is there");
+    world.cannot_write.store(true, Ordering::Relaxed);
+    block_on(middle.write_back());
+    assert!(middle.not_on_disk().is_some());
+    end(&registry, root);
+    assert_eq!(world.locked(), WRITES);
 }
 
 /// The threshold went with the new opening before it was known whether that stays: one that failed left the node
