@@ -453,3 +453,40 @@ fn an_image_on_a_device_that_grows() {
         "on a device that has grown",
     );
 }
+
+/// What is discarded is free when nothing on disk knows of it any more, which takes two rounds of writing tables. A write for which
+/// there was no other room failed until the guest had flushed twice, though it had given back enough.
+#[test]
+fn what_was_just_discarded_makes_room() {
+    let place = Place::new();
+    let device = device_on(&place.file("device"), 2 * MIB);
+    let name = device.path().to_str().unwrap();
+    let size = &["create", "-qfqcow2", "-ocluster_size=64k", name, "32M"];
+    run("qemu-img", size).unwrap();
+    let bench = Bench::new();
+    let node = bench.open_writable(Medium::HostDevice, device.path(), CacheSizes::default());
+    let node = node.unwrap();
+    let mut content = vec![0; index(32 * MIB)];
+    let mut write = |at: u64| {
+        let data = vec![0x5a; index(128 * KIB)];
+        let there = index(at)..index(at) + data.len();
+        let ended = bench.run(&node, vec![Request::Write { at, data }]).pop();
+        let ended = ended.unwrap().map_err(|error| error.errno());
+        if ended.is_ok() {
+            content[there].fill(0x5a);
+        }
+        ended
+    };
+    let full = (0..30).find(|number| write(number * MIB).is_err());
+    let full = full.expect("the device has 2 MiB");
+    assert_eq!(write(full * MIB), Err(libc::ENOSPC));
+    let range = 0..128 * KIB;
+    let discard = Request::Discard { range };
+    bench.run(&node, vec![discard]).pop().unwrap().unwrap();
+    assert_eq!(write(full * MIB), Ok(()), "there is room again");
+    assert_eq!(write((full + 1) * MIB), Err(libc::ENOSPC), "and no more");
+    content[..index(128 * KIB)].fill(0);
+    is_same(&bench.whole(&node), &content, "in the end");
+    bench.close(node);
+    qemu_check::is_clean(device.path(), "on a device that was full");
+}
