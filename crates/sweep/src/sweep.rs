@@ -127,6 +127,7 @@ pub fn plan(format: &dyn Format, seed: u64, size: &Size) -> Plan {
         discarded,
         at_once: [0, 10, 50][index(rng.below(3))],
         early: [0, 50, 100][index(rng.below(3))],
+        slow: rng.below(2) * (2 + rng.below(9)),
     };
     Plan {
         seed,

@@ -51,6 +51,8 @@ pub struct Settings {
     pub at_once: u64,
     /// So many of those that do not are visible from the beginning, and not from the end.
     pub early: u64,
+    /// One operation of so many takes so long that most others are over before it has ended; 0: none.
+    pub slow: u64,
 }
 
 impl Settings {
@@ -60,6 +62,7 @@ impl Settings {
         discarded: Discarded::Zeroes,
         at_once: 100,
         early: 0,
+        slow: 0,
     };
 }
 
@@ -175,10 +178,20 @@ impl Storage {
     pub fn end_one(&self, rng: &mut Rng) -> bool {
         let mut state = self.0.lock();
         let waiting = state.in_flight.iter();
-        let waiting: Vec<u64> = waiting
+        let mut waiting: Vec<u64> = waiting
             .filter(|(_, one)| one.outcome.is_none())
             .map(|(&number, _)| number)
             .collect();
+        let slow = state.settings.slow;
+        let is_slow = |number: &u64| slow > 0 && number.is_multiple_of(slow);
+        if waiting.iter().all(is_slow) {
+            // What has to begin before it ends may do so.
+            if rng.below(8) > 0 {
+                return false;
+            }
+        } else {
+            waiting.retain(|number| !is_slow(number));
+        }
         let Some(&number) = waiting.get(index(rng.below(waiting.len() as u64))) else {
             return false;
         };
