@@ -61,6 +61,7 @@ fn reported(backend: BackendId, generation: u64, offset: u64) -> Reported {
         request: request(offset),
         action: Action::Report,
         cause: Cause::of_errno(libc::EIO),
+        node: None,
         at: SystemTime::UNIX_EPOCH,
     }
 }
@@ -74,6 +75,7 @@ fn failed(backend: BackendId, seq: u64, offset: u64) -> Failed {
         order: seq,
         request: request(offset),
         cause: Cause::of_errno(libc::ENOSPC),
+        node: None,
         at: SystemTime::UNIX_EPOCH,
     }
 }

@@ -67,17 +67,7 @@ impl IncidentLog {
 impl Observer for IncidentLog {
     fn event(&self, event: &Event) -> bool {
         let news = match &event.kind {
-            EventKind::BlockIoError(error) if self.is_news(error) => News::Holds(format!(
-                "export '{}' holds requests: {} of {} bytes at offset {} on node '{}': {} \
-                 ({}); 'cont' tries again",
-                error.device,
-                error.operation,
-                error.bytes,
-                error.offset,
-                error.node_name,
-                error.cause.reason(),
-                error.cause.kind.name()
-            )),
+            EventKind::BlockIoError(error) if self.is_news(error) => News::Holds(text(error)),
             EventKind::Stop => News::Stopped,
             EventKind::Resume => News::Running,
             _ => return true,
@@ -86,6 +76,24 @@ impl Observer for IncidentLog {
         self.came.notify_one();
         true
     }
+}
+
+/// What the log says of it.
+fn text(error: &BlockIoError) -> String {
+    let below = (error.error_node.as_deref())
+        .filter(|&node| node != error.node_name)
+        .map_or_else(String::new, |node| format!("node '{node}': "));
+    format!(
+        "export '{}' holds requests: {} of {} bytes at offset {} on node '{}': {below}{} ({}); \
+         'cont' tries again",
+        error.device,
+        error.operation,
+        error.bytes,
+        error.offset,
+        error.node_name,
+        error.cause.reason(),
+        error.cause.kind.name()
+    )
 }
 
 #[cfg(test)]
@@ -102,11 +110,27 @@ mod tests {
             status_enabled: true,
             io_status: Status::Nospace,
             cause: Cause::of_errno(libc::ENOSPC),
+            error_node: None,
             operation: Operation::Write,
             offset: 0,
             bytes: 512,
             incident,
         }
+    }
+
+    #[test]
+    fn a_node_below_that_is_full_is_named() {
+        let mut error = error("vda", Some(1));
+        let plain = "export 'vda' holds requests: write of 512 bytes at offset 0 on node 'disk0': No space left on device \
+                     (nospace); 'cont' tries again";
+        assert_eq!(text(&error), plain);
+        error.error_node = Some("disk0".into());
+        assert_eq!(text(&error), plain);
+        error.error_node = Some("file0".into());
+        assert_eq!(
+            text(&error),
+            plain.replace("No space", "node 'file0': No space")
+        );
     }
 
     #[test]

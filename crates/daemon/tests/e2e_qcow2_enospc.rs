@@ -85,6 +85,7 @@ fn is_nospace(server: &mut Server, event: &Event) -> Result<()> {
     ensure!(server.io_status("vda")? == "nospace", "{event:?}");
     ensure!(!server.held("vda")?.is_empty());
     ensure!(event.data["x-cause"] == "nospace", "{event:?}");
+    ensure!(event.data["x-error-node"] == "file0", "{event:?}");
     Ok(())
 }
 

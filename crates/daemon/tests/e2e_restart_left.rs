@@ -72,6 +72,7 @@ fn state_of_vdb() -> SavedState {
                 number: 7,
                 since: at,
                 cause: Some(block::Cause::of_errno(28)),
+                node: Some("file1".into()),
             }),
             stats: block::BackendStats {
                 holds: 77,

@@ -26,7 +26,6 @@ use qapi::wire::EventMessage;
 use crate::image;
 use crate::storage::Sizes;
 
-/// An event, as it is sent.
 /// Where a job is.
 pub(crate) fn job_status(status: AtStatus) -> JobStatus {
     match status {
@@ -40,6 +39,7 @@ pub(crate) fn job_status(status: AtStatus) -> JobStatus {
     }
 }
 
+/// An event, as it is sent.
 pub(crate) fn event(event: &Event) -> EventMessage {
     let wire = match &event.kind {
         EventKind::BlockIoError(error) => WireEvent::BlockIoError(BlockIoError {
@@ -64,6 +64,7 @@ pub(crate) fn event(event: &Event) -> EventMessage {
             x_length: Some(error.bytes),
             x_errno: Some(error.cause.errno),
             x_cause: Some(error.cause.kind.name().to_owned()),
+            x_error_node: error.error_node.as_deref().map(str::to_owned),
             x_incident: error.incident,
         }),
         EventKind::Stop => WireEvent::Stop,
@@ -239,6 +240,7 @@ fn error(record: &ErrorRecord) -> BlockErrorInfo {
         length: record.request.bytes,
         errno: record.cause.errno,
         cause: record.cause.kind.name().to_owned(),
+        error_node: record.node.as_deref().map(str::to_owned),
         reason: record.cause.reason(),
         timestamp: record.at.into(),
     }
@@ -283,6 +285,9 @@ pub(crate) fn backend(export: &dyn Export, nodes: BackendNodes, state: &RunContr
         x_incident_cause: run
             .and_then(|run| run.incident()?.cause)
             .map(|cause| cause.kind.name().to_owned()),
+        x_incident_node: run
+            .and_then(|run| run.incident()?.node.as_deref())
+            .map(str::to_owned),
         x_incidents: run.map(BackendState::incidents),
         x_first_error: run.and_then(BackendState::first_error).map(error),
         x_last_error: run.and_then(BackendState::last_error).map(error),
@@ -314,6 +319,7 @@ pub(crate) fn held(export: &str, record: &HeldRecord) -> HeldRequestInfo {
         length: record.request.bytes,
         errno: record.cause.map(|cause| cause.errno),
         cause: record.cause.map(|cause| cause.kind.name().to_owned()),
+        error_node: record.node.as_deref().map(str::to_owned),
         reason: record.cause.map(block::Cause::reason),
         attempts: record.attempts,
         since: SystemTime::into(record.since),

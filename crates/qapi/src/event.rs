@@ -113,6 +113,9 @@ pub struct BlockIoError {
     /// corrupt, failed.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_cause: Option<String>,
+    /// The node that failed, the export's own or one below, if it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_error_node: Option<String>,
     /// The number of the incident that the error belongs to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_incident: Option<u64>,

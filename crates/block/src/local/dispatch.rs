@@ -15,8 +15,7 @@ use crate::control::accounting::Counts;
 use crate::control::run_control::{Failed, Reported};
 use crate::gate::line::SlotId;
 use crate::gate::{ClientError, Outcome, Ticket, Verdict};
-use crate::words::error::{BlockError, Cause};
-use crate::words::error_policy::Action;
+use crate::words::error::BlockError;
 use crate::words::incident::HoldEnd;
 use crate::words::request::{Operation, Request};
 
@@ -164,7 +163,10 @@ impl LocalBackend {
         tracing::debug!(device = %inner.backend.device(), %error, lost, "request failed");
         match lost {
             true => Outcome::GuestFault,
-            false => Outcome::Error(error.cause()),
+            false => {
+                inner.failed_node.set(error.context().node.clone());
+                Outcome::Error(error.cause())
+            }
         }
     }
 
@@ -196,6 +198,7 @@ impl LocalBackend {
     #[cold]
     fn judge(&self, ticket: Ticket, outcome: Outcome, started: StartedAt) {
         let (request, order) = (*ticket.request(), ticket.order());
+        let node = self.0.failed_node.take();
         if outcome == Outcome::Ok {
             self.0.client.unmap(&request);
         }
@@ -203,7 +206,20 @@ impl LocalBackend {
         // What is frozen by that is frozen before anything else is looked at.
         self.take_back_parked();
         match verdict {
-            Verdict::Held { slot, seq, cause } => self.held(slot, seq, order, request, cause),
+            Verdict::Held { slot, seq, cause } => {
+                let failed = Failed {
+                    backend: self.0.backend.id(),
+                    local: self.0.id,
+                    generation: self.0.gate.borrow().generation(),
+                    seq,
+                    order,
+                    request,
+                    cause,
+                    node,
+                    at: SystemTime::now(),
+                };
+                self.held(slot, failed);
+            }
             Verdict::PutBack => self.provide_entries(),
             Verdict::Dropped => {
                 self.0.stats.dropped();
@@ -216,7 +232,15 @@ impl LocalBackend {
                 was_held,
             } => {
                 if let Some((action, cause)) = reported {
-                    self.report(request, action, cause);
+                    self.0.reporter.reported(Reported {
+                        backend: self.0.backend.id(),
+                        generation: self.0.gate.borrow().generation(),
+                        request,
+                        action,
+                        cause,
+                        node,
+                        at: SystemTime::now(),
+                    });
                 }
                 if let Some(slot) = was_held {
                     self.unblock(order);
@@ -269,20 +293,11 @@ impl LocalBackend {
         }
     }
 
-    fn held(&self, slot: SlotId, seq: u64, order: u64, request: Request, cause: Cause) {
+    fn held(&self, slot: SlotId, failed: Failed) {
         let inner = &*self.0;
         inner.stats.held();
-        inner.backend.blockers().insert(inner.id, order, request);
-        let failed = Failed {
-            backend: inner.backend.id(),
-            local: inner.id,
-            generation: inner.gate.borrow().generation(),
-            seq,
-            order,
-            request,
-            cause,
-            at: SystemTime::now(),
-        };
+        let blockers = inner.backend.blockers();
+        blockers.insert(inner.id, failed.order, failed.request);
         inner.notices.failed(slot, failed);
         self.provide_entries();
     }
@@ -302,17 +317,6 @@ impl LocalBackend {
                 inner.round.add(op);
             }
         }
-    }
-
-    fn report(&self, request: Request, action: Action, cause: Cause) {
-        self.0.reporter.reported(Reported {
-            backend: self.0.backend.id(),
-            generation: self.0.gate.borrow().generation(),
-            request,
-            action,
-            cause,
-            at: SystemTime::now(),
-        });
     }
 }
 

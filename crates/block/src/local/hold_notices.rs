@@ -136,6 +136,7 @@ mod tests {
             order,
             request: request(0),
             cause: Cause::of_errno(libc::ENOSPC),
+            node: None,
             at: SystemTime::UNIX_EPOCH,
         }
     }

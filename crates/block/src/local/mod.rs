@@ -67,6 +67,9 @@ struct Inner {
     /// Until nothing is in flight any more.
     attachment: RefCell<Option<Attachment>>,
     gate: RefCell<Gate>,
+    /// The node that the failure comes from which is judged next, without a pause in between: what the outcome, which the gate takes,
+    /// has no room for.
+    failed_node: Cell<Option<Arc<str>>>,
     idle_workers: RefCell<Vec<Rc<Worker>>>,
     /// All workers, those that are busy included.
     workers: RefCell<Vec<Rc<Worker>>>,
@@ -135,6 +138,7 @@ impl LocalBackend {
             node: RefCell::new(Arc::clone(&node)),
             attachment: RefCell::new(Some(Attachment::new(&node))),
             gate: RefCell::new(gate),
+            failed_node: Cell::default(),
             idle_workers: RefCell::default(),
             workers: RefCell::default(),
             busy: RefCell::default(),

@@ -61,6 +61,7 @@ mod tests {
             },
             action: Action::Report,
             cause: Cause::of_errno(libc::EIO),
+            node: None,
             at: SystemTime::UNIX_EPOCH,
         }
     }

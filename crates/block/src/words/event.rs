@@ -1,5 +1,6 @@
 //! The events that run control hands to its observers, in order.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::words::error::Cause;
@@ -26,6 +27,8 @@ pub struct BlockIoError {
     pub io_status: Status,
     /// Errno and class.
     pub cause: Cause,
+    /// The node that failed, if it said so: the root node, or one below.
+    pub error_node: Option<Arc<str>>,
     /// The operation that failed.
     pub operation: Operation,
     /// First byte of the failed request.

@@ -13,6 +13,8 @@ use crate::words::request::Request;
 pub struct ErrorRecord {
     /// Why.
     pub cause: Cause,
+    /// The node that failed, if it said so: the backend's own, or one below.
+    pub node: Option<Arc<str>>,
     /// Which request.
     pub request: Request,
     /// When.
@@ -27,6 +29,8 @@ pub struct HeldRecord {
     /// Why, the last time it failed; none if it was handed back after a restart and has not failed
     /// since.
     pub cause: Option<Cause>,
+    /// The node that failed then, if it said so.
+    pub node: Option<Arc<str>>,
     /// When it failed first, or was handed back.
     pub since: SystemTime,
     /// How often it has failed in this process.
@@ -42,6 +46,8 @@ pub struct Incident {
     pub since: SystemTime,
     /// Why; none if a daemon began it that did not save that.
     pub cause: Option<Cause>,
+    /// The node that failed first, if it said so.
+    pub node: Option<Arc<str>>,
 }
 
 /// How a request that was held has ended, and its incident, if it was the last one.

@@ -315,6 +315,7 @@ fn the_revision_tells_what_is_to_be_saved() {
             request: request(3),
             action: Action::Report,
             cause: Cause::of_errno(libc::EIO),
+            node: None,
             at: AT,
         },
         Instant::now(),

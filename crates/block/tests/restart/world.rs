@@ -90,6 +90,7 @@ impl Daemon {
             order: seq,
             request: request(seq),
             cause: Cause::of_errno(errno),
+            node: Some("file0".into()),
             at: AT + Duration::from_secs(seq),
         };
         self.control.failed(&failed, &mut self.outbox);

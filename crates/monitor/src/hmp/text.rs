@@ -152,10 +152,11 @@ fn backend(out: &mut String, info: &BlockInfo, verbose: bool) {
         print!(out, "    I/O status:       {}\n", status.name());
         // Ours: the status does not say whether the disk is full or gone.
         if let Some(error) = &info.x_first_error {
-            print!(
-                out,
-                "    Cause:            {} ({})\n", error.cause, error.reason
-            );
+            print!(out, "    Cause:            {} (", error.cause);
+            if let Some(node) = info.failed_below(error) {
+                print!(out, "node '{node}': ");
+            }
+            print!(out, "{})\n", error.reason);
         }
     }
     if info.removable {

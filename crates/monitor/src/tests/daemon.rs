@@ -397,6 +397,7 @@ impl Daemon {
                 bytes: 512,
             },
             cause,
+            node: Some("below".into()),
             at: SystemTime::now(),
         };
         self.control()
@@ -418,6 +419,7 @@ impl Daemon {
             },
             action: Action::Report,
             cause: Cause::of_errno(errno),
+            node: None,
             at: SystemTime::now(),
         };
         let before = self.reports.fetch_add(times, Ordering::Relaxed);

@@ -189,7 +189,7 @@ async fn events_reach_who_has_negotiated_in_order() {
             "qom-path": "e", "device": "e", "node-name": "n", "operation": "write",
             "action": "stop", "nospace": true, "reason": "No space left on device",
             "x-request": "write", "x-offset": 8192, "x-length": 512, "x-errno": 28,
-            "x-cause": "nospace", "x-incident": 1,
+            "x-cause": "nospace", "x-error-node": "below", "x-incident": 1,
         })
     );
     assert_eq!(one.events(2).await, ["STOP", "BLOCK_IO_ERROR"]);

@@ -383,17 +383,24 @@ async fn the_cause_is_shown_wherever_an_error_is() {
         (&data["nospace"], &data["x-cause"], &data["x-errno"]),
         (&json!(false), &json!("backing-gone"), &json!(ENOSPC))
     );
+    assert_eq!(
+        (&data["node-name"], &data["x-error-node"]),
+        (&json!("n"), &json!("below"))
+    );
     assert_eq!(client.events(1).await, ["STOP"]);
     let e = &client.result("query-block").await[0];
     assert_eq!(e["io-status"], "failed");
     for error in ["x-first-error", "x-last-error"] {
         assert_eq!(e[error]["cause"], "backing-gone");
+        assert_eq!(e[error]["error-node"], "below");
     }
     assert_eq!(e["x-incident-cause"], "backing-gone");
+    assert_eq!(e["x-incident-node"], "below");
     let held = client.result("x-query-held").await;
     assert_eq!(held[0]["cause"], "backing-gone");
+    assert_eq!(held[0]["error-node"], "below");
     let shown = "    I/O status:       failed\r\n    \
-                 Cause:            backing-gone (No space left on device)\r\n";
+                 Cause:            backing-gone (node 'below': No space left on device)\r\n";
     let text = client.hmp("info block e").await;
     assert!(text.contains(shown), "{text}");
 }
@@ -489,6 +496,7 @@ fn the_longest_answer_that_is_sent_is_understood() {
         length: 0,
         errno: Some(ENOSPC),
         cause: Some("nospace".to_owned()),
+        error_node: Some("file0".to_owned()),
         reason: Some("No space left on device".to_owned()),
         attempts: 1,
         since: std::time::SystemTime::UNIX_EPOCH.into(),

@@ -72,6 +72,9 @@ pub struct BlockInfo {
     /// Its cause.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_incident_cause: Option<String>,
+    /// The node that failed, the export's own or one below, if it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub x_incident_node: Option<String>,
     /// How many incidents there have been.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_incidents: Option<u64>,
@@ -84,6 +87,18 @@ pub struct BlockInfo {
     /// What the user should know about this configuration or state; absent if nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub x_warnings: Option<Vec<String>>,
+}
+
+impl BlockInfo {
+    /// The node below the export's own that `error` comes from; none if it is not known, or the export's own.
+    #[must_use]
+    pub fn failed_below<'a>(&self, error: &'a BlockErrorInfo) -> Option<&'a str> {
+        let own = self.inserted.as_ref()?.node_name.as_deref();
+        error
+            .error_node
+            .as_deref()
+            .filter(|&node| own != Some(node))
+    }
 }
 
 /// An error, as `query-block` remembers it.
@@ -101,6 +116,9 @@ pub struct BlockErrorInfo {
     /// What it means: nospace, backing-gone, timeout, permission, media, unsupported, invalid, corrupt,
     /// failed.
     pub cause: String,
+    /// The node that failed, the export's own or one below, if it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_node: Option<String>,
     /// The error, for people.
     pub reason: String,
     /// When it happened.
@@ -357,7 +375,10 @@ pub struct HeldRequestInfo {
     /// What it means.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// The same, for people.
+    /// The node that failed, the export's own or one below, if it said so.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error_node: Option<String>,
+    /// The same as `errno`, for people.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
     /// How often it has failed since the daemon was started.

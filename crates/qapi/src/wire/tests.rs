@@ -137,6 +137,7 @@ fn events() {
             x_length: None,
             x_errno: Some(28),
             x_cause: None,
+            x_error_node: None,
             x_incident: Some(1),
         }),
     };

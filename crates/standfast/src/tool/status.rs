@@ -129,7 +129,7 @@ fn notes(disk: &BlockInfo) -> Vec<String> {
     if disk.x_held.is_some_and(|held| held > 0)
         && let Some(error) = disk.x_first_error.as_ref().or(disk.x_last_error.as_ref())
     {
-        notes.push(format!("{name}: {}", cause(error)));
+        notes.push(format!("{name}: {}", cause(disk, error)));
     }
     let node = disk.inserted.as_ref();
     if let Some((limit, used)) =
@@ -143,7 +143,7 @@ fn notes(disk: &BlockInfo) -> Vec<String> {
     notes
 }
 
-fn cause(error: &BlockErrorInfo) -> String {
+fn cause(disk: &BlockInfo, error: &BlockErrorInfo) -> String {
     let BlockErrorInfo {
         operation,
         offset,
@@ -157,8 +157,10 @@ fn cause(error: &BlockErrorInfo) -> String {
         "flush" => String::new(),
         _ => format!(" of {length} bytes at offset {offset}"),
     };
+    let below = disk.failed_below(error);
+    let below = below.map_or_else(String::new, |node| format!("node '{node}': "));
     format!(
-        "{cause}: {reason}: {operation}{range}, first at {}",
+        "{cause}: {below}{reason}: {operation}{range}, first at {}",
         time::utc(timestamp)
     )
 }
@@ -214,6 +216,22 @@ vda: 32 MiB of 32 MiB allocated
 vda: warning: the node is buffered
 "
         );
+    }
+
+    #[test]
+    fn a_node_below_that_is_full_is_named() {
+        let mut disk = disk();
+        let error_node = |disk: &mut BlockInfo, node: &str| {
+            disk.x_first_error.as_mut().unwrap().error_node = Some(node.to_owned());
+            notes(disk).swap_remove(0)
+        };
+        let own = error_node(&mut disk, "disk0");
+        assert!(
+            own.starts_with("vda: nospace: No space left on device: write"),
+            "{own}"
+        );
+        let below = error_node(&mut disk, "file0");
+        assert_eq!(below, own.replace("No space", "node 'file0': No space"));
     }
 
     #[test]

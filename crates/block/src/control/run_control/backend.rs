@@ -8,7 +8,6 @@ use std::time::Instant;
 use crate::control::accounting::Accounting;
 use crate::driver::loss::Loss;
 use crate::persist::saved::SavedBackend;
-use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::{BlockIoError, Event, EventKind};
 use crate::words::hold_scope::HoldScope;
@@ -16,7 +15,6 @@ use crate::words::ids::LocalId;
 use crate::words::image::Image;
 use crate::words::incident::{ErrorRecord, HeldRecord, Incident};
 use crate::words::io_status::{IoStatus, Status};
-use crate::words::request::Request;
 use crate::words::write_cache::WriteCache;
 
 use super::held::Held;
@@ -245,15 +243,16 @@ impl BackendState {
     }
 
     pub(super) fn tell(&self, reported: &Reported, fx: &mut impl Effects) {
-        let kind = self.event((reported.action, reported.cause), &reported.request);
+        let error = reported.into();
+        let kind = self.event(reported.action, error);
         fx.event(Event {
             at: reported.at,
             kind,
         });
     }
 
-    fn event(&self, kind: (Action, Cause), request: &Request) -> EventKind {
-        let (action, cause) = kind;
+    fn event(&self, action: Action, error: ErrorRecord) -> EventKind {
+        let request = &error.request;
         EventKind::BlockIoError(Box::new(BlockIoError {
             device: self.config.device.to_string(),
             node_name: self.config.node.to_string(),
@@ -261,7 +260,8 @@ impl BackendState {
             action,
             status_enabled: self.io_status.is_enabled(self.config.policy),
             io_status: self.io_status.get(),
-            cause,
+            cause: error.cause,
+            error_node: error.node,
             operation: request.op,
             offset: request.offset,
             bytes: request.bytes,
@@ -357,15 +357,11 @@ impl BackendState {
         let upto = self.locals.get_mut(&failed.local)?;
         *upto = failed.seq;
         self.io_status.set_err(failed.cause);
-        let error = ErrorRecord {
-            cause: failed.cause,
-            request: failed.request,
-            at: failed.at,
-        };
+        let error = ErrorRecord::from(failed);
         self.first_error.get_or_insert_with(|| error.clone());
-        self.last_error = Some(error);
+        self.last_error = Some(error.clone());
         self.held.failed(failed);
-        Some(self.event((Action::Stop, failed.cause), &failed.request))
+        Some(self.event(Action::Stop, error))
     }
 
     /// The part `failing` froze itself; the others have to be told.
@@ -390,11 +386,7 @@ impl BackendState {
             self.stale_failures += 1;
             return None;
         }
-        self.last_error = Some(ErrorRecord {
-            cause: reported.cause,
-            request: reported.request,
-            at: reported.at,
-        });
+        self.last_error = Some(reported.into());
         let (offered, merged) = self.reports.offer(reported, now);
         self.accounting.merged(merged);
         Some(offered)

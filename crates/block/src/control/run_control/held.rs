@@ -78,6 +78,7 @@ impl Held {
                 number: self.incidents,
                 since: failed.at,
                 cause: Some(failed.cause),
+                node: failed.node.clone(),
             });
         }
         let place = (failed.local, failed.order);
@@ -85,12 +86,14 @@ impl Held {
             record: HeldRecord {
                 request: failed.request,
                 cause: None,
+                node: None,
                 since: failed.at,
                 attempts: 0,
             },
             waits: false,
         });
         known.record.cause = Some(failed.cause);
+        known.record.node.clone_from(&failed.node);
         known.record.attempts += 1;
         self.waiting += usize::from(!std::mem::replace(&mut known.waits, true));
     }
@@ -101,6 +104,7 @@ impl Held {
             record: HeldRecord {
                 request: restored.request,
                 cause: None,
+                node: None,
                 since: restored.at,
                 attempts: 0,
             },

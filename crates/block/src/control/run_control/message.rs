@@ -1,5 +1,6 @@
 //! What goes between run control and the backends' parts on iothreads.
 
+use std::sync::Arc;
 use std::time::{Instant, SystemTime};
 
 use iothread::mailbox::Sender;
@@ -8,7 +9,7 @@ use crate::words::error::Cause;
 use crate::words::error_policy::{Action, Policy};
 use crate::words::event::Event;
 use crate::words::ids::{BackendId, LocalId};
-use crate::words::incident::{EndedIncident, HoldEnd};
+use crate::words::incident::{EndedIncident, ErrorRecord, HoldEnd};
 use crate::words::request::Request;
 use crate::words::vm::VmOrder;
 
@@ -29,6 +30,8 @@ pub struct Failed {
     pub request: Request,
     /// Why.
     pub cause: Cause,
+    /// The node that failed, if it said so.
+    pub node: Option<Arc<str>>,
     /// When.
     pub at: SystemTime,
 }
@@ -46,8 +49,32 @@ pub struct Reported {
     pub action: Action,
     /// Why.
     pub cause: Cause,
+    /// The node that failed, if it said so.
+    pub node: Option<Arc<str>>,
     /// When.
     pub at: SystemTime,
+}
+
+impl From<&Failed> for ErrorRecord {
+    fn from(failed: &Failed) -> Self {
+        Self {
+            cause: failed.cause,
+            node: failed.node.clone(),
+            request: failed.request,
+            at: failed.at,
+        }
+    }
+}
+
+impl From<&Reported> for ErrorRecord {
+    fn from(reported: &Reported) -> Self {
+        Self {
+            cause: reported.cause,
+            node: reported.node.clone(),
+            request: reported.request,
+            at: reported.at,
+        }
+    }
 }
 
 /// A client has handed back a request that was in flight or held when a former daemon ended.

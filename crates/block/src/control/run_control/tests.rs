@@ -5,7 +5,7 @@ use crate::words::error::Cause;
 use crate::words::error_policy::{Action, OnError};
 use crate::words::ids::LocalId;
 use crate::words::image::Image;
-use crate::words::incident::EndedIncident;
+use crate::words::incident::{EndedIncident, ErrorRecord};
 use crate::words::request::{Operation, Request, Tag};
 
 #[derive(Default)]
@@ -118,6 +118,7 @@ impl Daemon {
             order,
             request: request(order),
             cause: Cause::of_errno(libc::ENOSPC),
+            node: Some(format!("file{order}").into()),
             at: SystemTime::UNIX_EPOCH,
         };
         self.control.failed(&failed, &mut self.fx);
@@ -142,6 +143,7 @@ impl Daemon {
             request: request(9),
             action: Action::Report,
             cause: Cause::of_errno(libc::EIO),
+            node: Some("quota0".into()),
             at: SystemTime::UNIX_EPOCH,
         };
         self.control.reported(&reported, now, &mut self.fx);
@@ -224,6 +226,31 @@ fn however_an_incident_ends_it_ends_once_and_takes_along_what_was_its() {
             assert_eq!(daemon.incident(vdb), Some(1), "what is tried again is held");
         }
     }
+}
+
+/// Events named the export's node alone, whichever node below it was full.
+#[test]
+fn the_node_that_failed_is_told_and_kept() {
+    let mut daemon = Daemon::holding(HoldScope::Vm);
+    daemon.fail(A, 2);
+    daemon.report(Instant::now());
+    let told = daemon.fx.events.iter().filter_map(|event| match event {
+        EventKind::BlockIoError(error) => Some(error.error_node.as_deref()),
+        _ => None,
+    });
+    let told: Vec<_> = told.collect();
+    let quota = Some("quota0");
+    assert_eq!(told, [Some("file1"), Some("file1"), Some("file2"), quota]);
+    let backend = daemon.control.backend(daemon.vda).unwrap();
+    let held = backend.held().map(|held| held.node.as_deref());
+    assert!(held.eq([Some("file1"), Some("file2")]));
+    let incident = backend.incident().unwrap();
+    assert_eq!(incident.node.as_deref(), Some("file1"));
+    let error = |error: Option<&ErrorRecord>| error.unwrap().node.clone();
+    assert_eq!(error(backend.first_error()).as_deref(), Some("file1"));
+    assert_eq!(error(backend.last_error()).as_deref(), quota);
+    let saved = &daemon.control.save().backends[0];
+    assert_eq!(error(saved.last_error.as_ref()).as_deref(), quota);
 }
 
 #[test]
@@ -430,6 +457,7 @@ fn what_is_unclaimed_is_bounded_and_the_oldest_goes_first() {
                 order: 1,
                 request: request(1),
                 cause: Cause::of_errno(libc::EIO),
+                node: None,
                 at: SystemTime::UNIX_EPOCH,
             },
             &mut fx,

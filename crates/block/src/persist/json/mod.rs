@@ -1,5 +1,6 @@
 //! The JSON form of what one daemon leaves to the next.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -170,6 +171,9 @@ struct JsonIncident {
     /// Daemons before there was one wrote none.
     #[serde(default)]
     cause: Option<JsonCause>,
+    /// As these.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -184,6 +188,9 @@ struct JsonCause {
 struct JsonError {
     #[serde(flatten)]
     cause: JsonCause,
+    /// Daemons of old wrote none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    node: Option<String>,
     operation: String,
     unmap: bool,
     queue: u16,
@@ -230,6 +237,7 @@ impl From<&SavedBackend> for JsonBackend {
                 number: incident.number,
                 since: incident.since.into(),
                 cause: incident.cause.map(JsonCause::from),
+                node: incident.node.as_deref().map(str::to_owned),
             }),
             first_error: saved.first_error.as_ref().map(JsonError::from),
             last_error: saved.last_error.as_ref().map(JsonError::from),
@@ -257,10 +265,12 @@ impl TryFrom<JsonBackend> for SavedBackend {
                 number,
                 since,
                 cause,
+                node,
             }) => Some(Incident {
                 number,
                 since: since.try_into()?,
                 cause: cause.map(Cause::try_from).transpose()?,
+                node: node.map(Arc::from),
             }),
         };
         Ok(Self {
@@ -320,6 +330,7 @@ impl From<&ErrorRecord> for JsonError {
         let request = &record.request;
         Self {
             cause: record.cause.into(),
+            node: record.node.as_deref().map(str::to_owned),
             operation: request.op.name().to_owned(),
             unmap: request.op == Operation::WriteZeroes { unmap: true },
             queue: request.tag.queue,
@@ -344,6 +355,7 @@ impl TryFrom<JsonError> for ErrorRecord {
         ];
         Ok(Self {
             cause: json.cause.try_into()?,
+            node: json.node.map(Arc::from),
             request: Request {
                 tag: Tag {
                     queue: json.queue,

@@ -12,6 +12,10 @@ fn cause() -> impl Strategy<Value = Cause> {
         .prop_map(|(errno, kind)| Cause { kind, errno })
 }
 
+fn node() -> impl Strategy<Value = Option<Arc<str>>> {
+    proptest::option::of(".*".prop_map(Arc::from))
+}
+
 fn record() -> impl Strategy<Value = ErrorRecord> {
     let op = prop_oneof![
         Just(Operation::Read),
@@ -21,10 +25,11 @@ fn record() -> impl Strategy<Value = ErrorRecord> {
         any::<bool>().prop_map(|unmap| Operation::WriteZeroes { unmap }),
     ];
     let place = (any::<u16>(), any::<u16>(), any::<u64>(), any::<u64>());
-    (cause(), op, place, time()).prop_map(|(cause, op, place, at)| {
+    (cause(), node(), op, place, time()).prop_map(|(cause, node, op, place, at)| {
         let (queue, head, offset, bytes) = place;
         ErrorRecord {
             cause,
+            node,
             request: Request {
                 tag: Tag { queue, head },
                 op,
@@ -56,13 +61,13 @@ fn backend() -> impl Strategy<Value = SavedBackend> {
     ];
     let status =
         (any::<bool>(), status).prop_map(|(device, status)| IoStatus::restored(device, status));
+    let why = (proptest::option::of(cause()), node());
     let incident =
-        (any::<u64>(), time(), proptest::option::of(cause())).prop_map(|(number, since, cause)| {
-            Incident {
-                number,
-                since,
-                cause,
-            }
+        (any::<u64>(), time(), why).prop_map(|(number, since, (cause, node))| Incident {
+            number,
+            since,
+            cause,
+            node,
         });
     let stats = ([class(), class(), class(), class()], any::<[u64; 6]>()).prop_map(
         |(
@@ -168,6 +173,43 @@ fn a_state_without_write_cache() {
     assert_eq!(old.backends[0].write_cache, WriteCache::Unknown);
 }
 
+/// As written before it was known which node had failed.
+#[test]
+fn a_state_without_the_nodes_that_failed() {
+    let mut state = SavedState::default();
+    let at = SystemTime::UNIX_EPOCH;
+    let cause = Cause::of_errno(28);
+    state.backends.push(SavedBackend {
+        incidents: 1,
+        incident: Some(Incident {
+            number: 1,
+            since: at,
+            cause: Some(cause),
+            node: Some("file0".into()),
+        }),
+        first_error: Some(ErrorRecord {
+            cause,
+            node: Some("file0".into()),
+            request: Request {
+                tag: Tag { queue: 0, head: 1 },
+                op: Operation::Write,
+                offset: 512,
+                bytes: 4096,
+            },
+            at,
+        }),
+        ..SavedBackend::default()
+    });
+    let json = String::from_utf8(state.encode("boot")).expect("JSON is UTF-8");
+    let member = ",\"node\":\"file0\"";
+    assert_eq!(json.matches(member).count(), 2, "{json}");
+    let (old, _) = SavedState::decode(json.replace(member, "").as_bytes()).expect("it is");
+    let old = &old.backends[0];
+    assert_eq!(old.incident.as_ref().expect("one").node, None);
+    let error = old.first_error.as_ref().expect("one");
+    assert_eq!((error.cause, &error.node), (cause, &None));
+}
+
 #[test]
 fn impossible_values_are_refused() {
     let mut state = SavedState::default();
@@ -182,6 +224,7 @@ fn impossible_values_are_refused() {
                 kind: ErrorKind::BackingGone,
                 errno: 28,
             },
+            node: Some("file0".into()),
             request: Request {
                 tag: Tag { queue: 0, head: 1 },
                 op: Operation::Write,

@@ -122,6 +122,7 @@ impl World {
                     order,
                     request,
                     cause,
+                    node: None,
                     at: SystemTime::UNIX_EPOCH,
                 }));
             }
@@ -161,6 +162,7 @@ impl World {
                         request,
                         action,
                         cause,
+                        node: None,
                         at: SystemTime::UNIX_EPOCH,
                     }));
                 }

@@ -66,6 +66,7 @@ fn entry(device: &str, node: Option<BlockDeviceInfo>) -> BlockInfo {
         x_incident: None,
         x_incident_since: None,
         x_incident_cause: None,
+        x_incident_node: None,
         x_incidents: None,
         x_first_error: None,
         x_last_error: None,
