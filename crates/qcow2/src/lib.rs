@@ -2,12 +2,14 @@
 //!
 //! * [`format`](mod@format): what the bytes of an image mean. Pure: no I/O, nothing that could wait.
 //! * [`driver`]: the node of the block graph.
+//! * [`create`](mod@create): new images, on nodes.
 //! * [`check`](mod@check): a strict check of all of an image, and its repair; [`info`], [`map`]: what an image is, and what is where in
 //!   it. They read by [`ReadAt`], synchronously, and do no I/O of their own.
 
 #![forbid(unsafe_code)]
 
 pub mod check;
+pub mod create;
 pub mod driver;
 pub mod format;
 pub mod image;
@@ -15,6 +17,7 @@ pub mod info;
 pub mod map;
 mod storage;
 
+pub use create::CreateOptions;
 pub use driver::{CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options};
 pub use image::{Image, OpenError};
 pub use storage::{ReadAt, WriteAt};

@@ -20,7 +20,7 @@ mod counted;
 mod decompress;
 mod entry;
 mod epoch;
-mod errand;
+pub(crate) mod errand;
 mod info;
 mod map;
 mod open;

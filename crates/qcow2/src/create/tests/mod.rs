@@ -1,0 +1,2 @@
+mod cut;
+mod layouts;
