@@ -18,6 +18,6 @@ pub mod map;
 mod storage;
 
 pub use create::CreateOptions;
-pub use driver::{CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options};
+pub use driver::{Backing, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options};
 pub use image::{Image, OpenError};
 pub use storage::{ReadAt, WriteAt};

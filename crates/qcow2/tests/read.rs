@@ -219,7 +219,7 @@ mod tests {
         for (arguments, words) in [
             (
                 vec!["-Fqcow2", "-b", &base, name],
-                ["backing file", "qemu-img convert"],
+                ["backing file", "say which node"],
             ),
             (
                 vec!["-o", &format!("data_file={data}"), name, "1M"],

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
 
-use super::options::{CacheSizes, Discards, Needs, Qcow2Options};
+use super::options::{Backing, CacheSizes, Discards, Needs, Qcow2Options};
 use super::overlap::OverlapCheck;
 use crate::format::{GuestOffset, HostOffset};
 
@@ -16,6 +16,10 @@ pub struct Base {
     pub name: Arc<str>,
     /// The node with the image.
     pub file: Child,
+    /// The node behind it.
+    pub backing: Option<Child>,
+    /// Nobody has said whether there is one.
+    pub backing_unsaid: bool,
     /// How much may be remembered.
     pub caches: CacheSizes,
     /// After which time what nobody has looked for is forgotten.
@@ -43,6 +47,11 @@ impl Base {
             clean_interval: options.cache_clean_interval,
             corruption: Corruption::default(),
             file: Child::of(&options.node_name, "file", options.file),
+            backing_unsaid: matches!(options.backing, Backing::Unsaid),
+            backing: match options.backing {
+                Backing::Unsaid | Backing::None => None,
+                Backing::Node(node) => Some(Child::of(&options.node_name, "backing", node)),
+            },
             name: options.node_name,
             caches: options.caches,
             discard: options.discard,
@@ -59,6 +68,14 @@ impl Base {
         let io = block::Io::read(offset.0, buffer.lend());
         self.file.submit(io).await?;
         Ok(buffer)
+    }
+
+    /// How much of `bytes` from `guest` on is there behind the image; behind that there are zeroes.
+    #[inline]
+    pub fn behind(&self, guest: u64, bytes: u64) -> Option<(&Child, u64)> {
+        let backing = self.backing.as_ref()?;
+        let there = backing.length().saturating_sub(guest).min(bytes);
+        (there > 0).then_some((backing, there))
     }
 
     /// EIO, because the image says something that cannot be: `what` names the table.

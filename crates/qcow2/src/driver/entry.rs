@@ -96,9 +96,15 @@ pub enum Clear {
 /// The entry of a cluster of which the subclusters `mask` (all, in an image without them) are cleared; none: it needs no
 /// change.
 ///
-/// In version 2 nothing can be zero that has a cluster: [`Clear::Keep`] is not asked for there. A compressed cluster is cleared
-/// whole.
-pub fn cleared(before: &Cluster, rules: &EntryRules, clear: Clear, mask: u32) -> Option<Cluster> {
+/// In version 2 nothing can be zero that has a cluster: [`Clear::Keep`] is not asked for there; nor is [`Clear::Free`] if
+/// `behind` is set: something may be behind the cluster, which shows where nothing is. A compressed cluster is cleared whole.
+pub fn cleared(
+    before: &Cluster,
+    rules: &EntryRules,
+    clear: Clear,
+    behind: bool,
+    mask: u32,
+) -> Option<Cluster> {
     let nothing = match clear {
         Clear::Forget => Cluster::Unallocated,
         _ if rules.version < 3 => Cluster::Unallocated,
@@ -109,10 +115,10 @@ pub fn cleared(before: &Cluster, rules: &EntryRules, clear: Clear, mask: u32) ->
     };
     let keep = clear == Clear::Keep;
     match *before {
-        Cluster::Unallocated
-        | Cluster::Zero {
+        Cluster::Unallocated => (behind && clear != Clear::Forget).then_some(nothing),
+        Cluster::Zero {
             preallocated: None, ..
-        } => None,
+        } => (behind && clear == Clear::Forget).then_some(nothing),
         Cluster::Zero {
             preallocated: Some(_),
             ..
@@ -138,6 +144,8 @@ pub fn cleared(before: &Cluster, rules: &EntryRules, clear: Clear, mask: u32) ->
             let left = allocated & !mask;
             let zero = match clear {
                 Clear::Forget => zero & !mask,
+                // What is behind the others may show.
+                _ if behind => zero | mask,
                 _ => zero | mask & allocated,
             };
             // A cluster that is shared is not kept for later writes.
@@ -262,7 +270,7 @@ mod tests {
         ] {
             let rules = rules(version, false);
             assert_eq!(
-                cleared(&before, &rules, clear, ALL),
+                cleared(&before, &rules, clear, false, ALL),
                 after,
                 "{before:?} {clear:?}"
             );
@@ -273,17 +281,34 @@ mod tests {
         };
         let rules = rules(3, false);
         assert_eq!(
-            cleared(&shared, &rules, Keep, ALL),
+            cleared(&shared, &rules, Keep, false, ALL),
             Some(ZERO),
             "it is another's, too"
         );
+        // What is behind the image would show.
+        for (before, clear, after) in [
+            (nothing, Keep, Some(ZERO)),
+            (nothing, Free, Some(ZERO)),
+            (nothing, Forget, None),
+            (ZERO, Keep, None),
+            (ZERO, Forget, Some(nothing)),
+        ] {
+            let cleared = cleared(&before, &rules, clear, true, ALL);
+            assert_eq!(cleared, after, "{before:?} {clear:?}");
+        }
     }
 
     #[test]
     fn parts_of_a_cluster_are_cleared_and_the_last_one_frees_it() {
         use Clear::{Forget, Free, Keep};
         let rules = rules(3, true);
-        let cleared = |before, clear, mask| cleared(&before, &rules, clear, mask);
+        let over = |before, clear, mask| cleared(&before, &rules, clear, true, mask);
+        assert_eq!(over(parts(None, 0, 0), Keep, 6), Some(parts(None, 0, 6)));
+        assert_eq!(
+            over(parts(Some(HOST), 2, 0), Free, 6),
+            Some(parts(None, 0, 6))
+        );
+        let cleared = |before, clear, mask| cleared(&before, &rules, clear, false, mask);
         let half = parts(Some(HOST), 0xff, 0x100);
         assert_eq!(
             cleared(half, Free, 0x0f),

@@ -6,7 +6,7 @@ use crate::format::{Cluster, CompressedCluster, EntryError, HostOffset, L2Entry,
 /// What some guest bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// What is behind the image shows: nothing is, so zeroes.
+    /// What is behind the image shows, or zeroes.
     Unallocated,
     /// Zeroes; and where there is room for something else.
     Zero(Option<HostOffset>),

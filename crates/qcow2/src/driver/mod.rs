@@ -50,13 +50,13 @@ use block::driver::park;
 use block::{
     Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Identify, Image,
     Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, OwnIo, Permissions, Reopen, Resize,
-    Result, Unwritten,
+    Result, Unwritten, rules,
 };
 use drivers::OpenError;
 
 use self::base::Base;
 use self::entry::Clear;
-pub use self::options::{CacheSizes, Discards, Qcow2Options};
+pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};
 pub use self::overlap::{Metadata, OverlapCheck};
 use self::state::State;
 
@@ -74,7 +74,7 @@ impl Qcow2 {
     ///
     /// # Errors
     /// Something that is no qcow2 image, or none that could be read: it breaks a rule of the format, or needs what is
-    /// not here (a backing file, an external data file, encryption, feature bits that nobody knows). One that is to be
+    /// not here (a backing file of which nobody has said anything, an external data file, encryption, feature bits that nobody knows). One that is to be
     /// written, and is corrupt, or has internal snapshots or persistent bitmaps.
     pub async fn open(mut options: Qcow2Options) -> std::result::Result<Self, OpenError> {
         let may_fall_back = options.auto_read_only && !options.info.read_only;
@@ -127,6 +127,11 @@ impl Qcow2 {
         loaded.map_err(|error| BlockError::new(error.errno, error.desc))
     }
 
+    /// Nothing can be said of a cluster but that what is behind it shows.
+    fn keeps_what_is_behind(&self) -> bool {
+        self.base.backing.is_some() && self.state.load().rules.version < 3
+    }
+
     fn clear<'a>(&'a self, io: Io<'a>, clear: Clear, discard: bool) -> IoFuture<'a> {
         let state = self.state.load_full();
         IoFuture::new(async move {
@@ -177,13 +182,17 @@ impl Driver for Qcow2 {
                     Box::pin(park::never(flush)).await
                 })
             }
+            Operation::Discard if !self.base.info.read_only && self.keeps_what_is_behind() => {
+                IoFuture::ready(Ok(()))
+            }
             _ if self.base.info.read_only => {
                 let error = BlockError::new(libc::EACCES, "the node is read-only");
                 IoFuture::ready(Err(error.at(&self.base.name, io.offset, io.bytes)))
             }
             Operation::Write => write::submit(&self.base, &self.state, io),
             Operation::WriteZeroes { unmap } => {
-                match unmap && self.base.discard && !self.base.discard_no_unref {
+                let may_free = self.base.discard && !self.base.discard_no_unref;
+                match unmap && may_free && !self.keeps_what_is_behind() {
                     true => self.clear(io, Clear::Free, false),
                     false => self.clear(io, Clear::Keep, false),
                 }
@@ -197,14 +206,19 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<&Child> {
-        vec![&self.base.file]
+        let backing = self.base.backing.as_ref();
+        std::iter::once(&self.base.file).chain(backing).collect()
     }
 
-    /// Nobody may write to the file or change its length while it is read as an image, whatever the users of the
+    /// Nobody may write to the file (or to what is behind the image) or change its length while it is read as an image, whatever the users of the
     /// disk would let others do.
-    fn child_access(&self, _child: &Child, above: Access) -> Access {
+    fn child_access(&self, child: &Child, above: Access) -> Access {
         if above == Access::NONE {
             return above;
+        }
+        let is_backing = |backing: &Child| backing.edge() == child.edge();
+        if self.base.backing.as_ref().is_some_and(is_backing) {
+            return rules::backing(above);
         }
         let others = Permissions::WRITE.and(Permissions::RESIZE);
         Access {
@@ -281,6 +295,10 @@ impl Resize for Qcow2 {
     }
 
     fn resize(&self, length: u64) -> Result<()> {
+        // Two steps: what is behind the image is hidden in between, by entries that have their place then.
+        let longer = self
+            .run(move |base, state| async move { resize::longer_l1(&base, &state, length).await });
+        self.state.store(Arc::new(longer?));
         let resized =
             self.run(move |base, state| async move { resize::resize(&base, &state, length).await });
         self.state.store(Arc::new(resized?));

@@ -38,7 +38,7 @@ pub async fn load(base: &Base) -> Opened<State> {
     let file_length = base.file.length();
     let (header, sector) = read_header(base, file_length).await?;
     let compression = header.compression_type().map_err(invalid)?;
-    refuse(&header)?;
+    refuse(base, &header)?;
     base.needs.check(&header).map_err(invalid)?;
     if !base.info.read_only {
         refuse_writing(&header)?;
@@ -147,7 +147,7 @@ pub fn refuse_writing(header: &Header) -> Opened<()> {
 }
 
 /// What cannot be done, by name, and how the image becomes one that can be opened.
-fn refuse(header: &Header) -> Opened<()> {
+fn refuse(base: &Base, header: &Header) -> Opened<()> {
     let refused = |text: String| Err(OpenError::new(libc::ENOTSUP, text));
     let unknown = header.features.unknown_incompatible();
     if unknown != 0 {
@@ -179,10 +179,10 @@ fn refuse(header: &Header) -> Opened<()> {
             String::from_utf8_lossy(name)
         ));
     }
-    if let Some(name) = &header.backing_name {
+    let backing = header.backing_name.as_ref();
+    if let Some(name) = backing.filter(|_| base.backing_unsaid) {
         return refused(format!(
-            "The image has a backing file ('{}'), which is not supported: put both into one with qemu-img convert or \
-             qemu-img rebase -b \"\"",
+            "The image has a backing file ('{}'): say which node that is with 'backing'",
             String::from_utf8_lossy(name)
         ));
     }

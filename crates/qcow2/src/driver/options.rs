@@ -28,6 +28,8 @@ pub struct Qcow2Options {
     pub node_name: Arc<str>,
     /// The node with the image.
     pub file: Arc<Node>,
+    /// What shows where the image has nothing.
+    pub backing: Backing,
     /// How much it may remember.
     pub caches: CacheSizes,
     /// What nobody has looked for in so long a time is forgotten; zero: never.
@@ -54,6 +56,7 @@ impl Qcow2Options {
         Self {
             node_name: node_name.into(),
             file,
+            backing: Backing::Unsaid,
             caches: CacheSizes::default(),
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
             lazy_refcounts: None,
@@ -73,6 +76,18 @@ impl Qcow2Options {
             discard_no_unref: self.discard_no_unref,
         }
     }
+}
+
+/// What is behind an image: what it has nothing of reads as that.
+#[derive(Clone, Debug, Default)]
+pub enum Backing {
+    /// Nobody has said. An image whose header names a backing file is refused then: it would not be the disk that it is.
+    #[default]
+    Unsaid,
+    /// Nothing, whatever the header says: zeroes.
+    None,
+    /// This node, whatever the header says, and zeroes behind its end. It is not written.
+    Node(Arc<Node>),
 }
 
 /// Of what becomes free in the image, what is discarded in the file, too. QEMU's names: `pass-discard-...`.

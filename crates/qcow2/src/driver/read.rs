@@ -41,7 +41,16 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
                     None => future,
                 };
             }
-            Kind::Unallocated | Kind::Zero(_) => {
+            Kind::Unallocated => match base.behind(io.offset, io.bytes) {
+                // It does not change: no matter what becomes of the image meanwhile.
+                Some((backing, there)) if there == io.bytes => return backing.submit(io),
+                Some(_) => {}
+                None => {
+                    io.buffers.fill_zero();
+                    return IoFuture::ready(Ok(()));
+                }
+            },
+            Kind::Zero(_) => {
                 io.buffers.fill_zero();
                 return IoFuture::ready(Ok(()));
             }
@@ -86,7 +95,8 @@ pub async fn in_runs(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
 async fn one_run(base: &Base, state: &State, io: Io<'_>, kind: Kind) -> Result<()> {
     let guest = GuestOffset(io.offset);
     match kind {
-        Kind::Unallocated | Kind::Zero(_) => {
+        Kind::Unallocated => behind(base, io).await,
+        Kind::Zero(_) => {
             io.buffers.fill_zero();
             Ok(())
         }
@@ -100,6 +110,19 @@ async fn one_run(base: &Base, state: &State, io: Io<'_>, kind: Kind) -> Result<(
         }
         Kind::Compressed { data, within } => compressed(base, state, io, data, within).await,
     }
+}
+
+/// What shows where the image has nothing: what is behind it, and zeroes behind the end of that.
+async fn behind(base: &Base, io: Io<'_>) -> Result<()> {
+    let there = match base.behind(io.offset, io.bytes) {
+        None => 0,
+        Some((backing, there)) => {
+            backing.submit(io.slice(0..there)).await?;
+            there
+        }
+    };
+    io.slice(there..io.bytes).buffers.fill_zero();
+    Ok(())
 }
 
 async fn compressed(

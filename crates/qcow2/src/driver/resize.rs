@@ -47,13 +47,40 @@ pub fn check(geometry: &Geometry, length: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes the disk `length` bytes long. Nothing is in flight.
+/// Makes the L1 table long enough for a disk of `length` bytes. Nothing is in flight.
+///
+/// # Errors
+/// The storage's; all is what it was then.
+pub async fn longer_l1(base: &Base, state: &State, length: u64) -> Result<State> {
+    let geometry = &state.rules.geometry;
+    check(geometry, length)?;
+    prepare(base, state).await?;
+    if length > state.length && base.behind(state.length, length - state.length).is_some() {
+        hides(state)?;
+    }
+    let mut new = state.clone();
+    let needed = geometry.l1_entries_for(length);
+    if needed > state.l1.len() as u64 {
+        move_l1(base, state, &mut new, needed).await?;
+    }
+    Ok(new)
+}
+
+/// What is behind an image must not show when the disk becomes longer.
+fn hides(state: &State) -> Result<()> {
+    if state.rules.version >= 3 {
+        return Ok(());
+    }
+    let text = "The backing file is longer than the disk, and would show behind its end: in version 2 of the format \
+                nothing can hide it (qemu-img amend -o compat=1.1 makes it version 3)";
+    Err(BlockError::new(libc::ENOTSUP, text))
+}
+
+/// Makes the disk `length` bytes long, for which the L1 table is long enough. Nothing is in flight.
 ///
 /// # Errors
 /// The storage's; the length is what it was then.
 pub async fn resize(base: &Base, state: &State, length: u64) -> Result<State> {
-    check(&state.rules.geometry, length)?;
-    prepare(base, state).await?;
     match length >= state.length {
         true => longer(base, state, length).await,
         false => shorter(base, state, length).await,
@@ -69,17 +96,17 @@ async fn longer(base: &Base, state: &State, length: u64) -> Result<State> {
     let behind = state.length..up(state, state.length);
     zero::range(base, state, behind.clone(), Clear::Keep, false).await?;
     let rest = behind.end..up(state, length).max(behind.end);
-    zero::range(base, state, rest, Clear::Forget, true).await?;
+    zero::range(base, state, rest.clone(), Clear::Forget, true).await?;
+    let shown = base.behind(rest.start, rest.end - rest.start);
+    if let Some((_, shown)) = shown {
+        let shown = rest.start..up(state, rest.start + shown);
+        zero::range(base, state, shown, Clear::Keep, false).await?;
+    }
     rounds::write_back(base, state).await?;
+    switch_size(base, state, length).await?;
     let mut new = state.clone();
     new.length = length;
     new.header.size = length;
-    let needed = state.rules.geometry.l1_entries_for(length);
-    if needed <= state.l1.len() as u64 {
-        switch_size(base, state, length).await?;
-        return Ok(new);
-    }
-    move_l1(base, state, &mut new, needed).await?;
     finish(base, &new).await;
     Ok(new)
 }
@@ -92,7 +119,7 @@ async fn switch_size(base: &Base, state: &State, length: u64) -> Result<()> {
     switch::switch(base, state, sector, Vec::new).await
 }
 
-/// Writes an L1 table of `needed` entries at least, and switches to it and to the new length.
+/// Writes an L1 table of `needed` entries, and switches to it.
 async fn move_l1(base: &Base, state: &State, new: &mut State, needed: u64) -> Result<()> {
     let geometry = &state.rules.geometry;
     let writer = &*state.writer;
@@ -122,9 +149,7 @@ async fn move_l1(base: &Base, state: &State, new: &mut State, needed: u64) -> Re
     let turn = writer.rounds.lock(0..1, Mode::Exclusive).await;
     switch::settle(base, state, writer.accepted()).await?;
     let sector = writer.tables().sector.clone();
-    let sector = sector
-        .with_size(new.length)
-        .with_l1(offset, new.header.l1_entries);
+    let sector = sector.with_l1(offset, new.header.l1_entries);
     let mut room = Some(room);
     let doubtful = || {
         room.take()

@@ -23,6 +23,57 @@ pub async fn of(
     questions: &OneBeside,
     range: Range<u64>,
 ) -> Result<Vec<Extent>> {
+    let extents = of_image(base, state, questions, range.clone()).await?;
+    match base.backing {
+        Some(_) => through(base, range.start, extents).await,
+        None => Ok(extents),
+    }
+}
+
+/// The same, in which what is behind the image is asked for what the image has nothing of.
+async fn through(base: &Base, start: u64, extents: Vec<Extent>) -> Result<Vec<Extent>> {
+    let mut all: Vec<Extent> = Vec::with_capacity(extents.len());
+    let mut at = start;
+    for extent in extents {
+        let end = at + extent.bytes;
+        while !extent.allocated && at < end {
+            let Some((backing, there)) = base.behind(at, end - at) else {
+                break;
+            };
+            let below = backing.block_status(at..at + there).await;
+            let below = match below {
+                Ok(below) => below,
+                // What is before it is known.
+                Err(_) if !all.is_empty() => return Ok(all),
+                Err(error) => return Err(error),
+            };
+            at += below.iter().map(|extent| extent.bytes).sum::<u64>();
+            all.extend(below.into_iter().map(|extent| Extent {
+                allocated: false,
+                ..extent
+            }));
+            if all.len() >= EXTENTS_MAX {
+                return Ok(all);
+            }
+        }
+        if at < end {
+            all.push(Extent {
+                bytes: end - at,
+                ..extent
+            });
+            at = end;
+        }
+    }
+    Ok(all)
+}
+
+/// What the image says itself.
+async fn of_image(
+    base: &Arc<Base>,
+    state: Arc<State>,
+    questions: &OneBeside,
+    range: Range<u64>,
+) -> Result<Vec<Extent>> {
     let _token = state.writer.epochs.enter();
     let mut known = Runs::new(base);
     let mut at = range.start;

@@ -292,12 +292,12 @@ async fn padding(
     }
     let number = usize::try_from(range.start / state.rules.geometry.cluster_size());
     let before = number.ok().and_then(|number| batch.before.get(number));
-    let is_zero = matches!(
-        before,
-        Some(
-            Cluster::Unallocated | Cluster::Zero { .. } | Cluster::Subclusters { allocated: 0, .. }
-        )
-    );
+    let is_hidden = base.behind(batch.start + range.start, bytes).is_none();
+    let is_zero = match before {
+        Some(Cluster::Zero { .. }) => true,
+        Some(Cluster::Unallocated | Cluster::Subclusters { allocated: 0, .. }) => is_hidden,
+        _ => false,
+    };
     if is_zero && bytes > PADDING_MAX {
         return Ok(Padding::Zeroes(bytes));
     }

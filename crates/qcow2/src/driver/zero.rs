@@ -1,7 +1,7 @@
 //! Zeroing and discarding: entries say it, where they can, and nothing is written.
 
 use block::range_lock::Mode;
-use block::{Io, OwnedBuffer, Result};
+use block::{Child, Io, OwnedBuffer, Result};
 
 use super::alloc;
 use super::base::Base;
@@ -13,6 +13,7 @@ use super::slices;
 use super::state::State;
 use super::tables::Why;
 use super::write;
+use crate::format::l2::EntryRules;
 use crate::format::{Cluster, EntryError, GuestOffset, HostOffset, L2Entry};
 
 /// What is unlinked waits for a flush; so much does not wait for one that the guest sends.
@@ -63,10 +64,12 @@ pub async fn range(
     while at < range.end {
         let place = geometry.place(GuestOffset(at));
         let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
-        if state.l1_entry(index).0 == 0 {
+        let coverage = geometry.l2_coverage();
+        let next = (at / coverage + 1).saturating_mul(coverage);
+        let shows = clear != Clear::Forget && base.behind(at, next - at).is_some();
+        if state.l1_entry(index).0 == 0 && !shows {
             // Nothing is there, and nothing is behind it.
-            let coverage = geometry.l2_coverage();
-            at = (at / coverage + 1).saturating_mul(coverage);
+            at = next;
             continue;
         }
         let left = (entries - place.l2 % entries) as u64 * size - place.within;
@@ -100,7 +103,8 @@ async fn slice(
     let miss = state.slice_of(table, place.l2);
     let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
     let current = slices::sound(base, state, miss).await?;
-    let cleared = plan(state, &current.bytes, &range, clear, discard);
+    let behind = base.backing.as_ref().map_or(0, Child::length);
+    let cleared = plan(state, behind, &current.bytes, &range, clear, discard);
     let plan = match cleared {
         Ok(plan) => plan,
         Err((entry, error)) => {
@@ -126,32 +130,56 @@ async fn slice(
             }
         }
     }
-    if plan.entries.is_empty() {
+    if plan.flagged.is_empty() {
         return Ok(());
     }
     slices::change(base, state, miss, |bytes| {
         let mut all = Vec::new();
-        for (number, before, after) in &plan.entries {
-            if let Some(entry) = L2Entry::encode(after, geometry) {
-                entry.write(bytes, *number, geometry);
+        for flagged in &plan.flagged {
+            // As it is now: a part of the cluster may just have been copied.
+            let entry = L2Entry::read(bytes, flagged.number, geometry).unwrap_or_default();
+            let Ok(before) = entry.decode(&state.rules) else {
+                continue;
+            };
+            let Some(after) = flagged.after(&before, &state.rules) else {
+                continue;
+            };
+            if let Some(entry) = L2Entry::encode(&after, geometry) {
+                entry.write(bytes, flagged.number, geometry);
             }
-            all.extend(entry::unused(before, after, &state.rules, Why::Request));
+            all.extend(entry::unused(&before, &after, &state.rules, Why::Request));
         }
         Ok(all)
     })
     .await
 }
 
+/// An entry that is to say of subclusters that they are zeroes, or nothing.
+struct Flagged {
+    /// Its index into the slice.
+    number: usize,
+    clear: Clear,
+    /// What is behind the image may show.
+    shows: bool,
+    subclusters: u32,
+}
+
+impl Flagged {
+    fn after(&self, before: &Cluster, rules: &EntryRules) -> Option<Cluster> {
+        entry::cleared(before, rules, self.clear, self.shows, self.subclusters)
+    }
+}
+
 #[derive(Default)]
 struct Plan {
-    /// Entries by their index into the slice: what they were, what they become.
-    entries: Vec<(usize, Cluster, Cluster)>,
+    flagged: Vec<Flagged>,
     written: Vec<Written>,
 }
 
-/// What has to be done. Pure.
+/// What has to be done. The first `behind` bytes of the disk show what is behind the image where it has nothing. Pure.
 fn plan(
     state: &State,
+    behind: u64,
     slice: &[u8],
     range: &std::ops::Range<u64>,
     clear: Clear,
@@ -175,10 +203,21 @@ fn plan(
         let entry = L2Entry::read(slice, number, geometry).unwrap_or_default();
         let before = entry.decode(rules).map_err(|error| (number, error))?;
         let (first, last) = (from.next_multiple_of(part), whole_to / part * part);
+        let shows = start < behind;
+        // No entry could say so.
+        let clear = match clear {
+            Clear::Free if rules.version < 3 && shows => Clear::Keep,
+            clear => clear,
+        };
         let whole = from == 0 && whole_to == size;
         let flagged = match before {
             // There is no flag for it.
             Cluster::Data { .. } if rules.version < 3 && clear == Clear::Keep => false,
+            Cluster::Unallocated | Cluster::Compressed(_)
+                if rules.version < 3 && clear == Clear::Keep && shows =>
+            {
+                false
+            }
             // Those are copied first, if something is left of them.
             Cluster::Compressed(_)
             | Cluster::Subclusters {
@@ -190,9 +229,14 @@ fn plan(
         };
         let flagged = flagged.then_some((first.min(last), last));
         if let Some((first, last)) = flagged {
-            let mask = entry::subclusters_of(rules, first, last);
-            if let Some(after) = entry::cleared(&before, rules, clear, mask) {
-                plan.entries.push((number, before, after));
+            let flagged = Flagged {
+                number,
+                clear,
+                shows,
+                subclusters: entry::subclusters_of(rules, first, last),
+            };
+            if flagged.after(&before, rules).is_some() {
+                plan.flagged.push(flagged);
             }
         }
         if discard {
@@ -203,7 +247,8 @@ fn plan(
             Some((first, last)) => [(from, first), (last.min(to), to)],
         };
         for (from, to) in rests.into_iter().filter(|(from, to)| from < to) {
-            plan.written.extend(zeroed(&before, rules, start, from, to));
+            plan.written
+                .extend(zeroed(&before, rules, shows, start, from, to));
         }
     }
     Ok(plan)
@@ -212,14 +257,16 @@ fn plan(
 /// How bytes of a cluster become zeroes that are less than can be said by an entry: at most two parts of subclusters.
 fn zeroed(
     before: &Cluster,
-    rules: &crate::format::l2::EntryRules,
+    rules: &EntryRules,
+    shows: bool,
     start: u64,
     from: u64,
     to: u64,
 ) -> Option<Written> {
     let copied = Some(Written::Copied(start + from, to - from));
     match *before {
-        Cluster::Unallocated | Cluster::Zero { .. } => None,
+        Cluster::Unallocated => copied.filter(|_| shows),
+        Cluster::Zero { .. } => None,
         Cluster::Data { host, copied: true } => {
             Some(Written::Stored(HostOffset(host.0 + from), to - from))
         }
@@ -228,9 +275,13 @@ fn zeroed(
             host,
             copied: is_own,
             allocated,
-            ..
+            zero,
         } => {
-            let stored = allocated & entry::subclusters_of(rules, from, to) != 0;
+            let mask = entry::subclusters_of(rules, from, to);
+            let stored = allocated & mask != 0;
+            if shows && mask & !(allocated | zero) != 0 {
+                return copied;
+            }
             match host.filter(|_| stored) {
                 None => None,
                 Some(host) if is_own => Some(Written::Stored(HostOffset(host.0 + from), to - from)),

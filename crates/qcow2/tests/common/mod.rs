@@ -2,17 +2,18 @@
 
 #![allow(dead_code, reason = "each test target uses a part of it")]
 
+pub mod disk;
 pub mod qemu_check;
 
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use block::{Access, Attachment, Buffers, Io, Joined, Node, NodeInfo, Permissions, Result};
 use drivers::file::{Discard, Medium};
 use drivers::{FileDriver, FileOptions, OpenError};
 use iothread::{Config, Engine, IoThread};
-use standfast_qcow2::{CacheSizes, Qcow2, Qcow2Options};
+use standfast_qcow2::{Backing, CacheSizes, Qcow2, Qcow2Options};
 
 pub struct Bench {
     thread: IoThread,
@@ -54,19 +55,59 @@ impl Bench {
         path: &Path,
         caches: CacheSizes,
     ) -> std::result::Result<Arc<Node>, OpenError> {
+        self.writable(medium, path, |options| options.caches = caches)
+    }
+
+    fn writable(
+        &self,
+        medium: Medium,
+        path: &Path,
+        change: impl FnOnce(&mut Qcow2Options),
+    ) -> std::result::Result<Arc<Node>, OpenError> {
         let node = open(medium, path, false, |options| {
-            options.caches = caches;
             options.discard = true;
             options.discards.request = true;
             options.discards.other = true;
+            change(options);
         })?;
-        for child in node.driver().children() {
+        let file = |child: &&&block::Child| child.role() == "file";
+        for child in node.driver().children().iter().filter(file) {
             child.set_access(Access {
                 held: Permissions::ALL,
                 shared: Permissions::ALL,
             });
         }
         Ok(node)
+    }
+
+    /// The same over `backing`, with `caches`.
+    pub fn open_over(
+        &self,
+        path: &Path,
+        backing: Arc<Node>,
+        caches: CacheSizes,
+    ) -> std::result::Result<Arc<Node>, OpenError> {
+        self.writable(Medium::File, path, |options| {
+            options.caches = caches;
+            options.backing = Backing::Node(backing);
+        })
+    }
+
+    /// What is behind an image: all but the lowest over the one before.
+    pub fn chain(&self, layers: &[Layer]) -> Arc<Node> {
+        let mut below: Option<Arc<Node>> = None;
+        for layer in layers {
+            let node = match layer {
+                Layer::Raw(path) => open_file(Medium::File, path, true).expect("a file"),
+                Layer::Qcow2(path) => {
+                    let below = below.take().map_or(Backing::None, Backing::Node);
+                    let change = |options: &mut Qcow2Options| options.backing = below;
+                    open(Medium::File, path, true, change).expect("an image")
+                }
+            };
+            below = Some(node);
+        }
+        below.expect("at least one")
     }
 
     /// All at once; how they have ended, in order.
@@ -137,11 +178,10 @@ impl Bench {
     }
 }
 
-fn open(
+fn open_file(
     medium: Medium,
     path: &Path,
     read_only: bool,
-    change: impl FnOnce(&mut Qcow2Options),
 ) -> std::result::Result<Arc<Node>, OpenError> {
     let options = FileOptions {
         node_name: "file0".into(),
@@ -152,16 +192,48 @@ fn open(
         ..FileOptions::default()
     };
     let file = pollster::block_on(FileDriver::open(medium, options))?;
+    Ok(Node::new("file0", Box::new(file)))
+}
+
+fn open(
+    medium: Medium,
+    path: &Path,
+    read_only: bool,
+    change: impl FnOnce(&mut Qcow2Options),
+) -> std::result::Result<Arc<Node>, OpenError> {
+    let file = open_file(medium, path, read_only)?;
     let mut options = Qcow2Options {
         info: NodeInfo {
             read_only,
             ..NodeInfo::default()
         },
-        ..Qcow2Options::new("disk0", Node::new("file0", Box::new(file)))
+        ..Qcow2Options::new("disk0", file)
     };
     change(&mut options);
     let driver = pollster::block_on(Qcow2::open(options))?;
     Ok(Node::new("disk0", Box::new(driver)))
+}
+
+/// What an image lies over.
+pub enum Layer {
+    Raw(PathBuf),
+    Qcow2(PathBuf),
+}
+
+impl Layer {
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Raw(path) | Self::Qcow2(path) => path,
+        }
+    }
+
+    /// QEMU's name of its format.
+    pub fn format(&self) -> &'static str {
+        match self {
+            Self::Raw(_) => "raw",
+            Self::Qcow2(_) => "qcow2",
+        }
+    }
 }
 
 /// What is done to a disk.
