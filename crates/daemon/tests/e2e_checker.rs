@@ -6,9 +6,9 @@ mod harness;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::{MIB, PATIENCE, Setup, soak, sparse};
+use harness::{MIB, PATIENCE, Setup, sparse};
 use serde_json::{Value, json};
-use testkit::{Driver, Rng, Workload};
+use testkit::{Driver, Rng, Workload, soak};
 
 /// Requests of one run; the runs below add up to 10^5 in a soak.
 fn run(scope: &str, depth: usize, seed: u64, requests: u64) -> Result<()> {

@@ -9,11 +9,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use block::{RunState, SavedBackend, SavedState};
 use frontend::{Disk, Options};
-use harness::guest::{BOOT, GUEST_PATIENCE};
-use harness::{MIB, PATIENCE, Server, Setup, soak, sparse, standfastd};
+use harness::{MIB, PATIENCE, Server, Setup, sparse, standfastd};
 use serde_json::{Value, json};
-use testkit::guest::{Files, make_ext4_image};
-use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, wait_until};
+use testkit::guest::{BOOT, Files, GUEST_PATIENCE, make_ext4_image};
+use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, soak, wait_until};
 
 const BLOCKS: usize = 4096;
 
@@ -85,31 +84,6 @@ enum Moment {
     Held,
     /// With requests held that a former daemon had held.
     HeldAgain,
-}
-
-/// Serves a load until the time is over. What is held stays so.
-fn load(driver: &mut Driver, disk: &mut Disk, time: Duration) -> Result<()> {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        driver.fill(disk)?;
-        driver.reap_within(disk, Duration::from_millis(1))?;
-    }
-    Ok(())
-}
-
-/// Takes what the dead daemon has completed. The front end sees each completion in the ring before
-/// it sees that the connection is closed.
-fn reap_rest(driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    loop {
-        match driver.reap_within(disk, Duration::ZERO) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error) => match error.downcast_ref() {
-                Some(frontend::FrontendError::Closed { .. }) => return Ok(()),
-                _ => return Err(error),
-            },
-        }
-    }
 }
 
 /// What a daemon has left of its export.
@@ -241,7 +215,7 @@ impl Rounds {
             server.run_until_held(driver, &mut disk, "vda")?;
         }
         // Also at once, in the middle of things.
-        load(driver, &mut disk, Duration::from_micros(rng.below(40_000)))?;
+        driver.go_on_for(&mut disk, Duration::from_micros(rng.below(40_000)))?;
         let mut settled = false;
         if moment != Moment::Running {
             count.held += server.held("vda")?.len();
@@ -251,7 +225,7 @@ impl Rounds {
             }
         }
         server.daemon.kill()?;
-        reap_rest(driver, &mut disk)?;
+        driver.reap_rest(&mut disk)?;
         let outstanding = disk.outstanding_tokens().len();
         ensure!(outstanding == driver.outstanding());
         count.taken_over += outstanding;
@@ -284,7 +258,7 @@ impl Rounds {
         }
         server.qmp.execute("cont", Value::Null)?;
         if rng.below(3) == 0 {
-            drain(server, driver, &mut disk)?;
+            server.drain("disk0", driver, &mut disk)?;
         }
         Ok(disk)
     }
@@ -315,7 +289,7 @@ fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
         count,
         ..
     } = all;
-    drain(&mut server, &mut driver, &mut disk)?;
+    server.drain("disk0", &mut driver, &mut disk)?;
     driver.plan_no_more();
     server.run_to_end(&mut driver, &mut disk, |_| Ok(()))?;
     driver.read_back(&mut disk)?;
@@ -338,29 +312,9 @@ fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
 fn go_on(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
     wait_until("nothing is held", PATIENCE, || {
         server.qmp.execute("cont", Value::Null)?;
-        load(driver, disk, Duration::from_millis(5))?;
+        driver.go_on_for(disk, Duration::from_millis(5))?;
         Ok(server.held("vda")?.is_empty())
     })
-}
-
-/// Everything that is outstanding is done.
-fn drain(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    server.clear("disk0")?;
-    let deadline = Instant::now() + PATIENCE;
-    while driver.outstanding() > 0 {
-        server.qmp.execute("cont", Value::Null)?;
-        driver.reap_within(disk, Duration::from_millis(100))?;
-        if Instant::now() > deadline {
-            bail!(
-                "{} requests are lost; held: {:?}, {}; stderr:\n{}",
-                driver.outstanding(),
-                server.held("vda")?,
-                server.run_state()?,
-                server.daemon.stderr()
-            );
-        }
-    }
-    Ok(())
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::guest::{BOOT, GUEST_PATIENCE};
 use harness::{MIB, PATIENCE, Server, Setup, eventually, sparse};
 use serde_json::{Value, json};
+use testkit::guest::{BOOT, GUEST_PATIENCE};
 use testkit::{Guest, VhostUserBlk};
 
 /// A daemon whose disk has less space than it says.

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::guest::{BOOT, GUEST_PATIENCE, buffered_writers, promptly};
 use harness::{MIB, PATIENCE, Server, Setup, allocated};
 use serde_json::{Value, json};
-use testkit::guest::{Files, io_errors, make_ext4_image};
+use testkit::guest::{
+    BOOT, Files, GUEST_PATIENCE, buffered_writers, io_errors, make_ext4_image, promptly,
+};
 use testkit::{Event, Guest, Tmpfs, VhostUserBlk};
 
 const IMAGE_BYTES: u64 = 64 * MIB;

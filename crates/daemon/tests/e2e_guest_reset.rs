@@ -9,10 +9,10 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
-use harness::{PATIENCE, Server, Setup, allocated, soak, sparse};
+use harness::{PATIENCE, Server, Setup, allocated, sparse};
 use serde_json::{Value, json};
-use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, wait_until};
+use testkit::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
+use testkit::{Driver, Guest, Rng, Tmpfs, VhostUserBlk, Workload, soak, wait_until};
 
 const WRITERS: DirectWriters = DirectWriters {
     seed: 8,

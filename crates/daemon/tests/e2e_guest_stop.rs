@@ -8,11 +8,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE, buffered_writers, promptly};
-use harness::{MIB, PATIENCE, Server, Setup, soak, sparse};
+use harness::{MIB, PATIENCE, Server, Setup, sparse};
 use serde_json::{Value, json};
-use testkit::guest::{Files, make_ext4_image};
-use testkit::{Guest, Rng, Tmpfs, VhostUserBlk, wait_until};
+use testkit::guest::{
+    BOOT, DirectWriters, Files, GUEST_PATIENCE, buffered_writers, make_ext4_image, promptly,
+};
+use testkit::{Guest, Rng, Tmpfs, VhostUserBlk, soak, wait_until};
 
 #[test]
 fn a_guest_is_stopped_again_and_again_while_it_writes() -> Result<()> {

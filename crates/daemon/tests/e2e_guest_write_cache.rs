@@ -6,9 +6,9 @@ mod harness;
 use std::time::Duration;
 
 use anyhow::{Result, ensure};
-use harness::guest::{BOOT, GUEST_PATIENCE};
 use harness::{PATIENCE, Server, server_on_device};
 use serde_json::json;
+use testkit::guest::{BOOT, GUEST_PATIENCE};
 use testkit::{Guest, LoopDevice, VhostUserBlk};
 
 const WRITES: u64 = 16;

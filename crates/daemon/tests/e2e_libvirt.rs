@@ -9,11 +9,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, GUEST_PATIENCE};
 use harness::{MIB, PATIENCE, Server, Setup, allocated, eventually, sparse};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use testkit::guest::{Boot, Files, Inside, io_errors, make_ext4_image};
+use testkit::guest::{BOOT, Boot, Files, GUEST_PATIENCE, Inside, io_errors, make_ext4_image};
 use testkit::{Daemon, LogEntry, Tmpfs};
 
 /// nobody, nogroup.

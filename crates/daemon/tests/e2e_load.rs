@@ -8,9 +8,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Options};
 use harness::footprint::Footprint;
-use harness::{MIB, PATIENCE, Server, Setup, soak, sparse};
+use harness::{MIB, PATIENCE, Server, Setup, sparse};
 use serde_json::{Value, json};
-use testkit::{Driver, Rng, Workload, wait_until};
+use testkit::{Driver, Rng, Workload, soak, wait_until};
 
 const QUEUES: u16 = 8;
 const DEPTH: usize = 128;

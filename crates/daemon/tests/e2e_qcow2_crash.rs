@@ -1,20 +1,22 @@
 //! `kill -9` of the daemon at any moment while it writes to qcow2 images: they are not corrupt, all that was flushed is there, and the
-//! next daemon goes on where the dead one was. Needs qemu-img (Debian: qemu-utils).
+//! next daemon goes on where the dead one was. In a soak 100 rounds of each; `STANDFAST_SOAK_FROM=round` goes on. Needs qemu-img (Debian:
+//! qemu-utils).
 
 mod harness;
 
-use std::path::Path;
-use std::process::Command;
-use std::time::{Duration, Instant};
+use std::ops::Range;
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use frontend::{Disk, FrontendError, Options};
-use harness::{MIB, PATIENCE, Server, Setup, iothreads, soak};
+use anyhow::{Context, Result, ensure};
+use frontend::Options;
+use harness::{MIB, PATIENCE, Server, Setup, iothreads};
 use serde_json::{Value, json};
-use testkit::qcow2_image::run;
-use testkit::{Driver, Mix, Place, Rng, Workload};
+use testkit::qcow2_image::{create, is_clean, is_not_corrupt, run, to_raw};
+use testkit::{Driver, Mix, Place, Rng, Workload, lives, rounds};
 
 const BLOCKS: usize = 4096;
+/// After so many rounds image and load are others.
+const LIFE: u64 = 20;
 
 /// How the image is, and how many queues there are.
 #[derive(Debug, Clone, Copy)]
@@ -28,12 +30,7 @@ struct Shape {
 fn server(shape: Shape) -> Result<Server> {
     let mut setup = Setup::new()?.iothreads(2);
     let image = setup.path("disk0.qcow2");
-    let name = image.to_str().context("text")?;
-    let bytes = (BLOCKS as u64 * 4096 + MIB).to_string();
-    run(
-        "qemu-img",
-        &["create", "-qfqcow2", "-o", shape.options, name, &bytes],
-    )?;
+    create(&image, shape.options, BLOCKS as u64 * 4096 + MIB)?;
     setup = setup.with_state();
     setup
         .blockdev(
@@ -51,67 +48,33 @@ fn server(shape: Shape) -> Result<Server> {
         .start()
 }
 
-/// What qemu-img says of an image of which nobody has closed anything: leaks at worst.
-fn is_not_corrupt(image: &Path) -> Result<()> {
-    let output = Command::new("qemu-img")
-        .args(["check", "-Ufqcow2"])
-        .arg(image)
-        .output()?;
-    let said = String::from_utf8_lossy(&output.stdout).into_owned()
-        + &String::from_utf8_lossy(&output.stderr);
+/// What has been at stake.
+#[derive(Debug, Default)]
+struct Count {
+    killed: u64,
+    leaks: u64,
+    taken_over: usize,
+    held: usize,
+    blocks_verified: u64,
+}
+
+/// Rounds under loads on images: while one runs, and while something is held.
+fn killed_over_and_over(shape: Shape, seed: u64, rounds: Range<u64>) -> Result<()> {
+    let mut count = Count::default();
+    for life in lives(rounds, LIFE) {
+        let (seed, end) = (seed << 32 | life.start, life.end);
+        let killed = killed(shape, seed, life, &mut count);
+        killed.with_context(|| format!("{shape:?}, seed {seed}"))?;
+        println!("{shape:?}: {count:?}; a soak goes on with STANDFAST_SOAK_FROM={end}");
+    }
     ensure!(
-        matches!(output.status.code(), Some(0 | 3)),
-        "{}: {said}",
-        output.status
+        count.taken_over > 0 && count.held > 0,
+        "nothing was at stake"
     );
     Ok(())
 }
 
-/// Serves a load until the time is over.
-fn load(driver: &mut Driver, disk: &mut Disk, time: Duration) -> Result<()> {
-    let end = Instant::now() + time;
-    while Instant::now() < end {
-        driver.fill(disk)?;
-        driver.reap_within(disk, Duration::from_millis(1))?;
-    }
-    Ok(())
-}
-
-/// Takes what the dead daemon has completed.
-fn reap_rest(driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    loop {
-        match driver.reap_within(disk, Duration::ZERO) {
-            Ok(0) => return Ok(()),
-            Ok(_) => {}
-            Err(error) => match error.downcast_ref() {
-                Some(FrontendError::Closed { .. }) => return Ok(()),
-                _ => return Err(error),
-            },
-        }
-    }
-}
-
-/// All that is outstanding is done.
-fn drain(server: &mut Server, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
-    server.clear("debug0")?;
-    let deadline = Instant::now() + PATIENCE;
-    while driver.outstanding() > 0 {
-        server.qmp.execute("cont", Value::Null)?;
-        driver.reap_within(disk, Duration::from_millis(100))?;
-        if Instant::now() > deadline {
-            let held = server.held("vda")?;
-            bail!(
-                "{} are lost; held: {held:?}; {}",
-                driver.outstanding(),
-                server.daemon.stderr()
-            );
-        }
-    }
-    Ok(())
-}
-
-/// Rounds under one load: while it runs, and while something is held.
-fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
+fn killed(shape: Shape, seed: u64, life: Range<u64>, count: &mut Count) -> Result<()> {
     let mut server = server(shape)?;
     let image = server.path("disk0.qcow2");
     let mut rng = Rng::new(seed);
@@ -136,8 +99,7 @@ fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
         ..Options::default()
     };
     let mut disk = server.disk_with("vda", options)?;
-    let (mut taken_over, mut held) = (0, 0);
-    for round in 0..rounds {
+    for round in life {
         let is_held = rng.below(2) == 0;
         if is_held {
             server.qmp.take_events(Duration::ZERO)?;
@@ -146,49 +108,44 @@ fn killed_over_and_over(shape: Shape, seed: u64, rounds: u64) -> Result<()> {
             server.inject("debug0", fails)?;
             server.run_until_held(&mut driver, &mut disk, "vda")?;
         }
-        load(
-            &mut driver,
-            &mut disk,
-            Duration::from_micros(rng.below(150_000)),
-        )?;
+        driver.go_on_for(&mut disk, Duration::from_micros(rng.below(150_000)))?;
         if is_held {
-            held += server.held("vda")?.len();
+            count.held += server.held("vda")?.len();
         }
         server.daemon.kill()?;
-        reap_rest(&mut driver, &mut disk)?;
+        driver.reap_rest(&mut disk)?;
         driver.checker_mut().lost();
-        taken_over += driver.outstanding();
-        is_not_corrupt(&image).with_context(|| format!("{shape:?}, seed {seed}, round {round}"))?;
+        count.killed += 1;
+        count.taken_over += driver.outstanding();
+        let leaks = is_not_corrupt(&image).with_context(|| format!("round {round}"))?;
+        count.leaks += u64::from(leaks);
         server.start_again()?;
         disk = server.reconnect("vda", disk.disconnect())?;
         server.qmp.execute("cont", Value::Null)?;
         if rng.below(3) == 0 {
-            let drained = drain(&mut server, &mut driver, &mut disk);
-            drained.with_context(|| format!("{shape:?}, seed {seed}, round {round}"))?;
+            let drained = server.drain("debug0", &mut driver, &mut disk);
+            drained.with_context(|| format!("round {round}"))?;
             let read = driver.read_back(&mut disk);
-            read.with_context(|| format!("{shape:?}, seed {seed}, round {round}"))?;
+            read.with_context(|| format!("round {round}"))?;
         }
     }
-    drain(&mut server, &mut driver, &mut disk)?;
+    server.drain("debug0", &mut driver, &mut disk)?;
     driver.plan_no_more();
     server.run_to_end(&mut driver, &mut disk, |_| Ok(()))?;
     driver.read_back(&mut disk)?;
-    let summary = driver.checker_mut().summary();
-    println!("{shape:?}: {rounds} rounds, {taken_over} taken over, {held} held, {summary:?}");
-    ensure!(taken_over > 0 && held > 0, "nothing was at stake");
+    count.blocks_verified += driver.checker_mut().summary().blocks_verified;
     drop(disk);
     let place = Place::new();
     server.qmp.execute("stop", Value::Null)?;
     server.daemon.terminate(PATIENCE)?;
     is_not_corrupt(&image)?;
-    let raw = place.name("raw");
-    let name = image.to_str().context("text")?;
-    run("qemu-img", &["convert", "-fqcow2", "-Oraw", name, &raw])?;
-    driver.check_image(Path::new(&raw))?;
+    let raw = place.file("raw");
+    to_raw(&image, &raw)?;
+    driver.check_image(&raw)?;
     // What the dead ones have leaked is found again.
+    let name = image.to_str().context("text")?;
     run("qemu-img", &["check", "-qfqcow2", "-rleaks", name])?;
-    run("qemu-img", &["check", "-qfqcow2", name])?;
-    Ok(())
+    is_clean(&image)
 }
 
 #[test]
@@ -198,7 +155,7 @@ fn killed_with_clusters_of_64k() -> Result<()> {
         queues: 1,
         scope: "vm",
     };
-    killed_over_and_over(shape, 1, soak(8, 100))
+    killed_over_and_over(shape, 1, rounds(8, 100))
 }
 
 #[test]
@@ -208,7 +165,7 @@ fn killed_with_small_clusters_and_wide_counts() -> Result<()> {
         queues: 4,
         scope: "request",
     };
-    killed_over_and_over(shape, 2, soak(6, 100))
+    killed_over_and_over(shape, 2, rounds(6, 100))
 }
 
 #[test]
@@ -218,5 +175,5 @@ fn killed_with_subclusters() -> Result<()> {
         queues: 2,
         scope: "device",
     };
-    killed_over_and_over(shape, 3, soak(6, 100))
+    killed_over_and_over(shape, 3, rounds(6, 100))
 }

@@ -1,35 +1,21 @@
-//! A qcow2 image that grows until there is no space: held, extended, continued, and whole, by a vhost-user client and by a guest. Needs
+//! A qcow2 image that grows until there is no space: held, extended, continued, and whole, by a vhost-user client. Needs
 //! qemu-img (Debian: qemu-utils), and root.
 
 mod harness;
 
 use std::fs::OpenOptions;
 use std::path::Path;
-use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, GUEST_PATIENCE, promptly};
-use harness::{MIB, PATIENCE, Server, Setup, allocated, iothreads, soak, sparse};
+use harness::qcow2::{in_file, is_nospace, on_device};
+use harness::{MIB, PATIENCE, Server, Setup, iothreads, sparse};
 use serde_json::{Value, json};
-use testkit::guest::{Files, make_ext4_image};
-use testkit::qcow2_image::run;
-use testkit::{
-    Driver, Event, Guest, LoopDevice, Mix, Place, Tmpfs, VhostUserBlk, Workload, wait_until,
-};
+use testkit::qcow2_image::{create, is_clean, run, to_raw};
+use testkit::{Driver, LoopDevice, Mix, Place, Tmpfs, Workload, soak};
 
 /// The disk is longer than there is space for.
 const DISK_BYTES: u64 = 24 * MIB;
 const BLOCKS: usize = 6144;
-
-fn create(path: &Path, options: &str, bytes: u64) -> Result<()> {
-    let path = path.to_str().context("text")?;
-    let bytes = bytes.to_string();
-    run(
-        "qemu-img",
-        &["create", "-qfqcow2", "-o", options, path, &bytes],
-    )?;
-    Ok(())
-}
 
 /// Writes of all kinds that allocate, some that need none, and flushes: of data, and of metadata alone.
 fn load(seed: u64, requests: u64) -> Driver {
@@ -66,29 +52,6 @@ fn server(file: &Value, scope: &str) -> Result<Server> {
         .start()
 }
 
-fn in_file(path: &Path, direct: bool) -> Value {
-    json!({ "driver": "file", "node-name": "file0", "filename": path, "discard": "unmap",
-        "cache": { "direct": direct } })
-}
-
-fn on_device(device: &LoopDevice) -> Value {
-    json!({ "driver": "host_device", "node-name": "file0", "filename": device.path(),
-        "cache": { "direct": true } })
-}
-
-/// What is held says that there is no space, and where.
-fn is_nospace(server: &mut Server, event: &Event) -> Result<()> {
-    ensure!(
-        event.data["nospace"] == true && event.data["action"] == "stop",
-        "{event:?}"
-    );
-    ensure!(server.io_status("vda")? == "nospace", "{event:?}");
-    ensure!(!server.held("vda")?.is_empty());
-    ensure!(event.data["x-cause"] == "nospace", "{event:?}");
-    ensure!(event.data["x-error-node"] == "file0", "{event:?}");
-    Ok(())
-}
-
 /// A load runs into the end of the space again and again; `extend` gives some more, as often as it is asked.
 fn hold_extend_continue(
     mut server: Server,
@@ -107,6 +70,7 @@ fn hold_extend_continue(
     let mut holds = 0;
     let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
     is_nospace(&mut server, &event)?;
+    ensure!(!server.held("vda")?.is_empty());
     server.run_to_end(&mut driver, &mut disk, |server| {
         if server.io_status("vda")? != "ok" {
             holds += 1;
@@ -130,10 +94,10 @@ fn hold_extend_continue(
 /// QEMU finds nothing wrong, no leaks either, and every byte.
 fn is_whole(image: &Path, driver: &mut Driver) -> Result<()> {
     let place = Place::new();
-    let (image, raw) = (image.to_str().context("text")?, place.name("raw"));
-    run("qemu-img", &["check", "-qfqcow2", image])?;
-    run("qemu-img", &["convert", "-fqcow2", "-Oraw", image, &raw])?;
-    driver.check_image(Path::new(&raw))
+    let raw = place.file("raw");
+    is_clean(image)?;
+    to_raw(image, &raw)?;
+    driver.check_image(&raw)
 }
 
 fn on_tmpfs(options: &str, direct: bool, scope: &str, seed: u64) -> Result<()> {
@@ -172,7 +136,7 @@ fn a_device_that_grows() -> Result<()> {
         sparse(&file, bytes)?;
         let device = LoopDevice::new(&file, true)?;
         create(device.path(), "cluster_size=64k", DISK_BYTES)?;
-        let server = server(&on_device(&device), "vm")?;
+        let server = server(&on_device(device.path()), "vm")?;
         hold_extend_continue(server, device.path(), 40 + round, || {
             bytes += 5 * MIB / 2;
             OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
@@ -191,7 +155,9 @@ fn a_device_that_shrinks() -> Result<()> {
     let device = LoopDevice::new(&file, true)?;
     create(device.path(), "cluster_size=64k", DISK_BYTES)?;
     let mut server = Setup::new()?
-        .blockdev(&json!({ "driver": "qcow2", "node-name": "disk0", "file": on_device(&device) }))
+        .blockdev(
+            &json!({ "driver": "qcow2", "node-name": "disk0", "file": on_device(device.path()) }),
+        )
         .export(
             "vda",
             "disk0",
@@ -240,71 +206,4 @@ fn a_device_that_shrinks() -> Result<()> {
     drop(disk);
     server.finish()?;
     is_whole(device.path(), &mut driver)
-}
-
-/// A guest does not know that its image has no space, and has all of its files.
-#[test]
-fn a_guest_waits_for_space_and_finishes() -> Result<()> {
-    let tmpfs = Tmpfs::new(256 * MIB)?;
-    let image = tmpfs.path().join("disk0.qcow2");
-    let raw = tmpfs.path().join("raw");
-    make_ext4_image(&raw, 96 * MIB)?;
-    let names = raw.to_str().zip(image.to_str()).context("text")?;
-    run(
-        "qemu-img",
-        &["convert", "-fraw", "-Oqcow2", names.0, names.1],
-    )?;
-    std::fs::remove_file(&raw)?;
-    let mut server = Setup::new()?
-        .blockdev(
-            &json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap",
-            "file": in_file(&image, true) }),
-        )
-        .export(
-            "vda",
-            "disk0",
-            json!({ "werror": "enospc", "rerror": "stop" }),
-        )
-        .start()?;
-    let mut guest = Guest::builder()
-        .disk(VhostUserBlk::new(server.socket("vda")))
-        .start()?;
-    guest.wait_boot(BOOT)?;
-    guest.mount("vda", "/mnt", GUEST_PATIENCE)?;
-    let mut sets = Vec::new();
-    for round in 0..soak(2, 20) {
-        let files = Files {
-            dir: format!("/mnt/set{round}"),
-            seed: u32::try_from(round)?,
-            count: 4,
-            kib: 512,
-        };
-        tmpfs.resize(allocated(&image)? + MIB / 2)?;
-        let writing = guest.spawn(&files.write_command())?;
-        let event = server.qmp.wait_event("BLOCK_IO_ERROR", GUEST_PATIENCE)?;
-        is_nospace(&mut server, &event)?;
-        server.qmp.wait_event("STOP", PATIENCE)?;
-        promptly(guest.qmp(), "stop")?;
-        tmpfs.resize(256 * MIB)?;
-        server.qmp.execute("cont", Value::Null)?;
-        promptly(guest.qmp(), "cont")?;
-        wait_until("the guest has written", GUEST_PATIENCE, || {
-            if !writing.has_ended() && server.run_state()? == "io-error" {
-                server.qmp.execute("cont", Value::Null)?;
-            }
-            Ok(writing.has_ended())
-        })?;
-        server.qmp.take_events(Duration::ZERO)?;
-        let output = writing.wait(GUEST_PATIENCE)?;
-        ensure!(output.status == 0, "{output:?}");
-        sets.push(files);
-    }
-    for files in &sets {
-        guest.verify_files(files, GUEST_PATIENCE)?;
-    }
-    guest.check_no_io_errors()?;
-    ensure!(guest.power_off(GUEST_PATIENCE)?.success());
-    server.finish()?;
-    run("qemu-img", &["check", "-qfqcow2", names.1])?;
-    Ok(())
 }

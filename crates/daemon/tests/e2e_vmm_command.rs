@@ -5,10 +5,10 @@ mod harness;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{DirectWriters, GUEST_PATIENCE};
 use harness::vmm::{FullDisk, qemu_state};
 use harness::{PATIENCE, Setup};
 use serde_json::{Value, json};
+use testkit::guest::{DirectWriters, GUEST_PATIENCE};
 
 #[test]
 fn programs_pause_and_resume() -> Result<()> {

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use harness::footprint::Footprint;
-use harness::guest::{DirectWriters, GUEST_PATIENCE, promptly};
 use harness::vmm::{FullDisk, Resumer, qemu_state};
-use harness::{PATIENCE, Setup, soak};
+use harness::{PATIENCE, Setup};
 use serde_json::{Value, json};
+use testkit::guest::{DirectWriters, GUEST_PATIENCE, promptly};
+use testkit::soak;
 use testkit::wait_until;
 
 /// What the allocator may keep of its own accord, in KiB.

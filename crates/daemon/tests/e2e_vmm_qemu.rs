@@ -6,13 +6,12 @@ mod harness;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use harness::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
 use harness::vmm::{Resumer, link_monitor, qemu_state};
-use harness::{MIB, Setup, allocated, soak, sparse};
+use harness::{MIB, Setup, allocated, sparse};
 use rustix::process::Signal;
 use serde_json::json;
-use testkit::guest::{Files, make_ext4_image};
-use testkit::{Guest, Tmpfs, VhostUserBlk, wait_until};
+use testkit::guest::{BOOT, DirectWriters, Files, GUEST_PATIENCE, make_ext4_image};
+use testkit::{Guest, Tmpfs, VhostUserBlk, soak, wait_until};
 
 /// How long a VM is paused.
 const PAUSE: Duration = Duration::from_secs(5);

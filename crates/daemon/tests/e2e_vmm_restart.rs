@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use block::{RunState, VmPause};
-use harness::guest::{BOOT, DirectWriters, promptly};
 use harness::vmm::{FullDisk, LINK, Resumer, qemu_state};
-use harness::{PATIENCE, Setup, eventually, soak};
+use harness::{PATIENCE, Setup, eventually};
 use serde_json::{Value, json};
+use testkit::guest::{BOOT, DirectWriters, promptly};
+use testkit::soak;
 use testkit::wait_until;
 
 fn writers(seed: u32, writers: u64) -> DirectWriters {

@@ -12,14 +12,11 @@ use std::time::Duration;
 
 use common::{Setup, soak};
 use serde_json::{Value, json};
-use testkit::guest::{Files, make_ext4_image};
+use testkit::guest::{Files, GUEST_PATIENCE, make_ext4_image};
 use testkit::place::PATIENCE;
 use testkit::{Daemon, Guest, Qmp, Tmpfs, VhostUserBlk, VirtioBlk};
 
 const MIB: u64 = 1 << 20;
-
-/// An emulated guest on a busy machine is slow.
-const GUEST: Duration = Duration::from_secs(200);
 
 /// The guest writes to many times the first size, round after round; every file is right, its kernel has
 /// seen nothing, and the journal tells of each stop.
@@ -54,8 +51,8 @@ cap = "256M"
         .start()
         .unwrap();
     let mut watcher = setup.watch(1);
-    guest.wait_boot(GUEST).unwrap();
-    guest.mount("vda", "/mnt", GUEST).unwrap();
+    guest.wait_boot(GUEST_PATIENCE).unwrap();
+    guest.mount("vda", "/mnt", GUEST_PATIENCE).unwrap();
 
     // All that is there, and hardly more.
     let allocated = std::fs::metadata(&image).unwrap().blocks() * 512;
@@ -71,17 +68,17 @@ cap = "256M"
         };
         if round >= 3 {
             let script = format!("rm -r {} && sync && fstrim /mnt", files.dir);
-            guest.run_ok(&script, GUEST).unwrap();
+            guest.run_ok(&script, GUEST_PATIENCE).unwrap();
             let allocated = std::fs::metadata(&image).unwrap().blocks() * 512;
             tmpfs.resize(allocated + MIB).unwrap();
             sets.remove(0);
         }
-        guest.write_files(&files, GUEST).unwrap();
+        guest.write_files(&files, GUEST_PATIENCE).unwrap();
         sets.push(files);
     }
-    guest.drop_caches(GUEST).unwrap();
+    guest.drop_caches(GUEST_PATIENCE).unwrap();
     for files in &sets {
-        guest.verify_files(files, GUEST).unwrap();
+        guest.verify_files(files, GUEST_PATIENCE).unwrap();
     }
     guest.check_no_io_errors().unwrap();
     let status = guest.qmp().execute("query-status", Value::Null).unwrap();
@@ -96,7 +93,7 @@ cap = "256M"
     let status = guest.qmp().execute("query-status", Value::Null).unwrap();
     assert_eq!(status["status"], "paused");
     guest.qmp().execute("cont", Value::Null).unwrap();
-    assert!(guest.power_off(GUEST).unwrap().success());
+    assert!(guest.power_off(GUEST_PATIENCE).unwrap().success());
     assert!(watcher.terminate(PATIENCE).unwrap().success());
 
     let history = setup.history();
@@ -176,9 +173,9 @@ fn a_guest_with_a_linked_daemon_and_a_disk_of_its_own() {
         .start()
         .unwrap();
     let mut watcher = setup.watch(2);
-    guest.wait_boot(GUEST).unwrap();
-    guest.mount("vda", "/mnt/a", GUEST).unwrap();
-    guest.mount("vdb", "/mnt/b", GUEST).unwrap();
+    guest.wait_boot(GUEST_PATIENCE).unwrap();
+    guest.mount("vda", "/mnt/a", GUEST_PATIENCE).unwrap();
+    guest.mount("vdb", "/mnt/b", GUEST_PATIENCE).unwrap();
     let allocated = |path| std::fs::metadata(path).unwrap().blocks() * 512;
     tmpfs
         .resize(allocated(&ours) + allocated(&own) + MIB)
@@ -190,11 +187,11 @@ fn a_guest_with_a_linked_daemon_and_a_disk_of_its_own() {
         kib: 1024,
     });
     for files in &sets {
-        guest.write_files(files, GUEST).unwrap();
+        guest.write_files(files, GUEST_PATIENCE).unwrap();
     }
-    guest.drop_caches(GUEST).unwrap();
+    guest.drop_caches(GUEST_PATIENCE).unwrap();
     for files in &sets {
-        guest.verify_files(files, GUEST).unwrap();
+        guest.verify_files(files, GUEST_PATIENCE).unwrap();
     }
     guest.check_no_io_errors().unwrap();
     let mut qmp = Qmp::connect(place.file("vm.daemon")).unwrap();
@@ -204,7 +201,7 @@ fn a_guest_with_a_linked_daemon_and_a_disk_of_its_own() {
     ] {
         assert_eq!(status["status"], "running", "{status}");
     }
-    assert!(guest.power_off(GUEST).unwrap().success());
+    assert!(guest.power_off(GUEST_PATIENCE).unwrap().success());
     assert!(watcher.terminate(PATIENCE).unwrap().success());
     assert!(daemon.terminate(PATIENCE).unwrap().success());
 

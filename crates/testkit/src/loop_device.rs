@@ -1,10 +1,20 @@
 //! Loop devices: a file as a block device.
 
+use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
 
 use crate::command::run;
+use crate::place::PATIENCE;
+use crate::workload::wait_until;
+
+/// `struct loop_info64` of <linux/loop.h>, of which the limit is changed.
+const INFO_BYTES: usize = 232;
+const LIMIT_AT: usize = 32;
+const LOOP_SET_STATUS64: libc::c_ulong = 0x4c04;
+const LOOP_GET_STATUS64: libc::c_ulong = 0x4c05;
 
 /// A loop device, detached on drop. Needs root.
 #[derive(Debug)]
@@ -64,6 +74,28 @@ impl LoopDevice {
         let stat = std::fs::read_to_string(stat)?;
         let flushes = stat.split_whitespace().nth(15);
         Ok(flushes.context("no count of flushes")?.parse()?)
+    }
+
+    /// The device has the first `bytes` of the file alone (whole sectors), or all of it again: 0. What is behind stays in the file.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn limit(&self, bytes: u64) -> Result<()> {
+        let device = OpenOptions::new().read(true).open(&self.path)?;
+        let mut info = [0_u64; INFO_BYTES / size_of::<u64>()];
+        // SAFETY: the kernel writes as many bytes as `info` has.
+        let got = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_GET_STATUS64, info.as_mut_ptr()) };
+        ensure!(got == 0, "{}", std::io::Error::last_os_error());
+        info[LIMIT_AT / size_of::<u64>()] = bytes;
+        // Whoever looks at the device leaves pages of it in the cache, and then the kernel asks to try again.
+        wait_until("the limit is set", PATIENCE, || {
+            // SAFETY: the kernel reads as many bytes as `info` has.
+            let set = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_SET_STATUS64, info.as_ptr()) };
+            let error = std::io::Error::last_os_error();
+            let again = error.raw_os_error() == Some(libc::EAGAIN);
+            ensure!(set == 0 || again, "{error}");
+            Ok(set == 0)
+        })
     }
 
     /// Takes over a changed size of the backing file.
@@ -139,6 +171,21 @@ mod tests {
         let file = dir.path().join("image");
         File::create(&file).unwrap().set_len(1 << 20).unwrap();
         let device = LoopDevice::new(&file, true).unwrap();
+        let listed = run("losetup", &["-nO", "DIO", device.path().to_str().unwrap()]).unwrap();
+        assert_eq!(listed, "1");
+    }
+
+    #[test]
+    fn what_is_behind_a_limit_is_there_again_without_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("image");
+        fs::write(&file, [0x33; 1 << 20]).unwrap();
+        let device = LoopDevice::new(&file, true).unwrap();
+        device.limit(512 << 10).unwrap();
+        assert_eq!(size(device.path()), 512 << 10);
+        device.limit(0).unwrap();
+        let all = fs::read(device.path()).unwrap();
+        assert!(all.len() == 1 << 20 && all.iter().all(|byte| *byte == 0x33));
         let listed = run("losetup", &["-nO", "DIO", device.path().to_str().unwrap()]).unwrap();
         assert_eq!(listed, "1");
     }

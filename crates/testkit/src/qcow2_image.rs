@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 
 use crate::rng::Rng;
 
@@ -40,18 +40,93 @@ pub fn run(program: &str, arguments: &[&str]) -> Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
+/// Makes an empty image with these options (`qemu-img create -o`) in a file, or on a device.
+///
+/// # Errors
+/// If qemu-img fails.
+pub fn create(path: &Path, options: &str, bytes: u64) -> Result<()> {
+    let (name, bytes) = (name(path)?, bytes.to_string());
+    run(
+        "qemu-img",
+        &["create", "-qfqcow2", "-o", options, name, &bytes],
+    )?;
+    Ok(())
+}
+
+/// Makes an image of what is in a raw one.
+///
+/// # Errors
+/// If qemu-img fails.
+pub fn convert(raw: &Path, path: &Path, options: &str) -> Result<()> {
+    let (from, to) = (name(raw)?, name(path)?);
+    let arguments = ["convert", "-fraw", "-Oqcow2", "-o", options, from, to];
+    run("qemu-img", &arguments)?;
+    Ok(())
+}
+
+/// What `qemu-img check` finds, of the worst kind.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Nothing.
+    Clean,
+    /// Clusters that are counted and not used.
+    Leaks,
+    /// More than that, or it cannot be checked.
+    Corrupt,
+}
+
+/// What `qemu-img check` says of an image, in a file or on a device, whoever has it open; and its words.
+///
+/// # Errors
+/// If qemu-img cannot be run, or does not come to a verdict.
+pub fn check(path: &Path) -> Result<(Verdict, String)> {
+    let mut command = Command::new("qemu-img");
+    let output = command.args(["check", "-Ufqcow2"]).arg(path).output();
+    let output = output.context("qemu-img cannot be run")?;
+    let words = [output.stdout, output.stderr].concat();
+    let words = String::from_utf8_lossy(&words).trim().replace('\n', "; ");
+    let verdict = match output.status.code() {
+        Some(0) => Verdict::Clean,
+        Some(3) => Verdict::Leaks,
+        // 2: corruptions; 1: it cannot be checked.
+        Some(1 | 2) => Verdict::Corrupt,
+        other => bail!("qemu-img ends with {other:?}: {words}"),
+    };
+    Ok((verdict, words))
+}
+
+/// It is as a clean end leaves it.
+///
+/// # Errors
+/// What qemu-img finds.
+pub fn is_clean(path: &Path) -> Result<()> {
+    let (verdict, words) = check(path)?;
+    ensure!(verdict == Verdict::Clean, "{verdict:?}: {words}");
+    Ok(())
+}
+
+/// Nobody has closed it: leaks at worst. Returns whether there are any.
+///
+/// # Errors
+/// What qemu-img finds.
+pub fn is_not_corrupt(path: &Path) -> Result<bool> {
+    let (verdict, words) = check(path)?;
+    ensure!(verdict != Verdict::Corrupt, "{words}");
+    Ok(verdict == Verdict::Leaks)
+}
+
+fn name(path: &Path) -> Result<&str> {
+    path.to_str().context("a name that is text")
+}
+
 /// Makes an image of [`DISK_BYTES`] at `path` with these options, and writes to it: data of all lengths and places, zeroes with
 /// and without room kept for them, discards, and clusters that are compressed, over which something else was written.
 ///
 /// # Errors
 /// If QEMU's tools fail.
 pub fn make(path: &Path, options: &str) -> Result<()> {
-    let name = path.to_str().context("a name that is text")?;
-    let length = DISK_BYTES.to_string();
-    run(
-        "qemu-img",
-        &["create", "-qfqcow2", "-o", options, name, &length],
-    )?;
+    create(path, options, DISK_BYTES)?;
+    let name = name(path)?;
     let text = path.with_extension("text");
     std::fs::write(&text, compressible(4 << 20))?;
     let text = text.to_str().context("a name that is text")?;
@@ -99,15 +174,23 @@ fn compressible(bytes: usize) -> Vec<u8> {
     all
 }
 
+/// Writes what the guest sees of an image to a raw one, by qemu-img.
+///
+/// # Errors
+/// If QEMU's tools fail.
+pub fn to_raw(path: &Path, raw: &Path) -> Result<()> {
+    let (from, to) = (name(path)?, name(raw)?);
+    run("qemu-img", &["convert", "-Oraw", "-fqcow2", from, to])?;
+    Ok(())
+}
+
 /// What the guest sees of an image, by qemu-img.
 ///
 /// # Errors
 /// If QEMU's tools fail.
 pub fn content(path: &Path) -> Result<Vec<u8>> {
     let raw = path.with_extension("raw");
-    let (from, to) = (path.to_str(), raw.to_str());
-    let (from, to) = from.zip(to).context("names that are text")?;
-    run("qemu-img", &["convert", "-Oraw", "-fqcow2", from, to])?;
+    to_raw(path, &raw)?;
     let content = std::fs::read(&raw)?;
     std::fs::remove_file(&raw)?;
     Ok(content)

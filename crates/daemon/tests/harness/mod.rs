@@ -4,7 +4,7 @@
 #![allow(missing_docs, reason = "tests")]
 
 pub mod footprint;
-pub mod guest;
+pub mod qcow2;
 pub mod state;
 pub mod vmm;
 
@@ -43,15 +43,6 @@ pub fn server_on_device(with_state: bool, options: Value) -> Result<(Server, Loo
         "cache": { "direct": true } });
     let server = setup.blockdev(&node).export("vda", "disk0", options);
     Ok((server.start()?, device))
-}
-
-/// Rounds and requests are multiplied by this in a soak run.
-pub fn soak(few: u64, many: u64) -> u64 {
-    if std::env::var_os("STANDFAST_SOAK").is_some() {
-        many
-    } else {
-        few
-    }
 }
 
 /// A running `standfastd` with a QMP connection.
@@ -378,6 +369,26 @@ impl Server {
                 bail!(
                     "no progress; {} outstanding\n{}",
                     driver.outstanding(),
+                    self.daemon.stderr()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// All that is outstanding is done: no request of the blkdebug node `debug` fails any more, and what is held is tried.
+    pub fn drain(&mut self, debug: &str, driver: &mut Driver, disk: &mut Disk) -> Result<()> {
+        self.clear(debug)?;
+        let deadline = Instant::now() + PATIENCE;
+        while driver.outstanding() > 0 {
+            self.qmp.execute("cont", Value::Null)?;
+            driver.reap_within(disk, Duration::from_millis(100))?;
+            if Instant::now() > deadline {
+                bail!(
+                    "{} requests are lost; held: {:?}, {}; stderr:\n{}",
+                    driver.outstanding(),
+                    self.held("vda")?,
+                    self.run_state()?,
                     self.daemon.stderr()
                 );
             }

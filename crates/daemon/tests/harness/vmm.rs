@@ -5,10 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Result, ensure};
 use serde_json::{Value, json};
-use testkit::guest::{Builder, Job};
+use testkit::guest::{BOOT, Builder, DirectWriters, GUEST_PATIENCE, Job};
 use testkit::{Guest, LogEntry, Tmpfs, VhostUserBlk, wait_until};
 
-use super::guest::{BOOT, DirectWriters, GUEST_PATIENCE};
 use super::{MIB, PATIENCE, Server, Setup, sparse};
 
 /// The id of the link.

@@ -21,13 +21,7 @@ use serde_json::{Value, json};
 use testkit::Daemon;
 use testkit::place::{PATIENCE, Place, stdout};
 
-/// How much is done: little, or much in a soak.
-pub fn soak<T>(few: T, many: T) -> T {
-    match std::env::var_os("STANDFAST_SOAK") {
-        Some(_) => many,
-        None => few,
-    }
-}
+pub use testkit::soak;
 
 /// What a process has used of processors so far, and how much memory it has now, in bytes.
 pub fn usage(pid: u32) -> (Duration, u64) {

@@ -26,6 +26,7 @@ mod inside;
 mod kernel;
 mod kernel_log;
 mod start;
+mod writers;
 
 use std::ops::Deref;
 use std::process::ExitStatus;
@@ -42,6 +43,7 @@ pub use self::files::{Files, make_ext4_image, stamp};
 pub use self::inside::Inside;
 pub use self::kernel_log::io_errors;
 pub use self::start::Builder;
+pub use self::writers::{BOOT, DirectWriters, GUEST_PATIENCE, PROMPT, buffered_writers, promptly};
 
 use crate::daemon::Daemon;
 use crate::qmp::Qmp;

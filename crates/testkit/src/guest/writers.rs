@@ -1,4 +1,4 @@
-//! What the tests with a real guest share.
+//! Writers in the guest, and how long one is waited for.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
-use testkit::Qmp;
-use testkit::guest::{Files, stamp};
+
+use super::files::{Files, stamp};
+use crate::qmp::Qmp;
 
 /// An emulated guest on a loaded machine is slow.
 pub const GUEST_PATIENCE: Duration = Duration::from_secs(200);
@@ -21,6 +22,9 @@ pub const PROMPT: Duration = Duration::from_secs(20);
 const SECTOR_BYTES: u64 = 512;
 
 /// A command that is answered at once. Returns how long it took.
+///
+/// # Errors
+/// The command's; if it took longer than [`PROMPT`].
 pub fn promptly(qmp: &mut Qmp, command: &str) -> Result<Duration> {
     let begin = Instant::now();
     qmp.execute(command, Value::Null)?;
@@ -29,8 +33,9 @@ pub fn promptly(qmp: &mut Qmp, command: &str) -> Result<Duration> {
     Ok(took)
 }
 
-/// A script that writes the files side by side, into the page cache only; `Guest::verify_files`
+/// A script that writes the files side by side, into the page cache only; [`Inside::verify_files`](super::Inside::verify_files)
 /// knows them.
+#[must_use]
 pub fn buffered_writers(files: &Files) -> String {
     let Files {
         dir,
@@ -52,7 +57,9 @@ for pid in $pids; do wait $pid || exit; done"
 /// of 4 KiB: as many requests at a time as there are writers.
 #[derive(Debug, Clone, Copy)]
 pub struct DirectWriters {
+    /// Decides the content.
     pub seed: u32,
+    /// How many there are.
     pub writers: u64,
     /// Requests of each writer.
     pub pages: u64,
@@ -60,10 +67,13 @@ pub struct DirectWriters {
 
 impl DirectWriters {
     /// Bytes of the disk that are used.
+    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.writers * self.pages * 4096
     }
 
+    /// The script that writes them to `disk`, such as `vda`. It prints `started` when all of them write.
+    #[must_use]
     pub fn script(&self, disk: &str) -> String {
         let Self {
             seed,
@@ -86,7 +96,10 @@ rm -f /tmp/*"
         )
     }
 
-    /// What was written is in the image.
+    /// What was written is in the raw image.
+    ///
+    /// # Errors
+    /// The first sector that is another; errors of the file.
     pub fn check(&self, image: &Path) -> Result<()> {
         let image = File::open(image).with_context(|| image.display().to_string())?;
         let mut found = [0; 512];
