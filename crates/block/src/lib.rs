@@ -49,7 +49,7 @@ pub use driver::closing::Closing;
 pub use driver::corruption::{Corruption, CorruptionReport};
 pub use driver::fault;
 pub use driver::fault::FaultPlan;
-pub use driver::format_info::{CacheUse, FormatInfo, Qcow2Bitmap, Qcow2Info};
+pub use driver::format_info::{CacheUse, FormatInfo, Qcow2Bitmap, Qcow2Info, Qcow2Snapshot};
 pub use driver::future::{BoxFuture, IoFuture};
 pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;

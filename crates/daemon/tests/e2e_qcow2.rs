@@ -181,8 +181,6 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
         ensure!(said.contains(words), "{said} / {words}");
         Ok(())
     };
-    qcow2_image::run("qemu-img", &["snapshot", "-cone", &name])?;
-    refused(json!({}), "not written yet: set read-only=on")?;
     refused(
         json!({ "read-only": true, "backing": "none0" }),
         "backing files are not supported",
@@ -207,5 +205,63 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
     let open =
         json!({ "driver": "qcow2", "node-name": "disk0", "auto-read-only": true, "file": file });
     server.qmp.execute("blockdev-add", open)?;
+    Ok(())
+}
+
+/// Internal snapshots and persistent bitmaps are shown as QEMU shows them, and so is what becomes of them.
+#[test]
+fn snapshots_and_bitmaps_are_listed() -> Result<()> {
+    let setup = Setup::new()?;
+    let path = setup.path("disk.qcow2");
+    let name = path.to_str().context("text")?.to_owned();
+    let qemu_img = |arguments: &[&str]| qcow2_image::run("qemu-img", arguments);
+    qemu_img(&["create", "-qfqcow2", &name, "8M"])?;
+    qcow2_image::run("qemu-io", &["-fqcow2", "-c", "write -q 0 256k", &name])?;
+    for snapshot in ["one", "two"] {
+        qemu_img(&["snapshot", "-c", snapshot, &name])?;
+    }
+    qemu_img(&["bitmap", "--add", &name, "follows"])?;
+    qemu_img(&["bitmap", "--add", "--disable", &name, "kept"])?;
+    let node = json!({ "driver": "qcow2", "node-name": "disk0",
+        "file": { "driver": "file", "filename": path } });
+    let setup = setup.blockdev(&node);
+    let export = json!({ "writable": true, "num-queues": 1 });
+    let mut server = setup.export("vda", "disk0", export).start()?;
+    server
+        .daemon
+        .wait_for_stderr("follows: incremental backups begin anew", PATIENCE)?;
+    let mut disk = server.disk("vda")?;
+    for is_written in [false, true] {
+        if is_written {
+            let data = [7; 512];
+            let write = Request::Write {
+                sector: 0,
+                data: &data,
+            };
+            ensure!(disk.execute(0, write, PATIENCE)?.is_ok());
+        }
+        let info = qemu_img(&["info", "--output=json", "-U", &name])?;
+        let info: Value = serde_json::from_str(&info)?;
+        let nodes = server.qmp.execute("query-named-block-nodes", Value::Null)?;
+        let nodes = nodes.as_array().context("a list")?;
+        let node = nodes.iter().find(|node| node["node-name"] == "disk0");
+        let image = &node.context("it is there")?["image"];
+        ensure!(
+            image["snapshots"]
+                .as_array()
+                .is_some_and(|all| all.len() == 2),
+            "{image}"
+        );
+        for member in ["snapshots", "format-specific"] {
+            let (ours, qemu) = (&image[member], &info[member]);
+            ensure!(ours == qemu, "{member}: {ours} / {qemu}");
+        }
+        let flags = &image["format-specific"]["data"]["bitmaps"][0]["flags"];
+        let expected = match is_written {
+            true => json!(["in-use", "auto"]),
+            false => json!(["auto"]),
+        };
+        ensure!(*flags == expected, "{flags}");
+    }
     Ok(())
 }

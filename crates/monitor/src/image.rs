@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use block::{FormatInfo, Node, NodeInfo};
+use block::{FormatInfo, Node, NodeInfo, Qcow2Snapshot};
 use qapi::types::{
     ImageInfo, ImageInfoSpecific, ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo,
-    Qcow2BitmapInfoFlags,
+    Qcow2BitmapInfoFlags, SnapshotInfo,
 };
 
 use crate::storage::Sizes;
@@ -67,6 +67,7 @@ fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> Ima
         cluster_size: format.map(|format| signed(format.cluster_size)),
         backing_filename: None,
         backing_image: backing_image.map(Box::new),
+        snapshots: format.and_then(snapshots),
         format_specific,
     }
 }
@@ -102,6 +103,23 @@ fn qcow2(format: &FormatInfo) -> ImageInfoSpecificQcow2 {
         bitmaps: (!known.bitmaps.is_empty()).then(|| bitmaps.collect()),
         compression_type: known.compression_type.to_owned(),
     }
+}
+
+/// The internal snapshots, if there are any.
+fn snapshots(format: &FormatInfo) -> Option<Vec<SnapshotInfo>> {
+    const NANOSECONDS: u64 = 1_000_000_000;
+    let known = &format.qcow2.snapshots;
+    let shown = |snapshot: &Qcow2Snapshot| SnapshotInfo {
+        id: snapshot.id.clone(),
+        name: snapshot.name.clone(),
+        vm_state_size: signed(snapshot.vm_state_size),
+        date_sec: snapshot.date_sec.into(),
+        date_nsec: snapshot.date_nsec.into(),
+        vm_clock_sec: signed(snapshot.vm_clock_nsec / NANOSECONDS),
+        vm_clock_nsec: signed(snapshot.vm_clock_nsec % NANOSECONDS),
+        icount: snapshot.icount.map(signed),
+    };
+    (!known.is_empty()).then(|| known.iter().map(shown).collect())
 }
 
 /// How many images there are below this one.

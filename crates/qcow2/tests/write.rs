@@ -8,7 +8,11 @@
     reason = "the whole file is a test"
 )]
 
+#[path = "write/bitmaps.rs"]
+mod bitmaps;
 mod common;
+#[path = "write/snapshots.rs"]
+mod snapshots;
 
 use std::fs::{self, File, OpenOptions};
 use std::path::Path;

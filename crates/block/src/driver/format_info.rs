@@ -41,8 +41,29 @@ pub struct Qcow2Info {
     pub refcount_bits: u32,
     /// How compressed clusters are compressed: `zlib`, `zstd`.
     pub compression_type: &'static str,
+    /// Its internal snapshots.
+    pub snapshots: Vec<Qcow2Snapshot>,
     /// Its persistent bitmaps.
     pub bitmaps: Vec<Qcow2Bitmap>,
+}
+
+/// An internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Qcow2Snapshot {
+    /// Its number, mostly.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// Bytes of VM state.
+    pub vm_state_size: u64,
+    /// When it was taken, in seconds since 1970.
+    pub date_sec: u32,
+    /// And nanoseconds.
+    pub date_nsec: u32,
+    /// How long the VM had run by then, in nanoseconds.
+    pub vm_clock_nsec: u64,
+    /// The instruction count.
+    pub icount: Option<u64>,
 }
 
 /// A persistent bitmap.

@@ -259,9 +259,35 @@ pub struct ImageInfo {
     /// The image of the backing file, or of the node that this one filters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_image: Option<Box<ImageInfo>>,
+    /// Its internal snapshots.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snapshots: Option<Vec<SnapshotInfo>>,
     /// What only this format has.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub format_specific: Option<ImageInfoSpecific>,
+}
+
+/// An internal snapshot.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SnapshotInfo {
+    /// Its number, mostly.
+    pub id: String,
+    /// What it is called.
+    pub name: String,
+    /// Bytes of VM state.
+    pub vm_state_size: i64,
+    /// When it was taken, in seconds since 1970.
+    pub date_sec: i64,
+    /// And nanoseconds.
+    pub date_nsec: i64,
+    /// How long the VM had run by then, in seconds.
+    pub vm_clock_sec: i64,
+    /// And nanoseconds.
+    pub vm_clock_nsec: i64,
+    /// How many instructions had been executed.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub icount: Option<i64>,
 }
 
 /// What only one format has.

@@ -11,7 +11,7 @@ pub use block::{
     BlockDeviceInfo, BlockDeviceIoStatus, BlockErrorInfo, BlockExportInfo, BlockInfo,
     BlockdevCacheInfo, BlockdevChild, CacheUseInfo, HeldRequestInfo, ImageInfo, ImageInfoSpecific,
     ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo, Qcow2BitmapInfoFlags,
-    UnwrittenInfo,
+    SnapshotInfo, UnwrittenInfo,
 };
 pub use chardev::{
     AddfdInfo, ChardevBackendInfo, ChardevInfo, ChardevReturn, FdsetFdInfo, FdsetInfo,

@@ -244,7 +244,7 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     tables.add_metadata(cluster..cluster + 1, Metadata::ActiveL2);
     if let Some(former) = former {
         let former = geometry.cluster_of(former).0;
-        tables.remove_metadata(former..former + 1);
+        tables.leave_l2(former);
         tables.unlinked.extend(other(former..former + 1));
     }
     drop(tables);

@@ -1,11 +1,11 @@
 //! What the node says of itself.
 
-use block::{CacheUse, FormatInfo, NodeInfo, Qcow2Bitmap, Qcow2Info};
+use block::{CacheUse, FormatInfo, NodeInfo, Qcow2Info, Qcow2Snapshot};
 use drivers::pseudo_filename;
 
 use super::base::Base;
 use super::state::State;
-use crate::format::bitmap;
+use crate::format::SnapshotEntry;
 
 /// QEMU's name of the driver.
 pub const NAME: &str = "qcow2";
@@ -55,16 +55,21 @@ fn format(base: &Base, state: &State) -> FormatInfo {
             extended_l2: new.then(|| features.has_extended_l2()),
             refcount_bits: header.geometry.refcount_bits(),
             compression_type: state.compression.name(),
-            bitmaps: state.bitmaps.iter().map(bitmap_of).collect(),
+            snapshots: state.snapshots.entries.iter().map(snapshot_of).collect(),
+            bitmaps: state.bitmaps.shown(),
         },
     }
 }
 
-fn bitmap_of(entry: &bitmap::BitmapEntry) -> Qcow2Bitmap {
-    Qcow2Bitmap {
-        name: String::from_utf8_lossy(&entry.name).into_owned(),
-        granularity: 1 << (entry.granularity_bits % 64),
-        in_use: entry.flags & bitmap::IN_USE != 0,
-        auto: entry.flags & bitmap::AUTO != 0,
+fn snapshot_of(entry: &SnapshotEntry) -> Qcow2Snapshot {
+    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    Qcow2Snapshot {
+        id: text(&entry.id),
+        name: text(&entry.name),
+        vm_state_size: entry.vm_state_size(),
+        date_sec: entry.date_sec,
+        date_nsec: entry.date_nsec,
+        vm_clock_nsec: entry.vm_clock_nsec,
+        icount: entry.icount(),
     }
 }

@@ -13,6 +13,7 @@
 
 mod alloc;
 mod base;
+mod bitmaps;
 mod cache;
 mod cleaning;
 mod corrupt;
@@ -34,6 +35,7 @@ mod resize;
 mod rounds;
 mod sector;
 mod slices;
+mod snapshots;
 mod state;
 mod status;
 mod switch;
@@ -75,7 +77,7 @@ impl Qcow2 {
     /// # Errors
     /// Something that is no qcow2 image, or none that could be read: it breaks a rule of the format, or needs what is
     /// not here (a backing file of which nobody has said anything, an external data file, encryption, feature bits that nobody knows). One that is to be
-    /// written, and is corrupt, or has internal snapshots or persistent bitmaps.
+    /// written, and is corrupt, or has a table of snapshots or bitmaps that cannot be read.
     pub async fn open(mut options: Qcow2Options) -> std::result::Result<Self, OpenError> {
         let may_fall_back = options.auto_read_only && !options.info.read_only;
         if may_fall_back && options.file.read_only() {
@@ -103,6 +105,7 @@ impl Qcow2 {
             OpenError::new(errno, format!("Could not read the image: {error}"))
         });
         let loaded = loaded??;
+        open::warn(&base, &loaded);
         Ok(Self {
             state: ArcSwap::from_pointee(loaded),
             base,
@@ -290,7 +293,7 @@ impl OwnIo for Qcow2 {
 
 impl Resize for Qcow2 {
     fn resized_length(&self, length: u64) -> Result<u64> {
-        resize::check(&self.state.load().rules.geometry, length)?;
+        resize::check(&self.state.load(), length)?;
         Ok(length)
     }
 

@@ -1,4 +1,4 @@
-//! Opening: the header, what is refused and what helps, the L1 table, the names of bitmaps.
+//! Opening: the header, what is refused and what helps, the L1 table, snapshots and bitmaps.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -7,19 +7,20 @@ use block::{BlockError, Result};
 use drivers::OpenError;
 
 use super::base::Base;
+use super::bitmaps::{self, Bitmaps};
 use super::cache::L2Cache;
 use super::cleaning;
+use super::overlap::Metadata;
 use super::prepare;
 use super::refcounts::Refcounts;
 use super::sector::Sector;
+use super::snapshots::{self, Snapshots};
 use super::state::State;
 use super::tables::Tables;
 use super::writer::Writer;
 use crate::format::l1::{ENTRY_BYTES, L1Entry};
 use crate::format::l2::EntryRules;
-use crate::format::{
-    BitmapEntry, BitmapsExtension, CryptMethod, Header, HostOffset, bitmap, extension, features,
-};
+use crate::format::{CryptMethod, Header, HostOffset, extension, features};
 
 /// Bytes that are read before anything is known: the usual cluster.
 const FIRST: u64 = 65536;
@@ -47,25 +48,27 @@ pub async fn load(base: &Base) -> Opened<State> {
     let length = header.size / SECTOR * SECTOR;
     let caches = base.caches.resolve(&geometry, length).map_err(invalid)?;
     let l1 = read_l1(base, &header, file_length).await?;
-    let bitmaps = match read_bitmaps(base, &header, file_length).await {
-        Ok(bitmaps) => bitmaps,
-        Err(error) => {
-            // They are nothing to whoever reads the disk.
-            tracing::warn!("node '{}': its bitmaps cannot be read: {error}", base.name);
-            Vec::new()
-        }
-    };
+    let snapshots = read_snapshots(base, &header, file_length).await?;
+    let bitmaps = read_bitmaps(base, &header, file_length).await?;
     let refcounts = read_refcounts(base, &header, file_length).await?;
     let mut tables = Tables::new(refcounts, sector, base.overlap);
     if !base.info.read_only {
+        let mut others = snapshots.clusters(&header, file_length).map_err(corrupt)?;
+        others.extend(bitmaps.clusters(&geometry, file_length).map_err(corrupt)?);
         let entries = l1.iter().map(|entry| L1Entry(*entry));
         let l2 = entries.filter(|entry| entry.0 != 0).map(L1Entry::offset);
-        tables.learn_metadata(&header, l2).map_err(|what| {
-            let text = format!(
-                "The image is corrupt, and cannot be opened read/write: {what} (qemu-img check shows more)"
-            );
-            OpenError::new(libc::EACCES, text)
-        })?;
+        let inactive = match base.overlap.has(Metadata::InactiveL2) {
+            true => snapshots.l2_tables(base).await.map_err(|error| {
+                OpenError::new(
+                    error.errno(),
+                    format!("Could not read L1 tables of snapshots: {error}"),
+                )
+            })?,
+            false => Vec::new(),
+        };
+        tables
+            .learn_metadata(&header, l2, others, inactive)
+            .map_err(corrupt)?;
     }
     let cache = Arc::new(L2Cache::new(caches));
     cleaning::watch(&cache, base.clean_interval);
@@ -73,7 +76,7 @@ pub async fn load(base: &Base) -> Opened<State> {
     tables.set_l1(header.l1_offset, Arc::clone(&l1));
     let writer = Writer::new(
         tables,
-        prepare::is_prepared(&header) && !base.corruption.is_fatal(),
+        prepare::is_prepared(&header, &bitmaps) && !base.corruption.is_fatal(),
     );
     Ok(State {
         rules: EntryRules {
@@ -86,7 +89,8 @@ pub async fn load(base: &Base) -> Opened<State> {
         l1,
         cache,
         writer: Arc::new(writer),
-        bitmaps: bitmaps.into(),
+        snapshots: Arc::new(snapshots),
+        bitmaps: Arc::new(bitmaps),
         image: base.file.node().image(),
         file_length: Arc::new(AtomicU64::new(file_length)),
         header,
@@ -95,6 +99,13 @@ pub async fn load(base: &Base) -> Opened<State> {
 
 fn invalid(error: impl ToString) -> OpenError {
     OpenError::new(libc::EINVAL, error.to_string())
+}
+
+fn corrupt(what: String) -> OpenError {
+    let text = format!(
+        "The image is corrupt, and cannot be opened read/write: {what} (qemu-img check shows more)"
+    );
+    OpenError::new(libc::EACCES, text)
 }
 
 fn unreadable(table: &str, error: &BlockError) -> OpenError {
@@ -119,29 +130,16 @@ async fn read_header(base: &Base, file_length: u64) -> Opened<(Header, Sector)> 
     Ok((header, Sector::of(&start)))
 }
 
-/// What cannot be written yet, by name, and what helps.
+/// What must not be written, and what helps.
 ///
 /// # Errors
-/// EACCES, ENOTSUP: it must not be, or cannot be.
+/// EACCES.
 pub fn refuse_writing(header: &Header) -> Opened<()> {
-    let refused = |text: &str| Err(OpenError::new(libc::ENOTSUP, text));
     if header.features.is_corrupt() {
         let text = "qcow2: Image is corrupt; cannot be opened read/write";
         let hint =
             "qemu-img check -r all repairs what can be; with read-only=on it can be read as it is";
         return Err(OpenError::new(libc::EACCES, text).hint(hint));
-    }
-    if header.snapshots > 0 {
-        return refused(
-            "An image with internal snapshots can be read, but not written yet: set read-only=on, or put it into one \
-             without them with qemu-img convert",
-        );
-    }
-    if header.features.has_bitmaps() {
-        return refused(
-            "An image with persistent bitmaps can be read, but not written yet: set read-only=on, or remove them with \
-             qemu-img bitmap --remove",
-        );
     }
     Ok(())
 }
@@ -234,29 +232,64 @@ async fn read_refcounts(base: &Base, header: &Header, file_length: u64) -> Opene
     Ok(Refcounts::new(geometry, at, &table, blocks))
 }
 
-async fn read_bitmaps(
-    base: &Base,
-    header: &Header,
-    file_length: u64,
-) -> std::result::Result<Vec<BitmapEntry>, String> {
-    let extension = header.extension(extension::BITMAPS);
-    let Some(extension) = extension.filter(|_| header.features.has_bitmaps()) else {
-        return Ok(Vec::new());
+/// They are nothing to whoever reads the disk.
+async fn read_snapshots(base: &Base, header: &Header, file_length: u64) -> Opened<Snapshots> {
+    match snapshots::read(base, header, file_length).await {
+        Ok(snapshots) => Ok(snapshots),
+        Err(error) if base.info.read_only => {
+            tracing::warn!(
+                "node '{}': its snapshots cannot be read: {error}",
+                base.name
+            );
+            Ok(Snapshots::default())
+        }
+        Err(error) => {
+            let text = format!(
+                "Could not read snapshots: {error}: set read-only=on, or put the disk into an image without them with \
+                 qemu-img convert"
+            );
+            Err(OpenError::new(error.errno(), text))
+        }
+    }
+}
+
+/// The same of bitmaps; but whoever writes has to say that they do not follow.
+async fn read_bitmaps(base: &Base, header: &Header, file_length: u64) -> Opened<Bitmaps> {
+    let read = async {
+        let Some(extension) = bitmaps::extension(header)? else {
+            return Ok(Bitmaps::default());
+        };
+        // The header has been checked: the directory has a bounded length.
+        let (at, bytes) = (extension.directory_offset, extension.directory_size);
+        let directory = read_table(base, at, bytes, file_length).await;
+        let directory = directory.map_err(|error| error.to_string())?;
+        Bitmaps::parse(&extension, &directory)
     };
-    let extension = BitmapsExtension::parse(extension).map_err(|error| error.to_string())?;
-    if extension.bitmaps > bitmap::BITMAPS_MAX {
-        return Err(format!("there are {} of them", extension.bitmaps));
+    match read.await {
+        Ok(bitmaps) => Ok(bitmaps),
+        Err::<_, String>(error) if base.info.read_only => {
+            tracing::warn!("node '{}': its bitmaps cannot be read: {error}", base.name);
+            Ok(Bitmaps::default())
+        }
+        Err(error) => {
+            let text = format!(
+                "Could not read bitmaps, which would have to be marked before the image is written: {error}: set \
+                 read-only=on, or put the disk into an image without them with qemu-img convert"
+            );
+            Err(OpenError::new(libc::EINVAL, text))
+        }
     }
-    // The header has been checked: the directory has a bounded length.
-    let (at, bytes) = (extension.directory_offset, extension.directory_size);
-    let directory = read_table(base, at, bytes, file_length).await;
-    let directory = directory.map_err(|error| error.to_string())?;
-    let mut rest = directory.as_slice();
-    let mut all = Vec::new();
-    for _ in 0..extension.bitmaps {
-        let (entry, used) = BitmapEntry::parse(rest).map_err(|error| error.to_string())?;
-        all.push(entry);
-        rest = rest.get(used..).unwrap_or_default();
+}
+
+/// What whoever opens the image is told.
+pub fn warn(base: &Base, state: &State) {
+    let bitmaps = state.bitmaps.becoming_inconsistent();
+    if !base.info.read_only && !bitmaps.is_empty() {
+        tracing::warn!(
+            "node '{}': the first write makes bitmaps of the image inconsistent, which nothing follows here: {}: \
+             incremental backups begin anew",
+            base.name,
+            bitmaps.join(", ")
+        );
     }
-    Ok(all)
 }

@@ -1,19 +1,21 @@
-//! What the header has to say before anything else is written.
+//! What the header, and the directory of bitmaps, have to say before anything else is written.
 
 use block::range_lock::Mode;
 use block::{BlockError, Result};
 
 use super::base::Base;
+use super::bitmaps::Bitmaps;
 use super::state::State;
 use super::switch;
 use crate::format::Header;
 
-/// Whether the header says already what it has to say of an image that is written.
-pub fn is_prepared(header: &Header) -> bool {
-    header.features.unknown_autoclear() == 0 && !header.features.is_dirty()
+/// Whether they say already what they have to say of an image that is written.
+pub fn is_prepared(header: &Header, bitmaps: &Bitmaps) -> bool {
+    header.features.unknown_autoclear() == 0 && !header.features.is_dirty() && bitmaps.is_marked()
 }
 
-/// Sees to it before the first write: autoclear bits that nobody here knows are cleared, durably.
+/// Sees to it before the first write: autoclear bits that nobody here knows are cleared, and bitmaps that do not follow what is
+/// written are marked, durably.
 ///
 /// # Errors
 /// The storage's. An image that turned out to be corrupt is not written any more.
@@ -38,8 +40,13 @@ pub async fn prepare(base: &Base, state: &State) -> Result<()> {
     switch::settle(base, state, writer.accepted()).await?;
     let sector = writer.tables().sector.clone();
     let mut features = sector.features();
-    features.autoclear &= crate::format::features::AUTOCLEAR_KNOWN;
-    switch::switch(base, state, sector.with_features(&features), Vec::new).await?;
+    if features.unknown_autoclear() != 0 {
+        features.autoclear &= crate::format::features::AUTOCLEAR_KNOWN;
+        switch::switch(base, state, sector.with_features(&features), Vec::new).await?;
+    }
+    if !state.bitmaps.is_marked() {
+        state.bitmaps.mark(base, writer.accepted()).await?;
+    }
     writer.set_prepared(true);
     Ok(())
 }

@@ -24,11 +24,22 @@ use crate::format::{Geometry, HostOffset};
 /// What lengths of disks are multiples of, in bytes.
 const SECTOR: u64 = 512;
 
-/// Whether a disk can be `length` bytes long.
+/// Whether the disk can become `length` bytes long.
 ///
 /// # Errors
-/// EINVAL, EFBIG: it cannot.
-pub fn check(geometry: &Geometry, length: u64) -> Result<()> {
+/// EINVAL, EFBIG, ENOTSUP: it cannot.
+pub fn check(state: &State, length: u64) -> Result<()> {
+    fits(&state.rules.geometry, length)?;
+    // Their tables do not say how long the disk was.
+    if state.header.snapshots > 0 && state.header.version < 3 {
+        let text = "Can't resize a v2 image which has snapshots";
+        return Err(BlockError::new(libc::ENOTSUP, text));
+    }
+    state.bitmaps.check_resize()
+}
+
+/// Whether an image with such clusters can have a disk of `length` bytes.
+fn fits(geometry: &Geometry, length: u64) -> Result<()> {
     if !length.is_multiple_of(SECTOR) {
         let text = format!("The new size must be a multiple of {SECTOR}");
         return Err(BlockError::new(libc::EINVAL, text));
@@ -53,7 +64,7 @@ pub fn check(geometry: &Geometry, length: u64) -> Result<()> {
 /// The storage's; all is what it was then.
 pub async fn longer_l1(base: &Base, state: &State, length: u64) -> Result<State> {
     let geometry = &state.rules.geometry;
-    check(geometry, length)?;
+    check(state, length)?;
     prepare(base, state).await?;
     if length > state.length && base.behind(state.length, length - state.length).is_some() {
         hides(state)?;

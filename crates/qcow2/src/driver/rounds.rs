@@ -185,7 +185,20 @@ async fn count_down(base: &Base, state: &State, unlinked: Vec<Freed>) {
     while let Some(&freed) = left.clusters.front() {
         let lowered = counted::lower(base, state, freed.cluster).await;
         match lowered {
-            Ok(Some(0)) => state.writer.change().lowered.push(freed),
+            Ok(Some(0)) => {
+                let mut tables = state.writer.change();
+                let cluster = freed.cluster.0;
+                match tables.metadata_in(cluster..cluster + 1) {
+                    None => tables.lowered.push(freed),
+                    // It stays held: it is neither discarded nor used again.
+                    Some(kind) => tracing::warn!(
+                        "node '{}': {} is of the {}, and was not counted as that: qemu-img check -r all repairs the image",
+                        base.name,
+                        freed.cluster,
+                        kind.title()
+                    ),
+                }
+            }
             Ok(Some(_)) => {}
             Ok(None) => tracing::warn!(
                 "node '{}': {} was used, and not counted: qemu-img check -r all repairs the image",

@@ -6,12 +6,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use block::{Image, Result};
 
 use super::base::Base;
+use super::bitmaps::Bitmaps;
 use super::cache::L2Cache;
 use super::map::{self, Kind, Mapped, Question};
+use super::snapshots::Snapshots;
 use super::writer::Writer;
 use crate::format::l1::L1Entry;
 use crate::format::l2::EntryRules;
-use crate::format::{BitmapEntry, CompressionType, GuestOffset, Header, HostOffset, L2Entry};
+use crate::format::{CompressionType, GuestOffset, Header, HostOffset, L2Entry};
 
 /// What was read of an image.
 #[derive(Clone, Debug)]
@@ -30,8 +32,10 @@ pub struct State {
     pub cache: Arc<L2Cache>,
     /// What it takes to change the image.
     pub writer: Arc<Writer>,
-    /// Persistent bitmaps, by their names.
-    pub bitmaps: Arc<[BitmapEntry]>,
+    /// Internal snapshots.
+    pub snapshots: Arc<Snapshots>,
+    /// Persistent bitmaps.
+    pub bitmaps: Arc<Bitmaps>,
     /// What the file was.
     pub image: Image,
     /// How long the file was when somebody asked.

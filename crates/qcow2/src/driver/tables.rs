@@ -1,7 +1,7 @@
 //! What has been changed of an image and is not on disk, and what waits until it is. Behind one lock, under which nothing
 //! waits for storage.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -79,6 +79,8 @@ pub struct Tables {
     pub unsettled: Option<Vec<Freed>>,
     /// Clusters of the header and the tables, which no guest has.
     metadata: HashMap<HostCluster, Metadata>,
+    /// Of them L2 tables of snapshots, which the disk may have, too.
+    inactive: HashSet<HostCluster>,
     /// How often there were new ones.
     made: Arc<AtomicU64>,
     /// Which of them are looked for.
@@ -101,12 +103,13 @@ impl Tables {
             sector,
             unsettled: None,
             metadata: HashMap::new(),
+            inactive: HashSet::new(),
             made: Arc::default(),
             overlap,
         }
     }
 
-    /// Learns where header and tables are.
+    /// Learns where header and tables are: those of the disk, `others`, and L2 tables of snapshots.
     ///
     /// # Errors
     /// Two of them lie in the same cluster: the image is corrupt.
@@ -114,6 +117,8 @@ impl Tables {
         &mut self,
         header: &Header,
         l2_tables: impl Iterator<Item = HostOffset>,
+        others: Vec<(Range<u64>, Metadata)>,
+        inactive_l2: Vec<HostOffset>,
     ) -> Result<(), String> {
         let geometry = &header.geometry;
         let l1 = u64::from(header.l1_entries) * ENTRY_BYTES as u64;
@@ -136,7 +141,8 @@ impl Tables {
             .into_iter()
             .map(|block| (block, Metadata::RefcountBlock));
         let l2 = l2_tables.map(|at| (run(at, 1), Metadata::ActiveL2));
-        for (clusters, kind) in tables.into_iter().chain(blocks).chain(l2) {
+        let all = tables.into_iter().chain(blocks).chain(l2).chain(others);
+        for (clusters, kind) in all {
             for cluster in clusters {
                 if let Some(other) = self.metadata.insert(HostCluster(cluster), kind) {
                     return Err(format!(
@@ -147,7 +153,30 @@ impl Tables {
                 }
             }
         }
+        for at in inactive_l2 {
+            let cluster = geometry.cluster_of(at);
+            let known = self.metadata.entry(cluster).or_insert(Metadata::InactiveL2);
+            if !matches!(known, Metadata::ActiveL2 | Metadata::InactiveL2) {
+                return Err(format!(
+                    "cluster {} of the file is both of the {} and of the {}",
+                    cluster.0,
+                    known.title(),
+                    Metadata::InactiveL2.title()
+                ));
+            }
+            self.inactive.insert(cluster);
+        }
         Ok(())
+    }
+
+    /// The disk does not have this L2 table any more; a snapshot may.
+    pub fn leave_l2(&mut self, cluster: u64) {
+        if self.inactive.contains(&HostCluster(cluster)) {
+            self.metadata
+                .insert(HostCluster(cluster), Metadata::InactiveL2);
+        } else {
+            self.metadata.remove(&HostCluster(cluster));
+        }
     }
 
     /// These are tables from now on. What has been looked at before may point to them, if the image is wrong.

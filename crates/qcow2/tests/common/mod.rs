@@ -58,7 +58,8 @@ impl Bench {
         self.writable(medium, path, |options| options.caches = caches)
     }
 
-    fn writable(
+    /// The same, with other options.
+    pub fn writable(
         &self,
         medium: Medium,
         path: &Path,

@@ -8,10 +8,10 @@ use std::sync::{Arc, Mutex};
 use block::Node;
 use standfast_qcow2::check::{Limits, Problem, check};
 use standfast_qcow2::{CacheSizes, Discards, Image, Qcow2, Qcow2Options};
-use sweep::sector::index;
 use sweep::{Finding, Format, Value};
 
-use crate::images::{Filled, make, stamp};
+use crate::images::{Filled, content, make};
+use crate::kept;
 use crate::qemu_check::{self, Verdict};
 
 /// qemu-img looks at one of so many images.
@@ -90,6 +90,20 @@ impl Kind {
         }
     }
 
+    /// What is missing of what no write may touch.
+    fn lost(&self, disk: &[u8]) -> Option<String> {
+        if !self.filled.keeps_something() {
+            return None;
+        }
+        let made = self.made.lock().unwrap();
+        let mut lost = Some("of no image".to_owned());
+        for created in made.values() {
+            // One of them is what it was.
+            lost = Some(kept::look(created, disk).err()?);
+        }
+        lost
+    }
+
     /// How often qemu-img was asked.
     pub fn asked(&self) -> u64 {
         self.asked.load(Ordering::Relaxed)
@@ -156,12 +170,7 @@ impl Format for Kind {
     }
 
     fn content(&self, sectors: u64) -> Vec<Value> {
-        match self.filled {
-            Filled::Compressed => (0..sectors)
-                .map(|sector| stamp(sector).map_or(Value::Zero, Value::Stamp))
-                .collect(),
-            _ => vec![Value::Zero; index(sectors)],
-        }
+        content(self.filled, sectors)
     }
 
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
@@ -187,6 +196,9 @@ impl Format for Kind {
                     format!("the checkers disagree: {verdict:?} ({texts}), qemu-img: {said}");
                 return vec![Finding::corruption(text)];
             }
+        }
+        if let Some(what) = self.lost(disk) {
+            return vec![Finding::corruption(what)];
         }
         match verdict {
             Verdict::Clean => Vec::new(),

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use sweep::SECTOR;
 use sweep::sector::{bytes_of, fill, index};
+use sweep::{SECTOR, Value};
 use testkit::qcow2_image::run;
 
 /// What is in an image at first.
@@ -17,6 +17,45 @@ pub enum Filled {
     ZeroedInPlace,
     /// Nothing, but hardly any clusters are free below the place where the table of refcounts is full.
     UpToTheTable,
+    /// As [`Self::Compressed`], with two internal snapshots, between and after which something was written.
+    Snapshots,
+    /// As [`Self::Compressed`], with bitmaps that follow and bitmaps that do not.
+    Bitmaps,
+    /// With bitmaps that follow alone.
+    BitmapsThatFollow,
+}
+
+impl Filled {
+    /// Something in it is touched by no write.
+    pub fn keeps_something(self) -> bool {
+        matches!(
+            self,
+            Self::Snapshots | Self::Bitmaps | Self::BitmapsThatFollow
+        )
+    }
+}
+
+/// Sectors that were written between two snapshots, and after the second one; and the request that has.
+const LATER: [(std::ops::Range<u64>, Option<u32>); 4] = [
+    (10..26, Some(200_000)),
+    (40..52, None),
+    (60..70, None),
+    (0..4, Some(300_000)),
+];
+
+/// What is in an image at first.
+pub fn content(filled: Filled, sectors: u64) -> Vec<Value> {
+    if filled != Filled::Compressed && !filled.keeps_something() {
+        return vec![Value::Zero; index(sectors)];
+    }
+    let value = |stamp: Option<u32>| stamp.map_or(Value::Zero, Value::Stamp);
+    let mut all: Vec<_> = (0..sectors).map(|sector| value(stamp(sector))).collect();
+    if filled == Filled::Snapshots {
+        for (range, stamp) in LATER {
+            all[index(range.start)..index(range.end)].fill(value(stamp));
+        }
+    }
+    all
 }
 
 /// Which request has written a sector of a [`Filled::Compressed`] image: some have been written by none.
@@ -39,6 +78,28 @@ pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
     match filled {
         Filled::Not => create(bytes),
         Filled::Compressed => convert(&dir.path().join("raw"), name, options, sectors),
+        Filled::Snapshots => {
+            convert(&dir.path().join("raw"), name, options, sectors);
+            run("qemu-img", &["snapshot", "-cone", name]).unwrap();
+            let [first, second, third, last] = LATER;
+            later(name, first, "");
+            later(name, second, "");
+            later(name, third, "-u ");
+            run("qemu-img", &["snapshot", "-ctwo", name]).unwrap();
+            later(name, last, "");
+        }
+        Filled::Bitmaps | Filled::BitmapsThatFollow => {
+            convert(&dir.path().join("raw"), name, options, sectors);
+            // So long that the directory has several sectors.
+            for number in 0..5 {
+                let bitmap = format!("{number}{}", "x".repeat(300));
+                let mut all = vec!["bitmap", "--add", "-g512", name, &bitmap];
+                if number % 2 == 1 && filled == Filled::Bitmaps {
+                    all.push("--disable");
+                }
+                run("qemu-img", &all).unwrap();
+            }
+        }
         Filled::ZeroedInPlace => {
             create(bytes);
             let write = format!("write -q -P 85 0 {bytes}");
@@ -56,6 +117,22 @@ pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
         }
     }
     std::fs::read(&path).unwrap()
+}
+
+/// Writes a stamp, or zeroes.
+fn later(name: &str, (range, stamp): (std::ops::Range<u64>, Option<u32>), unmap: &str) {
+    let (at, bytes) = (bytes_of(range.start), bytes_of(range.end - range.start));
+    let Some(stamp) = stamp else {
+        let write = format!("write -q -z {unmap}{at} {bytes}");
+        run("qemu-io", &["-fqcow2", "-c", &write, name]).unwrap();
+        return;
+    };
+    let mut data = vec![0; index(bytes)];
+    fill(&mut data, stamp, range.start);
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    std::fs::write(file.path(), data).unwrap();
+    let write = format!("write -q -s {} {at} {bytes}", file.path().display());
+    run("qemu-io", &["-fqcow2", "-c", &write, name]).unwrap();
 }
 
 /// Clusters of an L1 table, beside which a header, a table of refcounts and its 64 blocks leave less than 20 of 4096.

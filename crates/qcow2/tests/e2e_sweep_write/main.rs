@@ -14,6 +14,7 @@
 
 mod format;
 mod images;
+mod kept;
 #[path = "../common/qemu_check.rs"]
 mod qemu_check;
 mod stories;
@@ -144,6 +145,32 @@ fn what_is_discarded_keeps_its_cluster() {
     swept(&subclusters.without_unref(), 2);
 }
 
+/// What snapshots have is copied before it is written, tables and data.
+#[test]
+fn internal_snapshots() {
+    let kind = |options, cluster| Kind::new(options, cluster).filled(Filled::Snapshots);
+    swept(&kind("cluster_size=512", 1), 3);
+    swept(&kind("cluster_size=512", 1).with_tiny_caches(), 2);
+    swept(&kind("cluster_size=4k,refcount_bits=8", 8), 4);
+    swept(
+        &kind("cluster_size=4k,compression_type=zstd", 8).without_unref(),
+        2,
+    );
+    swept(&kind("cluster_size=16k,extended_l2=on", 32), 3);
+    // Their lengths are not known: the disk's must not change.
+    swept(&kind("compat=0.10,cluster_size=1k", 2).longest(None), 3);
+}
+
+/// Those that do not follow are marked before anything is written.
+#[test]
+fn persistent_bitmaps() {
+    let kind = |options, cluster| Kind::new(options, cluster).filled(Filled::Bitmaps);
+    swept(&kind("cluster_size=512", 1).longest(None), 3);
+    swept(&kind("cluster_size=4k", 8).longest(None), 3);
+    let all_follow = Kind::new("cluster_size=4k", 8).filled(Filled::BitmapsThatFollow);
+    swept(&all_follow, 3);
+}
+
 #[test]
 fn two_iothreads() {
     let mut hands = Hands::iothreads().unwrap();
@@ -151,4 +178,6 @@ fn two_iothreads() {
     swept_by(&Kind::new("cluster_size=4k", 8), &mut hands, 2);
     let subclusters = Kind::new("cluster_size=16k,extended_l2=on", 32);
     swept_by(&subclusters, &mut hands, 1);
+    let snapshots = Kind::new("cluster_size=512", 1).filled(Filled::Snapshots);
+    swept_by(&snapshots, &mut hands, 1);
 }

@@ -12,6 +12,7 @@ fn image(name: &str) -> ImageInfo {
         cluster_size: None,
         backing_filename: None,
         backing_image: None,
+        snapshots: None,
         format_specific: None,
     }
 }
