@@ -95,7 +95,7 @@ fn the_guest_lives_on() -> Result<()> {
         let image = place.file("disk0.qcow2");
         make_ext4(&image, options(life.start / LIFE), DISK_BYTES)?;
         let mut server = serve(&in_file(&image, life.start % 20 == 0), true)?;
-        let guest = boot_and_mount(&server, true)?;
+        let guest = boot_and_mount(&mut server, true)?;
         let mut kept: Vec<Files> = Vec::new();
         for round in life {
             let begin = Instant::now();
@@ -109,7 +109,9 @@ fn the_guest_lives_on() -> Result<()> {
             sleep(Duration::from_millis(rng.below(1500)));
             let leaks = kill(&mut server, &image).with_context(|| format!("round {round}"))?;
             server.start_again()?;
-            let output = writing.wait(GUEST_PATIENCE)?;
+            let output = writing.wait(GUEST_PATIENCE);
+            let output =
+                output.with_context(|| format!("round {round}: {}", server.told("vda")))?;
             ensure!(output.status == 0, "round {round}: {output:?}");
             kept.push(files);
             count.files += 6;
@@ -152,7 +154,8 @@ fn the_guest_dies_with_it() -> Result<()> {
         for round in life {
             let begin = Instant::now();
             let mut rng = Rng::new(2 << 32 | round);
-            let guest = boot_and_mount(&server, false)?;
+            let guest = boot_and_mount(&mut server, false);
+            let guest = guest.with_context(|| format!("round {round}"))?;
             look(&guest, &mut kept).with_context(|| format!("round {round}"))?;
             // With much in the background that nobody waits for.
             let noise = buffered_writers(&Files {
@@ -172,7 +175,7 @@ fn the_guest_dies_with_it() -> Result<()> {
             server.start_again()?;
             count.round(round, begin, leaks);
         }
-        let guest = boot_and_mount(&server, false)?;
+        let guest = boot_and_mount(&mut server, false)?;
         for files in &kept {
             guest.verify_files(files, GUEST_PATIENCE)?;
         }

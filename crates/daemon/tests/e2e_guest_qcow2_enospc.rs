@@ -118,23 +118,27 @@ impl Storage {
         }
     }
 
-    /// What an error says is so.
+    /// What errors have said is so.
     fn is_told(&self, server: &mut Server) -> Result<()> {
         for event in server.qmp.take_events(Duration::ZERO)? {
-            if event.name != "BLOCK_IO_ERROR" {
-                continue;
+            match self {
+                _ if event.name != "BLOCK_IO_ERROR" => {}
+                Self::Shrinks { .. } => ensure!(
+                    event.data["nospace"] == false && event.data["x-cause"] == "backing-gone",
+                    "{event:?}"
+                ),
+                _ => is_nospace(&event)?,
             }
-            if !matches!(self, Self::Shrinks { .. }) {
-                is_nospace(server, &event)?;
-                continue;
-            }
-            ensure!(
-                event.data["nospace"] == false && event.data["x-cause"] == "backing-gone",
-                "{event:?}"
-            );
-            ensure!(server.io_status("vda")? == "failed", "{event:?}");
         }
         Ok(())
+    }
+
+    /// What `query-block` says while something is held.
+    fn status(&self) -> &'static str {
+        match self {
+            Self::Shrinks { .. } => "failed",
+            _ => "nospace",
+        }
     }
 }
 
@@ -148,23 +152,25 @@ struct Count {
     longest: Duration,
 }
 
-/// The guest writes until it has written all, however often that is held. The daemon that holds the first of it may be killed.
-fn written(
+/// A script in the guest comes to its end, however often it is held: what it does, or what the guest writes on its own meanwhile. The daemon
+/// that holds the first of it may be killed.
+fn done(
     server: &mut Server,
     guest: &mut Guest,
     storage: &mut Storage,
     (script, kills): (&str, bool),
     count: &mut Count,
 ) -> Result<()> {
-    let writing = guest.spawn(script)?;
+    let job = guest.spawn(script)?;
     let mut times = 0;
-    wait_until("the guest has written", GUEST_PATIENCE, || {
-        if writing.has_ended() || server.run_state()? != "io-error" {
-            return Ok(writing.has_ended());
+    wait_until("the guest is done", GUEST_PATIENCE, || {
+        if job.has_ended() || server.run_state()? != "io-error" {
+            return Ok(job.has_ended());
         }
         let seen = Instant::now();
         times += 1;
         storage.is_told(server)?;
+        ensure!(server.io_status("vda")? == storage.status());
         ensure!(!server.held("vda")?.is_empty());
         if kills && times == 1 {
             server.daemon.kill()?;
@@ -177,13 +183,11 @@ fn written(
             wait_until("it is held again", PATIENCE, || {
                 Ok(!server.held("vda")?.is_empty() && server.run_state()? == "io-error")
             })?;
-            ensure!(!writing.has_ended());
             storage.mend(times)?;
             server.qmp.execute("cont", Value::Null)?;
             count.killed += 1;
         } else {
             promptly(guest.qmp(), "stop")?;
-            ensure!(!writing.has_ended());
             storage.mend(times)?;
             server.qmp.execute("cont", Value::Null)?;
             promptly(guest.qmp(), "cont")?;
@@ -191,10 +195,10 @@ fn written(
         count.longest = count.longest.max(seen.elapsed());
         Ok(false)
     })
-    .with_context(|| format!("{:?}, {:?}", server.run_state(), server.held("vda")))?;
+    .with_context(|| server.told("vda"))?;
     // What was in flight when it went on may have told of it since.
     storage.is_told(server)?;
-    let output = writing.wait(GUEST_PATIENCE)?;
+    let output = job.wait(GUEST_PATIENCE)?;
     ensure!(output.status == 0, "{output:?}");
     count.held += times;
     Ok(())
@@ -213,7 +217,7 @@ fn rounds_on(
         let write_through = write_through(number);
         make_ext4(storage.image(), options(number), DISK_BYTES)?;
         let mut server = serve(&storage.node(), write_through)?;
-        let mut guest = boot_and_mount(&server, true)?;
+        let mut guest = boot_and_mount(&mut server, true)?;
         let mut sets = Vec::new();
         for round in life {
             let mut rng = Rng::new(seed << 32 | round);
@@ -226,18 +230,18 @@ fn rounds_on(
             storage.spoil(&mut rng)?;
             let kills = write_through && round % 2 == 1;
             let writer = (&*files.write_command(), kills);
-            let ended = written(&mut server, &mut guest, &mut storage, writer, &mut count);
+            let ended = done(&mut server, &mut guest, &mut storage, writer, &mut count);
             ended.with_context(|| format!("round {round}"))?;
-            if let Storage::Shrinks { .. } | Storage::Full { .. } = storage {
-                storage.mend(u64::MAX)?;
-            }
             sets.push(files);
             count.rounds += 1;
         }
         for files in &sets {
-            guest.verify_files(files, GUEST_PATIENCE)?;
+            let reader = (&*files.verify_command(), false);
+            done(&mut server, &mut guest, &mut storage, reader, &mut count)?;
             count.files += u64::from(files.count);
         }
+        let unmount = ("umount /mnt", false);
+        done(&mut server, &mut guest, &mut storage, unmount, &mut count)?;
         ensure!(server.io_status("vda")? == "ok" && server.held("vda")?.is_empty());
         ensure!(server.stats("vda")?["failed_wr_operations"] == 0);
         guest.check_no_io_errors()?;
@@ -299,7 +303,7 @@ fn tables_find_no_room_apart_from_data() -> Result<()> {
     // A block of counts is a cluster, and is enough for 2 MiB.
     create(&image, "cluster_size=4k,refcount_bits=64", DISK_BYTES)?;
     let mut server = serve(&in_file(&image, true), false)?;
-    let guest = boot(&server, true)?;
+    let guest = boot(&mut server, true)?;
     let rounds = rounds(2, 20);
     for round in rounds.clone() {
         guest.run_ok(&step(2 * round), GUEST_PATIENCE)?;
@@ -310,7 +314,7 @@ fn tables_find_no_room_apart_from_data() -> Result<()> {
             tmpfs.resize(allocated(&image)? + room)?;
             let waits = guest.spawn(&script)?;
             let event = server.qmp.wait_event("BLOCK_IO_ERROR", GUEST_PATIENCE)?;
-            is_nospace(&mut server, &event)?;
+            is_nospace(&event)?;
             server.qmp.wait_event("STOP", PATIENCE)?;
             let held = server.held("vda")?;
             let is_it = |held: &Value| held["operation"] == operation && held["cause"] == "nospace";

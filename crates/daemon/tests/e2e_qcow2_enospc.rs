@@ -69,7 +69,8 @@ fn hold_extend_continue(
     let mut driver = load(seed, 2500);
     let mut holds = 0;
     let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
-    is_nospace(&mut server, &event)?;
+    is_nospace(&event)?;
+    ensure!(server.io_status("vda")? == "nospace", "{event:?}");
     ensure!(!server.held("vda")?.is_empty());
     server.run_to_end(&mut driver, &mut disk, |server| {
         if server.io_status("vda")? != "ok" {

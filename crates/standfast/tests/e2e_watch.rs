@@ -10,13 +10,13 @@ mod common;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use common::{Setup, soak, standfast};
+use common::{Setup, standfast};
 use frontend::{Disk, Options};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use testkit::daemon::Builder;
 use testkit::place::{PATIENCE, Place, eventually, stderr, stdout};
-use testkit::{Daemon, Driver, Mix, Qmp, Tmpfs, Workload};
+use testkit::{Daemon, Driver, Mix, Qmp, Tmpfs, Workload, soak};
 
 const MIB: u64 = 1 << 20;
 

@@ -14,11 +14,11 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use common::report::Report;
-use common::{Script, Setup, disk, soak};
+use common::{Script, Setup, disk};
 use frontend::{Disk, Options, Request};
 use serde_json::{Value, json};
 use testkit::place::{PATIENCE, Place, eventually};
-use testkit::{Daemon, Guest, LoopDevice, Qmp, Tmpfs, VirtioBlk};
+use testkit::{Daemon, Guest, LoopDevice, Qmp, Tmpfs, VirtioBlk, soak};
 
 const MIB: u64 = 1 << 20;
 

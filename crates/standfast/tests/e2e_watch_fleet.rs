@@ -10,11 +10,11 @@ mod common;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use common::{Script, Setup, disk, event, soak, standfast, usage};
+use common::{Script, Setup, disk, event, standfast, usage};
 use frontend::{Disk, Options};
 use serde_json::{Value, json};
 use testkit::place::{LIMIT_BYTES, PATIENCE, Place, eventually, stderr};
-use testkit::{Daemon, Driver, Mix, Qmp, Rng, Workload};
+use testkit::{Daemon, Driver, Mix, Qmp, Rng, Workload, soak};
 
 const STEP: u64 = 64 << 10;
 

@@ -12,10 +12,10 @@ use std::net::TcpStream;
 use std::os::unix::net::UnixListener;
 use std::time::{Duration, Instant};
 
-use common::{Script, Setup, disk, error, event, soak};
+use common::{Script, Setup, disk, error, event};
 use serde_json::{Value, json};
-use testkit::Tmpfs;
 use testkit::place::{PATIENCE, eventually};
+use testkit::{Tmpfs, soak};
 
 const MIB: u64 = 1 << 20;
 

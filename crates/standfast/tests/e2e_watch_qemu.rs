@@ -10,11 +10,11 @@ mod common;
 use std::os::unix::fs::MetadataExt;
 use std::time::Duration;
 
-use common::{Setup, soak};
+use common::Setup;
 use serde_json::{Value, json};
 use testkit::guest::{Files, GUEST_PATIENCE, make_ext4_image};
 use testkit::place::PATIENCE;
-use testkit::{Daemon, Guest, Qmp, Tmpfs, VhostUserBlk, VirtioBlk};
+use testkit::{Daemon, Guest, Qmp, Tmpfs, VhostUserBlk, VirtioBlk, soak};
 
 const MIB: u64 = 1 << 20;
 

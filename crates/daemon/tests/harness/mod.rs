@@ -302,6 +302,16 @@ impl Server {
         Ok(found.with_context(|| format!("no '{id}' in {list}"))?["stats"].clone())
     }
 
+    /// What the daemon says of an export, and has said, when something does not happen.
+    pub fn told(&mut self, id: &str) -> String {
+        let (state, block, held) = (self.run_state(), self.block(id), self.held(id));
+        let stats = self.stats(id);
+        format!(
+            "{state:?}, {block:?}, held: {held:?}, {stats:?}; stderr:\n{}",
+            self.daemon.stderr()
+        )
+    }
+
     pub fn held(&mut self, id: &str) -> Result<Vec<Value>> {
         let list = self.qmp.execute("x-query-held", json!({ "id": id }))?;
         Ok(list.as_array().cloned().unwrap_or_default())

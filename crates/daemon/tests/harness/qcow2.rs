@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use testkit::guest::{BOOT, GUEST_PATIENCE, make_ext4_image};
 use testkit::qcow2_image::{self, run};
@@ -68,33 +68,34 @@ pub fn serve(file: &Value, write_through: bool) -> Result<Server> {
         .start()
 }
 
-/// An event of the export `vda` that says that there is no space, and where; so does its status.
-pub fn is_nospace(server: &mut Server, event: &Event) -> Result<()> {
+/// An event says that there is no space, and where.
+pub fn is_nospace(event: &Event) -> Result<()> {
     ensure!(
         event.data["nospace"] == true && event.data["action"] == "stop",
         "{event:?}"
     );
-    ensure!(server.io_status("vda")? == "nospace", "{event:?}");
     ensure!(event.data["x-cause"] == "nospace", "{event:?}");
     ensure!(event.data["x-error-node"] == "file0", "{event:?}");
     Ok(())
 }
 
 /// A guest with the disk `vda`.
-pub fn boot(server: &Server, reconnects: bool) -> Result<Guest> {
+pub fn boot(server: &mut Server, reconnects: bool) -> Result<Guest> {
     let disk = VhostUserBlk::new(server.socket("vda"));
     let disk = match reconnects {
         true => disk.reconnect(Duration::from_secs(1)),
         false => disk,
     };
     let mut guest = Guest::builder().disk(disk).start()?;
-    guest.wait_boot(BOOT)?;
+    let booted = guest.wait_boot(BOOT);
+    booted.with_context(|| server.told("vda"))?;
     Ok(guest)
 }
 
 /// The same, with the file system at `/mnt`.
-pub fn boot_and_mount(server: &Server, reconnects: bool) -> Result<Guest> {
+pub fn boot_and_mount(server: &mut Server, reconnects: bool) -> Result<Guest> {
     let guest = boot(server, reconnects)?;
-    guest.mount("vda", "/mnt", GUEST_PATIENCE)?;
+    let mounted = guest.mount("vda", "/mnt", GUEST_PATIENCE);
+    mounted.with_context(|| server.told("vda"))?;
     Ok(guest)
 }

@@ -21,8 +21,6 @@ use serde_json::{Value, json};
 use testkit::Daemon;
 use testkit::place::{PATIENCE, Place, stdout};
 
-pub use testkit::soak;
-
 /// What a process has used of processors so far, and how much memory it has now, in bytes.
 pub fn usage(pid: u32) -> (Duration, u64) {
     let read = |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap();
