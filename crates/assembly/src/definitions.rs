@@ -4,16 +4,27 @@
 use std::collections::BTreeMap;
 
 use parking_lot::Mutex;
-use qapi::options::{BlockdevBase, BlockdevOptions, BlockdevRef};
+use qapi::options::{BACKING, BlockdevBase, BlockdevOptions};
 
 /// The definition of one node.
 #[derive(Clone, Debug)]
 pub struct Definition {
     name: String,
-    /// As it was given, with its name; the child is a name, too.
+    /// As it was given, with its name; children are names, too.
     pub given: BlockdevOptions,
+    /// What its children are to it, and their names: those that the image has named, too.
+    pub children: Vec<(&'static str, String)>,
     /// The node that it was defined in.
-    pub within: Option<String>,
+    pub within: Option<Within>,
+}
+
+/// Where a node was defined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Within {
+    /// In this node.
+    pub whole: String,
+    /// As this child of it.
+    pub role: &'static str,
 }
 
 impl Definition {
@@ -21,38 +32,45 @@ impl Definition {
     pub fn new(
         name: &str,
         mut given: BlockdevOptions,
-        child: Option<String>,
-        within: Option<String>,
+        children: Vec<(&'static str, String)>,
+        within: Option<Within>,
     ) -> Self {
         given.base.node_name = Some(name.to_owned());
-        if let (Some(place), Some(child)) = (given.child_mut(), child) {
-            *place = BlockdevRef::Reference(child);
+        let said: Vec<_> = given.children().iter().map(|(role, _)| *role).collect();
+        for (role, child) in children.iter().filter(|(role, _)| said.contains(role)) {
+            given.set_child(role, child);
         }
         Self {
             name: name.to_owned(),
             given,
+            children,
             within,
         }
     }
 
-    /// The name of its child, if it has one.
-    pub fn child(&self) -> Option<&str> {
-        match self.given.child() {
-            Some((_, BlockdevRef::Reference(name))) => Some(name),
-            Some((_, BlockdevRef::Definition(_))) | None => None,
-        }
+    /// The name of its child `role`, if it has one.
+    pub fn child(&self, role: &str) -> Option<&str> {
+        let mut children = self.children.iter();
+        let child = children.find(|(known, _)| *known == role)?;
+        Some(&child.1)
     }
 }
 
-/// What a node that is defined in another one takes from that.
-pub fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase) {
+/// What a node that is defined in another one, as its child `role`, takes from that. A backing node is not written
+/// unless it says so itself.
+pub fn inherit(child: &mut BlockdevBase, parent: &BlockdevBase, role: &str) {
     let cache = child.cache.get_or_insert_default();
     let parents = parent.cache.unwrap_or_default();
     cache.direct = cache.direct.or(parents.direct);
     cache.no_flush = cache.no_flush.or(parents.no_flush);
+    child.force_share = child.force_share.or(parent.force_share);
+    if role == BACKING {
+        child.read_only.get_or_insert(true);
+        child.auto_read_only.get_or_insert(false);
+        return;
+    }
     child.read_only = child.read_only.or(parent.read_only);
     child.auto_read_only = child.auto_read_only.or(parent.auto_read_only);
-    child.force_share = child.force_share.or(parent.force_share);
     child.discard = child.discard.or(parent.discard);
 }
 
@@ -62,15 +80,21 @@ pub type ByName = BTreeMap<String, Definition>;
 /// What node `name` is defined as, with what it takes from the node that it was defined in. None: it is not
 /// among them.
 pub fn effective(all: &ByName, name: &str) -> Option<BlockdevOptions> {
-    let mut options = all.get(name)?.given.clone();
-    let mut part = name;
+    let known = all.get(name)?;
     // Nothing is defined in itself.
-    while let Some(whole) = all.get(part).and_then(|known| known.within.as_deref()) {
-        let Some(above) = all.get(whole) else { break };
-        inherit(&mut options.base, &above.given.base);
-        part = whole;
+    let whole = |part: &&Definition| all.get(&part.within.as_ref()?.whole);
+    let wholes: Vec<_> = std::iter::successors(Some(known), whole).collect();
+    // From the whole down: what a part takes is what the one above it has then.
+    let mut wholes = wholes.into_iter().rev();
+    let mut base = wholes.next()?.given.base.clone();
+    for part in wholes {
+        let mut below = part.given.base.clone();
+        let role = part.within.as_ref().map_or("", |within| within.role);
+        inherit(&mut below, &base, role);
+        base = below;
     }
-    Some(options)
+    let variant = known.given.variant.clone();
+    Some(BlockdevOptions { base, variant })
 }
 
 /// The definitions of all nodes in the graph.
@@ -105,10 +129,19 @@ impl Definitions {
 mod tests {
     use super::*;
 
-    fn defined(name: &str, text: &str, child: Option<&str>, within: Option<&str>) -> Definition {
-        let owned = |name: &str| name.to_owned();
+    fn defined(
+        name: &str,
+        text: &str,
+        children: &[(&'static str, &str)],
+        within: Option<(&str, &'static str)>,
+    ) -> Definition {
+        let owned = |(role, name): &(&'static str, &str)| (*role, (*name).to_owned());
         let given = BlockdevOptions::parse(text).unwrap();
-        Definition::new(name, given, child.map(owned), within.map(owned))
+        let within = within.map(|(whole, role)| Within {
+            whole: whole.to_owned(),
+            role,
+        });
+        Definition::new(name, given, children.iter().map(owned).collect(), within)
     }
 
     #[test]
@@ -118,16 +151,21 @@ mod tests {
             defined(
                 "top",
                 "blkdebug,node-name=top,cache.direct=on,read-only=on,image=x",
-                Some("mid"),
+                &[("image", "mid")],
                 None,
             ),
             defined(
                 "mid",
                 "blkdebug,node-name=mid,read-only=off,image=x",
-                Some("file"),
-                Some("top"),
+                &[("image", "file")],
+                Some(("top", "image")),
             ),
-            defined("file", "file,node-name=file,filename=f", None, Some("mid")),
+            defined(
+                "file",
+                "file,node-name=file,filename=f",
+                &[],
+                Some(("mid", "image")),
+            ),
         ];
         definitions.add(all, |_| true);
         let all = definitions.all();
@@ -135,16 +173,50 @@ mod tests {
         assert!(of("file").cache_direct());
         assert_eq!(of("file").read_only, Some(false));
         assert_eq!(of("top").read_only, Some(true));
-        assert_eq!(all["top"].child(), Some("mid"));
+        assert_eq!(all["top"].child("image"), Some("mid"));
         assert!(effective(&all, "none").is_none());
 
         // One whose node is gone by then would be found by the next of its name.
-        let late = defined("late", "file,node-name=late,filename=f", None, Some("top"));
+        let late = "file,node-name=late,filename=f";
+        let late = defined("late", late, &[], Some(("top", "image")));
         definitions.add([late], |name| name != "late");
         assert!(!definitions.all().contains_key("late"));
 
         definitions.retain(|name| name != "top");
         let all = definitions.all();
         assert!(!effective(&all, "file").unwrap().base.cache_direct());
+    }
+
+    /// As in QEMU: `bdrv_inherited_options`, asked of its storage daemon.
+    #[test]
+    fn a_backing_node_takes_the_cache_and_is_not_written() {
+        let top = "qcow2,node-name=top,file=f,cache.direct=on,discard=unmap,force-share=off,auto-read-only=on";
+        let all: ByName = [
+            defined("top", top, &[("file", "f"), (BACKING, "mid")], None),
+            defined(
+                "mid",
+                "qcow2,node-name=mid,file=f2",
+                &[("file", "f2")],
+                Some(("top", BACKING)),
+            ),
+            defined(
+                "f2",
+                "file,node-name=f2,filename=f",
+                &[],
+                Some(("mid", "file")),
+            ),
+        ]
+        .into_iter()
+        .map(|one| (one.name.clone(), one))
+        .collect();
+        assert!(all["top"].given.leaves_backing_to_image());
+        for name in ["mid", "f2"] {
+            let base = effective(&all, name).unwrap().base;
+            assert!(base.cache_direct(), "{name}");
+            assert_eq!(base.force_share, Some(false), "{name}");
+            assert_eq!(base.read_only, Some(true), "{name}");
+            assert_eq!(base.auto_read_only, Some(false), "{name}");
+            assert_eq!(base.discard, None, "{name}");
+        }
     }
 }

@@ -26,6 +26,7 @@ mod setup_error;
 mod socket;
 mod strerror;
 mod throttle;
+mod tree;
 mod unmake;
 
 pub use assembly::Assembly;

@@ -1,13 +1,11 @@
 //! `--blockdev`: from options to nodes.
 //!
-//! A definition is a chain: each of our drivers has at most one child, given by name or in place.
-//! It is opened from the bottom up. What is defined in place inherits what it does not say itself
-//! (cache mode, read-only, discard...), as in QEMU.
+//! [`open_tree`] opens what a definition defines, one node after the other by [`open`].
 
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{Closing, Driver, GraphError, Node, Registry, RegistryError, Replacement, drop_beside};
+use block::{BACKING, Closing, Driver, Node, Registry, RegistryError, Replacement};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
@@ -15,19 +13,20 @@ use drivers::{
 };
 use monitor::Descriptors;
 use qapi::options::{
-    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, DetectZeroes,
+    self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, DetectZeroes,
 };
-use qapi::{QmpError, os_text};
-use qcow2::Qcow2;
+use qapi::os_text;
+use qcow2::{BackingName, Qcow2};
 
-use crate::definitions::{Definition, Definitions, inherit};
+use crate::definitions::Definitions;
 use crate::fdset;
 use crate::lock_wait::wait_for_lock;
 use crate::node_base::{node_info, not_negative, unmaps};
-use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved, TimeLimits};
+use crate::opening::{Names, Patience, QUIET_TIME_MAX, TimeLimits};
 use crate::qcow2_node;
 use crate::setup_error::SetupError;
 use crate::throttle::Groups;
+use crate::tree::{Opened, open_tree};
 
 /// What nodes refer to beside other nodes.
 #[derive(Clone, Copy, Debug)]
@@ -52,43 +51,21 @@ pub async fn add(
     options: BlockdevOptions,
     limits: TimeLimits,
 ) -> Result<(), SetupError> {
-    let Chain {
-        links,
-        mut below,
-        reserved: _reserved,
-    } = unchain(registry, names, options)?;
-    for link in &links {
-        check(&link.options.base)?;
-    }
     let patience = Patience::new(limits.open);
-    let mut made = Made::default();
-    let mut defined = Vec::new();
-    for link in links.into_iter().rev() {
-        let Link {
-            name,
-            options,
-            given,
-            within,
-        } = link;
-        let child = below.as_ref().map(|below| below.name().to_string());
-        defined.push(Definition::new(&name, given, child, within));
-        let what = file_of(&options, below.as_deref());
-        let opened = open(&name, options, below.take(), means);
-        let driver = patience.wait(QUIET_TIME_MAX, &name, &what, opened).await?;
-        let node = Node::new(&name, driver);
-        made.0.push(Arc::clone(&node));
-        below = Some(node);
-    }
-    if let Some(root) = below {
-        // A driver may use what is below it of its own accord, and then there are locks.
-        let added = async {
-            let add = || registry.add_node(&root);
-            Ok(wait_for_lock(add, RegistryError::is_locked, limits.lock).await?)
-        };
-        let file = root.driver().info().filename;
-        let quiet = limits.lock + QUIET_TIME_MAX;
-        patience.wait(quiet, root.name(), &file, added).await?;
-    }
+    let Opened {
+        mut made,
+        root,
+        definitions: defined,
+        reserved: _reserved,
+    } = open_tree(registry, means, names, options, &patience).await?;
+    // A driver may use what is below it of its own accord, and then there are locks.
+    let added = async {
+        let add = || registry.add_node(&root);
+        Ok(wait_for_lock(add, RegistryError::is_locked, limits.lock).await?)
+    };
+    let file = root.driver().info().filename;
+    let quiet = limits.lock + QUIET_TIME_MAX;
+    patience.wait(quiet, root.name(), &file, added).await?;
     made.0.clear();
     // Whoever takes a node out forgets its definition after that.
     let graph = registry.graph();
@@ -107,106 +84,67 @@ pub async fn commit(
     Ok(committed.map_err(|error| SetupError::new(error.to_string()))??)
 }
 
-/// Nodes that were made: those that are in no graph in the end are closed beside.
-#[derive(Default)]
-pub struct Made(pub Vec<Arc<Node>>);
+/// The nodes below one that is to be opened.
+#[derive(Debug, Default)]
+pub struct Children {
+    nodes: Vec<(&'static str, Arc<Node>)>,
+    /// What the image has said of its backing file, if that is the one there is.
+    named: Option<BackingName>,
+}
 
-impl Drop for Made {
-    fn drop(&mut self) {
-        if !self.0.is_empty() {
-            drop_beside(std::mem::take(&mut self.0));
-        }
+impl Children {
+    /// One more: what it is, and which node.
+    pub fn add(&mut self, role: &'static str, node: Arc<Node>) {
+        self.nodes.push((role, node));
     }
-}
 
-/// One node to be opened.
-struct Link {
-    name: String,
-    options: BlockdevOptions,
-    /// Without what it inherits.
-    given: BlockdevOptions,
-    /// The node that it is defined in.
-    within: Option<String>,
-}
-
-/// What is asked of the storage for a node: the file, or that of the node below.
-pub fn file_of(options: &BlockdevOptions, below: Option<&Node>) -> String {
-    match (&options.variant, below) {
-        (BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file), _) => {
-            file.filename.clone()
-        }
-        (_, Some(below)) => below.driver().info().filename,
-        (_, None) => String::new(),
+    /// The backing file is what the image has named so.
+    pub fn named_by_image(&mut self, named: BackingName) {
+        self.named = Some(named);
     }
-}
 
-/// What a definition defines.
-struct Chain {
-    /// The nodes to be opened, from the top.
-    links: Vec<Link>,
-    /// The existing one that they end at.
-    below: Option<Arc<Node>>,
-    /// Their names.
-    reserved: Reserved,
-}
+    /// The one that is its `role`.
+    pub fn get(&self, role: &str) -> Option<&Arc<Node>> {
+        let mut nodes = self.nodes.iter();
+        let found = nodes.find(|(known, _)| *known == role)?;
+        Some(&found.1)
+    }
 
-fn unchain(
-    registry: &Registry,
-    names: &Names,
-    options: BlockdevOptions,
-) -> Result<Chain, SetupError> {
-    let mut graph = registry.graph();
-    let mut reserved = names.reserve();
-    let mut links: Vec<Link> = Vec::new();
-    let mut next = options;
-    loop {
-        let given = next.clone();
-        let above = links.last();
-        let within = above.map(|above| above.name.clone());
-        if let Some(above) = above {
-            inherit(&mut next.base, &above.options.base);
-        }
-        let name = match &next.base.node_name {
-            Some(name) => name.clone(),
-            None => graph.generate_name(),
-        };
-        if graph.contains(&name) || !reserved.add(&name) {
-            return Err(GraphError::Duplicate(name).into());
-        }
-        let child = next.child().map(|(_, child)| child.clone());
-        links.push(Link {
-            name,
-            options: next,
-            given,
-            within,
-        });
-        let below = match child {
-            None => None,
-            Some(BlockdevRef::Reference(name)) => {
-                let found = graph.get(&name);
-                Some(found.map_err(|_| QmpError::cannot_find(&name, &name))?)
+    /// What they are, and their names.
+    pub fn names(&self) -> Vec<(&'static str, String)> {
+        let nodes = self.nodes.iter();
+        nodes
+            .map(|(role, node)| (*role, node.name().to_string()))
+            .collect()
+    }
+
+    /// What is asked of the storage for a node with these options: the file, or that of the node below.
+    pub fn file_of(&self, options: &BlockdevOptions) -> String {
+        match (&options.variant, self.nodes.first()) {
+            (BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file), _) => {
+                file.filename.clone()
             }
-            Some(BlockdevRef::Definition(child)) => {
-                next = *child;
-                continue;
-            }
-        };
-        return Ok(Chain {
-            links,
-            below,
-            reserved,
-        });
+            (_, Some((_, below))) => below.driver().info().filename,
+            (_, None) => String::new(),
+        }
+    }
+
+    /// The one that a driver of one child has, or the file of a format.
+    fn first(&self, name: &str) -> Result<Arc<Node>, SetupError> {
+        // The type of the options has a child wherever this is called.
+        let first = self.nodes.first().map(|(_, node)| Arc::clone(node));
+        first.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))
     }
 }
 
-/// Opens one node, on `child` if its driver has one.
+/// Opens one node, on its children.
 ///
 /// # Errors
 /// In QEMU's words.
 pub async fn open(
     name: &str,
     options: BlockdevOptions,
-    child: Option<Arc<Node>>,
+    children: Children,
     Means {
         groups,
         descriptors,
@@ -221,12 +159,16 @@ pub async fn open(
             open_image(name, descriptors, &base, file, Medium::HostDevice).await?
         }
         BlockdevDriverOptions::Raw(raw) => {
-            let file = below(name, child)?;
+            let file = children.first(name)?;
             Box::new(Raw::new(raw_options(name, file, &base, &raw)?)?)
         }
         BlockdevDriverOptions::Qcow2(qcow2) => {
-            let file = below(name, child)?;
-            Box::new(Qcow2::open(qcow2_node::options(name, file, &base, &qcow2)?).await?)
+            let below = qcow2_node::Below {
+                file: children.first(name)?,
+                backing: children.get(BACKING).map(Arc::clone),
+                named: children.named,
+            };
+            Box::new(Qcow2::open(qcow2_node::options(name, below, &base, &qcow2)?).await?)
         }
         BlockdevDriverOptions::NullCo(null) => {
             Box::new(NullCo::new(null_options(&base, &null, false)?))
@@ -237,12 +179,12 @@ pub async fn open(
         BlockdevDriverOptions::Throttle(throttle) => Box::new(Throttle::new(ThrottleOptions {
             node_name: name.into(),
             group: groups.get(&throttle.throttle_group)?,
-            file: below(name, child)?,
+            file: children.first(name)?,
             discard: unmaps(&base),
             info: node_info(&base),
         })),
         BlockdevDriverOptions::Quota(quota) => {
-            let file = filtered(name, &base, child)?;
+            let file = filtered(name, &base, &children)?;
             let limit = quota.limit.0;
             let node_name = name.into();
             let options = QuotaOptions {
@@ -253,7 +195,7 @@ pub async fn open(
             Box::new(Quota::open(options).await?)
         }
         BlockdevDriverOptions::Blkdebug(blkdebug) => {
-            let image = filtered(name, &base, child)?;
+            let image = filtered(name, &base, &children)?;
             Box::new(Blkdebug::new(blkdebug_options(name, image, blkdebug)?)?)
         }
     };
@@ -283,18 +225,9 @@ pub fn check(base: &BlockdevBase) -> Result<(), SetupError> {
     Ok(())
 }
 
-fn below(name: &str, child: Option<Arc<Node>>) -> Result<Arc<Node>, SetupError> {
-    // The type of the options has a child wherever this is called.
-    child.ok_or_else(|| SetupError::new(format!("Node '{name}' lacks its child")))
-}
-
 /// The child of a filter, which passes on whatever the child allows.
-fn filtered(
-    name: &str,
-    base: &BlockdevBase,
-    child: Option<Arc<Node>>,
-) -> Result<Arc<Node>, SetupError> {
-    let child = below(name, child)?;
+fn filtered(name: &str, base: &BlockdevBase, children: &Children) -> Result<Arc<Node>, SetupError> {
+    let child = children.first(name)?;
     if base.read_only == Some(true) && !child.read_only() {
         return Err(SetupError::new(format!(
             "Node '{name}' cannot be read-only on '{0}', which is not: set read-only=on for '{0}'",

@@ -5,32 +5,43 @@ use std::time::Duration;
 
 use block::Node;
 use qapi::options::{
-    self as wire, BlockdevBase, BlockdevRefOrNull, Qcow2OverlapCheckFlags, Qcow2OverlapCheckMode,
-    Qcow2OverlapChecks,
+    self as wire, BlockdevBase, Qcow2OverlapCheckFlags, Qcow2OverlapCheckMode, Qcow2OverlapChecks,
 };
-use qcow2::{CacheSizes, Discards, Metadata, OverlapCheck, Qcow2Options};
+use qcow2::{Backing, BackingName, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2Options};
 
 use crate::node_base::{node_info, not_negative, unmaps};
 use crate::setup_error::SetupError;
 
+/// The nodes below it.
+#[derive(Debug)]
+pub struct Below {
+    /// The image.
+    pub file: Arc<Node>,
+    /// The backing node, if there is one.
+    pub backing: Option<Arc<Node>>,
+    /// What the image has said of that, if it is the one.
+    pub named: Option<BackingName>,
+}
+
 /// What the driver is to be opened with.
 ///
 /// # Errors
-/// In QEMU's words: values that cannot be. A backing file, with what helps.
+/// In QEMU's words: values that cannot be.
 pub fn options(
     name: &str,
-    file: Arc<Node>,
+    below: Below,
     base: &BlockdevBase,
     qcow2: &wire::Qcow2Options,
 ) -> Result<Qcow2Options, SetupError> {
-    if !matches!(qcow2.backing, None | Some(BlockdevRefOrNull::Null)) {
-        return Err(SetupError::new(format!(
-            "Node '{name}': backing files are not supported: leave out 'backing', and put a chain into one image \
-             with qemu-img convert"
-        )));
-    }
-    let defaults = Qcow2Options::new(name, file);
+    let defaults = Qcow2Options::new(name, below.file);
     Ok(Qcow2Options {
+        backing: match (below.backing, &qcow2.backing) {
+            (Some(node), _) => Backing::Node(node),
+            (None, Some(_)) => Backing::None,
+            // It names none, as far as anybody knows.
+            (None, None) => Backing::Unsaid,
+        },
+        named_backing: below.named,
         caches: CacheSizes {
             all: not_negative("cache-size", qcow2.cache_size)?,
             l2: not_negative("l2-cache-size", qcow2.l2_cache_size)?,
@@ -113,7 +124,12 @@ mod tests {
             panic!("{text}");
         };
         let file = Node::new("b", Box::new(NullCo::new(NullOptions::default())));
-        options("a", file, &parsed.base, &qcow2).map_err(|error| error.desc)
+        let below = Below {
+            file,
+            backing: None,
+            named: None,
+        };
+        options("a", below, &parsed.base, &qcow2).map_err(|error| error.desc)
     }
 
     #[test]

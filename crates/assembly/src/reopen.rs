@@ -9,14 +9,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{Closing, Node, Registry, RegistryError, Replacement, SharingError};
+use block::{BACKING, Closing, Node, Registry, RegistryError, Replacement, SharingError};
 use qapi::Value;
-use qapi::options::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef};
+use qapi::options::{BlockdevDriverOptions, BlockdevOptions, Referred};
+use qcow2::BackingName;
 
 use crate::definitions::{ByName, Definition, Definitions, effective};
-use crate::nodes::{Made, Means, check, commit, file_of, open};
+use crate::nodes::{Children, Means, check, commit, open};
 use crate::opening::{Patience, QUIET_TIME_MAX};
 use crate::setup_error::SetupError;
+use crate::tree::{CHAIN_MAX, Made, too_deep};
 
 /// What every node can change.
 const COMMON: [&str; 6] = [
@@ -33,6 +35,7 @@ fn changeable(driver: &str) -> &'static [&'static str] {
     match driver {
         "raw" => &["file", "offset", "size"],
         "qcow2" => &[
+            "backing",
             "cache-clean-interval",
             "cache-size",
             "discard-no-unref",
@@ -84,18 +87,25 @@ pub async fn reopen(
         let Some(options) = effective(&after, name) else {
             continue;
         };
-        let child = match after.get(name).and_then(Definition::child) {
-            None => None,
-            Some(child) => Some(match opened.get(child) {
+        let mut children = Children::default();
+        for (role, child) in after.get(name).iter().flat_map(|known| &known.children) {
+            let child = match opened.get(child.as_str()) {
                 Some(node) => Arc::clone(node),
                 None => registry.node(child)?,
-            }),
-        };
-        let what = file_of(&options, child.as_deref());
+            };
+            children.add(role, child);
+        }
+        let what = children.file_of(&options);
         check(&options.base)?;
-        let opening = open(name, options, child, means);
+        let opening = async {
+            keep_name(registry, name, &options, &mut children).await?;
+            open(name, options, children, means).await
+        };
         let driver = patience.wait(QUIET_TIME_MAX, name, &what, opening).await?;
         let node = Node::new(name, driver);
+        if node.chain().take(CHAIN_MAX + 2).count() > CHAIN_MAX + 1 {
+            return Err(too_deep(name));
+        }
         made.0.push(Arc::clone(&node));
         opened.insert(name, node);
     }
@@ -117,6 +127,36 @@ pub async fn reopen(
     definitions.add(changed, |name| graph.contains(name));
     definitions.retain(|name| graph.contains(name));
     Ok(closing)
+}
+
+/// What an image is backed by that it has named itself, it is still.
+async fn keep_name(
+    registry: &Registry,
+    name: &str,
+    options: &BlockdevOptions,
+    children: &mut Children,
+) -> Result<(), SetupError> {
+    let file = children
+        .get("file")
+        .filter(|_| children.get(BACKING).is_some());
+    let Some(file) = file.filter(|_| options.leaves_backing_to_image()) else {
+        return Ok(());
+    };
+    let named = qcow2::backing_of(file).await?;
+    let is_text = |text: &str, named: &BackingName| text.as_bytes() == named.name;
+    let format = registry.node(name)?.driver().info().format;
+    let before = format
+        .as_ref()
+        .and_then(|format| format.backing_name.as_deref());
+    match named {
+        Some(named) if before.is_some_and(|before| is_text(before, &named)) => {
+            children.named_by_image(named);
+            Ok(())
+        }
+        _ => Err(SetupError::new(format!(
+            "Image of node '{name}' names another backing file than before: say which one it is with 'backing'"
+        ))),
+    }
 }
 
 /// Before anything is opened.
@@ -159,20 +199,28 @@ impl Wanted<'_> {
         let none = || RegistryError::NoNode(name.to_owned());
         self.registry.node(name).map_err(|_| none())?;
         let known = self.before.get(name).ok_or_else(none)?;
-        if options.kind() == known.given.kind()
-            && let Some((role, child)) = options.child()
-        {
-            match child.clone() {
-                BlockdevRef::Reference(child) => self.check_no_cycle(name, role, &child)?,
-                BlockdevRef::Definition(child) => {
-                    let below = self.add_part(name, role, known, *child)?;
-                    if let Some(place) = options.child_mut() {
-                        *place = BlockdevRef::Reference(below);
+        let mut children = Vec::new();
+        if options.kind() == known.given.kind() {
+            let said = options.clone();
+            for (role, child) in said.children() {
+                let child = match child {
+                    Referred::Reference(child) => {
+                        self.check_no_cycle(name, role, child)?;
+                        child.to_owned()
                     }
-                }
+                    Referred::Definition(child) => {
+                        let below = self.add_part(name, role, known, child.clone())?;
+                        options.set_child(role, &below);
+                        below
+                    }
+                };
+                children.push((role, child));
+            }
+            if options.leaves_backing_to_image() && self.is_backed(name)? {
+                return Err(SetupError::new(format!("backing is missing for '{name}'")));
             }
         }
-        let wanted = Definition::new(name, options, None, known.within.clone());
+        let wanted = Definition::new(name, options, children, known.within.clone());
         check_options(&known.given, &wanted.given)?;
         self.after.insert(name.to_owned(), wanted);
         self.named.push(name.to_owned());
@@ -188,9 +236,12 @@ impl Wanted<'_> {
         mut child: BlockdevOptions,
     ) -> Result<String, SetupError> {
         let below = known
-            .child()
+            .child(role)
             .and_then(|below| self.before.get_key_value(below));
-        let part = below.filter(|(_, part)| part.within.as_deref() == Some(name));
+        let part = below.filter(|(_, part)| {
+            let within = part.within.as_ref();
+            within.is_some_and(|within| within.whole == name && within.role == role)
+        });
         let Some((below, _)) = part else {
             return Err(cannot_change(&format!("{role}.driver")));
         };
@@ -199,6 +250,14 @@ impl Wanted<'_> {
         }
         self.add(below, child)?;
         Ok(below.clone())
+    }
+
+    /// It has a backing node, or its image names one.
+    fn is_backed(&self, name: &str) -> Result<bool, SetupError> {
+        let node = self.registry.node(name)?;
+        let format = node.driver().info().format;
+        let named = format.is_some_and(|format| format.backing_name.is_some());
+        Ok(named || node.backing().is_some())
     }
 
     fn check_no_cycle(&self, name: &str, role: &str, child: &str) -> Result<(), SetupError> {
@@ -277,21 +336,43 @@ fn to_be_opened<'a>(before: &ByName, after: &'a ByName, named: &[String]) -> Vec
         );
         (is_file && named.contains(name)) || effective(before, name) != effective(after, name)
     };
-    let depth = |name: &str| {
-        let child = |name: &&str| after.get(*name).and_then(Definition::child);
-        // One that is in a circle is found by who takes it in.
-        let below = std::iter::successors(Some(name), child);
-        below.take(after.len() + 1).count()
-    };
     let anew = after.iter().filter(changes);
-    let mut anew: Vec<_> = anew.map(|(name, _)| name.as_str()).collect();
-    anew.sort_by_key(|name| depth(name));
-    anew
+    let anew: BTreeSet<_> = anew.map(|(name, _)| name.as_str()).collect();
+    let mut order = from_below(after);
+    order.retain(|name| anew.contains(name));
+    order
+}
+
+/// All names, each behind those of its children. One that is in a circle is found by who takes it in.
+fn from_below(all: &ByName) -> Vec<&str> {
+    let mut order = Vec::with_capacity(all.len());
+    let mut seen = BTreeSet::new();
+    for name in all.keys() {
+        // What is to be looked at, and what is behind all of its children.
+        let mut stack = vec![(name.as_str(), false)];
+        while let Some((name, is_behind)) = stack.pop() {
+            if is_behind {
+                order.push(name);
+                continue;
+            }
+            let Some((name, known)) = all.get_key_value(name) else {
+                continue;
+            };
+            if !seen.insert(name.as_str()) {
+                continue;
+            }
+            stack.push((name, true));
+            let children = known.children.iter();
+            stack.extend(children.map(|(_, child)| (child.as_str(), false)));
+        }
+    }
+    order
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::definitions::Within;
 
     fn options(text: &str) -> BlockdevOptions {
         BlockdevOptions::parse(text).unwrap()
@@ -348,9 +429,13 @@ mod tests {
     #[test]
     fn what_is_below_is_opened_first() {
         let defined = |name: &str, text: &str, child: Option<&str>, within: Option<&str>| {
-            let owned = |name: &str| name.to_owned();
-            let definition =
-                Definition::new(name, options(text), child.map(owned), within.map(owned));
+            let child = child.map(|child| ("image", child.to_owned()));
+            let within = within.map(|whole| Within {
+                whole: whole.to_owned(),
+                role: "image",
+            });
+            let children = child.into_iter().collect();
+            let definition = Definition::new(name, options(text), children, within);
             (name.to_owned(), definition)
         };
         let blkdebug = "blkdebug,node-name=x,image=x";

@@ -23,6 +23,13 @@ impl SetupError {
         }
     }
 
+    /// It is one of what is to be a backing file.
+    #[must_use]
+    pub fn in_backing_file(self) -> Self {
+        let desc = format!("Could not open backing file: {}", self.desc);
+        Self { desc, ..self }
+    }
+
     /// What was to become a singleton of that name exists already.
     pub fn duplicate_object(id: &str) -> Self {
         Self::new(format!(

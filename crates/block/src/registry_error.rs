@@ -34,6 +34,14 @@ pub enum RegistryError {
     /// A node was defined as a part of another one.
     #[error("Node {0} is not owned by the monitor")]
     NotOwned(String),
+    /// It is the backing node of another one.
+    #[error("Node '{node}' is busy: node is used as backing hd of '{of}'")]
+    IsBacking {
+        /// The node.
+        node: String,
+        /// The one that it is the backing node of.
+        of: String,
+    },
     /// Other nodes are above it.
     #[error("Block device {0} is in use")]
     NodeUsed(String),

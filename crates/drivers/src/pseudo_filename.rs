@@ -1,12 +1,13 @@
 //! What stands for the file name of a node that no file name describes: QEMU's `json:{...}`.
 
-use block::Child;
+use block::{BACKING, Child};
 use serde_json::{Map, Value};
 
 const PREFIX: &str = "json:";
 
 /// The order in which QEMU writes members: that of its hash table, which nobody should count on, and some do.
-const ORDER: [&str; 8] = [
+const ORDER: [&str; 9] = [
+    "backing",
     "throttle-group",
     "read-zeroes",
     "offset",
@@ -30,6 +31,13 @@ pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> Str
     let mut text = PREFIX.to_owned();
     write(&Value::Object(all), &mut text);
     text
+}
+
+/// The pseudo file name of an image in `file`. `backing`: its backing node, or that there is none, where the image says
+/// something else.
+pub fn of_image(driver: &str, file: &Child, backing: Option<Option<&Child>>) -> String {
+    let backing = backing.map(|backing| (BACKING, backing.map_or(Value::Null, described)));
+    of(driver, backing.as_slice(), Some(file))
 }
 
 /// Whether the file name of a child is that of a node above it which shows all of it. As in QEMU only what stores

@@ -187,7 +187,7 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
         node_name: Some(node.name().to_string()),
         ro: node.read_only(),
         drv: node.driver().name().to_owned(),
-        backing_file: None,
+        backing_file: (node.backing()).map(|backing| backing.driver().info().filename),
         backing_file_depth: image::depth(&image),
         children: children
             .iter()

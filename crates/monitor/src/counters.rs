@@ -9,8 +9,6 @@ use qapi::types::{
     BlockStatsSpecificFile,
 };
 
-use crate::image;
-
 /// Where the furthest successful write to each node ends, those included that came through nodes above.
 #[derive(Debug)]
 pub(crate) struct Furthest(HashMap<*const Node, u64>);
@@ -65,12 +63,12 @@ pub(crate) fn of_node(node: &Arc<Node>, furthest: &Furthest) -> BlockStats {
     below(node, furthest, false)
 }
 
-/// `of_export`: a node that is filtered is shown as a backing file, too, as in QEMU.
+/// `of_export`: with its backing node; one that is filtered is shown as such, too, as in QEMU.
 fn below(node: &Arc<Node>, furthest: &Furthest, of_export: bool) -> BlockStats {
     let children = node.driver().children();
     let boxed = |node| Box::new(below(&node, furthest, of_export));
-    let filtered = match of_export {
-        true => image::filtered(node),
+    let backing = match of_export {
+        true => node.backing().or_else(|| node.filtered()),
         false => None,
     };
     BlockStats {
@@ -83,7 +81,7 @@ fn below(node: &Arc<Node>, furthest: &Furthest, of_export: bool) -> BlockStats {
         },
         driver_specific: driver_specific(node),
         parent: children.first().map(|child| boxed(child.node())),
-        backing: filtered.map(boxed),
+        backing: backing.map(boxed),
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use block::{FormatInfo, Node, NodeInfo, Qcow2Snapshot};
+use qapi::backing_name;
 use qapi::types::{
     ImageInfo, ImageInfoSpecific, ImageInfoSpecificFile, ImageInfoSpecificQcow2, Qcow2BitmapInfo,
     Qcow2BitmapInfoFlags, SnapshotInfo,
@@ -17,17 +18,6 @@ fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-/// The node that this one filters.
-pub(crate) fn filtered(node: &Node) -> Option<Arc<Node>> {
-    let child = node.driver().children().first().map(|child| child.node());
-    child.filter(|_| node.driver().info().filter)
-}
-
-/// The node, and those that it filters, from the top.
-pub(crate) fn chain(node: &Arc<Node>) -> Vec<Arc<Node>> {
-    std::iter::successors(Some(Arc::clone(node)), |node| filtered(node)).collect()
-}
-
 /// Whether it is known of an image that it was closed in order: a format says so, a file is, and what lies on one.
 fn dirty_flag(node: &Node) -> Option<bool> {
     if let Some(format) = node.driver().info().format {
@@ -39,13 +29,16 @@ fn dirty_flag(node: &Node) -> Option<bool> {
     }
 }
 
-/// The image of `node`; unless `flat`, with those of the nodes that it filters.
+/// The image of `node`; unless `flat`, with those of its backing nodes and of those that it filters.
 pub(crate) fn of(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> ImageInfo {
-    let below = match flat {
-        true => None,
-        false => filtered(node),
+    let chain: Vec<_> = match flat {
+        true => vec![Arc::clone(node)],
+        false => node.chain().collect(),
     };
-    one(node, sizes, below.map(|below| of(&below, sizes, false)))
+    let (top, below) = chain.split_first().map_or((node, &[][..]), |split| split);
+    let below = below.iter().rev();
+    let below = below.fold(None, |below, node| Some(one(node, sizes, below)));
+    one(top, sizes, below)
 }
 
 fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> ImageInfo {
@@ -65,11 +58,19 @@ fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> Ima
         dirty_flag: dirty_flag(node),
         encrypted: format.filter(|format| format.encrypted).map(|_| true),
         cluster_size: format.map(|format| signed(format.cluster_size)),
-        backing_filename: None,
+        backing_filename: format.and_then(|format| format.backing_name.clone()),
+        full_backing_filename: format.and_then(|format| full_backing_name(node, format)),
+        backing_filename_format: format.and_then(|format| format.backing_format.clone()),
         backing_image: backing_image.map(Box::new),
         snapshots: format.and_then(snapshots),
         format_specific,
     }
+}
+
+/// Where the name of the backing file leads that an image has.
+fn full_backing_name(node: &Arc<Node>, format: &FormatInfo) -> Option<String> {
+    let name = format.backing_name.as_deref()?;
+    backing_name::full(&node.storage().driver().info().filename, name)
 }
 
 /// What only images of its format have.

@@ -7,7 +7,7 @@
 //! * [`json`]: the JSON dialect of QMP, as a stream.
 //! * [`keyval`] is `driver=file,node-name=n,cache.direct=on`.
 //! * [`de`]: turns either into a Rust type, with errors that name the member (`addr.path`).
-//! * [`os_text`]: file names that are no text, as text.
+//! * [`os_text`]: file names that are no text, as text. [`backing_name`]: where those lead that images have.
 //! * [`options`]: what the command line and `blockdev-add` and friends accept.
 //! * [`introspect`]: what commands and events are made of.
 //! * [`qom`]: the types of objects, and their properties.
@@ -18,6 +18,7 @@
 //! defaults are in accessor methods, flat unions and alternates follow the conventions of
 //! [`de`]. A deserializer that records what it is asked for walks the schema ([`introspect`]).
 
+pub mod backing_name;
 pub mod command;
 pub mod de;
 mod error;

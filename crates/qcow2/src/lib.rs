@@ -18,6 +18,9 @@ pub mod map;
 mod storage;
 
 pub use create::CreateOptions;
-pub use driver::{Backing, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options};
+pub use driver::{
+    Backing, BackingName, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options,
+    backing_of,
+};
 pub use image::{Image, OpenError};
 pub use storage::{ReadAt, WriteAt};

@@ -7,6 +7,10 @@ pub struct FormatInfo {
     pub cluster_size: u64,
     /// It was not closed in order.
     pub dirty: bool,
+    /// The backing file that the image names, whatever is used as such.
+    pub backing_name: Option<String>,
+    /// The format that the image says it has.
+    pub backing_format: Option<String>,
     /// It is encrypted.
     pub encrypted: bool,
     /// What is remembered of its tables.

@@ -526,5 +526,6 @@ impl fmt::Debug for Child {
 
 mod abilities;
 mod beyond;
+pub mod chain;
 #[cfg(test)]
 mod tests;

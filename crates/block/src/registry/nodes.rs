@@ -8,7 +8,8 @@ use super::taken::Taken;
 use super::uses::settle;
 use crate::driver::closing::Closing;
 use crate::driver::node::Node;
-use crate::driver::users::User;
+use crate::driver::node::chain::BACKING;
+use crate::driver::users::{Use, User};
 use crate::registry_error::RegistryError;
 
 impl Registry {
@@ -43,6 +44,17 @@ impl Registry {
         let users = node.users();
         if (users.iter()).any(|known| !matches!(known.user, User::Node(_))) {
             return Err(RegistryError::NodeExported(name.to_owned()));
+        }
+        let is_backing = |known: &&Use| known.role == BACKING;
+        if let Some(Use {
+            user: User::Node(of),
+            ..
+        }) = users.iter().find(is_backing)
+        {
+            return Err(RegistryError::IsBacking {
+                node: name.to_owned(),
+                of: of.to_string(),
+            });
         }
         if !self.graph().is_owned(name) {
             return Err(RegistryError::NotOwned(name.to_owned()));

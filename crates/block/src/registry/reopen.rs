@@ -55,8 +55,6 @@ impl Registry {
             grant.go_on_from(to, from);
         }
         let (exports, drained) = self.drain_above(&from).await;
-        // Now: until nothing is in flight they may become longer.
-        let taken = Taken::take(grant, claim).await?;
         // From the top: what is above may have something to write yet.
         let former = from.clone();
         let handed_over = beside(move || former.iter().rev().for_each(|node| hand_over(node)));
@@ -64,6 +62,9 @@ impl Registry {
         if let Some(left) = from.iter().find_map(|node| node.left_unwritten()) {
             return Err(RegistryError::Unwritten(left.to_string()));
         }
+        // Now: until nothing is in flight they may become longer, and until all is handed over the new ones would read
+        // what is not up to date.
+        let taken = Taken::take(grant, claim).await?;
         nodes.extend(from);
         let replacement = Replacement {
             moves,

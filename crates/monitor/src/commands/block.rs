@@ -1,12 +1,12 @@
 //! Nodes, backends, exports.
 
+use block::Node;
 use qapi::QmpError;
 use qapi::command::{BlockSetWriteThreshold, NoArguments, QueryHeld, QueryNamedBlockNodes};
 use qapi::types::{BlockDeviceInfo, BlockExportInfo, BlockInfo, Empty, HeldRequestInfo};
 
 use crate::context::{Context, failed};
 use crate::convert::{self, BackendNodes};
-use crate::image;
 
 /// The backends of all exports, as one moment of run control.
 pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpError> {
@@ -15,7 +15,7 @@ pub(crate) async fn backends(context: &Context) -> Result<Vec<BlockInfo>, QmpErr
         .iter()
         .map(|export| export.backend().node())
         .collect();
-    let asked = roots.iter().flat_map(image::chain).collect();
+    let asked = roots.iter().flat_map(Node::chain).collect();
     let sizes = context.storage.sizes(asked).await;
     let nodes: Vec<_> = roots
         .iter()

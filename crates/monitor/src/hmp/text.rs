@@ -239,7 +239,16 @@ fn image(out: &mut String, info: &ImageInfo) {
         out.push_str("cleanly shut down: no\n");
     }
     if let Some(file) = &info.backing_filename {
-        print!(out, "backing file: {file}\n");
+        print!(out, "backing file: {file}");
+        match &info.full_backing_filename {
+            None => out.push_str(" (cannot determine actual path)"),
+            Some(full) if full != file => print!(out, " (actual path: {full})"),
+            Some(_) => {}
+        }
+        out.push('\n');
+        if let Some(format) = &info.backing_filename_format {
+            print!(out, "backing file format: {format}\n");
+        }
     }
     match &info.format_specific {
         Some(ImageInfoSpecific::File(specific)) => {

@@ -1,5 +1,9 @@
 //! Nodes: `--blockdev`, `blockdev-add`.
 
+mod children;
+
+pub use self::children::{BACKING, Referred};
+
 use super::qcow2::Qcow2OverlapChecks;
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, Size, id};
@@ -184,7 +188,7 @@ pub struct RawOptions {
 pub struct Qcow2Options {
     /// The node with the image.
     pub file: BlockdevRef,
-    /// The backing file. Only `null` (none) is accepted.
+    /// What is read where the image has nothing of its own; `null`: zeroes. Default: what the image names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing: Option<BlockdevRefOrNull>,
     /// Whether refcounts may be written late. Default: as the image says; only version 3 can be asked for it.
@@ -445,42 +449,12 @@ impl BlockdevOptions {
         if let Some(name) = &self.base.node_name {
             id::check_node_name(name)?;
         }
-        match self.child() {
-            Some((_, BlockdevRef::Definition(child))) => child.check_names(),
-            _ => Ok(()),
-        }
-    }
-
-    /// The child, if the driver has one, and its role (`file`, `image`).
-    pub fn child(&self) -> Option<(&'static str, &BlockdevRef)> {
-        match &self.variant {
-            BlockdevDriverOptions::File(_)
-            | BlockdevDriverOptions::HostDevice(_)
-            | BlockdevDriverOptions::NullCo(_)
-            | BlockdevDriverOptions::NullAio(_) => None,
-            BlockdevDriverOptions::Raw(options) => Some(("file", &options.file)),
-            BlockdevDriverOptions::Qcow2(options) => Some(("file", &options.file)),
-            BlockdevDriverOptions::Throttle(options) => Some(("file", &options.file)),
-            BlockdevDriverOptions::Quota(options) => Some(("file", &options.file)),
-            BlockdevDriverOptions::Blkdebug(options) => Some(("image", &options.image)),
-        }
-    }
-}
-
-impl BlockdevOptions {
-    /// The child, to be changed.
-    pub fn child_mut(&mut self) -> Option<&mut BlockdevRef> {
-        match &mut self.variant {
-            BlockdevDriverOptions::File(_)
-            | BlockdevDriverOptions::HostDevice(_)
-            | BlockdevDriverOptions::NullCo(_)
-            | BlockdevDriverOptions::NullAio(_) => None,
-            BlockdevDriverOptions::Raw(options) => Some(&mut options.file),
-            BlockdevDriverOptions::Qcow2(options) => Some(&mut options.file),
-            BlockdevDriverOptions::Throttle(options) => Some(&mut options.file),
-            BlockdevDriverOptions::Quota(options) => Some(&mut options.file),
-            BlockdevDriverOptions::Blkdebug(options) => Some(&mut options.image),
-        }
+        self.children()
+            .into_iter()
+            .try_for_each(|(_, child)| match child {
+                Referred::Definition(child) => child.check_names(),
+                Referred::Reference(_) => Ok(()),
+            })
     }
 }
 

@@ -25,10 +25,10 @@ mod vmm;
 pub use access::SocketAccess;
 pub use address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 pub use blockdev::{
-    AioMode, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions, BlkdebugSetState,
-    BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, BlockdevRef,
-    BlockdevRefOrNull, CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking, NullOptions,
-    Qcow2Options, QuotaOptions, RawOptions, ThrottleOptions,
+    AioMode, BACKING, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions,
+    BlkdebugSetState, BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions,
+    BlockdevRef, BlockdevRefOrNull, CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking,
+    NullOptions, Qcow2Options, QuotaOptions, RawOptions, Referred, ThrottleOptions,
 };
 pub use chardev::{
     CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,

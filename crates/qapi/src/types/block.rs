@@ -253,9 +253,15 @@ pub struct ImageInfo {
     /// Bytes per cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cluster_size: Option<i64>,
-    /// The backing file.
+    /// The backing file, as the image names it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_filename: Option<String>,
+    /// Where that name leads.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub full_backing_filename: Option<String>,
+    /// The format of the backing file, as the image says.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_filename_format: Option<String>,
     /// The image of the backing file, or of the node that this one filters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing_image: Option<Box<ImageInfo>>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
 
+use super::backing_name::BackingName;
 use super::options::{Backing, CacheSizes, Discards, Needs, Qcow2Options};
 use super::overlap::OverlapCheck;
 use crate::format::{GuestOffset, HostOffset};
@@ -20,6 +21,8 @@ pub struct Base {
     pub backing: Option<Child>,
     /// Nobody has said whether there is one.
     pub backing_unsaid: bool,
+    /// What the header has named it, if it is that one.
+    pub named_backing: Option<BackingName>,
     /// How much may be remembered.
     pub caches: CacheSizes,
     /// After which time what nobody has looked for is forgotten.
@@ -52,6 +55,7 @@ impl Base {
                 Backing::Unsaid | Backing::None => None,
                 Backing::Node(node) => Some(Child::of(&options.node_name, "backing", node)),
             },
+            named_backing: options.named_backing,
             name: options.node_name,
             caches: options.caches,
             discard: options.discard,

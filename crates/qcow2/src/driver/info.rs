@@ -1,11 +1,11 @@
 //! What the node says of itself.
 
-use block::{CacheUse, FormatInfo, NodeInfo, Qcow2Info, Qcow2Snapshot};
+use block::{CacheUse, Child, FormatInfo, NodeInfo, Qcow2Info, Qcow2Snapshot};
 use drivers::pseudo_filename;
 
 use super::base::Base;
 use super::state::State;
-use crate::format::SnapshotEntry;
+use crate::format::{SnapshotEntry, extension};
 
 /// QEMU's name of the driver.
 pub const NAME: &str = "qcow2";
@@ -13,9 +13,9 @@ pub const NAME: &str = "qcow2";
 pub fn of(base: &Base, state: &State) -> NodeInfo {
     let file = base.file.info();
     NodeInfo {
-        filename: match pseudo_filename::names_its_parent(&base.file) {
-            true => file.filename,
-            false => pseudo_filename::of(NAME, &[], Some(&base.file)),
+        filename: match (overriding(base, state), file.filename) {
+            (None, name) if pseudo_filename::names_its_parent(&base.file) => name,
+            (backing, _) => pseudo_filename::of_image(NAME, &base.file, backing),
         },
         child_offset: None,
         warning: is_corrupt(base, state).then(|| {
@@ -30,6 +30,19 @@ pub fn of(base: &Base, state: &State) -> NodeInfo {
     }
 }
 
+/// The backing node, or that there is none, if the image says something else.
+fn overriding<'a>(base: &'a Base, state: &State) -> Option<Option<&'a Child>> {
+    let name = state.header.backing_name.as_deref();
+    match &base.backing {
+        None => name.map(|_| None),
+        Some(_) if base.named_backing.is_some() => None,
+        Some(backing) => {
+            let is_named = name == Some(backing.info().filename.as_bytes());
+            (!is_named).then_some(Some(backing))
+        }
+    }
+}
+
 /// It was when it was opened, or has turned out to be.
 fn is_corrupt(base: &Base, state: &State) -> bool {
     state.header.features.is_corrupt() || base.corruption.is_fatal()
@@ -41,6 +54,8 @@ fn format(base: &Base, state: &State) -> FormatInfo {
     let new = header.version >= 3;
     FormatInfo {
         cluster_size: header.geometry.cluster_size(),
+        backing_name: (header.backing_name.as_deref()).map(lossy),
+        backing_format: header.extension(extension::BACKING_FORMAT).map(lossy),
         dirty: features.is_dirty(),
         encrypted: false,
         l2_cache: CacheUse {
@@ -61,11 +76,14 @@ fn format(base: &Base, state: &State) -> FormatInfo {
     }
 }
 
+fn lossy(text: &[u8]) -> String {
+    String::from_utf8_lossy(text).into_owned()
+}
+
 fn snapshot_of(entry: &SnapshotEntry) -> Qcow2Snapshot {
-    let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
     Qcow2Snapshot {
-        id: text(&entry.id),
-        name: text(&entry.name),
+        id: lossy(&entry.id),
+        name: lossy(&entry.name),
         vm_state_size: entry.vm_state_size(),
         date_sec: entry.date_sec,
         date_nsec: entry.date_nsec,

@@ -12,6 +12,7 @@
 //! and names the table; all else of the image can be read.
 
 mod alloc;
+mod backing_name;
 mod base;
 mod bitmaps;
 mod cache;
@@ -56,6 +57,7 @@ use block::{
 };
 use drivers::OpenError;
 
+pub use self::backing_name::{BackingName, backing_of};
 use self::base::Base;
 use self::entry::Clear;
 pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};
@@ -120,6 +122,20 @@ impl Qcow2 {
     ) -> Result<R> {
         let (base, state) = (Arc::clone(&self.base), self.state.load_full());
         errand::wait(self.base.file.node(), move || work(base, state))?
+    }
+
+    /// What is behind the image is what it has said when that was opened.
+    fn check_backing(&self, loaded: &State) -> Result<()> {
+        let named = self.base.named_backing.as_ref();
+        if named.is_none_or(|named| BackingName::of(&loaded.header).as_ref() == Some(named)) {
+            return Ok(());
+        }
+        let text = format!(
+            "node '{}': the image names another backing file than when it was opened: take the node out and add it \
+             again",
+            self.base.name
+        );
+        Err(BlockError::new(libc::ESTALE, text))
     }
 
     /// What is there now.
@@ -326,6 +342,7 @@ impl Activate for Qcow2 {
         }
         let access = self.child_access(&self.base.file, above);
         let mut loaded = self.look()?;
+        self.check_backing(&loaded)?;
         if loaded.header.features.is_dirty() && access.held.contains(Permissions::WRITE) {
             repair::repair_dirty(&self.base)?;
             loaded = self.look()?;

@@ -31,6 +31,17 @@ const SECTOR: u64 = 512;
 
 type Opened<T> = std::result::Result<T, OpenError>;
 
+/// Reads the header of the image in `base.file`, of one that can be opened.
+///
+/// # Errors
+/// See [`super::Qcow2::open`].
+pub async fn header(base: &Base) -> Opened<Header> {
+    let (header, _) = read_header(base, base.file.length()).await?;
+    header.compression_type().map_err(invalid)?;
+    refuse(base, &header)?;
+    Ok(header)
+}
+
 /// Reads what has to be known of the image in `base.file`.
 ///
 /// # Errors

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use block::{Node, NodeInfo};
 
+use super::backing_name::BackingName;
 use super::overlap::OverlapCheck;
 use crate::format::{Geometry, Header};
 
@@ -30,6 +31,9 @@ pub struct Qcow2Options {
     pub file: Arc<Node>,
     /// What shows where the image has nothing.
     pub backing: Backing,
+    /// What the header has said of it, if it is what that names: another one must not stand there when the node comes
+    /// into use.
+    pub named_backing: Option<BackingName>,
     /// How much it may remember.
     pub caches: CacheSizes,
     /// What nobody has looked for in so long a time is forgotten; zero: never.
@@ -57,6 +61,7 @@ impl Qcow2Options {
             node_name: node_name.into(),
             file,
             backing: Backing::Unsaid,
+            named_backing: None,
             caches: CacheSizes::default(),
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
             lazy_refcounts: None,

@@ -11,6 +11,8 @@ fn image(name: &str) -> ImageInfo {
         encrypted: None,
         cluster_size: None,
         backing_filename: None,
+        full_backing_filename: None,
+        backing_filename_format: None,
         backing_image: None,
         snapshots: None,
         format_specific: None,
@@ -202,6 +204,24 @@ fn info_block_verbose_and_nodes() {
         },
     );
     assert!(out.ends_with("disk size: unavailable\n"));
+    for (full, told) in [
+        (Some("b"), ""),
+        (Some("d/b"), " (actual path: d/b)"),
+        (None, " (cannot determine actual path)"),
+    ] {
+        let mut out = String::new();
+        super::image(
+            &mut out,
+            &ImageInfo {
+                backing_filename: Some("b".to_owned()),
+                full_backing_filename: full.map(str::to_owned),
+                backing_filename_format: Some("raw".to_owned()),
+                ..image("x")
+            },
+        );
+        let end = format!("backing file: b{told}\nbacking file format: raw\n");
+        assert!(out.ends_with(&end), "{out}");
+    }
 }
 
 #[test]

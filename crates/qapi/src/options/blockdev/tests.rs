@@ -267,10 +267,7 @@ fn blockdev_values() {
     let BlockdevRef::Definition(child) = &quota.file else {
         panic!()
     };
-    assert_eq!(
-        child.child(),
-        Some(("image", &BlockdevRef::Reference("img".to_owned())))
-    );
+    assert_eq!(child.children(), [("image", Referred::Reference("img"))]);
     let BlockdevDriverOptions::Blkdebug(debug) = &child.variant else {
         panic!()
     };

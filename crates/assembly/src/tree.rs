@@ -1,0 +1,372 @@
+//! From a definition to nodes: a tree, as a node may have several children, each given by name or in place. An image
+//! may name its backing file, too.
+//!
+//! It is opened from the leaves up; of a node with a backing file the file first, because that says which one it is. What is defined
+//! in place inherits what it does not say itself (cache mode, read-only, discard...), as in QEMU. How deep it gets is
+//! not for the images to say: there is a bound, and no recursion over what they name.
+
+use std::collections::VecDeque;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use block::{BACKING, Graph, GraphError, Node, Registry, beside, drop_beside};
+use qapi::backing_name::{self, Source};
+use qapi::options::{BlockdevOptions, Referred};
+use qapi::{QmpError, os_text};
+
+use crate::definitions::{Definition, Within, inherit};
+use crate::nodes::{Children, Means, check, open};
+use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved};
+use crate::setup_error::SetupError;
+
+/// Longest chain of images, as a bound of what a header can make us open.
+pub const CHAIN_MAX: usize = 200;
+
+/// A node to be opened, with what is defined in it.
+#[derive(Debug)]
+struct Planned {
+    name: String,
+    options: BlockdevOptions,
+    /// Without what it inherits.
+    given: BlockdevOptions,
+    within: Option<Within>,
+    children: Vec<(&'static str, Below)>,
+}
+
+/// A child of it.
+#[derive(Debug)]
+enum Below {
+    Existing(Arc<Node>),
+    Defined(Box<Planned>),
+}
+
+/// Nodes that were made: those that are in no graph in the end are closed beside.
+#[derive(Debug, Default)]
+pub struct Made(pub Vec<Arc<Node>>);
+
+impl Drop for Made {
+    fn drop(&mut self) {
+        if !self.0.is_empty() {
+            drop_beside(std::mem::take(&mut self.0));
+        }
+    }
+}
+
+/// What was opened, and is in no graph yet.
+#[derive(Debug)]
+pub struct Opened {
+    /// The node that was defined.
+    pub root: Arc<Node>,
+    /// All that were made, with it.
+    pub made: Made,
+    /// How each was defined.
+    pub definitions: Vec<Definition>,
+    /// Their names.
+    pub reserved: Reserved,
+}
+
+/// Opens what `options` define. No lock is held meanwhile, and names are kept.
+///
+/// # Errors
+/// In QEMU's words; nothing of it is left then.
+pub async fn open_tree(
+    registry: &Registry,
+    means: Means<'_>,
+    names: &Names,
+    options: BlockdevOptions,
+    patience: &Patience,
+) -> Result<Opened, SetupError> {
+    let mut reserved = names.reserve();
+    let root = plan(&mut registry.graph(), &mut reserved, options, None, &[])?;
+    let mut opening = Opening {
+        registry,
+        means,
+        patience,
+        reserved,
+        made: Made::default(),
+        definitions: Vec::new(),
+        stack: vec![Frame::new(root, "")],
+    };
+    let root = loop {
+        match opening.step().await {
+            Ok(None) => {}
+            Ok(Some(root)) => break root,
+            Err(error) => return Err(opening.of_whom(error)),
+        }
+    };
+    Ok(Opened {
+        root,
+        made: opening.made,
+        definitions: opening.definitions,
+        reserved: opening.reserved,
+    })
+}
+
+/// Names all that is defined, and finds what is named. `above`: what it is defined in, from the top.
+fn plan(
+    graph: &mut Graph,
+    reserved: &mut Reserved,
+    mut options: BlockdevOptions,
+    within: Option<Within>,
+    above: &[&str],
+) -> Result<Planned, SetupError> {
+    check(&options.base)?;
+    let given = options.clone();
+    let name = match &options.base.node_name {
+        Some(name) => name.clone(),
+        None => graph.generate_name(),
+    };
+    if graph.contains(&name) || !reserved.add(&name) {
+        return Err(GraphError::Duplicate(name).into());
+    }
+    options.base.node_name = Some(name.clone());
+    let above: Vec<_> = above.iter().copied().chain([name.as_str()]).collect();
+    let mut children = Vec::new();
+    for (role, child) in given.children() {
+        let of_role = |error: SetupError| match role {
+            BACKING => error.in_backing_file(),
+            _ => error,
+        };
+        let below = match child {
+            Referred::Reference(child) if role == BACKING && above.contains(&child) => {
+                return Err(SetupError::new(format!(
+                    "Making '{child}' a {role} child of '{name}' would create a cycle"
+                )));
+            }
+            Referred::Reference(child) => {
+                let found = graph.get(child);
+                let none = |_| of_role(QmpError::cannot_find(child, child).into());
+                Below::Existing(found.map_err(none)?)
+            }
+            Referred::Definition(child) => {
+                let within = Within {
+                    whole: name.clone(),
+                    role,
+                };
+                let mut child = child.clone();
+                let said = child.clone();
+                inherit(&mut child.base, &options.base, role);
+                let planned = plan(graph, reserved, child, Some(within), &above);
+                let mut planned = planned.map_err(of_role)?;
+                planned.given = said;
+                Below::Defined(Box::new(planned))
+            }
+        };
+        children.push((role, below));
+    }
+    Ok(Planned {
+        name,
+        options,
+        given,
+        within,
+        children,
+    })
+}
+
+/// A node whose children are being opened.
+#[derive(Debug)]
+struct Frame {
+    name: String,
+    options: BlockdevOptions,
+    given: BlockdevOptions,
+    within: Option<Within>,
+    /// What it is to the one above it.
+    role: &'static str,
+    waiting: VecDeque<(&'static str, Below)>,
+    children: Children,
+    /// Its header is to be asked for its backing file.
+    asks: bool,
+}
+
+impl Frame {
+    fn new(planned: Planned, role: &'static str) -> Self {
+        Self {
+            asks: planned.options.leaves_backing_to_image(),
+            name: planned.name,
+            options: planned.options,
+            given: planned.given,
+            within: planned.within,
+            role,
+            waiting: planned.children.into(),
+            children: Children::default(),
+        }
+    }
+}
+
+/// Nodes on their way, from the top: each is being opened for the one before it.
+struct Opening<'a> {
+    registry: &'a Registry,
+    means: Means<'a>,
+    patience: &'a Patience,
+    /// Dropped before `made`, which closes nodes where nobody waits.
+    stack: Vec<Frame>,
+    reserved: Reserved,
+    made: Made,
+    definitions: Vec<Definition>,
+}
+
+impl Opening<'_> {
+    /// One step further: the root, when it is open.
+    async fn step(&mut self) -> Result<Option<Arc<Node>>, SetupError> {
+        let Some(frame) = self.stack.last_mut() else {
+            return Ok(None);
+        };
+        match frame.waiting.pop_front() {
+            Some((role, Below::Existing(node))) => {
+                frame.children.add(role, node);
+                self.check_chain()?;
+            }
+            Some((role, Below::Defined(planned))) => {
+                self.stack.push(Frame::new(*planned, role));
+                self.check_chain()?;
+            }
+            None if frame.asks => self.ask().await?,
+            None => return self.finish().await,
+        }
+        Ok(None)
+    }
+
+    /// Asks the header of an image for its backing file.
+    async fn ask(&mut self) -> Result<(), SetupError> {
+        let Some(frame) = self.stack.last_mut() else {
+            return Ok(());
+        };
+        frame.asks = false;
+        let Some(file) = frame.children.get("file") else {
+            return Ok(());
+        };
+        let name = frame.name.clone();
+        let image = file.storage().driver().info().filename;
+        let asked = async { Ok(qcow2::backing_of(file).await?) };
+        let asked = self.patience.wait(QUIET_TIME_MAX, &name, &image, asked);
+        let Some(named) = asked.await? else {
+            return Ok(());
+        };
+        let options = match backing_name::source(&image, &named.name, named.format.as_deref())? {
+            Source::Options(options) => *options,
+            Source::Path { path, driver } => {
+                let file = PathBuf::from(os_text::to_os(&path));
+                let looked = async {
+                    let looked = beside(move || is_device(&file));
+                    looked
+                        .await
+                        .map_err(|error| SetupError::new(error.to_string()))
+                };
+                let looked = self.patience.wait(QUIET_TIME_MAX, &name, &path, looked);
+                backing_name::of_path(path.clone(), driver, looked.await?)?
+            }
+        };
+        let within = Within {
+            whole: name,
+            role: BACKING,
+        };
+        let given = options.clone();
+        let mut options = options;
+        if let Some(frame) = self.stack.last_mut() {
+            inherit(&mut options.base, &frame.options.base, BACKING);
+            frame.children.named_by_image(named);
+        }
+        let above: Vec<_> = self.stack.iter().map(|frame| frame.name.as_str()).collect();
+        let planned = plan(
+            &mut self.registry.graph(),
+            &mut self.reserved,
+            options,
+            Some(within),
+            &above,
+        );
+        let mut planned = planned.map_err(SetupError::in_backing_file)?;
+        planned.given = given;
+        self.stack.push(Frame::new(planned, BACKING));
+        self.check_chain()
+    }
+
+    /// All below it is open: opens the node itself.
+    async fn finish(&mut self) -> Result<Option<Arc<Node>>, SetupError> {
+        let Some(frame) = self.stack.last_mut() else {
+            return Ok(None);
+        };
+        let children = std::mem::take(&mut frame.children);
+        let named = children.names();
+        let what = children.file_of(&frame.options);
+        let opened = open(&frame.name, frame.options.clone(), children, self.means);
+        let opened = self
+            .patience
+            .wait(QUIET_TIME_MAX, &frame.name, &what, opened);
+        let node = Node::new(&frame.name, opened.await?);
+        self.made.0.push(Arc::clone(&node));
+        let Some(frame) = self.stack.pop() else {
+            return Ok(None);
+        };
+        let definition = Definition::new(&frame.name, frame.given, named, frame.within);
+        self.definitions.push(definition);
+        match self.stack.last_mut() {
+            None => Ok(Some(node)),
+            Some(above) => {
+                above.children.add(frame.role, node);
+                self.check_chain()?;
+                Ok(None)
+            }
+        }
+    }
+
+    /// After what was just added to the uppermost one: no image is its own backing file, and the chain has a bound.
+    fn check_chain(&self) -> Result<(), SetupError> {
+        let images = self.stack.iter().filter(|frame| frame.role == BACKING);
+        let last = self.stack.last();
+        let below = last.and_then(|frame| frame.children.get(BACKING));
+        let below = below.map_or(0, |node| node.chain().take(CHAIN_MAX + 1).count());
+        if images.count() + below > CHAIN_MAX {
+            return Err(too_deep(self.stack.first().map_or("", |root| &root.name)));
+        }
+        let Some(file) = last.and_then(|frame| frame.children.get("file")) else {
+            return Ok(());
+        };
+        let (image, backed) = (file.image(), self.stack.iter().rev().skip(1));
+        // Of what is defined in place without a backing file in between one is not behind the other.
+        let mut is_behind = last.is_some_and(|frame| frame.role == BACKING);
+        for frame in backed {
+            let other = frame.children.get("file").map(|file| file.image());
+            let is_same = |other: &block::Image| {
+                !other.object().is_empty() && other.object() == image.object()
+            };
+            if is_behind && other.as_ref().is_some_and(is_same) {
+                let file = file.storage().driver().info().filename;
+                return Err(SetupError::new(format!(
+                    "Image '{file}' would be its own backing file"
+                )));
+            }
+            is_behind |= frame.role == BACKING;
+        }
+        Ok(())
+    }
+
+    /// Says of an error behind how many images it is, and of which file, if it does not say so itself.
+    fn of_whom(&self, mut error: SetupError) -> SetupError {
+        let behind = self.stack.iter().filter(|frame| frame.role == BACKING);
+        let file = self
+            .stack
+            .last()
+            .and_then(|frame| frame.children.get("file"));
+        let file = file.map(|file| file.storage().driver().info().filename);
+        if behind.clone().count() > 0
+            && error.hint.is_none()
+            && let Some(file) = file.filter(|file| !error.desc.contains(file))
+        {
+            error.hint = Some(format!("The backing file is '{file}'"));
+        }
+        behind.fold(error, |error, _| error.in_backing_file())
+    }
+}
+
+/// The chain below a node is longer than anybody needs.
+pub fn too_deep(name: &str) -> SetupError {
+    SetupError::new(format!(
+        "The backing chain of node '{name}' is longer than {CHAIN_MAX} images"
+    ))
+}
+
+fn is_device(path: &std::path::Path) -> bool {
+    use std::os::unix::fs::FileTypeExt;
+    // What is not there is told by whoever opens it.
+    std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}

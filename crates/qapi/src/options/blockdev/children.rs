@@ -1,0 +1,88 @@
+//! What the options of a node say of the nodes below it.
+
+use super::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull};
+
+impl BlockdevOptions {
+    /// The children that the options name, in the order in which they are opened, and what they are to the node
+    /// (`file`, `backing`, `image`).
+    pub fn children(&self) -> Vec<(&'static str, Referred<'_>)> {
+        match &self.variant {
+            BlockdevDriverOptions::File(_)
+            | BlockdevDriverOptions::HostDevice(_)
+            | BlockdevDriverOptions::NullCo(_)
+            | BlockdevDriverOptions::NullAio(_) => Vec::new(),
+            BlockdevDriverOptions::Raw(options) => vec![("file", options.file.referred())],
+            BlockdevDriverOptions::Qcow2(options) => {
+                let backing = options
+                    .backing
+                    .as_ref()
+                    .and_then(BlockdevRefOrNull::referred);
+                let backing = backing.map(|backing| (BACKING, backing));
+                let file = ("file", options.file.referred());
+                std::iter::once(file).chain(backing).collect()
+            }
+            BlockdevDriverOptions::Throttle(options) => vec![("file", options.file.referred())],
+            BlockdevDriverOptions::Quota(options) => vec![("file", options.file.referred())],
+            BlockdevDriverOptions::Blkdebug(options) => vec![("image", options.image.referred())],
+        }
+    }
+
+    /// Child `role`, one of [`Self::children`], is the node `name` from now on.
+    pub fn set_child(&mut self, role: &str, name: &str) {
+        let name = name.to_owned();
+        let child = match &mut self.variant {
+            BlockdevDriverOptions::File(_)
+            | BlockdevDriverOptions::HostDevice(_)
+            | BlockdevDriverOptions::NullCo(_)
+            | BlockdevDriverOptions::NullAio(_) => return,
+            BlockdevDriverOptions::Qcow2(options) if role == BACKING => {
+                options.backing = Some(BlockdevRefOrNull::Reference(name));
+                return;
+            }
+            BlockdevDriverOptions::Raw(options) => &mut options.file,
+            BlockdevDriverOptions::Qcow2(options) => &mut options.file,
+            BlockdevDriverOptions::Throttle(options) => &mut options.file,
+            BlockdevDriverOptions::Quota(options) => &mut options.file,
+            BlockdevDriverOptions::Blkdebug(options) => &mut options.image,
+        };
+        *child = BlockdevRef::Reference(name);
+    }
+
+    /// Whether the driver has a child [`BACKING`] that the options say nothing of: the image says which one it is.
+    pub fn leaves_backing_to_image(&self) -> bool {
+        matches!(&self.variant, BlockdevDriverOptions::Qcow2(options) if options.backing.is_none())
+    }
+}
+
+/// What the child is called that is read where an image has nothing of its own.
+pub const BACKING: &str = "backing";
+
+/// A child, as the options name it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Referred<'a> {
+    /// The name of an existing node.
+    Reference(&'a str),
+    /// A new node.
+    Definition(&'a BlockdevOptions),
+}
+
+impl BlockdevRef {
+    fn referred(&self) -> Referred<'_> {
+        match self {
+            Self::Reference(name) => Referred::Reference(name),
+            Self::Definition(options) => Referred::Definition(options),
+        }
+    }
+}
+
+impl BlockdevRefOrNull {
+    /// As with QEMU no name at all is none, too.
+    fn referred(&self) -> Option<Referred<'_>> {
+        match self {
+            Self::Reference(name) if name.is_empty() => None,
+            Self::Reference(name) => Some(Referred::Reference(name)),
+            Self::Definition(options) => Some(Referred::Definition(options)),
+            Self::Null => None,
+        }
+    }
+}
