@@ -1,5 +1,6 @@
-//! What is where, as `qemu-img map` tells it. Backing files are not looked at.
+//! What is where, as `qemu-img map` tells it, in one image: whoever has the backing file asks it, too.
 
+use std::collections::VecDeque;
 use std::io;
 
 use crate::format::EntryError;
@@ -108,33 +109,78 @@ impl<'a> Merger<'a> {
 /// # Errors
 /// If the storage fails, or a table is corrupt.
 pub fn map(image: &Image<'_>, tell: &mut dyn FnMut(Extent)) -> Result<(), MapError> {
-    let mut mapper = Mapper {
-        image,
-        geometry: image.header.geometry,
-        holes: !image.header.features.has_external_data() && has_preallocated_metadata(image)?,
-        merger: Merger::new(tell),
-    };
-    let header = &image.header;
-    let needed = mapper.geometry.l1_entries_for(header.size);
-    // The header has as many, and not more than 2^22.
-    let bytes = usize::try_from(needed).unwrap_or(0) * l1::ENTRY_BYTES;
-    let table = read_table(image.storage, header.l1_offset.0, bytes)?;
-    for (word, index) in table.as_chunks().0.iter().zip(0..) {
-        mapper.l2_table(L1Entry(u64::from_be_bytes(*word)), index)?;
+    let mut walk = Walk::new(image)?;
+    let mut merger = Merger::new(tell);
+    while let Some(extent) = walk.next()? {
+        merger.add(extent);
     }
-    mapper.merger.finish();
+    merger.finish();
     Ok(())
 }
 
-struct Mapper<'a> {
+/// What is where, one piece after the other, from the beginning of the disk to its end.
+pub struct Walk<'a> {
     image: &'a Image<'a>,
     geometry: Geometry,
     /// What is stored may lie in holes of the file.
     holes: bool,
-    merger: Merger<'a>,
+    /// The L1 table, and how many of its entries have been looked at.
+    l1: Vec<u8>,
+    looked: usize,
+    found: VecDeque<Extent>,
 }
 
-impl Mapper<'_> {
+impl std::fmt::Debug for Walk<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Walk")
+            .field("looked", &self.looked)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'a> Walk<'a> {
+    /// Reads the L1 table.
+    ///
+    /// # Errors
+    /// If the storage fails.
+    pub fn new(image: &'a Image<'a>) -> Result<Self, MapError> {
+        let header = &image.header;
+        let geometry = header.geometry;
+        let needed = geometry.l1_entries_for(header.size);
+        // The header has as many, and not more than 2^22.
+        let bytes = usize::try_from(needed).unwrap_or(0) * l1::ENTRY_BYTES;
+        Ok(Self {
+            image,
+            geometry,
+            holes: !header.features.has_external_data() && has_preallocated_metadata(image)?,
+            l1: read_table(image.storage, header.l1_offset.0, bytes)?,
+            looked: 0,
+            found: VecDeque::new(),
+        })
+    }
+
+    /// The next piece; neighbours may be alike.
+    ///
+    /// # Errors
+    /// If the storage fails, or a table is corrupt.
+    #[expect(
+        clippy::should_implement_trait,
+        reason = "it ends with its first error"
+    )]
+    pub fn next(&mut self) -> Result<Option<Extent>, MapError> {
+        loop {
+            if let Some(extent) = self.found.pop_front() {
+                return Ok(Some(extent));
+            }
+            let Some(word) = self.l1.as_chunks().0.get(self.looked) else {
+                return Ok(None);
+            };
+            let (entry, index) = (L1Entry(u64::from_be_bytes(*word)), self.looked as u64);
+            self.looked += 1;
+            self.l2_table(entry, index)?;
+        }
+    }
+
     fn l2_table(&mut self, entry: L1Entry, index: u64) -> Result<(), MapError> {
         let geometry = self.geometry;
         let start = index.saturating_mul(geometry.l2_coverage());
@@ -220,9 +266,19 @@ impl Mapper<'_> {
         };
         match offset {
             Some(offset) if data && self.holes => self.with_holes(extent, offset)?,
-            _ => self.merger.add(extent),
+            _ => self.put(extent),
         }
         Ok(())
+    }
+
+    fn put(&mut self, extent: Extent) {
+        let alike = self
+            .found
+            .back_mut()
+            .is_some_and(|last| last.append(&extent));
+        if !alike && extent.length > 0 {
+            self.found.push_back(extent);
+        }
     }
 
     fn with_holes(&mut self, whole: Extent, offset: u64) -> Result<(), MapError> {
@@ -230,7 +286,7 @@ impl Mapper<'_> {
         while done < whole.length {
             let (length, zero) = next_run(self.image.storage, offset + done)?;
             let length = length.min(whole.length - done);
-            self.merger.add(Extent {
+            self.put(Extent {
                 start: whole.start + done,
                 length,
                 zero,

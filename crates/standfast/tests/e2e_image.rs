@@ -266,6 +266,80 @@ fn other_images() {
     assert_eq!(standfast(&["check", &place("none")]).status.code(), Some(1));
 }
 
+/// Chains as qemu-img shows them: bases shorter and longer than what is above, by all kinds of names.
+#[test]
+fn chains() {
+    let directory = tempfile::tempdir().unwrap();
+    let place = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::create_dir(place("sub")).unwrap();
+    let base = place("base.img");
+    made("qemu-img", &["create", "-q", "-f", "raw", &base, "1M"]);
+    made(
+        "qemu-io",
+        &["-f", "raw", "-c", "write -P 1 64k 320k", &base],
+    );
+    let overlay = |name: &str, backing: &str, format: &str, size: &str, writes: &[&str]| {
+        let path = place(name);
+        let create = [
+            "create",
+            "-q",
+            "-u",
+            "-f",
+            "qcow2",
+            "-o",
+            "cluster_size=16k,extended_l2=on",
+        ];
+        let backing = ["-b", backing, "-F", format, &path, size];
+        made("qemu-img", &[&create[..], &backing[..]].concat());
+        for write in writes {
+            made("qemu-io", &["-f", "qcow2", "-c", write, &path]);
+        }
+        path
+    };
+    let writes = [
+        "write -P 2 100k 5k",
+        "write -z 200k 30k",
+        "write -P 3 1900k 1k",
+    ];
+    let mid = overlay("mid", "base.img", "raw", "2M", &writes);
+    let long = ["write -P 4 0 1k", "write -P 4 101k 1k", "discard 300k 40k"];
+    let tops = [
+        overlay("sub/top", "../mid", "qcow2", "3M", &long),
+        overlay("short", "mid", "qcow2", "512k", &["write -P 5 400k 100k"]),
+        overlay("absolute", &mid, "qcow2", "2M", &[]),
+        overlay("protocol", &format!("file:{mid}"), "qcow2", "2M", &[]),
+        overlay("file", "base.img", "file", "2M", &[]),
+        overlay(
+            "described",
+            &format!(r#"json:{{"driver":"qcow2","file":{{"driver":"file","filename":"{mid}"}}}}"#),
+            "qcow2",
+            "2M",
+            &["write -P 6 1M 1M"],
+        ),
+    ];
+    for top in &tops {
+        same_as_json(&["info", "--backing-chain"], top);
+        same_as_json(&["map"], top);
+        for args in [&["info", "--backing-chain", top][..], &["map", top]] {
+            let peer = run("qemu-img", args);
+            assert_eq!(text(&standfast(args)), text(&peer), "{args:?}");
+        }
+    }
+    let around = overlay("around", "./around", "qcow2", "1M", &[]);
+    let gone = overlay("gone", "none", "raw", "1M", &[]);
+    for args in [["info", "--backing-chain"], ["map", "-U"]] {
+        for (name, words) in [
+            (&around, "creates an infinite loop."),
+            (&gone, "No such file or directory"),
+        ] {
+            let refused = standfast(&[&args[..], &[name.as_str()]].concat());
+            assert_eq!(refused.status.code(), Some(1), "{name}");
+            let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+            assert!(said.contains(words), "{said}");
+        }
+    }
+}
+
 fn same_as_json(args: &[&str], name: &str) {
     let all = [args, &["--output", "json", name]].concat();
     let (peer, ours) = (run("qemu-img", &all), standfast(&all));

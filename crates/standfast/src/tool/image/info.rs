@@ -13,6 +13,33 @@ use crate::tool::size::significant;
 
 /// What the image is, as text.
 pub fn show(opened: &Opened, output: Output) -> Result<String, ImageError> {
+    let (size, info) = look(opened)?;
+    match output {
+        Output::Json => Ok(format!("{:#}\n", object(opened, size, info.as_ref()))),
+        Output::Human => Ok(human(opened, size, info.as_ref())),
+    }
+}
+
+/// The same of all images of a chain.
+pub fn show_all(chain: &[Opened], output: Output) -> Result<String, ImageError> {
+    match output {
+        Output::Human => {
+            let all: Result<Vec<_>, _> = chain.iter().map(|one| show(one, output)).collect();
+            Ok(all?.join("\n"))
+        }
+        Output::Json => {
+            let one = |opened| {
+                let (size, info) = look(opened)?;
+                Ok(object(opened, size, info.as_ref()))
+            };
+            let all: Result<Vec<Value>, ImageError> = chain.iter().map(one).collect();
+            Ok(format!("{:#}\n", Value::from(all?)))
+        }
+    }
+}
+
+/// How long the disk is, and what else is known of it.
+fn look(opened: &Opened) -> Result<(u64, Option<Info>), ImageError> {
     let info = match opened.format {
         Format::Raw => None,
         Format::Qcow2 => {
@@ -30,17 +57,14 @@ pub fn show(opened: &Opened, output: Output) -> Result<String, ImageError> {
                 .next_multiple_of(512)
         }
     };
-    match output {
-        Output::Json => Ok(format!("{:#}\n", object(opened, size, info.as_ref()))),
-        Output::Human => Ok(human(opened, size, info.as_ref())),
-    }
+    Ok((size, info))
 }
 
 /// The members and their values are QEMU's `ImageInfo`.
 fn object(opened: &Opened, size: u64, info: Option<&Info>) -> Value {
     let mut all = json!({
         "filename": opened.name,
-        "format": opened.format.name(),
+        "format": opened.driver,
         "dirty-flag": info.is_some_and(|info| info.dirty),
         "virtual-size": size,
     });
@@ -163,7 +187,7 @@ fn human(opened: &Opened, size: u64, info: Option<&Info>) -> String {
     let mut all = format!(
         "image: {}\nfile format: {}\nvirtual size: {} ({size} bytes)\ndisk size: {}\n",
         opened.name,
-        opened.format.name(),
+        opened.driver,
         significant(size),
         disk.map_or_else(|| "unavailable".to_owned(), significant),
     );

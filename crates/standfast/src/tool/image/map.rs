@@ -2,85 +2,80 @@
 
 use std::io::{self, BufWriter, Write};
 
-use qcow2::map::{Extent, Merger, map, next_run};
-use qcow2::{Image, ReadAt};
+use qcow2::Image;
+use qcow2::map::Extent;
 
+use super::layers::{Layer, map};
 use super::opened::{Format, ImageError, Opened, Output};
 
-/// Prints what is where, as it is found.
-pub fn show(opened: &Opened, output: Output) -> Result<(), ImageError> {
-    let image = match opened.format {
-        Format::Raw => None,
-        Format::Qcow2 => Some(opened.qcow2()?),
-    };
-    let info = image.as_ref().map(qcow2::info::info).transpose();
-    let info = info.map_err(|error| opened.failed(error))?;
-    let file = match info.and_then(|info| info.data_file) {
-        Some(name) => opened.beside(&name),
-        None => opened.name.clone(),
-    };
+/// Prints what is where in a chain, as it is found.
+pub fn show(chain: &[Opened], output: Output) -> Result<(), ImageError> {
+    let mut images = Vec::with_capacity(chain.len());
+    let mut files = Vec::with_capacity(chain.len());
+    for opened in chain {
+        let image = match opened.format {
+            Format::Raw => None,
+            Format::Qcow2 => Some(opened.qcow2()?),
+        };
+        let info = image.as_ref().map(qcow2::info::info).transpose();
+        let info = info.map_err(|error| opened.failed(error))?;
+        files.push(match info.and_then(|info| info.data_file) {
+            Some(name) => opened.beside(&name),
+            None => opened.name.clone(),
+        });
+        images.push(image);
+    }
+    let mut layers = Vec::with_capacity(chain.len());
+    for (opened, image) in chain.iter().zip(&images) {
+        let layer = match image {
+            Some(image) => Layer::qcow2(image).map_err(|error| opened.failed(error))?,
+            None => Layer::raw(&opened.file).map_err(|error| opened.failed(error))?,
+        };
+        layers.push(layer);
+    }
     let mut table = Printer {
         out: BufWriter::new(io::stdout().lock()),
         output,
-        file,
+        files,
         first: true,
         failed: None,
     };
-    let encrypted = image.as_ref().is_some_and(Image::is_encrypted);
-    let mut tell = |extent: Extent| {
+    let is_encrypted = |image: &Option<Image<'_>>| image.as_ref().is_some_and(Image::is_encrypted);
+    let encrypted: Vec<_> = images.iter().map(is_encrypted).collect();
+    let mut tell = |depth: usize, extent: Extent| {
         // What is there is not what is read.
-        let offset = extent.offset.filter(|_| !encrypted);
-        table.row(Extent { offset, ..extent });
+        let is_plain = encrypted.get(depth) != Some(&true);
+        let offset = extent.offset.filter(|_| is_plain);
+        table.row(depth, Extent { offset, ..extent });
     };
-    match &image {
-        Some(image) => map(image, &mut tell).map_err(|error| opened.failed(error))?,
-        None => raw(&opened.file, &mut tell).map_err(|error| opened.failed(error))?,
-    }
+    map(&mut layers, &mut tell).map_err(|error| match chain.get(error.depth) {
+        Some(opened) => opened.failed(error.reason),
+        None => ImageError::Loop(error.reason),
+    })?;
     table.finish()
-}
-
-fn raw(file: &dyn ReadAt, tell: &mut dyn FnMut(Extent)) -> io::Result<()> {
-    let size = file.length()?.next_multiple_of(512);
-    let mut merger = Merger::new(tell);
-    let mut start = 0;
-    while start < size {
-        let (length, zero) = next_run(file, start)?;
-        let length = length.min(size - start);
-        merger.add(Extent {
-            start,
-            length,
-            present: true,
-            zero,
-            data: !zero,
-            offset: Some(start),
-        });
-        start += length;
-    }
-    merger.finish();
-    Ok(())
 }
 
 struct Printer<W: Write> {
     out: W,
     output: Output,
-    /// Where what is stored is.
-    file: String,
+    /// Where what is stored is, by depth.
+    files: Vec<String>,
     first: bool,
     failed: Option<ImageError>,
 }
 
 impl<W: Write> Printer<W> {
-    fn row(&mut self, extent: Extent) {
+    fn row(&mut self, depth: usize, extent: Extent) {
         if self.failed.is_none() {
             let row = match self.output {
-                Output::Json => self.json(&extent),
-                Output::Human => self.human(&extent),
+                Output::Json => self.json(depth, &extent),
+                Output::Human => self.human(depth, &extent),
             };
             self.failed = row.err();
         }
     }
 
-    fn json(&mut self, extent: &Extent) -> Result<(), ImageError> {
+    fn json(&mut self, depth: usize, extent: &Extent) -> Result<(), ImageError> {
         let begin = if self.first { "[" } else { ",\n" };
         self.first = false;
         let Extent {
@@ -93,7 +88,7 @@ impl<W: Write> Printer<W> {
         } = extent;
         write!(
             self.out,
-            "{begin}{{ \"start\": {start}, \"length\": {length}, \"depth\": 0, \"present\": {present}, \
+            "{begin}{{ \"start\": {start}, \"length\": {length}, \"depth\": {depth}, \"present\": {present}, \
              \"zero\": {zero}, \"data\": {data}"
         )?;
         if let Some(offset) = offset {
@@ -102,14 +97,15 @@ impl<W: Write> Printer<W> {
         Ok(write!(self.out, "}}")?)
     }
 
-    fn human(&mut self, extent: &Extent) -> Result<(), ImageError> {
+    fn human(&mut self, depth: usize, extent: &Extent) -> Result<(), ImageError> {
         self.header()?;
         if !extent.data || extent.zero {
             return Ok(());
         }
         let offset = extent.offset.ok_or(ImageError::NotPlain)?;
         let (start, length) = (hexadecimal(extent.start), hexadecimal(extent.length));
-        let (offset, file) = (hexadecimal(offset), &self.file);
+        let offset = hexadecimal(offset);
+        let file = self.files.get(depth).map_or("", String::as_str);
         Ok(writeln!(
             self.out,
             "{start:<16}{length:<16}{offset:<16}{file}"

@@ -4,6 +4,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use qapi::backing_name;
 use qcow2::format::header::MAGIC;
 use qcow2::{Image, OpenError, ReadAt};
 
@@ -13,7 +14,7 @@ use super::file::{ImageFile, Wanted};
 pub const EXIT_FAILED: u8 = 1;
 
 /// Which image, and how what is found is printed.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub struct ImageFileOptions {
     /// The image
     pub file: PathBuf,
@@ -70,6 +71,9 @@ pub enum ImageError {
         /// Why not.
         reason: String,
     },
+    /// It is behind itself.
+    #[error("Backing file '{0}' creates an infinite loop.")]
+    Loop(String),
     /// Raw images have no tables.
     #[error("This image format does not support checks")]
     NoCheck,
@@ -100,6 +104,8 @@ pub struct Opened {
     pub name: String,
     pub file: ImageFile,
     pub format: Format,
+    /// What its format is called.
+    pub driver: &'static str,
 }
 
 impl Opened {
@@ -120,7 +126,12 @@ impl Opened {
                 }
             }
         };
-        Ok(Self { name, file, format })
+        Ok(Self {
+            name,
+            file,
+            format,
+            driver: format.name(),
+        })
     }
 
     pub fn qcow2(&self) -> Result<Image<'_>, ImageError> {
@@ -143,14 +154,7 @@ impl Opened {
 
     /// A name that the image gives: it counts from where the image is.
     pub fn beside(&self, name: &str) -> String {
-        let is_protocol = |(protocol, _): (&str, &str)| !protocol.contains('/');
-        if name.starts_with('/') || name.split_once(':').is_some_and(is_protocol) {
-            return name.to_owned();
-        }
-        match self.name.rsplit_once('/') {
-            Some((directory, _)) => format!("{directory}/{name}"),
-            None => name.to_owned(),
-        }
+        backing_name::full(&self.name, name).unwrap_or_else(|| name.to_owned())
     }
 }
 
