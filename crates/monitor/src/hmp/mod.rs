@@ -3,6 +3,7 @@
 
 mod help;
 mod line;
+mod snapshots;
 mod text;
 
 use qapi::command::{

@@ -9,6 +9,8 @@ use qapi::types::{
     RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
+use super::snapshots;
+
 /// Printing to a string cannot fail.
 macro_rules! print {
     ($out:expr, $($args:tt)*) => {{ let _ = write!($out, $($args)*); }};
@@ -250,6 +252,10 @@ fn image(out: &mut String, info: &ImageInfo) {
             print!(out, "backing file format: {format}\n");
         }
     }
+    if let Some(list) = &info.snapshots {
+        out.push_str("Snapshot list:\n");
+        snapshots::list(out, list);
+    }
     match &info.format_specific {
         Some(ImageInfoSpecific::File(specific)) => {
             if let Some(hint) = specific.extent_size_hint {
@@ -302,7 +308,7 @@ fn qcow2(out: &mut String, specific: &ImageInfoSpecificQcow2) {
 }
 
 /// Three significant digits and a unit, in powers of 1024; the next unit from 1000 on.
-fn human_size(bytes: u64) -> String {
+pub(super) fn human_size(bytes: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
     let mut unit = 0;
     while unit + 1 < units.len() && u128::from(bytes) >= 1000u128 << (10 * unit) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use block::Node;
 use standfast_qcow2::check::{Limits, Problem, check};
-use standfast_qcow2::{CacheSizes, Discards, Image, Qcow2, Qcow2Options};
+use standfast_qcow2::{CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
 use sweep::{Finding, Format, Value};
 
 use crate::images::{Filled, content, make};
@@ -87,6 +87,14 @@ impl Kind {
             no_unref: true,
             discards: Discards::default(),
             ..self
+        }
+    }
+
+    /// Writes are compared with tables of snapshots, too, which have to be read for that.
+    fn overlap(&self) -> OverlapCheck {
+        match self.filled {
+            Filled::Snapshots => OverlapCheck::ALL,
+            _ => OverlapCheck::default(),
         }
     }
 
@@ -178,6 +186,7 @@ impl Format for Kind {
             caches: self.caches,
             discard: true,
             discards: self.discards,
+            overlap: self.overlap(),
             discard_no_unref: self.no_unref,
             ..Qcow2Options::new("qcow2", file)
         }));

@@ -54,6 +54,14 @@ fn none_is_told_of_compressed_clusters() {
     );
 }
 
+#[test]
+fn none_is_told_of_snapshots() {
+    told(
+        &Kind::new("cluster_size=4k", 8).filled(Filled::Snapshots),
+        false,
+    );
+}
+
 /// A request that is tried a thousand times leaks nothing.
 #[test]
 fn retried_a_thousand_times() {
@@ -61,6 +69,7 @@ fn retried_a_thousand_times() {
         Kind::new("cluster_size=512,refcount_bits=64", 1),
         Kind::new("cluster_size=4k", 8),
         Kind::new("cluster_size=16k,extended_l2=on", 32),
+        Kind::new("cluster_size=4k", 8).filled(Filled::Snapshots),
     ] {
         let totals = retried_often(&kind);
         let totals = totals.unwrap_or_else(|found| panic!("{found}"));
