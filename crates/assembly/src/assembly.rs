@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
 use monitor::{ChardevObject, Descriptors};
-use qapi::command::BlockdevCreateFile;
+use qapi::command::BlockdevCreateVariant;
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
@@ -291,12 +291,12 @@ impl monitor::Graph for Assembly {
         Box::pin(async move { Ok(Self::delete_export(self, &id, hard).await?) })
     }
 
-    fn create_file(
+    fn create_image(
         &self,
-        options: BlockdevCreateFile,
+        options: BlockdevCreateVariant,
         cancelled: Arc<AtomicBool>,
     ) -> BoxFuture<'_, Result<(), QmpError>> {
-        Box::pin(async { Ok(create::file(&self.descriptors, options, cancelled).await?) })
+        Box::pin(async { Ok(create::image(self, options, cancelled).await?) })
     }
 
     fn set_iothread(

@@ -19,6 +19,7 @@ pub struct Settled(#[expect(dead_code, reason = "held for its drop")] Vec<Draine
 
 /// Freezes all, ends the link to the VMM, and waits for what is in flight.
 pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled {
+    registry.jobs().give_up();
     let control = registry.control();
     control
         .call(move |state, wiring| state.shutdown(reason, wiring))

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use block::BoxFuture;
 use qapi::QmpError;
-use qapi::command::BlockdevCreateFile;
+use qapi::command::BlockdevCreateVariant;
 use qapi::options::{BlockdevOptions, ExportOptions};
 
 /// Everything that makes and unmakes nodes and exports. Options have been checked by themselves. The errors
@@ -42,14 +42,13 @@ pub trait Graph: Send + Sync + fmt::Debug {
     /// If there is no such export, or it has a client.
     fn delete_export(&self, id: String, hard: bool) -> BoxFuture<'_, Result<(), QmpError>>;
 
-    /// `blockdev-create` of driver `file`: as long as the storage takes. `cancelled` becomes true when nobody
-    /// wants it any more.
+    /// `blockdev-create`: as long as the storage takes. `cancelled` becomes true when nobody wants it any more.
     ///
     /// # Errors
     /// If it cannot be made, or somebody uses what is there.
-    fn create_file(
+    fn create_image(
         &self,
-        options: BlockdevCreateFile,
+        options: BlockdevCreateVariant,
         cancelled: Arc<AtomicBool>,
     ) -> BoxFuture<'_, Result<(), QmpError>>;
 

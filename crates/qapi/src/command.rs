@@ -8,9 +8,9 @@ pub use chardev::{AddFd, ChardevId, DataFormat, FdName, RemoveFd, RingbufRead, R
 pub use job::{
     Abort, AbortWrapper, BlockJobCancel, BlockJobId, BlockJobSetSpeed, BlockdevCreate,
     BlockdevCreateBase, BlockdevCreateDriver, BlockdevCreateFile, BlockdevCreateNothing,
-    BlockdevCreateOptions, BlockdevCreateVariant, CompletionMode, JobId, PreallocMode, Transaction,
-    TransactionAction, TransactionActionBase, TransactionActionKind, TransactionActionVariant,
-    TransactionProperties,
+    BlockdevCreateOptions, BlockdevCreateQcow2, BlockdevCreateVariant, BlockdevQcow2Version,
+    CompletionMode, JobId, PreallocMode, Qcow2CompressionType, Transaction, TransactionAction,
+    TransactionActionBase, TransactionActionKind, TransactionActionVariant, TransactionProperties,
 };
 pub use object::{QomGet, QomList, QomListProperties, QomListTypes, QomSet};
 

@@ -126,6 +126,13 @@ impl Jobs {
         Ok(())
     }
 
+    /// The daemon ends: nobody wants any of it any more. They end when their work sees that.
+    pub fn give_up(&self) {
+        for job in &*self.jobs.lock() {
+            job.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// All there are.
     pub fn infos(&self) -> Vec<JobInfo> {
         let jobs = self.jobs.lock();

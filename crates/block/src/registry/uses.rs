@@ -45,13 +45,38 @@ impl Registry {
         node: &str,
         access: Access,
     ) -> Result<Lease, RegistryError> {
+        self.begin_use_by(|node| Child::root(id, node), node, access)
+            .await
+    }
+
+    /// A job uses a node, as its `role`, until its edge goes and [`Self::end_use`] is told. Whoever has it lets go of
+    /// the claim, so that others change what hangs together with the node.
+    ///
+    /// # Errors
+    /// As [`Self::begin_use`].
+    pub async fn begin_job(
+        &self,
+        role: &'static str,
+        node: &str,
+        access: Access,
+    ) -> Result<Lease, RegistryError> {
+        self.begin_use_by(|node| Child::new(User::Unnamed, role, node), node, access)
+            .await
+    }
+
+    async fn begin_use_by(
+        &self,
+        edge: impl FnOnce(Arc<Node>) -> Child,
+        node: &str,
+        access: Access,
+    ) -> Result<Lease, RegistryError> {
         let find = || Ok([self.node(node)?]);
         let Claimed {
             claim,
             found: [node],
             nodes,
         } = self.claim_found(find, &[]).await?;
-        let root = Child::root(id, Arc::clone(&node));
+        let root = edge(Arc::clone(&node));
         let mut plan = Plan::of(&nodes);
         plan.set(
             &node,

@@ -28,16 +28,20 @@ pub(crate) async fn blockdev_create(
     arguments: BlockdevCreate,
 ) -> Result<Empty, QmpError> {
     let BlockdevCreate { job_id, options } = arguments;
-    let BlockdevCreateVariant::File(file) = options.variant else {
+    let image = options.variant;
+    if !matches!(
+        image,
+        BlockdevCreateVariant::File(_) | BlockdevCreateVariant::Qcow2(_)
+    ) {
         let desc = "Driver does not support blockdev-create";
         return Err(QmpError::generic(desc));
-    };
+    }
     let jobs = context.registry.jobs();
     let job = jobs.begin(&job_id, id::is_wellformed(&job_id), "create");
     let job = job.map_err(refused)?;
     let graph = Arc::clone(&context.graph);
     tokio::spawn(async move {
-        let made = graph.create_file(file, job.cancelled()).await;
+        let made = graph.create_image(image, job.cancelled()).await;
         job.end(made.map_err(|error| error.desc));
     });
     told(context).await

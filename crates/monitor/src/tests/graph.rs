@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use block::{BoxFuture, HoldScope, Registry};
 use qapi::QmpError;
-use qapi::command::BlockdevCreateFile;
+use qapi::command::BlockdevCreateVariant;
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::json;
 
@@ -68,13 +68,13 @@ impl Graph for FakeGraph {
         self.ask(&id, format!("end {id} hard={hard}"))
     }
 
-    fn create_file(
+    fn create_image(
         &self,
-        options: BlockdevCreateFile,
+        options: BlockdevCreateVariant,
         _: Arc<AtomicBool>,
     ) -> BoxFuture<'_, Result<(), QmpError>> {
-        let name = options.filename;
-        self.ask(&name, format!("create {name}"))
+        let name = options.kind().name();
+        self.ask(name, format!("create {name}"))
     }
 
     fn set_iothread(

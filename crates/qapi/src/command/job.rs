@@ -2,6 +2,7 @@
 
 use crate::Size;
 use crate::de::flat_union;
+use crate::options::{BlockdevDriver, BlockdevRef};
 use serde::{Deserialize, Serialize};
 
 /// Arguments of `blockdev-create`.
@@ -25,6 +26,8 @@ flat_union! {
     pub enum BlockdevCreateVariant {
         /// A file.
         File("file", BlockdevCreateFile),
+        /// An image on a node.
+        Qcow2("qcow2", BlockdevCreateQcow2),
         /// A device is there or not.
         HostDevice("host_device", BlockdevCreateNothing),
         /// What is below it is made by others.
@@ -68,6 +71,71 @@ pub struct BlockdevCreateFile {
     /// likes. Default: 1 MiB.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extent_size_hint: Option<Size>,
+}
+
+/// A qcow2 image to be made.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BlockdevCreateQcow2 {
+    /// The node that is to have it. What is there is overwritten.
+    pub file: BlockdevRef,
+    /// The node that is to have the data of the disk. Default: the image itself.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<BlockdevRef>,
+    /// Whether the data file is a raw image of its own at any time. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file_raw: Option<bool>,
+    /// Whether clusters have subclusters. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extended_l2: Option<bool>,
+    /// The length of the disk in bytes: a multiple of 512.
+    pub size: Size,
+    /// The version of the format. Default: v3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub version: Option<BlockdevQcow2Version>,
+    /// The name of the backing file, as it is written into the image. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_file: Option<String>,
+    /// Its format.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backing_fmt: Option<BlockdevDriver>,
+    /// Bytes of a cluster. Default: 64 KiB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_size: Option<Size>,
+    /// How its space is made. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preallocation: Option<PreallocMode>,
+    /// Whether refcounts may be written late. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lazy_refcounts: Option<bool>,
+    /// Bits of a refcount. Default: 16.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refcount_bits: Option<i64>,
+    /// How compressed clusters are compressed. Default: zlib.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub compression_type: Option<Qcow2CompressionType>,
+}
+
+/// Versions of the format.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BlockdevQcow2Version {
+    /// That of QEMU before 1.1.
+    V2,
+    /// With features.
+    #[default]
+    V3,
+}
+
+/// How clusters are compressed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Qcow2CompressionType {
+    /// Deflate.
+    #[default]
+    Zlib,
+    /// zstd.
+    Zstd,
 }
 
 /// How the space of an image is made.

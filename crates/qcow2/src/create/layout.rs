@@ -12,7 +12,7 @@
 use std::ops::Range;
 
 use super::error::CreateError;
-use super::options::{CreateOptions, Preallocation, Version};
+use super::options::{CreateOptions, Preallocation, SECTOR, Version};
 use crate::format::bytes;
 use crate::format::extension::{BACKING_FORMAT, DATA_FILE, Extension, FEATURE_NAMES};
 use crate::format::features::{
@@ -54,6 +54,8 @@ pub struct Layout {
     external_data: bool,
     /// Guest clusters that entries point to.
     mapped: u64,
+    /// Bytes of the L1 table.
+    l1_bytes: u64,
 }
 
 impl Layout {
@@ -68,7 +70,8 @@ impl Layout {
         };
         let external_data = options.data_file.is_some();
         let l1_entries = geometry.l1_entries_for(options.size);
-        let l1 = geometry.clusters_for(l1_entries * l1::ENTRY_BYTES as u64);
+        let l1_bytes = l1_entries * l1::ENTRY_BYTES as u64;
+        let l1 = geometry.clusters_for(l1_bytes);
         let (l2, mapped) = match options.preallocation() {
             Preallocation::Off => (0, 0),
             _ => (l1_entries, geometry.clusters_for(options.size)),
@@ -92,11 +95,12 @@ impl Layout {
             data: run(data),
             external_data,
             mapped,
+            l1_bytes,
         };
         let table_bytes = table * geometry.cluster_size();
         let reach = match external_data && mapped > 0 {
-            true => this.length().max(options.size),
-            false => this.length(),
+            true => this.end().max(options.size),
+            false => this.end(),
         };
         if table_bytes > refcount::TABLE_BYTES_MAX || reach > HOST_OFFSET_END {
             return Err(too_large);
@@ -185,9 +189,21 @@ impl Layout {
         self.data.start * cluster..self.data.end * cluster
     }
 
-    /// How long the file is to be at least, in bytes.
-    pub const fn length(&self) -> u64 {
+    /// Where the last cluster ends, in bytes.
+    pub const fn end(&self) -> u64 {
         self.data.end.saturating_mul(self.geometry.cluster_size())
+    }
+
+    /// How long the file is to be at least, in bytes: what is behind the L1 table in its last cluster need not be there,
+    /// as in QEMU's images.
+    pub const fn length(&self) -> u64 {
+        match self.l1.end == self.data.end {
+            true => {
+                let start = self.l1.start.saturating_mul(self.geometry.cluster_size());
+                start + self.l1_bytes.next_multiple_of(SECTOR)
+            }
+            false => self.end(),
+        }
     }
 
     const fn offset_of(&self, cluster: u64) -> HostOffset {

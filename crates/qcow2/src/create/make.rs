@@ -132,6 +132,8 @@ struct Making {
     layout: Layout,
     preallocation: Preallocation,
     cancelled: Arc<AtomicBool>,
+    /// What was there before is there no more.
+    has_begun: AtomicBool,
 }
 
 fn make(target: Target, options: &CreateOptions, cancelled: Arc<AtomicBool>) -> Result<()> {
@@ -157,6 +159,7 @@ fn make(target: Target, options: &CreateOptions, cancelled: Arc<AtomicBool>) -> 
         layout,
         preallocation: options.preallocation(),
         cancelled,
+        has_begun: AtomicBool::new(false),
     });
     let mut grown = Grown::default();
     let made = (|| {
@@ -173,12 +176,24 @@ fn make(target: Target, options: &CreateOptions, cancelled: Arc<AtomicBool>) -> 
             })?;
         }
         wait(&desk, &making, move |making| async move {
+            making.has_begun.store(true, Ordering::Relaxed);
             making.forget().await?;
             making.write(before).await
         })
     })();
     if made.is_err() {
-        grown.undo();
+        // The first sector may have been written: nothing is taken away from under it.
+        let forgotten = match making.has_begun.load(Ordering::Relaxed) {
+            true => wait(
+                &desk,
+                &making,
+                |making| async move { making.forget().await },
+            ),
+            false => Ok(()),
+        };
+        if forgotten.is_ok() {
+            grown.undo();
+        }
     }
     made
 }
@@ -323,7 +338,7 @@ impl Making {
         let length = self.layout.length();
         let blank = blank_from(file, before.min(length)..length).await?;
         self.reserve(file, self.layout.data(), blank).await?;
-        self.write_tables(blank).await?;
+        self.write_tables().await?;
         let cluster = self.layout.cluster_bytes();
         let mut header = OwnedBuffer::zeroed(cluster.max(FIRST))?;
         for (to, from) in header.iter_mut().zip(self.layout.header()) {
@@ -350,15 +365,15 @@ impl Making {
         }
     }
 
-    /// Several clusters at once. Zeroes are not written where there are only zeroes.
-    async fn write_tables(&self, blank: u64) -> Result<()> {
+    /// Several clusters at once.
+    async fn write_tables(&self) -> Result<()> {
         let cluster = self.layout.cluster_bytes();
         let at_once = (PIECE / cluster).max(1);
         let mut buffer = OwnedBuffer::new(at_once * cluster)?;
         let mut tables = self.layout.tables();
         while !tables.is_empty() {
             self.go_on()?;
-            let first = tables.start;
+            let at = tables.start * cluster as u64;
             let mut bytes = 0;
             for piece in buffer.chunks_mut(cluster) {
                 if let Some(table) = tables.next() {
@@ -366,12 +381,10 @@ impl Making {
                     bytes += cluster;
                 }
             }
-            let at = first * cluster as u64;
-            let is_blank = buffer.iter().take(bytes).all(|byte| *byte == 0);
-            if at < blank || !is_blank {
-                let piece = buffer.lend().slice(0..bytes);
-                self.target.file.submit(Io::write(at, piece)).await?;
-            }
+            let left = self.layout.length().saturating_sub(at);
+            let bytes = bytes.min(usize::try_from(left).unwrap_or(bytes));
+            let piece = buffer.lend().slice(0..bytes);
+            self.target.file.submit(Io::write(at, piece)).await?;
         }
         Ok(())
     }

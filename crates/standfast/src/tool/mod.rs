@@ -31,6 +31,7 @@ Examples:
   standfast qmp /run/vm/qmp.sock x-quota-set node-name=disk0 limit=20G
   standfast watch --config watch.toml        make room when it is needed, and continue machines
   standfast history                          what it has done
+  standfast image create -f qcow2 a.qcow2 20G    make an image
   standfast image check disk.qcow2           whether an image is as it should be
 
 SOCKET is that of the daemon's monitor: --chardev socket,id=qmp,path=SOCKET,server=on,wait=off \
@@ -95,7 +96,7 @@ enum Command {
     Watch(watch::Watch),
     /// Print what the watcher has done
     History(watch::ShowHistory),
-    /// Look at the file of an image, raw or qcow2; check and repair it
+    /// Make the file of an image, raw or qcow2, look at it, check and repair it
     #[command(subcommand)]
     Image(image::ImageCommand),
     /// The daemon of the demo: the same program, which ends with its parent

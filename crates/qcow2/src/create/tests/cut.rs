@@ -39,10 +39,12 @@ fn options() -> Vec<CreateOptions> {
 
 /// What may have been in the file: nothing, an image, something else that is longer.
 fn files() -> Vec<Vec<u8>> {
-    let former = Layout::new(&CreateOptions::new(99 * KIB)).unwrap();
-    let mut former = layouts::image(&former);
-    former.truncate(4 * 65536);
-    vec![Vec::new(), former, vec![0x55; 300 << 10]]
+    let former = CreateOptions {
+        cluster_bytes: 4 << 10,
+        ..CreateOptions::new(99 * KIB)
+    };
+    let former = layouts::image(&Layout::new(&former).unwrap());
+    vec![Vec::new(), former, vec![0x55; 60 << 10]]
 }
 
 fn is_image(file: &[u8]) -> bool {
@@ -78,7 +80,7 @@ fn cut_off_anywhere() {
             let mut seen = [0; 3];
             for (time, event) in log.iter().enumerate() {
                 disk.apply(time, event);
-                for nth in 0..12 {
+                for nth in 0..8 {
                     let survivors = Survivors::choose(nth, disk.unflushed(), &mut rng);
                     let left = disk.cut(survivors);
                     // Its length may have grown.
@@ -98,7 +100,8 @@ fn cut_off_anywhere() {
     }
 }
 
-/// What fails is an error that names the node; the file is no image, and as long as it was.
+/// What fails is an error that names the node; the file is no image, and as long as it was. The length was given back once
+/// although the first sector had been written, and only the flush behind it had failed: an image without its tables.
 #[test]
 fn any_operation_fails() {
     for before in files() {
@@ -135,8 +138,10 @@ fn any_operation_fails() {
                     // The last write may have failed after it had come through.
                     let whole = is_made(&left, &layout);
                     assert!(!is_image(&left) || old || whole, "operation {at}");
+                    // Where a flush fails for good the first sector cannot be taken back: then nothing is.
                     let length = before.len().next_multiple_of(sweep::SECTOR);
-                    assert!(for_good || left.len() == length, "operation {at}");
+                    let given_back = left.len() == length || storage.is_latched();
+                    assert!(for_good || given_back, "operation {at}");
                 }
             }
         }

@@ -1,7 +1,8 @@
-//! `standfast image`: looks at the file of an image, in qemu-img's words.
+//! `standfast image`: makes the file of an image, or looks at it, in qemu-img's words.
 
 mod chain;
 mod check;
+mod create;
 mod file;
 mod info;
 mod layers;
@@ -16,6 +17,7 @@ use clap::{Args, Subcommand};
 pub use self::opened::{EXIT_FAILED, ImageError};
 
 use self::check::CheckOptions;
+use self::create::CreateOptions;
 use self::file::Wanted;
 use self::opened::{ImageFileOptions, Opened, print};
 
@@ -27,6 +29,8 @@ pub enum ImageCommand {
     /// Check an image for corruptions and leaks, and repair it. Exit status: 0 nothing found, 1 it could
     /// not be checked, 2 corruptions, 3 leaks and nothing else, 63 a format that has no check
     Check(CheckOptions),
+    /// Make an image
+    Create(CreateOptions),
     /// Show which parts of the disk are where, in the file or in the backing files
     Map(ImageFileOptions),
 }
@@ -53,6 +57,7 @@ pub fn main(command: &ImageCommand) -> Result<ExitCode, ImageError> {
             .and_then(|chain| map::show(&chain, options.output))
             .map(|()| ExitCode::SUCCESS),
         ImageCommand::Check(options) => check::run(options),
+        ImageCommand::Create(options) => create::run(options),
     };
     match done {
         // Whoever reads it has seen enough.

@@ -80,6 +80,17 @@ pub enum ImageError {
     /// Something is not stored as it is.
     #[error("File contains external, encrypted or compressed clusters.")]
     NotPlain,
+    /// It cannot be made.
+    #[error("{name}: {reason}")]
+    Create {
+        /// The image.
+        name: String,
+        /// Why not.
+        reason: String,
+    },
+    /// What is asked for is nothing that can be.
+    #[error("{0}")]
+    Words(String),
     /// Somebody else may write what would be repaired.
     #[error("-U and -r exclude each other: nobody else may use an image that is repaired")]
     SharedRepair,

@@ -1,4 +1,4 @@
-//! `blockdev-create`: images are made beside, however long the storage takes.
+//! `blockdev-create` of driver `file`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -21,7 +21,7 @@ const EXTENT_SIZE_HINT_BYTES: u64 = 1 << 20;
 ///
 /// # Errors
 /// In QEMU's words.
-pub async fn file(
+pub async fn make(
     descriptors: &Arc<Descriptors>,
     options: BlockdevCreateFile,
     cancelled: Arc<AtomicBool>,
