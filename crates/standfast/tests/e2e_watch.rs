@@ -464,3 +464,54 @@ fn somebody_impatient() {
     drop(disk);
     assert!(daemon.terminate(PATIENCE).unwrap().success());
 }
+
+/// The account is below the disk's node, and nobody has said which node it is: the error says which is full. It was "no quota".
+#[test]
+fn an_account_below_the_disk_is_found_by_the_error() {
+    let setup = Setup::new(
+        r#"
+[[machines]]
+name = "vm"
+sockets = ["@PLACE@/qmp.sock"]
+strategy = "quota"
+early = false
+step = "128K"
+backoff-first = "100ms"
+"#,
+    );
+    let place = &setup.place;
+    let image = place.file("disk.img");
+    std::fs::File::create(&image).unwrap().set_len(MIB).unwrap();
+    let file = json!({"driver": "file", "filename": image});
+    let account =
+        json!({"driver": "quota", "node-name": "account", "limit": 512 << 10, "file": file});
+    let node = json!({"driver": "raw", "node-name": "disk0", "file": account});
+    let export = json!({"type": "vhost-user-blk", "id": "vda", "node-name": "disk0", "writable": true,
+        "werror": "stop", "addr": {"type": "unix", "path": place.name("vda.sock")}});
+    let chardev = format!(
+        "socket,id=qmp,path={},server=on,wait=off",
+        place.name("qmp.sock")
+    );
+    let mut daemon = daemon()
+        .args(["--blockdev", &node.to_string()])
+        .args(["--export", &export.to_string()])
+        .args(["--chardev", &chardev, "--monitor", "chardev=qmp"])
+        .socket(place.file("vda.sock"))
+        .socket(place.file("qmp.sock"))
+        .start()
+        .unwrap();
+    let mut watcher = setup.watch(1);
+    let mut disk = Disk::connect(place.file("vda.sock"), Options::default()).unwrap();
+    let mut driver = workload(200, 400);
+    while !driver.is_exhausted() {
+        driver.fill(&mut disk).unwrap();
+        driver.reap(&mut disk).unwrap();
+    }
+    driver.drain(&mut disk).unwrap();
+    driver.read_back(&mut disk).unwrap();
+    driver.finish(&mut disk).unwrap();
+    assert!(setup.count("incident-began") > 0);
+    assert!(watcher.terminate(PATIENCE).unwrap().success());
+    drop(disk);
+    assert!(daemon.terminate(PATIENCE).unwrap().success());
+}

@@ -29,6 +29,8 @@ pub struct IoError {
     pub device: String,
     /// The disk's top node.
     pub node: String,
+    /// The node that failed, that one or one below; empty: the server does not say it, as QEMU.
+    pub error_node: String,
     /// `read` or `write`.
     pub operation: String,
     /// What is done.
@@ -92,6 +94,7 @@ impl Notice {
                     qom_path: text("qom-path"),
                     device: text("device"),
                     node: text("node-name"),
+                    error_node: text("x-error-node"),
                     operation: text("operation"),
                     action: match text("action").as_str() {
                         "stop" => Action::Stop,

@@ -56,6 +56,7 @@ pub fn error(node: &str, nospace: bool) -> Notice {
         qom_path: String::new(),
         device: String::new(),
         node: node.to_owned(),
+        error_node: String::new(),
         operation: "write".to_owned(),
         action: Action::Stop,
         nospace,

@@ -96,6 +96,8 @@ pub struct Disk {
     pub held: Option<u64>,
     /// Whether what is held is for want of space, where `held` says that something is.
     pub held_nospace: bool,
+    /// The node that had no space, its top node or one below; none: the server does not say it, as QEMU, or nothing is held for that.
+    pub full_node: Option<String>,
     /// The account of its top node, if that has one.
     pub quota: Option<Quota>,
     /// What is known of its growth.
@@ -143,6 +145,9 @@ impl Disk {
             Some("device" | "request") => HoldScope::Export,
             _ => HoldScope::Vm,
         };
+        let held_nospace = value
+            .get("x-incident-cause")
+            .is_some_and(|cause| cause == "nospace");
         Some(Self {
             name,
             device,
@@ -157,9 +162,8 @@ impl Disk {
             io_status,
             scope,
             held: value.get("x-held").and_then(Value::as_u64),
-            held_nospace: value
-                .get("x-incident-cause")
-                .is_some_and(|cause| cause == "nospace"),
+            held_nospace,
+            full_node: text("x-incident-node").filter(|_| held_nospace),
             quota: quota(inserted),
             growth: Growth::default(),
         })
@@ -303,14 +307,22 @@ mod tests {
 
     #[test]
     fn a_disk_of_standfastd() {
-        let disk = json!({"device": "vda", "qdev": "vda", "io-status": "nospace", "x-held": 3,
-            "x-hold-scope": "device", "x-incident-cause": "nospace",
+        let answer = json!({"device": "vda", "qdev": "vda", "io-status": "nospace", "x-held": 3,
+            "x-hold-scope": "device", "x-incident-cause": "nospace", "x-incident-node": "file0",
             "inserted": {"node-name": "disk0", "drv": "quota", "file": "/vm/disk0.img",
                 "x-quota-limit": 10, "x-quota-used": 9, "image": {"virtual-size": 512}}});
-        let disk = Disk::parse(&disk).unwrap();
+        let disk = Disk::parse(&answer).unwrap();
         assert_eq!(disk.quota, Some(Quota { limit: 10, used: 9 }));
         assert_eq!((disk.held, disk.held_nospace), (Some(3), true));
         assert!(disk.scope == HoldScope::Export && disk.status_is_fresh());
+        assert_eq!(disk.full_node.as_deref(), Some("file0"));
+        let mut broken = answer;
+        broken["x-incident-cause"] = json!("failed");
+        assert_eq!(
+            Disk::parse(&broken).unwrap().full_node,
+            None,
+            "it is not full"
+        );
     }
 
     #[test]

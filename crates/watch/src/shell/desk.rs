@@ -14,7 +14,7 @@ use tokio::sync::{Mutex as Turn, Semaphore, SemaphorePermit};
 use crate::core::ledger::{Ledger, Limits};
 use crate::core::machine::{RoomAnswer, RoomOrder, RoomResult};
 use crate::core::room::{Kind, Measure, Plan, Spare, plan, verify};
-use crate::core::view::quota_of;
+use crate::core::view::{Disk, Quota, quota_of};
 use crate::settings::{OnFailed, Program, Strategy};
 
 use super::link::Link;
@@ -115,9 +115,9 @@ impl Desk {
         course: &mut Course,
     ) -> Result<(RoomResult, String), String> {
         let none = String::new;
-        let key = match (&order.settings.strategy, quota_node(order)) {
+        let key = match (&order.settings.strategy, &*accounts(order)) {
             // That need not be asked for.
-            (Strategy::Quota(_), Ok(node)) => quota_key(who, node),
+            (Strategy::Quota(_), [node]) => quota_key(who, node),
             _ => self.measure(who, order).await?.key,
         };
         let turn = self.turn(&key);
@@ -177,7 +177,7 @@ impl Desk {
                 let ended = run_for(who, order, program, found, by, to).await;
                 ended.map(|ended| ended.words())
             }
-            Strategy::Quota(_) => self.set_quota(who, order, to).await,
+            Strategy::Quota(_) => set_quota(who, &place, to).await,
             Strategy::Lvm(_) | Strategy::Zfs(_) => match &place.volume {
                 Some(volume) => volume.extend(found.size, by).await,
                 None => Err("nothing extends it".to_owned()),
@@ -288,37 +288,37 @@ impl Desk {
     }
 
     async fn measure(&self, who: &Who, order: &RoomOrder) -> Result<Place, String> {
-        let by_quota = match (&order.settings.strategy, order.disk.quota) {
+        let is_low = |quota: &Quota| {
+            quota.limit.saturating_sub(quota.used) < order.settings.enough.max(order.ask.needs)
+        };
+        let account = match (&order.settings.strategy, order.disk.quota) {
             (Strategy::Lvm(lvm), _) => {
                 return volumes::of_lvm(&self.measurer, lvm, path(order)?).await;
             }
             (Strategy::Zfs(zfs), _) => {
                 return volumes::of_zfs(&self.measurer, zfs, path(order)).await;
             }
-            (Strategy::Quota(_), _) => true,
+            (Strategy::Quota(_), _) => Some(account(who, order).await?),
             // Who else makes room is to see what is at its end: the account, or what lies below.
-            (_, Some(quota)) => {
-                quota.limit.saturating_sub(quota.used) < order.settings.enough.max(order.ask.needs)
+            (_, Some(quota)) if is_low(&quota) => Some(account(who, order).await?),
+            (_, Some(_)) => None,
+            // It may be one below the top.
+            (_, None) if accounts(order).len() > 1 => {
+                let found = account(who, order).await.ok();
+                found.filter(|(_, quota)| is_low(quota))
             }
-            _ => false,
+            (_, None) => None,
         };
-        if !by_quota {
+        let Some((node, quota)) = account else {
             let (key, measure) = self.measurer.measure(path(order)?).await?;
             return Ok(Place {
                 key,
                 measure,
                 below: None,
                 volume: None,
+                account: None,
             });
-        }
-        let node = quota_node(order)?;
-        // Without what is below each.
-        let flat = Object::from_iter([("flat".to_owned(), true.into())]);
-        let nodes = who.link.execute("query-named-block-nodes", flat);
-        let answer = nodes.await?;
-        let quota = quota_of(&answer, node).ok_or_else(|| {
-            format!("node '{node}' has no quota: name the node that has (quota-node)")
-        })?;
+        };
         let pool = match path(order) {
             Ok(path) => self.measurer.measure(path).await.ok(),
             Err(_) => None,
@@ -333,18 +333,37 @@ impl Desk {
             },
             below: pool.and_then(|(_, pool)| pool.free),
             volume: None,
+            account: Some(node.to_owned()),
         })
     }
+}
 
-    async fn set_quota(&self, who: &Who, order: &RoomOrder, to: u64) -> Result<String, String> {
-        let node = quota_node(order)?;
-        let arguments = Object::from_iter([
-            ("node-name".to_owned(), node.into()),
-            ("limit".to_owned(), to.into()),
-        ]);
-        who.link.execute("x-quota-set", arguments).await?;
-        Ok(String::new())
-    }
+/// The node with the account of a disk, and what that says.
+async fn account<'a>(who: &Who, order: &'a RoomOrder) -> Result<(&'a str, Quota), String> {
+    let nodes = accounts(order);
+    // Without what is below each.
+    let flat = Object::from_iter([("flat".to_owned(), true.into())]);
+    let answer = who.link.execute("query-named-block-nodes", flat).await?;
+    let with_quota = |node: &&'a str| Some((*node, quota_of(&answer, node)?));
+    nodes
+        .iter()
+        .find_map(with_quota)
+        .ok_or_else(|| match nodes.last() {
+            None => "the disk has no node with a name".to_owned(),
+            Some(node) => {
+                format!("node '{node}' has no quota: name the node that has (quota-node)")
+            }
+        })
+}
+
+async fn set_quota(who: &Who, place: &Place, to: u64) -> Result<String, String> {
+    let node = place.account.as_deref().ok_or("it has no quota")?;
+    let arguments = Object::from_iter([
+        ("node-name".to_owned(), node.into()),
+        ("limit".to_owned(), to.into()),
+    ]);
+    who.link.execute("x-quota-set", arguments).await?;
+    Ok(String::new())
 }
 
 /// What the account of a node is called here.
@@ -352,14 +371,19 @@ fn quota_key(who: &Who, node: &str) -> String {
     format!("quota {} {node}", who.socket.display())
 }
 
-fn quota_node(order: &RoomOrder) -> Result<&str, String> {
-    let named = match &order.settings.strategy {
-        Strategy::Quota(Some(node)) => Some(node),
-        _ => None,
-    };
-    let node = named.or(order.disk.node.as_ref());
-    node.map(String::as_str)
-        .ok_or_else(|| "the disk has no node with a name".to_owned())
+/// The nodes whose account it may be, the likeliest first: the one that was named, or else the one that was full, if it has one, and
+/// the top node.
+fn accounts(order: &RoomOrder) -> Vec<&str> {
+    if let Strategy::Quota(Some(node)) = &order.settings.strategy {
+        return vec![node];
+    }
+    let Disk {
+        full_node, node, ..
+    } = &order.disk;
+    let below = full_node
+        .as_ref()
+        .filter(|full| node.as_ref() != Some(full));
+    below.into_iter().chain(node).map(String::as_str).collect()
 }
 
 /// Where the data of a disk is.

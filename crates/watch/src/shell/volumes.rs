@@ -22,6 +22,8 @@ pub struct Place {
     pub below: Option<u64>,
     /// What the tools change, if they do.
     pub volume: Option<Extensible>,
+    /// The node whose account it is, if it is one.
+    pub account: Option<String>,
 }
 
 /// What the tools change.
@@ -101,6 +103,7 @@ pub async fn of_lvm(measurer: &Measurer, lvm: &Lvm, path: &Path) -> Result<Place
         measure,
         below: Some(volume.group_free),
         volume: Some(Extensible::Lvm(lvm.clone(), volume)),
+        account: None,
     })
 }
 
@@ -142,6 +145,7 @@ pub async fn of_zfs(
         measure,
         below,
         volume: Some(Extensible::Zfs(zfs.clone(), dataset)),
+        account: None,
     })
 }
 

@@ -122,6 +122,9 @@ impl Machine {
         if error.action != Action::Stop {
             return self.reported(now, at, error);
         }
+        if error.nospace && !error.error_node.is_empty() {
+            self.disks[at].disk.full_node = Some(error.error_node.clone());
+        }
         // An answer that is under way may have been given before this.
         if let Cont::Asked(_) = self.cont {
             self.cont = Cont::Idle;
