@@ -13,7 +13,7 @@ use block::{Attachment, Io, Node, OwnedBuffer};
 use libfuzzer_sys::fuzz_target;
 use qcow2::check::{Limits, Report, check};
 use qcow2::{CacheSizes, Image, Qcow2, Qcow2Options};
-use standfast_fuzz::memory::{Memory, allow_all};
+use sweep::{Memory, allow_all};
 
 /// Bytes of one request.
 const REQUEST: usize = 4;
@@ -33,7 +33,7 @@ fuzz_target!(|bytes: &[u8]| {
     let Some(before) = checked(image) else {
         return;
     };
-    let storage = Memory::new(image, image.len() + MORE);
+    let storage = Memory::new(image).bounded(image.len() + MORE);
     let node = Node::new("file0", Box::new(storage.clone()));
     let opened = pollster::block_on(Qcow2::open(Qcow2Options {
         caches: CacheSizes {

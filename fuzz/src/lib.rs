@@ -1,7 +1,5 @@
 //! What the fuzz targets share.
 
-pub mod memory;
-
 use qapi::QmpError;
 use qapi::options::{
     BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,

@@ -1,6 +1,7 @@
 //! A fault sweep for image formats (for tests alone): proof that whatever fails, and wherever the power is cut, an image
 //! is whole and has what the guest was promised.
 //!
+//! * [`mod@memory`]: storage whose operations all end at once, for tests and fuzz targets of their own;
 //! * [`mod@storage`]: memory that is a driver; one of its operations fails, and all end in any order;
 //! * [`player`]: a deterministic executor, which plays sequences of requests ([`mod@sequence`]) on two iothreads ([`hand`]);
 //! * [`mod@event`]: the log of what has happened;
@@ -37,6 +38,7 @@ pub mod format;
 pub mod hand;
 pub mod judge;
 pub mod look;
+pub mod memory;
 pub mod model;
 pub mod player;
 pub mod sector;
@@ -49,6 +51,7 @@ pub use campaign::{campaign, campaign_of};
 pub use event::{Ask, Request};
 pub use format::{Finding, Format};
 pub use hand::Hands;
+pub use memory::{Memory, allow_all};
 pub use sector::{SECTOR, Value};
 pub use sequence::Step;
 pub use storage::{Fault, Storage};

@@ -4,9 +4,10 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
-use block::{Access, Attachment, Io, Node, OwnedBuffer, Permissions};
+use block::{Attachment, Io, Node, OwnedBuffer};
 
 use crate::format::Format;
+use crate::memory::allow_all;
 use crate::sector::{SECTOR, Value, bytes_of, index, value_of};
 use crate::storage::Storage;
 
@@ -39,12 +40,7 @@ pub fn now<T>(future: impl Future<Output = T>) -> Result<T, String> {
 /// Why it cannot be opened.
 pub fn open(format: &dyn Format, storage: &Storage) -> Result<Arc<Node>, String> {
     let node = format.open(storage.node())?;
-    for child in node.driver().children() {
-        child.set_access(Access {
-            held: Permissions::ALL,
-            shared: Permissions::ALL,
-        });
-    }
+    allow_all(&node);
     Ok(node)
 }
 

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
-use block::{Capabilities, Driver, Grow, IoFuture, Node, NodeInfo, Operation};
+use block::Node;
 use drivers::file::Medium;
 use drivers::{FileDriver, FileOptions};
-use std::sync::Mutex;
+use sweep::Memory;
 use tempfile::TempDir;
 use testkit::qcow2_image;
 
@@ -23,98 +22,12 @@ const KINDS: [&str; 4] = [
     "cluster_size=4k,refcount_bits=64",
 ];
 
-/// The whole file, and what is durable of it.
-#[derive(Debug)]
-struct Disk {
-    bytes: Vec<u8>,
-    durable: Vec<u8>,
-}
-
-/// In memory; fails from some operation on.
-#[derive(Clone, Debug)]
-struct Memory {
-    disk: Arc<Mutex<Disk>>,
-    left: Arc<AtomicUsize>,
-    grows: bool,
-}
-
-impl Memory {
-    fn of(bytes: &[u8], operations: usize) -> Self {
-        Self {
-            disk: Arc::new(Mutex::new(Disk {
-                bytes: bytes.to_vec(),
-                durable: bytes.to_vec(),
-            })),
-            left: Arc::new(AtomicUsize::new(operations)),
-            grows: true,
-        }
-    }
-
-    fn carry_out(&self, io: &Io<'_>) -> Result<()> {
-        let count = |left: usize| left.checked_sub(1);
-        let left = self
-            .left
-            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, count);
-        if left.is_err() {
-            return Err(BlockError::from_errno(libc::ENOSPC));
-        }
-        let mut disk = self.disk.lock().unwrap();
-        let range =
-            usize::try_from(io.offset).unwrap()..usize::try_from(io.offset + io.bytes).unwrap();
-        match io.op {
-            Operation::Read => {
-                io.buffers.copy_from(&disk.bytes[range]);
-            }
-            Operation::Write => {
-                let length = disk.bytes.len().max(range.end);
-                disk.bytes.resize(length, 0);
-                io.buffers.copy_to(&mut disk.bytes[range]);
-            }
-            Operation::Flush => disk.durable = disk.bytes.clone(),
-            Operation::Discard | Operation::WriteZeroes { .. } => panic!("{:?}", io.op),
-        }
-        Ok(())
-    }
-}
-
-impl Driver for Memory {
-    fn name(&self) -> &'static str {
-        "memory"
-    }
-
-    fn info(&self) -> NodeInfo {
-        NodeInfo::default()
-    }
-
-    fn length(&self) -> u64 {
-        self.disk.lock().unwrap().bytes.len() as u64
-    }
-
-    fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        IoFuture::ready(self.carry_out(&io))
-    }
-
-    fn capabilities(&self) -> Capabilities<'_> {
-        Capabilities {
-            grow: self.grows.then_some(self),
-            ..Capabilities::default()
-        }
-    }
-}
-
-impl Grow for Memory {
-    fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        IoFuture::ready(self.carry_out(&io))
-    }
-}
-
 fn on(node: Arc<Node>) -> Arc<Base> {
     Arc::new(Base::new(Qcow2Options::new("disk0", node)))
 }
 
 fn mended(memory: &Memory) -> Result<()> {
-    let driver = Box::new(memory.clone());
-    repair_dirty(&on(Node::new("file0", driver)))
+    repair_dirty(&on(memory.node("file0")))
 }
 
 fn looked_at(bytes: &[u8]) -> (bool, Report) {
@@ -194,24 +107,24 @@ fn a_failure_anywhere_leaves_it_dirty() {
     let mut failed = 0;
     let mut operations = 0;
     loop {
-        let memory = Memory::of(&image, operations);
+        let memory = Memory::new(&image).failing_after(operations);
         let done = mended(&memory);
-        let Disk { bytes, durable } = &*memory.disk.lock().unwrap();
-        for left in [bytes, durable] {
+        let (bytes, durable) = (memory.content(), memory.durable());
+        for left in [&bytes, &durable] {
             let (dirty, report) = looked_at(left);
             assert!(dirty || report.is_clean(), "{operations}");
             assert!(report.corruptions <= wrong, "{operations}");
         }
         let Err(error) = done else {
-            assert!(!looked_at(durable).0, "{operations}");
+            assert!(!looked_at(&durable).0, "{operations}");
             break;
         };
         failed += 1;
         assert_eq!(error.errno(), libc::ENOSPC, "{operations}: {error}");
         assert!(error.to_string().contains("not closed cleanly"), "{error}");
-        let again = Memory::of(bytes, usize::MAX);
+        let again = Memory::new(&bytes);
         mended(&again).unwrap();
-        let (dirty, report) = looked_at(&again.disk.lock().unwrap().durable);
+        let (dirty, report) = looked_at(&again.durable());
         assert!(
             !dirty && report.is_clean(),
             "{operations}: {:?}",
@@ -232,19 +145,18 @@ fn what_another_one_wrote_is_durable_before_the_image_is_clean() {
     repair(&mut right, Fix::All, &Limits::default()).unwrap();
     right[79] |= 1;
     let reads = {
-        let memory = Memory::of(&right, usize::MAX);
+        let memory = Memory::new(&right);
         mended(&memory).unwrap();
-        usize::MAX - memory.left.load(Ordering::Relaxed)
+        usize::MAX - memory.left()
     };
     for operations in 0..=reads {
-        let memory = Memory::of(&right, operations);
-        memory.disk.lock().unwrap().durable = wrong.clone();
+        let memory = Memory::new(&right).failing_after(operations);
+        memory.set_durable(&wrong);
         // Some fail.
         let _ = mended(&memory);
-        let Disk { bytes, durable } = &*memory.disk.lock().unwrap();
         // The header has reached the disk, and of the rest what had to.
-        let mut left = durable.clone();
-        left[..512].copy_from_slice(&bytes[..512]);
+        let mut left = memory.durable();
+        left[..512].copy_from_slice(&memory.content()[..512]);
         let (dirty, report) = looked_at(&left);
         assert!(dirty || report.is_clean(), "{operations}");
     }
@@ -259,11 +171,11 @@ fn what_cannot_be_mended_is_told() {
     let l1 = usize::try_from(be64(40)).unwrap();
     let l2 = usize::try_from(be64(l1) & 0x00ff_ffff_ffff_fe00).unwrap();
     image[l2..l2 + 8].copy_from_slice(&0x8000_0000_0005_0200_u64.to_be_bytes());
-    let memory = Memory::of(&image, usize::MAX);
+    let memory = Memory::new(&image);
     let error = mended(&memory).unwrap_err();
     assert_eq!(error.errno(), libc::EIO);
     assert!(error.to_string().contains("errors are left"), "{error}");
-    assert!(looked_at(&memory.disk.lock().unwrap().bytes).0);
+    assert!(looked_at(&memory.content()).0);
 }
 
 /// New refcounts need room; where the storage cannot grow the errno says what is missing.
@@ -275,13 +187,11 @@ fn storage_that_cannot_grow_is_full() {
     let table = usize::try_from(u64::from_be_bytes(image[48..56].try_into().unwrap())).unwrap();
     image[table..table + 8].fill(0);
     for grows in [false, true] {
-        let memory = Memory {
-            grows,
-            ..Memory::of(&image, usize::MAX)
-        };
+        let memory = Memory::new(&image);
+        let memory = if grows { memory } else { memory.fixed() };
         let done = mended(&memory).map_err(|error| error.errno());
         assert_eq!(done, if grows { Ok(()) } else { Err(libc::ENOSPC) });
-        assert_eq!(looked_at(&memory.disk.lock().unwrap().bytes).0, !grows);
+        assert_eq!(looked_at(&memory.content()).0, !grows);
     }
 }
 
@@ -291,8 +201,8 @@ fn who_only_reads_repairs_nothing() {
     use block::{Access, Permissions};
     let (_dir, path) = dirty(KINDS[0]);
     let image = std::fs::read(&path).unwrap();
-    let memory = Memory::of(&image, usize::MAX);
-    let mut options = Qcow2Options::new("disk0", Node::new("file0", Box::new(memory.clone())));
+    let memory = Memory::new(&image);
+    let mut options = Qcow2Options::new("disk0", memory.node("file0"));
     options.info.read_only = true;
     let driver = pollster::block_on(Qcow2::open(options)).unwrap();
     let node = Node::new("disk0", Box::new(driver));
@@ -302,7 +212,7 @@ fn who_only_reads_repairs_nothing() {
     };
     for above in [Access::NONE, reads] {
         node.activate(above).unwrap();
-        assert_eq!(memory.disk.lock().unwrap().bytes, image);
+        assert_eq!(memory.content(), image);
     }
     assert!(node.driver().info().format.unwrap().dirty);
 }
