@@ -66,6 +66,8 @@ fn a_guest_sees_what_qemu_has_written() -> Result<()> {
         let (size, used) = (number("size")?, number("used")?);
         ensure!(used > 0 && used <= size && size <= 65536, "{cache}");
         ensure!(number("misses")? > 0, "{cache}");
+        let counts = &node["x-refcount-cache"];
+        ensure!(counts["used"] == 0 && counts["misses"] == 0, "{counts}");
         for member in [
             "filename",
             "format",

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
-use frontend::Request;
+use frontend::{Request, Segment};
 use harness::{PATIENCE, Setup, eventually};
 use serde_json::json;
 use testkit::qcow2_image;
@@ -182,11 +182,59 @@ fn a_write_that_would_destroy_a_table_is_reported_and_ends_the_image() -> Result
     // Nobody writes it any more.
     let setup = Setup::new()?;
     let mut server = setup.start()?;
-    let refused = server.qmp.execute("blockdev-add", node);
-    let refused = refused.err().context("it is refused")?.to_string();
-    ensure!(
-        refused.contains("Image is corrupt; cannot be opened read/write"),
-        "{refused}"
-    );
+    // Nor is it read-only unless somebody asks for that, as in QEMU: its disk was, without a word.
+    for auto in [false, true] {
+        let mut node = node.clone();
+        node["auto-read-only"] = json!(auto);
+        let refused = server.qmp.execute("blockdev-add", node);
+        let refused = refused.err().context("it is refused")?.to_string();
+        ensure!(
+            refused.contains("Image is corrupt; cannot be opened read/write"),
+            "{refused}"
+        );
+    }
     Ok(())
+}
+
+/// There was a line in the log for each cluster.
+#[test]
+fn one_line_tells_of_all_clusters_that_were_not_counted() -> Result<()> {
+    let setup = Setup::new()?;
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("disk.qcow2");
+    let name = path.to_str().context("text")?.to_owned();
+    qcow2_image::run("qemu-img", &["create", "-qfqcow2", &name, "8M"])?;
+    qcow2_image::run("qemu-io", &["-fqcow2", "-c", "write -q 0 1M", &name])?;
+    let mut image = std::fs::read(&path)?;
+    let be64 = |at: usize| -> Result<usize> {
+        let word = image.get(at..at + 8).context("it is there")?;
+        Ok(usize::try_from(u64::from_be_bytes(word.try_into()?))?)
+    };
+    // Header, refcount table, its block, L1 and L2 table, and then the data.
+    let data = be64(be64(48)?)? + 5 * 2..;
+    image
+        .get_mut(data)
+        .context("a block")?
+        .get_mut(..16 * 2)
+        .context("16 clusters")?
+        .fill(0);
+    std::fs::write(&path, &image)?;
+    let file = json!({ "driver": "file", "node-name": "file0", "filename": path });
+    let node = json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap", "file": file });
+    let mut server = setup
+        .blockdev(&node)
+        .export("vda", "disk0", json!({}))
+        .start()?;
+    let mut disk = server.disk("vda")?;
+    let all = [Segment::new(0, 2048)];
+    ensure!(disk.execute(0, Request::Discard(&all), PATIENCE)?.is_ok());
+    ensure!(disk.execute(0, Request::Flush, PATIENCE)?.is_ok());
+    ensure!(server.run_state()? == "running");
+    drop(disk);
+    let text = "node 'disk0': 16 clusters were used, and not counted, ";
+    let patience = std::time::Duration::from_secs(10);
+    server.daemon.wait_for_stderr(text, patience)?;
+    let log = server.daemon.stderr();
+    ensure!(log.matches("and not counted").count() == 1, "{log}");
+    server.finish()
 }

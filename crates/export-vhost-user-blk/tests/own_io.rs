@@ -263,7 +263,7 @@ fn the_end_of_the_export_writes_it_or_says_that_it_is_not_on_disk() {
         let (node, metadata) = (setup.node(), Arc::clone(&setup.metadata));
         // The end of the daemon names it, although nothing has failed so far.
         let left = node.left_unwritten().map(|left| left.to_string());
-        assert!(left.is_some_and(|left| left.ends_with("is not on disk: it has not been tried")));
+        assert!(left.is_some_and(|left| left.ends_with("are not on disk: it has not been tried")));
         let Setup { daemon, tmpfs, .. } = setup;
         daemon.close();
         let left = node.not_on_disk().map(|left| left.to_string());
@@ -271,7 +271,7 @@ fn the_end_of_the_export_writes_it_or_says_that_it_is_not_on_disk() {
         assert_eq!(left.is_none(), space);
         assert_eq!(node.left_unwritten().map(|left| left.to_string()), left);
         if let Some(left) = left {
-            let begins = "node 'node0': allocation table (65536 bytes) is not on disk: ";
+            let begins = "node 'node0': 65536 bytes of allocation table are not on disk: ";
             assert!(left.starts_with(begins), "{left}");
         }
         drop(tmpfs);

@@ -7,8 +7,8 @@ use block::event::EventKind;
 use block::jobs::state::Status as AtStatus;
 use block::run_control::{BackendState, RunControl};
 use block::{
-    Action, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node, RunState, Status,
-    VmLink, WriteCache,
+    Action, CacheUse, Direction, ErrorRecord, Event, Export, HeldRecord, LinkStatus, Node,
+    RunState, Status, VmLink, WriteCache,
 };
 use qapi::event::{
     BlockErrorAction, BlockExportDeleted, BlockExportQueueBroken, BlockImageCorrupted,
@@ -181,6 +181,7 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
     let info = node.driver().info();
     let children = node.driver().children();
     let image = image::of(node, sizes, flat);
+    let format = info.format.as_deref();
     let quota = node.allocation_limit().map(|limit| limit.quota());
     BlockDeviceInfo {
         file: info.filename,
@@ -220,16 +221,21 @@ pub(crate) fn node(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> BlockDeviceIn
         x_quota_limit: quota.map(|(limit, _)| limit),
         x_quota_used: quota.map(|(_, used)| used),
         x_engine: info.engine.map(|engine| engine.engine.as_str().to_owned()),
-        x_l2_cache: info.format.map(|format| CacheUseInfo {
-            size: format.l2_cache.size,
-            used: format.l2_cache.used,
-            misses: format.l2_cache.misses,
-        }),
+        x_l2_cache: format.map(|format| cache_use(format.l2_cache)),
+        x_refcount_cache: format.map(|format| cache_use(format.refcount_cache)),
         x_unwritten: node.not_on_disk().map(|left| UnwrittenInfo {
             bytes: left.unwritten.bytes,
             what: left.unwritten.what,
             reason: left.reason,
         }),
+    }
+}
+
+fn cache_use(cache: CacheUse) -> CacheUseInfo {
+    CacheUseInfo {
+        size: cache.size,
+        used: cache.used,
+        misses: cache.misses,
     }
 }
 

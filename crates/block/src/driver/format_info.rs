@@ -13,8 +13,10 @@ pub struct FormatInfo {
     pub backing_format: Option<String>,
     /// It is encrypted.
     pub encrypted: bool,
-    /// What is remembered of its tables.
+    /// What is remembered of the tables that say where data is.
     pub l2_cache: CacheUse,
+    /// What is remembered of the counts of what is in use.
+    pub refcount_cache: CacheUse,
     /// What only this format has: the only one there is.
     pub qcow2: Qcow2Info,
 }

@@ -31,7 +31,7 @@ impl fmt::Display for NotOnDisk {
         let Unwritten { bytes, what } = &self.unwritten;
         write!(
             f,
-            "node '{}': {what} ({bytes} bytes) is not on disk: {}",
+            "node '{}': {bytes} bytes of {what} are not on disk: {}",
             self.node, self.reason
         )
     }

@@ -179,9 +179,12 @@ pub struct BlockDeviceInfo {
     /// What does its I/O, of a node that has storage of its own: `io_uring`, `threads`.
     #[serde(rename = "x-engine", skip_serializing_if = "Option::is_none")]
     pub x_engine: Option<String>,
-    /// What is remembered of the tables of an image.
+    /// What is remembered of the tables of an image that say where data is.
     #[serde(rename = "x-l2-cache", skip_serializing_if = "Option::is_none")]
     pub x_l2_cache: Option<CacheUseInfo>,
+    /// What is remembered of the counts of what is in use, of an image that is written.
+    #[serde(rename = "x-refcount-cache", skip_serializing_if = "Option::is_none")]
+    pub x_refcount_cache: Option<CacheUseInfo>,
     /// What the driver could not write back on its own, if there is something.
     #[serde(rename = "x-unwritten", skip_serializing_if = "Option::is_none")]
     pub x_unwritten: Option<UnwrittenInfo>,

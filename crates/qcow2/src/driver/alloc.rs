@@ -18,7 +18,8 @@ use super::tables::{Freed, Why};
 use super::writer::{Writer, put, sync};
 use crate::format::geometry::HOST_OFFSET_END;
 use crate::format::l1::L1Entry;
-use crate::format::{GuestOffset, HostCluster, HostOffset};
+use crate::format::refcount;
+use crate::format::{Geometry, GuestOffset, HostCluster, HostOffset};
 
 /// Clusters that are counted, and to which nothing points yet. Dropped before something does, they are free again.
 #[derive(Debug)]
@@ -53,17 +54,22 @@ impl Allocated {
 
 /// These clusters, which something else has taken the place of.
 pub fn other(clusters: Range<u64>) -> impl Iterator<Item = Freed> {
-    clusters.map(|cluster| Freed {
+    clusters.map(freed)
+}
+
+fn freed(cluster: u64) -> Freed {
+    Freed {
         cluster: HostCluster(cluster),
         why: Why::Other,
-    })
+    }
 }
 
 impl Drop for Allocated {
     fn drop(&mut self) {
         if !self.clusters.is_empty() {
             let mut tables = self.writer.change();
-            tables.refcounts.give_back(&self.clusters);
+            let counted = tables.refcounts.give_back(&self.clusters);
+            tables.unlinked.extend(counted.into_iter().map(freed));
         }
     }
 }
@@ -84,7 +90,7 @@ pub async fn allocate(base: &Base, state: &State, clusters: u64, whole: bool) ->
             if let Search::Found(run) = &search {
                 let end = run.end.checked_mul(geometry.cluster_size());
                 if end.is_none_or(|end| end > HOST_OFFSET_END) {
-                    return Err(too_large(base));
+                    return Err(too_large(base, geometry));
                 }
                 overlapped = tables.metadata_in(run.clone());
                 if overlapped.is_none() {
@@ -103,6 +109,9 @@ pub async fn allocate(base: &Base, state: &State, clusters: u64, whole: bool) ->
             Search::Found(run) => {
                 let kind = overlapped.unwrap_or(Metadata::MainHeader);
                 return Err(corrupt::overlaps(base, state, run.start, kind).await);
+            }
+            Search::Load(_) | Search::Make(..) if !writer.tables().refcounts.has_room() => {
+                rounds::make_room(base, state).await?;
             }
             Search::Load(index) => match load(base, state, index).await {
                 Ok(()) => {}
@@ -144,8 +153,13 @@ async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> R
 }
 
 #[cold]
-fn too_large(base: &Base) -> BlockError {
-    let text = "the image is as large as its format lets it be";
+fn too_large(base: &Base, geometry: &Geometry) -> BlockError {
+    let text = format!(
+        "the image is as large as its format lets it be: with clusters of {} bytes and refcounts of {} bits it has {} bytes at most",
+        geometry.cluster_size(),
+        geometry.refcount_bits(),
+        refcount::bytes_max(geometry)
+    );
     BlockError::new(libc::EFBIG, text).at(&base.name, 0, 0)
 }
 
@@ -164,7 +178,10 @@ async fn grow(base: &Base, state: &State, wanted: &mut Wanted) -> Result<()> {
         if tables.refcounts.search(wanted) != Search::Full {
             return Ok(());
         }
-        tables.refcounts.growth().ok_or_else(|| too_large(base))?
+        tables
+            .refcounts
+            .growth()
+            .ok_or_else(|| too_large(base, geometry))?
     };
     let overlapped = writer.tables().metadata_in(growth.clusters(geometry));
     if let Some(kind) = overlapped {

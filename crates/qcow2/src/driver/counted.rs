@@ -41,16 +41,30 @@ pub async fn load(base: &Base, state: &State, index: usize) -> std::result::Resu
     }
 }
 
-/// Counts one use less of a cluster, and says how many are left. None: it was not counted.
+/// What has become of a count that was to be lowered.
+pub enum Lowered {
+    /// So many uses are left.
+    To(u64),
+    /// It was not counted.
+    Uncounted,
+    /// There is no room for the block that counts it.
+    NoRoom,
+}
+
+/// Counts one use less of a cluster.
 ///
 /// # Errors
 /// Its count could not be read.
-pub async fn lower(base: &Base, state: &State, cluster: HostCluster) -> Result<Option<u64>> {
+pub async fn lower(base: &Base, state: &State, cluster: HostCluster) -> Result<Lowered> {
     loop {
         let index = {
             let mut tables = state.writer.change();
             if tables.refcounts.count(cluster).is_some() {
-                return Ok(tables.refcounts.lower(cluster));
+                let left = tables.refcounts.lower(cluster);
+                return Ok(left.map_or(Lowered::Uncounted, Lowered::To));
+            }
+            if !tables.refcounts.has_room() {
+                return Ok(Lowered::NoRoom);
             }
             tables.refcounts.block_of(cluster)
         };

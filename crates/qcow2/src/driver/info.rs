@@ -63,6 +63,7 @@ fn format(base: &Base, state: &State) -> FormatInfo {
             used: state.cache.used() as u64,
             misses: state.cache.misses(),
         },
+        refcount_cache: state.writer.tables().refcounts.cache_use(),
         qcow2: Qcow2Info {
             compat: if new { "1.1" } else { "0.10" },
             lazy_refcounts: new.then(|| features.has_lazy_refcounts()),

@@ -87,7 +87,10 @@ impl Qcow2 {
         }
         let opened = Self::load(options.clone()).await;
         match opened {
-            Err(error) if may_fall_back && !options.info.read_only => {
+            // One that is corrupt is refused, as in QEMU: nobody is to find out by its disk that it is read-only.
+            Err(error)
+                if may_fall_back && !options.info.read_only && error.errno != libc::EACCES =>
+            {
                 options.info.read_only = true;
                 let fallen = Self::load(options).await;
                 // What is wrong with it however it is opened is told.

@@ -168,7 +168,8 @@ const REFCOUNT_CACHE: u64 = 256 << 10;
 impl CacheSizes {
     /// How many refcount blocks are remembered.
     pub(super) fn refcount_blocks(&self, geometry: &Geometry) -> usize {
-        let bytes = self.refcounts.unwrap_or(REFCOUNT_CACHE);
+        let rest = || Some(self.all?.saturating_sub(self.l2?));
+        let bytes = self.refcounts.or_else(rest).unwrap_or(REFCOUNT_CACHE);
         usize::try_from(bytes / geometry.cluster_size())
             .unwrap_or(usize::MAX)
             .max(4)

@@ -1,10 +1,13 @@
 //! Refcounts in memory: the refcount table, the blocks that were looked at, and what is free. Pure.
 //!
-//! A block is read when it is needed, and leaves memory only when it is clean. Free is what has the count 0 and is not
+//! A block is read when it is needed, and leaves memory only when it is clean; whoever needs one more than there is room for
+//! ([`Refcounts::has_room`]) has the others written first. Free is what has the count 0 and is not
 //! *held*: what was freed a moment ago may still be read, or be discarded.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
+
+use block::CacheUse;
 
 use crate::format::refcount::{self, ENTRY_BYTES, RefcountTableEntry};
 use crate::format::{EntryError, Geometry, HostCluster, HostOffset};
@@ -13,6 +16,10 @@ use crate::format::{EntryError, Geometry, HostCluster, HostOffset};
 const UNIT: usize = 4096;
 /// Sectors of the refcount table, which are written whole.
 const SECTOR: usize = 512;
+
+fn index(at: u64) -> usize {
+    usize::try_from(at).unwrap_or(usize::MAX)
+}
 
 /// A block of refcounts.
 #[derive(Debug)]
@@ -68,6 +75,8 @@ pub struct Wanted {
     from: u64,
     /// Free ones have been passed over.
     skipped: bool,
+    /// It has begun from the beginning again.
+    is_again: bool,
 }
 
 impl Wanted {
@@ -78,12 +87,14 @@ impl Wanted {
             whole,
             from: 0,
             skipped: false,
+            is_again: false,
         }
     }
 
     /// From the beginning again. False: that was done already.
     pub fn again(&mut self) -> bool {
-        std::mem::take(&mut self.from) > 0 && !std::mem::replace(&mut self.skipped, false)
+        (self.from, self.skipped) = (0, false);
+        !std::mem::replace(&mut self.is_again, true)
     }
 }
 
@@ -108,14 +119,18 @@ pub struct Refcounts {
     /// Entries of the table that are not on disk.
     new: BTreeSet<usize>,
     blocks: HashMap<usize, Block>,
-    /// How many are kept if they are clean.
+    /// How many are kept: of clean ones; of others before there has to be a round.
     blocks_max: usize,
+    /// The same as long as somebody looks for a run that more of them count.
+    blocks_now: usize,
     /// All before it are used or held.
     hint: u64,
     held: HashSet<u64>,
     clock: u64,
     /// How many blocks have left memory.
     evicted: u64,
+    /// How many have been read.
+    misses: u64,
 }
 
 impl Refcounts {
@@ -129,10 +144,12 @@ impl Refcounts {
             new: BTreeSet::new(),
             blocks: HashMap::new(),
             blocks_max: blocks_max.max(2),
+            blocks_now: blocks_max.max(2),
             hint: 0,
             held: HashSet::new(),
             clock: 0,
             evicted: 0,
+            misses: 0,
         }
     }
 
@@ -156,7 +173,7 @@ impl Refcounts {
 
     fn place(&self, cluster: u64) -> (usize, usize) {
         let (index, within) = self.geometry.refcount_place(HostCluster(cluster));
-        (usize::try_from(index).unwrap_or(usize::MAX), within)
+        (self::index(index), within)
     }
 
     /// Whoever reads a block notes this before.
@@ -173,7 +190,30 @@ impl Refcounts {
         if self.evicted != evicted {
             return false;
         }
-        while self.blocks.len() >= self.blocks_max {
+        self.misses += 1;
+        self.insert(index, bytes);
+        true
+    }
+
+    /// Whether another block may come: there are not as many as may be, or one of them can leave. If not, those that are there have
+    /// to be written first, so that what is in memory is bounded.
+    pub fn has_room(&self) -> bool {
+        self.blocks.len() < self.blocks_now
+            || self.blocks.values().any(|block| block.dirty.is_none())
+    }
+
+    /// What of them is in memory.
+    pub fn cache_use(&self) -> CacheUse {
+        let bytes = |blocks: usize| (blocks as u64).saturating_mul(self.geometry.cluster_size());
+        CacheUse {
+            size: bytes(self.blocks_max),
+            used: bytes(self.blocks.len()),
+            misses: self.misses,
+        }
+    }
+
+    fn insert(&mut self, index: usize, bytes: Box<[u8]>) {
+        while self.blocks.len() >= self.blocks_now {
             let blocks = self.blocks.iter();
             let clean = blocks.filter(|(_, block)| block.dirty.is_none());
             let oldest = clean.min_by_key(|(_, block)| block.used);
@@ -183,11 +223,6 @@ impl Refcounts {
             self.blocks.remove(&oldest);
             self.evicted += 1;
         }
-        self.insert(index, bytes);
-        true
-    }
-
-    fn insert(&mut self, index: usize, bytes: Box<[u8]>) {
         self.clock += 1;
         let block = Block {
             bytes,
@@ -238,6 +273,12 @@ impl Refcounts {
     pub fn search(&mut self, wanted: &mut Wanted) -> Search {
         let order = self.geometry.refcount_order();
         let per_block = self.geometry.refcounts_per_block();
+        // All that count a run have to be there at once.
+        let needed = match wanted.whole {
+            true => wanted.clusters.div_ceil(per_block as u64) + 1,
+            false => 0,
+        };
+        self.blocks_now = self.blocks_max.max(index(needed));
         let begin = self.hint.max(wanted.from);
         let mut run = begin..begin;
         loop {
@@ -325,12 +366,13 @@ impl Refcounts {
         }
     }
 
-    /// Nobody uses these after all, and nobody ever has: they are free at once.
-    pub fn give_back(&mut self, run: &Range<u64>) {
-        for cluster in run.clone() {
-            self.set(cluster, 0);
-        }
+    /// Nobody uses these after all, and nobody ever has: they are free at once, but for those whose block has left memory, which are
+    /// still counted.
+    pub fn give_back(&mut self, run: &Range<u64>) -> Vec<u64> {
+        let counted = run.clone().filter(|cluster| !self.set(*cluster, 0));
+        let counted = counted.collect();
         self.hint = self.hint.min(run.start);
+        counted
     }
 
     /// Counts one use less of a cluster whose block is there, and says how many are left; what is not used any more is held. None:

@@ -20,7 +20,7 @@ use futures_util::future::join_all;
 
 use super::base::Base;
 use super::cache::Slice;
-use super::counted;
+use super::counted::{self, Lowered};
 use super::refcounts::{DirtyBlock, Piece};
 use super::state::State;
 use super::switch::settle;
@@ -134,8 +134,7 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     settle(base, state, accepted).await?;
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
     let job = Job::take(writer);
-    put_all(base, job.blocks.iter().map(|block| &block.piece)).await?;
-    sync(base, accepted).await?;
+    put_blocks(base, &job.blocks, accepted).await?;
     if !job.entries.1.is_empty() {
         put_all(base, job.entries.1.iter()).await?;
         sync(base, accepted).await?;
@@ -147,9 +146,26 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     }
     let unlinked = job.done(writer.epochs.now());
     writer.round_succeeded(number, accepted);
-    count_down(base, state, unlinked).await;
+    count_down(base, state, unlinked, accepted).await;
     let_go(base, state).await;
     writer.look(&writer.tables());
+    Ok(())
+}
+
+async fn put_blocks(base: &Base, blocks: &[DirtyBlock], accepted: u32) -> Result<()> {
+    put_all(base, blocks.iter().map(|block| &block.piece)).await?;
+    sync(base, accepted).await
+}
+
+/// Brings refcount blocks to disk between two rounds, so that they may leave. None of them counts too little there: whatever was
+/// counted down is unlinked on disk.
+async fn write_blocks(base: &Base, writer: &Writer, accepted: u32) -> Result<()> {
+    let blocks = writer.tables().refcounts.dirty_blocks();
+    put_blocks(base, &blocks, accepted).await?;
+    let mut tables = writer.tables();
+    for block in &blocks {
+        tables.refcounts.written(block);
+    }
     Ok(())
 }
 
@@ -177,45 +193,72 @@ async fn put_slices(base: &Base, slices: &[Arc<Slice>]) -> Result<()> {
 }
 
 /// Nothing on disk points to these any more.
-async fn count_down(base: &Base, state: &State, unlinked: Vec<Freed>) {
+async fn count_down(base: &Base, state: &State, mut unlinked: Vec<Freed>, accepted: u32) {
+    let writer = &*state.writer;
+    // Each block is needed once.
+    unlinked.sort_by_key(|freed| freed.cluster);
     let mut left = Left {
-        writer: &state.writer,
+        writer,
         clusters: unlinked.into(),
     };
-    while let Some(&freed) = left.clusters.front() {
-        let lowered = counted::lower(base, state, freed.cluster).await;
-        match lowered {
-            Ok(Some(0)) => {
-                let mut tables = state.writer.change();
+    let (mut uncounted, mut of_tables) = (Several::default(), Several::default());
+    let failed = loop {
+        let Some(&freed) = left.clusters.front() else {
+            break None;
+        };
+        match counted::lower(base, state, freed.cluster).await {
+            Ok(Lowered::To(0)) => {
+                let mut tables = writer.change();
                 let cluster = freed.cluster.0;
                 match tables.metadata_in(cluster..cluster + 1) {
                     None => tables.lowered.push(freed),
                     // It stays held: it is neither discarded nor used again.
-                    Some(kind) => tracing::warn!(
-                        "node '{}': {} is of the {}, and was not counted as that: qemu-img check -r all repairs the image",
-                        base.name,
-                        freed.cluster,
-                        kind.title()
-                    ),
+                    Some(kind) => of_tables.add((freed.cluster, kind)),
                 }
             }
-            Ok(Some(_)) => {}
-            Ok(None) => tracing::warn!(
-                "node '{}': {} was used, and not counted: qemu-img check -r all repairs the image",
-                base.name,
-                freed.cluster
-            ),
-            Err(error) => {
-                // They are counted for nothing until it can be read: the next round tries again.
-                tracing::warn!(
-                    "node '{}': {} clusters cannot be freed yet: {error}",
-                    base.name,
-                    left.clusters.len()
-                );
-                return;
-            }
+            Ok(Lowered::To(_)) => {}
+            Ok(Lowered::Uncounted) => uncounted.add(freed.cluster),
+            Ok(Lowered::NoRoom) => match write_blocks(base, writer, accepted).await {
+                Ok(()) => continue,
+                Err(error) => break Some(error),
+            },
+            Err(error) => break Some(error),
         }
         left.clusters.pop_front();
+    };
+    let name = &base.name;
+    if let Some(error) = failed {
+        // They are counted for nothing until that works: the next round tries again.
+        let clusters = left.clusters.len();
+        tracing::warn!("node '{name}': {clusters} clusters cannot be freed yet: {error}");
+    }
+    if let Some((first, clusters)) = uncounted.0 {
+        tracing::warn!(
+            "node '{name}': {clusters} clusters were used, and not counted, {first} first: qemu-img check -r all repairs \
+             the image"
+        );
+    }
+    if let Some(((first, kind), clusters)) = of_tables.0 {
+        tracing::warn!(
+            "node '{name}': {clusters} clusters are of tables, and were not counted as that, {first}, of the {}, first: \
+             qemu-img check -r all repairs the image",
+            kind.title()
+        );
+    }
+}
+
+/// The first of several, and how many they are: an image may be full of what is wrong, and one line tells of all.
+struct Several<T>(Option<(T, u64)>);
+
+impl<T> Default for Several<T> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<T> Several<T> {
+    fn add(&mut self, one: T) {
+        self.0.get_or_insert((one, 0)).1 += 1;
     }
 }
 

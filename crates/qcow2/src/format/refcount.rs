@@ -2,7 +2,7 @@
 
 use super::bytes;
 use super::entry_error::{EntryError, cluster_at};
-use super::geometry::{Geometry, HostOffset};
+use super::geometry::{Geometry, HOST_OFFSET_END, HostOffset};
 
 /// Bits 9 to 63 of an entry: an offset.
 pub const OFFSET_MASK: u64 = !0x1ff;
@@ -11,6 +11,18 @@ pub const OFFSET_MASK: u64 = !0x1ff;
 pub const ENTRY_BYTES: usize = 8;
 /// Longest refcount table in bytes that is opened: 8 MiB, as QEMU has it.
 pub const TABLE_BYTES_MAX: u64 = 8 << 20;
+
+/// Longest file in bytes all clusters of which can be counted and pointed to.
+pub const fn bytes_max(geometry: &Geometry) -> u64 {
+    let blocks = TABLE_BYTES_MAX / ENTRY_BYTES as u64;
+    let each = (geometry.refcounts_per_block() as u64).saturating_mul(geometry.cluster_size());
+    let all = blocks.saturating_mul(each);
+    if all < HOST_OFFSET_END {
+        all
+    } else {
+        HOST_OFFSET_END
+    }
+}
 
 /// An entry of the refcount table, as it is on disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -84,7 +84,9 @@ fn subclusters() {
 #[test]
 fn counts_of_1_and_64_bits() {
     swept(&Kind::new("cluster_size=512,refcount_bits=1", 1), 5);
-    swept(&Kind::new("cluster_size=512,refcount_bits=64", 1), 6);
+    let many_blocks = || Kind::new("cluster_size=512,refcount_bits=64", 1);
+    swept(&many_blocks(), 6);
+    swept(&many_blocks().with_tiny_caches(), 4);
     swept(
         &Kind::new("cluster_size=4k,refcount_bits=64,lazy_refcounts=on", 8),
         4,

@@ -48,6 +48,7 @@ fn node(name: &str) -> BlockDeviceInfo {
         x_quota_used: None,
         x_engine: None,
         x_l2_cache: None,
+        x_refcount_cache: None,
         x_unwritten: None,
     }
 }

@@ -129,6 +129,21 @@ fn what_is_clean_makes_room_and_what_is_dirty_stays() {
     }
     assert!(counts.blocks.contains_key(&0), "it is not on disk");
     assert_eq!(counts.blocks.len(), 2);
+    assert!(counts.has_room());
+    counts.set(8 * 64, 1);
+    assert!(!counts.has_room(), "none of them can leave");
+    let dirty = counts.dirty_blocks();
+    counts.set(3, 0);
+    dirty.iter().for_each(|block| counts.written(block));
+    assert!(counts.has_room(), "one of them is on disk as it is");
+    let evicted = counts.evicted();
+    assert!(counts.loaded(5, vec![0; CLUSTER].into(), evicted));
+    assert!(counts.loaded(6, vec![0; CLUSTER].into(), counts.evicted()));
+    assert!(counts.blocks.contains_key(&0), "it has been changed since");
+    let room = 2 * CLUSTER as u64;
+    let cache = counts.cache_use();
+    assert_eq!((cache.size, cache.used), (room, room));
+    assert_eq!(cache.misses, 7);
     assert_eq!(
         counts.count(HostCluster(5 * 64)),
         None,
@@ -225,4 +240,84 @@ fn what_was_read_too_early_is_read_again() {
         "it is there"
     );
     assert_eq!(counts.count(HostCluster(3 * 64)), Some(u64::MAX));
+}
+
+/// Each of the blocks that was read took the place of another one that counts the same run, for ever.
+#[test]
+fn a_run_that_more_blocks_count_than_are_kept() {
+    let mut counts = counts(64);
+    for index in 1..9 {
+        counts.table[index] = 512 * 100;
+    }
+    let mut wanted = Wanted::new(4 * 64, true);
+    let mut reads = 0;
+    let found = loop {
+        match counts.search(&mut wanted) {
+            Search::Load(index) => {
+                reads += 1;
+                assert!(reads < 40, "for ever");
+                // One cluster in the first of them is used.
+                let mut block = vec![0; CLUSTER];
+                if index == 1 {
+                    block[0..8].fill(1);
+                }
+                let evicted = counts.evicted();
+                assert!(counts.loaded(index, block.into(), evicted));
+            }
+            found => break found,
+        }
+    };
+    let run = 65..65 + 4 * 64;
+    assert_eq!(found, Search::Found(run.clone()));
+    counts.take(&run, &wanted);
+    assert!(!counts.has_room(), "five blocks are dirty");
+    assert_eq!(search(&mut counts, 1, false), Search::Found(321..322));
+    let dirty = counts.dirty_blocks();
+    assert_eq!(dirty.len(), 5);
+    dirty.iter().for_each(|block| counts.written(block));
+    let evicted = counts.evicted();
+    assert!(counts.loaded(7, vec![0; CLUSTER].into(), evicted));
+    assert_eq!(counts.blocks.len(), 2);
+}
+
+/// A block that was written and had left memory counted what was given back for ever.
+#[test]
+fn what_is_given_back_when_its_block_has_left() {
+    let mut counts = counts(3);
+    take(&mut counts, 3..5);
+    let dirty = counts.dirty_blocks();
+    dirty.iter().for_each(|block| counts.written(block));
+    assert!(counts.give_back(&(4..5)).is_empty(), "it is there");
+    let dirty = counts.dirty_blocks();
+    dirty.iter().for_each(|block| counts.written(block));
+    for index in [5, 6] {
+        counts.table[index] = 512 * 100;
+        let evicted = counts.evicted();
+        assert!(counts.loaded(index, vec![0; CLUSTER].into(), evicted));
+    }
+    assert_eq!(counts.give_back(&(3..4)), [3]);
+}
+
+/// Whoever found the table full looked from the beginning again, and again, and the iothread did nothing else any more.
+#[test]
+fn a_table_that_is_full_is_searched_twice() {
+    let mut counts = counts(64);
+    for index in 1..64 {
+        counts.table[index] = 512 * 100;
+        let full = vec![0xff; CLUSTER];
+        counts.blocks_now = 100;
+        let evicted = counts.evicted();
+        assert!(counts.loaded(index, full.into(), evicted));
+    }
+    counts.blocks_max = 100;
+    for skipped in [false, true] {
+        let mut wanted = Wanted::new(1, false);
+        wanted.skipped = skipped;
+        let mut searches = 1;
+        while counts.search(&mut wanted) == Search::Full && wanted.again() {
+            searches += 1;
+            assert!(searches < 9, "for ever");
+        }
+        assert!(searches < 3, "{searches}");
+    }
 }
