@@ -7,9 +7,12 @@ use std::sync::{Arc, Mutex};
 
 use block::Node;
 use standfast_qcow2::check::{Limits, Problem, check};
-use standfast_qcow2::{CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
+use standfast_qcow2::{
+    Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options,
+};
 use sweep::{Finding, Format, Value};
 
+use crate::below::{Below, Layer};
 use crate::images::{Filled, content, make};
 use crate::kept;
 use crate::qemu_check::{self, Verdict};
@@ -27,6 +30,7 @@ pub struct Kind {
     caches: CacheSizes,
     discards: Discards,
     no_unref: bool,
+    below: Option<Below>,
     /// Images, by the length of their disks.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
     checked: AtomicU64,
@@ -55,6 +59,7 @@ impl Kind {
                 other: true,
             },
             no_unref: false,
+            below: None,
             made: Mutex::default(),
             checked: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -110,6 +115,19 @@ impl Kind {
             lost = Some(kept::look(created, disk).err()?);
         }
         lost
+    }
+
+    /// Over images, from the bottom, that are over a raw file of `raw` sectors.
+    pub fn over(self, raw: u64, layers: &[Layer]) -> Self {
+        Self {
+            below: Some(Below::new(raw, layers)),
+            ..self
+        }
+    }
+
+    fn behind(&self, sector: u64) -> Value {
+        let below = self.below.as_ref();
+        below.map_or(Value::Zero, |below| below.value(sector))
     }
 
     /// How often qemu-img was asked.
@@ -168,7 +186,11 @@ impl Format for Kind {
         } else {
             ""
         };
-        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}")
+        let below = match &self.below {
+            Some(below) => format!(", over {below:?}"),
+            None => String::new(),
+        };
+        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{below}")
     }
 
     fn create(&self, sectors: u64) -> Vec<u8> {
@@ -178,11 +200,19 @@ impl Format for Kind {
     }
 
     fn content(&self, sectors: u64) -> Vec<Value> {
-        content(self.filled, sectors)
+        match self.filled {
+            Filled::Not => (0..sectors).map(|sector| self.behind(sector)).collect(),
+            filled => content(filled, sectors),
+        }
     }
 
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
+        let backing = match &self.below {
+            Some(below) => Backing::Node(below.node(Arc::clone(&file))),
+            None => Backing::Unsaid,
+        };
         let opened = pollster::block_on(Qcow2::open(Qcow2Options {
+            backing,
             caches: self.caches,
             discard: true,
             discards: self.discards,

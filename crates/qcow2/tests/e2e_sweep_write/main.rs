@@ -12,6 +12,8 @@
 #![allow(clippy::panic, reason = "a failed test")]
 #![allow(clippy::unwrap_used, reason = "a failed test")]
 
+mod below;
+mod chains;
 mod format;
 mod images;
 mod kept;

@@ -10,7 +10,7 @@ use crate::images::Filled;
 const SEEDS: u64 = 2;
 
 /// All of them; of most kinds of images operations fail only in a soak.
-fn told(kind: &Kind, faults: bool) {
+pub fn told(kind: &Kind, faults: bool) {
     let faults = faults || std::env::var_os("STANDFAST_SOAK").is_some();
     let mut told = Totals::default();
     for story in ALL {

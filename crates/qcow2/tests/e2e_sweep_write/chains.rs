@@ -1,0 +1,61 @@
+//! Images over others: the raw file and the disks in between are shorter or longer than the disk, and hardly any ends where a
+//! cluster does.
+
+use crate::format::Kind;
+use crate::images::Filled;
+use crate::stories::told;
+use crate::swept;
+
+const SMALL: &str = "cluster_size=4k";
+const PARTS: &str = "cluster_size=16k,extended_l2=on";
+
+#[test]
+fn over_a_raw_file() {
+    swept(&Kind::new("cluster_size=512", 1).over(61, &[]), 4);
+    swept(&Kind::new(SMALL, 8).over(203, &[]), 4);
+    swept(&Kind::new(SMALL, 8).with_tiny_caches().over(61, &[]), 3);
+    swept(&Kind::new(PARTS, 32).over(403, &[]), 3);
+}
+
+#[test]
+fn over_several_images() {
+    swept(&Kind::new(SMALL, 8).over(70, &[(PARTS, 150)]), 3);
+    let three = [(PARTS, 400), ("compat=0.10,cluster_size=1k", 90)];
+    swept(&Kind::new(PARTS, 32).over(150, &three), 2);
+    let five = [
+        ("cluster_size=64k", 130),
+        ("cluster_size=512", 50),
+        (PARTS, 300),
+        (SMALL, 100),
+    ];
+    swept(&Kind::new(SMALL, 8).with_tiny_caches().over(200, &five), 2);
+}
+
+/// Nothing can say there that a cluster is zeroes: what is discarded stays as it is. Nor does the disk become longer.
+#[test]
+fn version_2_over_a_raw_file() {
+    let kind = || Kind::new("compat=0.10,cluster_size=4k", 8).longest(None);
+    swept(&kind().over(61, &[]), 3);
+    swept(&kind().over(203, &[(SMALL, 150)]), 2);
+}
+
+#[test]
+fn compressed_clusters_over_others() {
+    let kind = Kind::new(SMALL, 8).filled(Filled::Compressed);
+    swept(&kind.over(203, &[(PARTS, 150)]), 3);
+    let kind = Kind::new(PARTS, 32).filled(Filled::Compressed);
+    swept(&kind.over(403, &[]), 2);
+}
+
+#[test]
+fn what_is_discarded_keeps_its_cluster_over_others() {
+    swept(&Kind::new(SMALL, 8).without_unref().over(203, &[]), 2);
+    let parts = Kind::new(PARTS, 32).without_unref();
+    swept(&parts.over(150, &[(SMALL, 403)]), 2);
+}
+
+#[test]
+fn no_story_is_told_of_them() {
+    told(&Kind::new(SMALL, 8).over(203, &[(PARTS, 90)]), false);
+    told(&Kind::new(PARTS, 32).over(803, &[]), false);
+}
