@@ -8,7 +8,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use frontend::{Disk, Request};
-use harness::{MIB, PATIENCE, Server, Setup};
+use harness::{MIB, PATIENCE, Server, Setup, eventually};
 use serde_json::{Value, json};
 use testkit::qcow2_image::run;
 use testkit::{Place, Tmpfs};
@@ -120,7 +120,11 @@ fn the_file_of_an_image_that_is_full() -> Result<()> {
     let mut disk = server.disk("vda")?;
     fill(&mut server, &mut disk, "vda")?;
     is_named(&mut server, "file0", "write")?;
-    // The next daemon knows it, too.
+    // The next daemon knows it, too, once it is saved.
+    eventually("it is saved", || {
+        let saved = server.saved().ok().flatten();
+        Ok(saved.is_some_and(|saved| saved.backends.iter().any(|one| one.incident.is_some())))
+    })?;
     let state = disk.disconnect();
     server.daemon.kill()?;
     server.start_again()?;
