@@ -7,9 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use block::Node;
 use standfast_qcow2::check::{Limits, Problem, check};
-use standfast_qcow2::{
-    Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options,
-};
+use standfast_qcow2::{Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
 use sweep::{Finding, Format, Value};
 
 use crate::below::{Below, Layer};
