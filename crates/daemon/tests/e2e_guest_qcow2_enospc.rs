@@ -204,7 +204,7 @@ fn done(
     Ok(())
 }
 
-/// Rounds of writing; in every other one the daemon is killed, if the guest knows of no write cache.
+/// Rounds of writing. If the guest knows of no write cache, the daemon is killed in all but the first of an image.
 fn rounds_on(
     new: fn() -> Result<Storage>,
     write_through: impl Fn(u64) -> bool,
@@ -228,7 +228,7 @@ fn rounds_on(
                 kib: 512,
             };
             storage.spoil(&mut rng)?;
-            let kills = write_through && round % 2 == 1;
+            let kills = write_through && round % LIFE > 0;
             let writer = (&*files.write_command(), kills);
             let ended = done(&mut server, &mut guest, &mut storage, writer, &mut count);
             ended.with_context(|| format!("round {round}"))?;
