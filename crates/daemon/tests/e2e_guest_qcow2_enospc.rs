@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use block::RunState;
 use harness::qcow2::{
     boot, boot_and_mount, check_ext4, in_file, is_nospace, make_ext4, on_device, options, serve,
 };
@@ -173,6 +174,11 @@ fn done(
         ensure!(server.io_status("vda")? == storage.status());
         ensure!(!server.held("vda")?.is_empty());
         if kills && times == 1 {
+            // The state is written beside the events, not before them.
+            wait_until("the state is saved", PATIENCE, || {
+                let saved = server.saved().ok().flatten();
+                Ok(saved.is_some_and(|saved| saved.run_state == RunState::IoError))
+            })?;
             server.daemon.kill()?;
             if let Storage::Shrinks { .. } = storage {
                 // Nobody can open what is gone.
