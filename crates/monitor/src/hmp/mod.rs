@@ -3,6 +3,7 @@
 
 mod help;
 mod line;
+mod size;
 mod snapshots;
 mod text;
 

@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use qapi::types::SnapshotInfo;
 
-use super::text::human_size;
+use super::size::human_size;
 
 /// Prints the list.
 pub(super) fn list(out: &mut String, snapshots: &[SnapshotInfo]) {

@@ -9,6 +9,7 @@ use qapi::types::{
     RunState, StatusInfo, VersionInfo, VersionTriple,
 };
 
+use super::size::human_size;
 use super::snapshots;
 
 /// Printing to a string cannot fail.
@@ -305,36 +306,6 @@ fn qcow2(out: &mut String, specific: &ImageInfoSpecificQcow2) {
     if let Some(extended) = specific.extended_l2 {
         print!(out, "    extended l2: {extended}\n");
     }
-}
-
-/// Three significant digits and a unit, in powers of 1024; the next unit from 1000 on.
-pub(super) fn human_size(bytes: u64) -> String {
-    let units = ["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"];
-    let mut unit = 0;
-    while unit + 1 < units.len() && u128::from(bytes) >= 1000u128 << (10 * unit) {
-        unit += 1;
-    }
-    // Hundredths, tenths or units, as three digits need, rounded to nearest.
-    let whole = bytes >> (10 * unit);
-    let decimals: u32 = match whole {
-        0..=9 => 2,
-        10..=99 => 1,
-        _ => 0,
-    };
-    let scale = 10u128.pow(decimals);
-    let half = if unit == 0 {
-        0
-    } else {
-        1u128 << (10 * unit - 1)
-    };
-    let scaled = (u128::from(bytes) * scale + half) >> (10 * unit);
-    let (whole, fraction) = (scaled / scale, scaled % scale);
-    let mut number = whole.to_string();
-    if fraction > 0 {
-        let digits = format!("{fraction:0width$}", width = decimals as usize);
-        print!(number, ".{}", digits.trim_end_matches('0'));
-    }
-    format!("{number} {}", units[unit])
 }
 
 /// `info blockstats`.

@@ -226,24 +226,6 @@ fn info_block_verbose_and_nodes() {
 }
 
 #[test]
-fn sizes() {
-    for (bytes, text) in [
-        (0, "0 B"),
-        (999, "999 B"),
-        (1000, "0.98 KiB"),
-        (1024, "1 KiB"),
-        (1536, "1.5 KiB"),
-        (12_595, "12.3 KiB"),
-        (1 << 20, "1 MiB"),
-        (1000 << 20, "0.98 GiB"),
-        (10 << 30, "10 GiB"),
-        (u64::MAX, "16 EiB"),
-    ] {
-        assert_eq!(human_size(bytes), text, "{bytes}");
-    }
-}
-
-#[test]
 fn info_blockstats() {
     let stats = BlockDeviceStats {
         rd_bytes: 1,
