@@ -242,7 +242,9 @@ impl Opening<'_> {
         let Some(named) = asked.await? else {
             return Ok(());
         };
-        let options = match backing_name::source(&image, &named.name, named.format.as_deref())? {
+        let source = backing_name::source(&image, &named.name, named.format.as_deref());
+        let of_backing = |error: QmpError| SetupError::from(error).in_backing_file();
+        let options = match source.map_err(of_backing)? {
             Source::Options(options) => *options,
             Source::Path { path, driver } => {
                 let file = PathBuf::from(os_text::to_os(&path));
@@ -253,7 +255,8 @@ impl Opening<'_> {
                         .map_err(|error| SetupError::new(error.to_string()))
                 };
                 let looked = self.patience.wait(QUIET_TIME_MAX, &name, &path, looked);
-                backing_name::of_path(path.clone(), driver, looked.await?)?
+                let options = backing_name::of_path(path.clone(), driver, looked.await?);
+                options.map_err(of_backing)?
             }
         };
         let within = Within {

@@ -45,11 +45,12 @@ impl Registry {
         if (users.iter()).any(|known| !matches!(known.user, User::Node(_))) {
             return Err(RegistryError::NodeExported(name.to_owned()));
         }
+        // The newest, as with QEMU.
         let is_backing = |known: &&Use| known.role == BACKING;
         if let Some(Use {
             user: User::Node(of),
             ..
-        }) = users.iter().find(is_backing)
+        }) = users.iter().rev().find(is_backing)
         {
             return Err(RegistryError::IsBacking {
                 node: name.to_owned(),
