@@ -296,7 +296,15 @@ impl monitor::Graph for Assembly {
         options: BlockdevCreateVariant,
         cancelled: Arc<AtomicBool>,
     ) -> BoxFuture<'_, Result<(), QmpError>> {
-        Box::pin(async { Ok(create::image(self, options, cancelled).await?) })
+        Box::pin(async {
+            let place = create::Place {
+                registry: &self.registry,
+                means: self.means(),
+                names: &self.names,
+                definitions: &self.definitions,
+            };
+            Ok(create::image(place, options, cancelled).await?)
+        })
     }
 
     fn set_iothread(

@@ -1,6 +1,7 @@
 //! `blockdev-create`: images are made beside, however long the storage takes.
 
 mod file;
+mod place;
 mod qcow2;
 
 use std::sync::Arc;
@@ -8,23 +9,24 @@ use std::sync::atomic::AtomicBool;
 
 use qapi::command::BlockdevCreateVariant;
 
-use crate::assembly::Assembly;
 use crate::setup_error::SetupError;
+
+pub use self::place::Place;
 
 /// Makes an image.
 ///
 /// # Errors
 /// In QEMU's words.
 pub async fn image(
-    assembly: &Assembly,
+    place: Place<'_>,
     options: BlockdevCreateVariant,
     cancelled: Arc<AtomicBool>,
 ) -> Result<(), SetupError> {
     match options {
         BlockdevCreateVariant::File(options) => {
-            file::make(assembly.descriptors(), options, cancelled).await
+            file::make(place.means.descriptors, options, cancelled).await
         }
-        BlockdevCreateVariant::Qcow2(options) => qcow2::make(assembly, options, cancelled).await,
+        BlockdevCreateVariant::Qcow2(options) => qcow2::make(place, options, cancelled).await,
         BlockdevCreateVariant::HostDevice(_)
         | BlockdevCreateVariant::Raw(_)
         | BlockdevCreateVariant::NullCo(_)

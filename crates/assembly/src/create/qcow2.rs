@@ -13,8 +13,9 @@ use qapi::{QmpError, os_text};
 use qcow2::create::{CreateOptions, Preallocation, Target, Version, create};
 use qcow2::format::CompressionType;
 
-use crate::assembly::Assembly;
+use super::place::Place;
 use crate::closing::{self, CLOSE_TIME_MAX};
+use crate::nodes;
 use crate::opening::TimeLimits;
 use crate::setup_error::SetupError;
 
@@ -23,11 +24,11 @@ use crate::setup_error::SetupError;
 /// # Errors
 /// In QEMU's words where it has some; the storage's, which name the node.
 pub async fn make(
-    assembly: &Assembly,
+    place: Place<'_>,
     options: BlockdevCreateQcow2,
     cancelled: Arc<AtomicBool>,
 ) -> Result<(), SetupError> {
-    let mut nodes = Nodes::of(assembly);
+    let mut nodes = Nodes::of(place);
     let made = nodes.make(options, cancelled).await;
     nodes.give_back().await;
     made
@@ -35,16 +36,16 @@ pub async fn make(
 
 /// The nodes that it takes.
 struct Nodes<'a> {
-    assembly: &'a Assembly,
+    place: Place<'a>,
     /// Defined for this alone.
     own: Vec<String>,
     used: Vec<Arc<Node>>,
 }
 
 impl<'a> Nodes<'a> {
-    const fn of(assembly: &'a Assembly) -> Self {
+    const fn of(place: Place<'a>) -> Self {
         Self {
-            assembly,
+            place,
             own: Vec::new(),
             used: Vec::new(),
         }
@@ -81,7 +82,7 @@ impl<'a> Nodes<'a> {
     }
 
     fn node(&self, name: &str) -> Result<Arc<Node>, SetupError> {
-        let found = self.assembly.registry().node(name);
+        let found = self.place.registry.node(name);
         Ok(found.map_err(|_| QmpError::cannot_find(name, name))?)
     }
 
@@ -95,17 +96,24 @@ impl<'a> Nodes<'a> {
             BlockdevRef::Definition(options) => *options,
         };
         options.check_names()?;
-        let generated = || self.assembly.registry().graph().generate_name();
+        let generated = || self.place.registry.graph().generate_name();
         let name = options.base.node_name.clone().unwrap_or_else(generated);
         options.base.node_name = Some(name.clone());
-        self.assembly.add_node(options, TimeLimits::SERVING).await?;
+        let Place {
+            registry,
+            means,
+            names,
+            definitions,
+        } = self.place;
+        let limits = TimeLimits::SERVING;
+        nodes::add(registry, means, names, definitions, options, limits).await?;
         self.own.push(name.clone());
         Ok(name)
     }
 
     /// Nobody else writes to it until [`Self::give_back`].
     async fn begin(&mut self, role: &'static str, name: &str) -> Result<Child, SetupError> {
-        let registry = self.assembly.registry();
+        let registry = self.place.registry;
         let lease = registry.begin_job(role, name, Target::ACCESS).await?;
         self.used.push(lease.root.node());
         Ok(lease.root)
@@ -113,7 +121,7 @@ impl<'a> Nodes<'a> {
 
     /// What has used them is gone.
     async fn give_back(self) {
-        let registry = self.assembly.registry();
+        let registry = self.place.registry;
         for node in self.used {
             registry.end_use(&node).await;
         }
@@ -123,6 +131,10 @@ impl<'a> Nodes<'a> {
                 // Somebody uses it by now.
                 Err(error) => tracing::info!("node '{name}' stays: {error}"),
             }
+        }
+        if !self.own.is_empty() {
+            let graph = registry.graph();
+            self.place.definitions.retain(|name| graph.contains(name));
         }
     }
 }
