@@ -89,12 +89,12 @@ impl<'a> IoFuture<'a> {
     }
 
     /// Keeps `owner` until the future has been dropped. What has its result already needs nobody.
-    #[must_use]
-    pub fn keeping(mut self, owner: Arc<dyn Any + Send + Sync>) -> Self {
+    ///
+    /// By reference: a future is some hundred bytes, and a move is a copy.
+    pub fn keep(&mut self, owner: Arc<dyn Any + Send + Sync>) {
         if let Work::Stored(stored) = &mut self.work {
             stored.kept.push(owner);
         }
-        self
     }
 
     /// Whether the result is known already ([`Self::take_ready`]).
@@ -231,7 +231,7 @@ mod tests {
                     Ok(())
                 });
                 for owner in &kept {
-                    future = future.keeping(Arc::<Owner>::clone(owner));
+                    future.keep(Arc::<Owner>::clone(owner));
                 }
                 let counts = || kept.iter().map(Arc::strong_count).collect::<Vec<_>>();
                 assert_eq!(counts(), vec![2; owners]);
@@ -244,7 +244,8 @@ mod tests {
             }
         }
         let owner = Arc::new(7);
-        let ready = IoFuture::ready(Ok(())).keeping(Arc::<i32>::clone(&owner));
+        let mut ready = IoFuture::ready(Ok(()));
+        ready.keep(Arc::<i32>::clone(&owner));
         assert_eq!(Arc::strong_count(&owner), 1, "it needs nobody");
         assert!(run(ready).is_ok());
     }

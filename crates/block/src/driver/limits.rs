@@ -32,6 +32,9 @@ pub struct Limits {
     pub discard: bool,
     /// Whether write-zeroes with `unmap` gives space back too (it only zeroes otherwise).
     pub unmap_zeroes: bool,
+    /// What a parent's write behind the end makes the node longer by reads as zeroes where nobody has ever written: a file,
+    /// not a device that has been extended.
+    pub grows_zeroed: bool,
 }
 
 impl Default for Limits {
@@ -47,6 +50,7 @@ impl Default for Limits {
             alignment_offset: 0,
             discard: true,
             unmap_zeroes: true,
+            grows_zeroed: false,
         }
     }
 }

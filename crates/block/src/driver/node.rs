@@ -503,12 +503,12 @@ impl Child {
         // to it, and a future drops what it keeps after its work. Nothing that an `IoFuture` yields
         // borrows from anything.
         let lent: &'a Node = unsafe { &*Arc::as_ptr(&node) };
-        let future = lent.submit_by(io, self);
-        if future.is_ready() {
-            return future;
+        let mut future = lent.submit_by(io, self);
+        if !future.is_ready() {
+            let node: Arc<Node> = Guard::into_inner(node);
+            future.keep(node);
         }
-        let node: Arc<Node> = Guard::into_inner(node);
-        future.keeping(node)
+        future
     }
 }
 

@@ -151,6 +151,7 @@ impl Driver for FileDriver {
             minimum_io: self.geometry.minimum_io,
             optimal_io: self.geometry.optimal_io,
             alignment_offset: self.geometry.alignment_offset,
+            grows_zeroed: self.kind == probe::Kind::Regular,
         }
     }
 

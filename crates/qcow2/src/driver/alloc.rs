@@ -27,6 +27,7 @@ pub struct Allocated {
     writer: Arc<Writer>,
     clusters: Range<u64>,
     offset: HostOffset,
+    fresh: bool,
 }
 
 impl Allocated {
@@ -38,6 +39,11 @@ impl Allocated {
     /// How many there are.
     pub fn count(&self) -> u64 {
         self.clusters.end - self.clusters.start
+    }
+
+    /// Nothing has ever been there: the file has zeroes.
+    pub fn is_fresh(&self) -> bool {
+        self.fresh
     }
 
     /// Something points to them.
@@ -94,12 +100,13 @@ pub async fn allocate(base: &Base, state: &State, clusters: u64, whole: bool) ->
                 }
                 overlapped = tables.metadata_in(run.clone());
                 if overlapped.is_none() {
-                    tables.refcounts.take(run, &wanted);
+                    let fresh = tables.refcounts.take(run, &wanted);
                     let offset = HostOffset(run.start * geometry.cluster_size());
                     return Ok(Allocated {
                         writer: Arc::clone(writer),
                         clusters: run.clone(),
                         offset,
+                        fresh,
                     });
                 }
             }
@@ -255,7 +262,7 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     }
     let mut tables = writer.change();
     // What was remembered of a table that was there before.
-    state.forget(table);
+    state.forget(table, index);
     state.set_l1(index, L1Entry::new(table, true));
     tables.change_l1(index);
     tables.add_metadata(cluster..cluster + 1, Metadata::ActiveL2);

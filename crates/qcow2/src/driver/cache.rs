@@ -1,4 +1,5 @@
-//! What is remembered of L2 tables: slices of them, in a number of places that never grows. Whoever finds what he
+//! What is remembered of L2 tables: slices of them, in a number of places that never grows. Where a slice may be follows
+//! from what it maps: a disk whose slices have room all are remembered all. Whoever finds what he
 //! looks for takes no lock and waits for nobody; whoever does not reads it, and puts it in place of what nobody
 //! has looked for lately. Two that miss the same slice both read it. What is put there is put under the lock of the tables, so that a
 //! slice is in one place at most.
@@ -10,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::options::L2CacheSize;
+use super::state::Miss;
 use crate::format::HostOffset;
 
 /// Where a slice may be: one of so many places.
@@ -25,6 +27,8 @@ const UNSEEN: u64 = u64::MAX;
 pub struct Slice {
     /// Where it begins in the file.
     pub offset: HostOffset,
+    /// Which of the slices of the disk it is.
+    number: u64,
     /// Its bytes.
     pub bytes: Box<[u8]>,
     /// Somebody has looked for it since it was read, or last passed over. So what is read once does not drive out
@@ -36,9 +40,10 @@ pub struct Slice {
 
 impl Slice {
     /// One that was just read.
-    pub fn new(offset: HostOffset, bytes: Box<[u8]>) -> Arc<Self> {
+    pub fn new(place: Miss, bytes: Box<[u8]>) -> Arc<Self> {
         Arc::new(Self {
-            offset,
+            offset: place.slice,
+            number: place.number,
             bytes,
             wanted: AtomicBool::new(false),
             sound: AtomicU64::new(UNSEEN),
@@ -47,10 +52,14 @@ impl Slice {
 
     /// What it has become.
     pub fn changed(&self, bytes: Box<[u8]>) -> Arc<Self> {
-        let new = Self::new(self.offset, bytes);
         let sound = self.sound.load(Ordering::Relaxed);
-        new.sound.store(sound, Ordering::Relaxed);
-        new
+        Arc::new(Self {
+            offset: self.offset,
+            number: self.number,
+            bytes,
+            wanted: AtomicBool::new(false),
+            sound: AtomicU64::new(sound),
+        })
     }
 
     /// Whether somebody has looked that none of its entries points to a table, since tables had been made so often.
@@ -166,25 +175,30 @@ impl L2Cache {
         }
     }
 
+    /// Bytes of a slice, as a power of two.
+    #[inline]
+    pub fn slice_bits(&self) -> u32 {
+        self.slice_bits
+    }
+
     /// Bytes of a slice.
     pub fn slice_bytes(&self) -> usize {
         1 << self.slice_bits
     }
 
-    /// The places of a slice.
-    fn set(&self, offset: HostOffset) -> &[Place] {
-        let number = offset.0 >> self.slice_bits;
-        let mixed = number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let scaled = (u128::from(mixed) * u128::from(self.sets)) >> 64;
+    /// The places of the slice of the disk with that number.
+    #[inline]
+    fn set(&self, number: u64) -> &[Place] {
         // Below the number of sets.
-        let first = usize::try_from(scaled).unwrap_or(0) * self.ways;
+        let first = usize::try_from(number % self.sets).unwrap_or(0) * self.ways;
         self.places.get(first..first + self.ways).unwrap_or(&[])
     }
 
-    /// The slice that begins there, if it is remembered.
+    /// The slice at that place, if it is remembered.
     #[inline]
-    pub fn find(&self, offset: HostOffset) -> Option<Found> {
-        for place in self.set(offset) {
+    pub fn find(&self, place: Miss) -> Option<Found> {
+        let offset = place.slice;
+        for place in self.set(place.number) {
             if place.offset.load(Ordering::Relaxed) != offset.0 {
                 continue;
             }
@@ -202,7 +216,7 @@ impl L2Cache {
 
     /// Remembers it, in place of what was remembered of it. One calls it at a time.
     pub fn put(&self, slice: Arc<Slice>) {
-        let set = self.set(slice.offset);
+        let set = self.set(slice.number);
         let of = |offset: u64| {
             let mut places = set.iter();
             places.find(|place| place.offset.load(Ordering::Relaxed) == offset)
@@ -219,8 +233,9 @@ impl L2Cache {
     }
 
     /// Does not remember it any more. As [`Self::put`].
-    pub fn forget(&self, offset: HostOffset) {
-        for place in self.set(offset) {
+    pub fn forget(&self, place: Miss) {
+        let offset = place.slice;
+        for place in self.set(place.number) {
             if place.offset.load(Ordering::Relaxed) == offset.0 {
                 place.offset.store(NOWHERE, Ordering::Relaxed);
                 if place.slice.swap(None).is_some() {
@@ -278,7 +293,15 @@ mod tests {
 
     fn slice(number: u64) -> Arc<Slice> {
         let filling = number.to_le_bytes().repeat(64);
-        Slice::new(HostOffset(number * 512), filling.into())
+        Slice::new(at(number), filling.into())
+    }
+
+    fn at(number: u64) -> Miss {
+        Miss {
+            table: HostOffset(0),
+            slice: HostOffset(number * 512),
+            number,
+        }
     }
 
     fn cache(slices: usize) -> L2Cache {
@@ -290,11 +313,15 @@ mod tests {
         for slices in [1, 2, 3, 4, 5, 64, 1000] {
             let cache = cache(slices);
             assert!(cache.places.len() <= slices && cache.places.len() * 2 > slices);
+            // What has room all is there all, however it lies in the file.
+            let all = cache.places.len() as u64;
+            (0..all).for_each(|number| cache.put(slice(number)));
+            assert!((0..all).all(|number| cache.find(at(number)).is_some()));
             (0..10_000).for_each(|number| cache.put(slice(number)));
-            let known = (0..10_000).filter(|number| cache.find(HostOffset(number * 512)).is_some());
+            let known = (0..10_000).filter(|number| cache.find(at(*number)).is_some());
             assert_eq!(known.count(), cache.places.len());
             // The last one is there, and it is what it was.
-            let last = cache.find(HostOffset(9999 * 512)).expect("just put");
+            let last = cache.find(at(9999)).expect("just put");
             assert_eq!(last.bytes(), 9999u64.to_le_bytes().repeat(64));
         }
     }
@@ -304,7 +331,7 @@ mod tests {
         let cache = cache(8);
         cache.put(slice(7));
         for number in 1000..2000 {
-            assert!(cache.find(HostOffset(7 * 512)).is_some(), "{number}");
+            assert!(cache.find(at(7)).is_some(), "{number}");
             cache.put(slice(number));
         }
     }
@@ -314,7 +341,7 @@ mod tests {
         let cache = cache(8);
         (0..20).for_each(|number| cache.put(slice(number)));
         assert_eq!((cache.used(), cache.size()), (8 * 512, 8 * 512));
-        let known = |number: &u64| cache.find(HostOffset(number * 512)).is_some();
+        let known = |number: &u64| cache.find(at(*number)).is_some();
         // All are wanted now.
         let before: Vec<_> = (0..20).filter(known).collect();
         cache.clean();
@@ -341,7 +368,7 @@ mod tests {
             scope.spawn(|| (0..5_000).for_each(|_| cache.clean()));
             for number in 0..40_000u64 {
                 let number = number % 32;
-                if let Some(found) = cache.find(HostOffset(number * 512)) {
+                if let Some(found) = cache.find(at(number)) {
                     assert_eq!(found.bytes(), number.to_le_bytes().repeat(64));
                 }
             }

@@ -116,6 +116,7 @@ impl Entry {
 mod tests {
     use super::super::cache::Slice;
     use super::super::options::L2CacheSize;
+    use super::super::state::Miss;
     use super::*;
     use crate::format::HostOffset;
 
@@ -157,8 +158,13 @@ mod tests {
     #[test]
     fn what_nobody_looks_for_goes() {
         let (cleaned, kept) = (cache(), cache());
+        let place = Miss {
+            table: HostOffset(0),
+            slice: HostOffset(512),
+            number: 1,
+        };
         for cache in [&cleaned, &kept] {
-            cache.put(Slice::new(HostOffset(512), vec![7; 512].into()));
+            cache.put(Slice::new(place, vec![7; 512].into()));
         }
         watch(&cleaned, Duration::from_millis(10));
         watch(&kept, Duration::ZERO);
@@ -167,7 +173,7 @@ mod tests {
             assert!(Instant::now() < limit, "it stays");
             thread::sleep(Duration::from_millis(5));
         }
-        assert!(cleaned.find(HostOffset(512)).is_none());
+        assert!(cleaned.find(place).is_none());
         assert_eq!(kept.used(), 512);
     }
 }

@@ -1,7 +1,10 @@
 //! From guest bytes to what they are, by the entries of one slice of an L2 table. Pure.
 
+use crate::format::l1::{COPIED, OFFSET_MASK};
 use crate::format::l2::{EntryRules, subcluster, subclusters_alike};
-use crate::format::{Cluster, CompressedCluster, EntryError, HostOffset, L2Entry, SubclusterKind};
+use crate::format::{
+    Cluster, CompressedCluster, EntryError, Geometry, HostOffset, L2Entry, SubclusterKind, bytes,
+};
 
 /// What some guest bytes are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,6 +61,19 @@ pub struct Question {
     pub wanted: u64,
 }
 
+/// Where the cluster of an entry is stored, and whether it may be written there, if the entry is a standard one that says
+/// that and nothing else: the usual one. As [`L2Entry::decode`] has it, in one look.
+#[inline]
+pub fn plain(slice: &[u8], entry: usize, geometry: &Geometry) -> Option<(HostOffset, bool)> {
+    if geometry.extended_l2() {
+        return None;
+    }
+    let descriptor = bytes::be64(slice, entry.checked_mul(8)?)?;
+    let host = descriptor & !COPIED;
+    let is_cluster = host & !(OFFSET_MASK & !(geometry.cluster_size() - 1)) == 0;
+    (is_cluster && host != 0).then_some((HostOffset(host), descriptor & COPIED != 0))
+}
+
 /// The run that begins there, of one kind, as far as it is wanted and the slice goes.
 ///
 /// # Errors
@@ -69,6 +85,15 @@ pub fn run(slice: &[u8], rules: &EntryRules, question: Question) -> Result<Mappe
         wanted,
     } = question;
     let size = rules.geometry.cluster_size();
+    if within + wanted <= size
+        && !rules.external_data
+        && let Some((host, _)) = plain(slice, entry, &rules.geometry)
+    {
+        return Ok(Mapped {
+            kind: Kind::Data(HostOffset(host.0 + within)),
+            bytes: wanted,
+        });
+    }
     let mut all: Option<Mapped> = None;
     while let Some(found) = L2Entry::read(slice, entry, &rules.geometry) {
         let next = match (found.decode(rules), &all) {
@@ -209,6 +234,29 @@ mod tests {
         );
         // To the end of the slice: 512 entries.
         assert_eq!(ask(0x7_0000, 1 << 40), (Kind::Unallocated, 505 << 16));
+    }
+
+    /// What is found in one look is what is found by looking at all.
+    #[test]
+    fn a_plain_entry_says_what_it_says_decoded() {
+        let rules = rules(false);
+        let bits = [0, 1, 9, 15, 16, 30, 55, 56, 62, 63];
+        for number in 0..1_u64 << bits.len() {
+            let set = bits.iter().enumerate();
+            let set = set.filter(|(at, _)| number >> at & 1 == 1);
+            let descriptor = set.fold(0, |all, (_, bit)| all | 1_u64 << bit);
+            let slice = descriptor.to_be_bytes();
+            let entry = L2Entry {
+                descriptor,
+                bitmap: 0,
+            };
+            let decoded = match entry.decode(&rules) {
+                Ok(Cluster::Data { host, copied }) => Some((host, copied)),
+                _ => None,
+            };
+            let plain = plain(&slice, 0, &rules.geometry);
+            assert_eq!(plain, decoded, "{descriptor:#x}");
+        }
     }
 
     #[test]

@@ -240,7 +240,11 @@ async fn read_refcounts(base: &Base, header: &Header, file_length: u64) -> Opene
         }
     };
     let blocks = base.caches.refcount_blocks(&geometry);
-    Ok(Refcounts::new(geometry, at, &table, blocks))
+    let mut refcounts = Refcounts::new(geometry, at, &table, blocks);
+    if base.file.limits().grows_zeroed {
+        refcounts.set_untouched(geometry.clusters_for(file_length));
+    }
+    Ok(refcounts)
 }
 
 /// They are nothing to whoever reads the disk.

@@ -32,14 +32,14 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
                 if let Err(error) = now.check_inside(base, guest, host, bytes) {
                     return IoFuture::ready(Err(error));
                 }
-                let future = base.file.submit(Io {
+                let mut future = base.file.submit(Io {
                     offset: host.0,
                     ..io
                 });
-                return match token {
-                    Some(token) => future.keeping(token),
-                    None => future,
-                };
+                if let Some(token) = token {
+                    future.keep(token);
+                }
+                return future;
             }
             Kind::Unallocated => match base.behind(io.offset, io.bytes) {
                 // It does not change: no matter what becomes of the image meanwhile.

@@ -125,6 +125,9 @@ pub struct Refcounts {
     blocks_now: usize,
     /// All before it are used or held.
     hint: u64,
+    /// From here on the file has nothing, and nobody has ever been given a cluster: what is stored there in part reads as
+    /// zeroes for the rest.
+    untouched: u64,
     held: HashSet<u64>,
     clock: u64,
     /// How many blocks have left memory.
@@ -146,6 +149,7 @@ impl Refcounts {
             blocks_max: blocks_max.max(2),
             blocks_now: blocks_max.max(2),
             hint: 0,
+            untouched: u64::MAX,
             held: HashSet::new(),
             clock: 0,
             evicted: 0,
@@ -160,6 +164,18 @@ impl Refcounts {
             let offset = RefcountTableEntry(*entry).offset();
             self.geometry.cluster_of(offset)
         })
+    }
+
+    /// From this cluster on there is nothing in the file, and what it has when it becomes longer are zeroes.
+    pub fn set_untouched(&mut self, cluster: u64) {
+        self.untouched = cluster;
+    }
+
+    /// Somebody may write to what is before `end`.
+    fn touch(&mut self, end: u64) {
+        if self.untouched != u64::MAX {
+            self.untouched = self.untouched.max(end);
+        }
     }
 
     /// Where block `index` is.
@@ -347,6 +363,7 @@ impl Refcounts {
             *entry = cluster << self.geometry.cluster_bits();
         }
         self.new.insert(index);
+        self.touch(cluster + 1);
         let bytes = vec![0; self.geometry.cluster_bytes()].into_boxed_slice();
         let dirty = Some(0..bytes.len());
         self.insert(index, bytes);
@@ -356,14 +373,17 @@ impl Refcounts {
         self.set(cluster, 1);
     }
 
-    /// Counts clusters that [`Self::search`] has just found.
-    pub fn take(&mut self, run: &Range<u64>, wanted: &Wanted) {
+    /// Counts clusters that [`Self::search`] has just found. True: nothing has ever been there.
+    pub fn take(&mut self, run: &Range<u64>, wanted: &Wanted) -> bool {
+        let is_fresh = run.start >= self.untouched;
+        self.touch(run.end);
         for cluster in run.clone() {
             self.set(cluster, 1);
         }
         if !wanted.skipped || run.start == self.hint {
             self.hint = run.end;
         }
+        is_fresh
     }
 
     /// Nobody uses these after all, and nobody ever has: they are free at once, but for those whose block has left memory, which are
@@ -519,6 +539,7 @@ impl Refcounts {
 
     /// The longer table is the table now, on disk.
     pub fn grown(&mut self, growth: Growth) {
+        self.touch(growth.clusters(&self.geometry).end);
         self.table_at = growth.table_at(&self.geometry);
         let mut table = growth.table;
         for (new, now) in table.iter_mut().zip(&self.table) {

@@ -12,12 +12,12 @@ use super::map::Mapped;
 use super::rounds;
 use super::state::{Lookup, Miss, State};
 use super::tables::Freed;
-use crate::format::{GuestOffset, HostOffset, L2Entry};
+use crate::format::{GuestOffset, L2Entry};
 
 /// A slice that was just read, or was found where it had not been looked for.
 pub struct Loaded<'a> {
     state: &'a State,
-    offset: HostOffset,
+    place: Miss,
     slice: Option<Arc<Slice>>,
 }
 
@@ -26,14 +26,14 @@ impl Loaded<'_> {
     pub fn slice(&self) -> Arc<Slice> {
         match &self.slice {
             Some(slice) => Arc::clone(slice),
-            None => Slice::new(self.offset, Box::default()),
+            None => Slice::new(self.place, Box::default()),
         }
     }
 }
 
 impl Drop for Loaded<'_> {
     fn drop(&mut self) {
-        self.state.writer.tables().end_to_load(self.offset);
+        self.state.writer.tables().end_to_load(self.place.slice);
     }
 }
 
@@ -51,11 +51,11 @@ pub async fn load<'a>(base: &Base, state: &'a State, miss: Miss) -> Result<Loade
                 state.cache.put(Arc::clone(slice));
             }
             // Others may have read it meanwhile.
-            let known = || state.cache.find(miss.slice)?.slice();
+            let known = || state.cache.find(miss)?.slice();
             let dirty = dirty.or_else(known);
             Loaded {
                 state,
-                offset: miss.slice,
+                place: miss,
                 slice: dirty,
             }
         };
@@ -72,7 +72,7 @@ pub async fn load<'a>(base: &Base, state: &'a State, miss: Miss) -> Result<Loade
         }
         state.cache.missed();
         let bytes = base.read(miss.slice, state.cache.slice_bytes()).await?;
-        let slice = Slice::new(miss.slice, bytes.to_vec().into());
+        let slice = Slice::new(miss, bytes.to_vec().into());
         let tables = state.writer.tables();
         if !tables.is_stale(miss.slice) {
             state.cache.put(Arc::clone(&slice));
@@ -104,7 +104,7 @@ pub async fn map(base: &Base, state: &State, guest: GuestOffset, wanted: u64) ->
 /// # Errors
 /// As [`load`].
 pub async fn current(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice>> {
-    if let Some(found) = state.cache.find(miss.slice).and_then(|found| found.slice()) {
+    if let Some(found) = state.cache.find(miss).and_then(|found| found.slice()) {
         return Ok(found);
     }
     Ok(load(base, state, miss).await?.slice())
@@ -164,7 +164,7 @@ pub async fn change(
             let mut tables = state.writer.change();
             let dirty = tables.dirty(miss.slice).cloned();
             let full = dirty.is_none() && tables.dirty_slices() >= dirty_max(state);
-            let known = dirty.or_else(|| state.cache.find(miss.slice)?.slice());
+            let known = dirty.or_else(|| state.cache.find(miss)?.slice());
             let fresh = loaded.as_ref().filter(|_| !tables.is_stale(miss.slice));
             match known.or_else(|| fresh.map(Loaded::slice)) {
                 Some(current) if !full => {

@@ -11,6 +11,7 @@ use super::cache::L2Cache;
 use super::map::{self, Kind, Mapped, Question};
 use super::snapshots::Snapshots;
 use super::writer::Writer;
+use crate::format::geometry::Place;
 use crate::format::l1::L1Entry;
 use crate::format::l2::EntryRules;
 use crate::format::{CompressionType, GuestOffset, Header, HostOffset, L2Entry};
@@ -49,6 +50,8 @@ pub struct Miss {
     pub table: HostOffset,
     /// Where the slice begins.
     pub slice: HostOffset,
+    /// Which of the slices of the disk it is: one for so many entries, from its beginning on.
+    pub number: u64,
 }
 
 /// What is known at once of some guest bytes.
@@ -103,13 +106,28 @@ impl State {
         Ok(table.filter(|_| self.l1_entry(index).is_copied()))
     }
 
-    /// Nothing is remembered any more of a table that was there.
-    pub fn forget(&self, table: HostOffset) {
-        let slices = self.rules.geometry.cluster_bytes() / self.cache.slice_bytes();
-        for number in 0..slices.max(1) {
-            let at = table.0 + (number * self.cache.slice_bytes()) as u64;
-            self.cache.forget(HostOffset(at));
+    /// Nothing is remembered any more of a table that was there, for L1 entry `index`.
+    pub fn forget(&self, table: HostOffset, index: usize) {
+        let entries = self.rules.geometry.l2_entries();
+        for entry in (0..entries).step_by(1 << self.slice_entry_bits()) {
+            let place = Place {
+                l1: index as u64,
+                l2: entry,
+                within: 0,
+            };
+            self.cache.forget(self.slice_of(table, &place));
         }
+    }
+
+    /// Entries of a slice, as a power of two.
+    #[inline]
+    fn slice_entry_bits(&self) -> u32 {
+        let entry_bits = if self.rules.geometry.extended_l2() {
+            4
+        } else {
+            3
+        };
+        self.cache.slice_bits() - entry_bits
     }
 
     /// Whether the file is so long, now.
@@ -125,7 +143,7 @@ impl State {
     /// Where in the file `bytes` from a guest cluster are.
     ///
     /// # Errors
-    /// The file ends before they begin. One that ends in between is short of zeroes that nobody has written.
+    /// The file ends before their cluster begins. One that ends later is short of zeroes that nobody has written.
     #[inline]
     pub fn check_inside(
         &self,
@@ -135,7 +153,11 @@ impl State {
         bytes: u64,
     ) -> Result<()> {
         let end = host.0.saturating_add(bytes);
-        if self.reaches(base, end) || self.reaches(base, host.0.saturating_add(1)) {
+        if self.reaches(base, end) {
+            return Ok(());
+        }
+        let cluster = host.0 & !(self.rules.geometry.cluster_size() - 1);
+        if self.reaches(base, cluster.saturating_add(1)) {
             return Ok(());
         }
         let what = format!(
@@ -162,22 +184,24 @@ impl State {
                 bytes: wanted.min(left),
             }));
         };
-        let miss = self.slice_of(table, place.l2);
-        let Some(found) = self.cache.find(miss.slice) else {
+        let miss = self.slice_of(table, &place);
+        let Some(found) = self.cache.find(miss) else {
             return Ok(Lookup::Unknown(miss));
         };
         let mapped = self.ask(base, guest, wanted, table, found.bytes())?;
         Ok(Lookup::Known(mapped))
     }
 
-    /// The slice of the table at `table` in which entry `index` is.
+    /// The slice of the table at `table` in which the entry at `place` is.
     #[inline]
-    pub fn slice_of(&self, table: HostOffset, index: usize) -> Miss {
-        let slice_bytes = self.cache.slice_bytes();
-        let entries = slice_bytes / self.rules.geometry.l2_entry_bytes();
+    pub fn slice_of(&self, table: HostOffset, place: &Place) -> Miss {
+        let entry_bits = self.slice_entry_bits();
+        let within = (place.l2 >> entry_bits) as u64;
+        let tables = self.rules.geometry.l2_bits().saturating_sub(entry_bits);
         Miss {
             table,
-            slice: HostOffset(table.0 + (index / entries * slice_bytes) as u64),
+            slice: HostOffset(table.0 + (within << self.cache.slice_bits())),
+            number: (place.l1 << tables) | within,
         }
     }
 
@@ -196,20 +220,28 @@ impl State {
         let Some(table) = self.own_table(base, index)? else {
             return Ok(None);
         };
-        let found = self.cache.find(self.slice_of(table, place.l2).slice);
+        let found = self.cache.find(self.slice_of(table, &place));
         // What nobody has looked at yet may point anywhere.
         let Some(found) = found.filter(|found| found.is_sound(self.writer.made())) else {
             return Ok(None);
         };
+        let entry_bits = self.slice_entry_bits();
+        let at = place.l2 & ((1 << entry_bits) - 1);
+        if place.within + wanted <= geometry.cluster_size()
+            && let Some((host, copied)) = map::plain(found.bytes(), at, geometry)
+        {
+            let host = HostOffset(host.0 + place.within);
+            self.check_inside(base, guest, host, wanted)?;
+            return Ok(copied.then_some((host, wanted)));
+        }
         let mapped = self.ask(base, guest, wanted, table, found.bytes())?;
         let Kind::Data(host) = mapped.kind else {
             return Ok(None);
         };
         self.check_inside(base, guest, host, mapped.bytes)?;
-        let entries = self.cache.slice_bytes() / geometry.l2_entry_bytes();
         let within = geometry.cluster_size() - place.within;
         let mut bytes = 0;
-        for entry in place.l2 % entries.. {
+        for entry in at.. {
             let is_own = L2Entry::read(found.bytes(), entry, geometry)
                 .is_some_and(|entry| entry.is_copied());
             if !is_own || bytes >= mapped.bytes {
@@ -235,9 +267,8 @@ impl State {
         slice: &[u8],
     ) -> Result<Mapped> {
         let place = self.rules.geometry.place(guest);
-        let entries = self.cache.slice_bytes() / self.rules.geometry.l2_entry_bytes();
         let question = Question {
-            entry: place.l2 % entries,
+            entry: place.l2 & ((1 << self.slice_entry_bits()) - 1),
             within: place.within,
             wanted,
         };

@@ -43,7 +43,9 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
                 offset: host.0,
                 ..io
             };
-            return base.file.submit(below).keeping(token);
+            let mut future = base.file.submit(below);
+            future.keep(token);
+            return future;
         }
     }
     let state = Arc::clone(&now);
@@ -123,7 +125,7 @@ pub async fn first(base: &Base, state: &State, io: Io<'_>) -> Result<u64> {
     let place = geometry.place(GuestOffset(io.offset));
     let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
     let table = alloc::own_table(base, state, index).await?;
-    let miss = state.slice_of(table, place.l2);
+    let miss = state.slice_of(table, &place);
     let slice = slices::sound(base, state, miss).await?;
     let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
     let decode = |number: usize| {
@@ -234,8 +236,11 @@ async fn store(
     let within = io.offset - batch.start;
     let end = (within + io.bytes).min(batch.stored.end);
     let data = io.slice(0..end - within);
-    let head = padding(base, state, &batch, batch.stored.start..within).await?;
-    let tail = padding(base, state, &batch, end..batch.stored.end).await?;
+    let is_fresh = room.as_ref().is_some_and(alloc::Allocated::is_fresh);
+    let head = batch.stored.start..within;
+    let head = padding(base, state, &batch, head, is_fresh).await?;
+    let tail = end..batch.stored.end;
+    let tail = padding(base, state, &batch, tail, is_fresh).await?;
     let at = |within: u64| host.0 + within;
     put(
         base,
@@ -279,12 +284,13 @@ enum Padding {
     Zeroes(u64),
 }
 
-/// What bytes of a batch are before it is written.
+/// What bytes of a batch are before it is written. Where nothing has ever been in the file (`is_fresh`), zeroes are there.
 async fn padding(
     base: &Base,
     state: &State,
     batch: &Batch,
     range: std::ops::Range<u64>,
+    is_fresh: bool,
 ) -> Result<Padding> {
     let bytes = range.end - range.start;
     if bytes == 0 {
@@ -298,6 +304,9 @@ async fn padding(
         Some(Cluster::Unallocated | Cluster::Subclusters { allocated: 0, .. }) => is_hidden,
         _ => false,
     };
+    if is_zero && is_fresh {
+        return Ok(Padding::Nothing);
+    }
     if is_zero && bytes > PADDING_MAX {
         return Ok(Padding::Zeroes(bytes));
     }

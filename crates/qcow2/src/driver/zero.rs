@@ -100,7 +100,7 @@ async fn slice(
     let place = geometry.place(GuestOffset(range.start));
     let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
     let table = alloc::own_table(base, state, index).await?;
-    let miss = state.slice_of(table, place.l2);
+    let miss = state.slice_of(table, &place);
     let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
     let current = slices::sound(base, state, miss).await?;
     let behind = base.backing.as_ref().map_or(0, Child::length);

@@ -151,6 +151,7 @@ impl Driver for Storage {
         Limits {
             request_alignment: 512,
             memory_alignment: 1,
+            grows_zeroed: self.0.lock().is_file,
             ..Limits::default()
         }
     }

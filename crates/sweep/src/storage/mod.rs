@@ -97,6 +97,8 @@ struct State {
     next: u64,
     in_flight: BTreeMap<u64, InFlight>,
     at_once: bool,
+    /// It grows as a file does: by zeroes, as the driver may rely on. In truth it always does.
+    is_file: bool,
     logs: bool,
     dead: bool,
     log: Vec<Event>,
@@ -129,6 +131,7 @@ impl Storage {
             next: 0,
             in_flight: BTreeMap::new(),
             at_once: settings.at_once >= 100,
+            is_file: !seed.is_multiple_of(4),
             logs: true,
             dead: false,
             log: Vec::new(),
