@@ -180,6 +180,8 @@ impl Driver for Raw {
             origin: child.origin + self.offset,
             discard: child.discard && self.discard,
             unmap_zeroes: child.unmap_zeroes && self.discard,
+            // The length is one in sectors: behind it there may be a part of one.
+            grows_zeroed: child.grows_zeroed && self.offset.is_multiple_of(512),
             ..child
         }
     }

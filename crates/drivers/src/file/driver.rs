@@ -67,6 +67,8 @@ pub struct FileDriver {
     pub(super) tail: Tail,
     /// Keeps what makes the image longer, and does not fit its blocks, apart from what else is at its end.
     pub(super) growth: RangeLock,
+    /// Something that was to make the file longer has failed: what is behind the end that we know may be anything.
+    pub(super) is_end_unsure: AtomicBool,
     /// Its operations, on all iothreads.
     pub(super) lane: Lane,
     /// What makes them.
@@ -233,6 +235,7 @@ impl FileDriver {
             flusher: Flusher::default(),
             deallocation: Deallocation::new(deallocates, device, ask),
             growth: RangeLock::default(),
+            is_end_unsure: AtomicBool::new(false),
             lane: chosen.lane,
             engine: chosen.shown,
             beside: OneBeside::default(),

@@ -5,6 +5,7 @@
 //! have been extended, and is asked before there is no space.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use block::driver::owned::PIECE_MAX;
 use block::range_lock::Mode;
@@ -27,6 +28,17 @@ impl Grow for FileDriver {
             let result = self.write_beyond(&io).await;
             result.map_err(|error| self.located(&io, error))
         })
+    }
+}
+
+/// Says that the end is not known any more, unless it is taken back: a write that fails or is given up may have moved it.
+struct Unsure<'a>(Option<&'a AtomicBool>);
+
+impl Drop for Unsure<'_> {
+    fn drop(&mut self) {
+        if let Some(unsure) = self.0 {
+            unsure.store(true, Ordering::Release);
+        }
     }
 }
 
@@ -92,7 +104,9 @@ impl FileDriver {
             false => Mode::Exclusive,
         };
         let _apart = self.growth.lock(0..1, mode).await;
+        let mut guard = Unsure(Some(&self.is_end_unsure));
         self.write_blocks(buffers, offset, flags).await?;
+        guard.0 = None;
         let end = self.blocks(offset, bytes).end;
         let node = node_length(self.kind, end, self.zero_align).unwrap_or(end);
         self.tail.grown(end, node, &self.length);

@@ -55,6 +55,7 @@ mod turns;
 mod zero;
 
 use std::ops::Range;
+use std::sync::atomic::Ordering;
 
 use block::{
     BoxFuture, Capabilities, Driver, Extent, Io, IoFuture, Limits, NodeInfo, Operation, Result,
@@ -151,7 +152,8 @@ impl Driver for FileDriver {
             minimum_io: self.geometry.minimum_io,
             optimal_io: self.geometry.optimal_io,
             alignment_offset: self.geometry.alignment_offset,
-            grows_zeroed: self.kind == probe::Kind::Regular,
+            grows_zeroed: self.kind == probe::Kind::Regular
+                && !self.is_end_unsure.load(Ordering::Acquire),
         }
     }
 

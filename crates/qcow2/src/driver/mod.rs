@@ -303,9 +303,16 @@ impl OwnIo for Qcow2 {
             return None;
         }
         let tables = state.writer.tables();
-        (!tables.is_clean()).then(|| Unwritten {
-            bytes: tables.unwritten_bytes(),
-            what: "tables of the image".to_owned(),
+        Some(match tables.is_clean() {
+            false => Unwritten {
+                bytes: tables.unwritten_bytes(),
+                what: "tables of the image".to_owned(),
+            },
+            // Nobody must take for free what may be discarded yet.
+            true => Unwritten {
+                bytes: 0,
+                what: "discards of what the image does not use any more".to_owned(),
+            },
         })
     }
 }

@@ -80,7 +80,9 @@ impl Snapshots {
             let table = run(header.snapshots_offset, self.bytes);
             all.push((table, Metadata::SnapshotTable));
         }
-        let mut left = CLUSTERS_MAX;
+        // No two lie in each other.
+        let most = CLUSTERS_MAX.min(geometry.clusters_for(file_length));
+        let mut left = most;
         for (number, entry) in self.entries.iter().enumerate() {
             let bytes = u64::from(entry.l1_entries) * l1::ENTRY_BYTES as u64;
             let at = entry.l1_offset;
@@ -98,7 +100,7 @@ impl Snapshots {
             left = left
                 .checked_sub(clusters.end - clusters.start)
                 .ok_or_else(|| {
-                    format!("its snapshots have more than {CLUSTERS_MAX} clusters of L1 tables")
+                    format!("its snapshots have more than {most} clusters of L1 tables")
                 })?;
             all.push((clusters, Metadata::InactiveL1));
         }

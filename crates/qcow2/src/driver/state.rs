@@ -143,7 +143,7 @@ impl State {
     /// Where in the file `bytes` from a guest cluster are.
     ///
     /// # Errors
-    /// The file ends before their cluster begins. One that ends later is short of zeroes that nobody has written.
+    /// The file ends before the cluster of the last of them begins. One that ends later is short of zeroes that nobody has written.
     #[inline]
     pub fn check_inside(
         &self,
@@ -156,8 +156,8 @@ impl State {
         if self.reaches(base, end) {
             return Ok(());
         }
-        let cluster = host.0 & !(self.rules.geometry.cluster_size() - 1);
-        if self.reaches(base, cluster.saturating_add(1)) {
+        let last = end.saturating_sub(1) & !(self.rules.geometry.cluster_size() - 1);
+        if self.reaches(base, last.saturating_add(1)) {
             return Ok(());
         }
         let what = format!(
