@@ -21,7 +21,7 @@ use crate::objects::Objects;
 use crate::opening::{Names, OPEN_TIME_MAX, TimeLimits};
 use crate::setup_error::SetupError;
 use crate::unmake::{self, Settled};
-use crate::{exports, nodes, reopen};
+use crate::{adding, exports, nodes, reopen};
 
 /// Objects, nodes and exports of a daemon. The command line and monitors share it.
 ///
@@ -108,7 +108,7 @@ impl Assembly {
         limits: TimeLimits,
     ) -> Result<(), SetupError> {
         let (names, definitions) = (&self.names, &self.definitions);
-        nodes::add(
+        adding::add(
             &self.registry,
             self.means(),
             names,

@@ -2,6 +2,7 @@
 //! command line and QMP use it, and its errors are in QEMU's words.
 
 mod access;
+mod adding;
 mod assembly;
 mod blocking;
 mod closing;

@@ -1,11 +1,9 @@
-//! `--blockdev`: from options to nodes.
-//!
-//! [`open_tree`] opens what a definition defines, one node after the other by [`open`].
+//! From the options of one node to its driver.
 
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{BACKING, Closing, Driver, Node, Registry, RegistryError, Replacement};
+use block::{BACKING, Closing, Driver, Node, Registry, Replacement};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
@@ -18,15 +16,11 @@ use qapi::options::{
 use qapi::os_text;
 use qcow2::{BackingName, Qcow2};
 
-use crate::definitions::Definitions;
 use crate::fdset;
-use crate::lock_wait::wait_for_lock;
 use crate::node_base::{node_info, not_negative, unmaps};
-use crate::opening::{Names, Patience, QUIET_TIME_MAX, TimeLimits};
 use crate::qcow2_node;
 use crate::setup_error::SetupError;
 use crate::throttle::Groups;
-use crate::tree::{Opened, open_tree};
 
 /// What nodes refer to beside other nodes.
 #[derive(Clone, Copy, Debug)]
@@ -35,42 +29,6 @@ pub struct Means<'a> {
     pub groups: &'a Groups,
     /// Descriptors that clients of monitors have passed.
     pub descriptors: &'a Arc<Descriptors>,
-}
-
-/// Opens what `options` define and puts it into the graph. No lock is held meanwhile, and names are kept.
-/// Given up at any moment (`limit`, a drop of this future), nothing of it is left: what the storage
-/// brings later is given back beside.
-///
-/// # Errors
-/// In QEMU's words; nothing is added then.
-pub async fn add(
-    registry: &Registry,
-    means: Means<'_>,
-    names: &Names,
-    definitions: &Definitions,
-    options: BlockdevOptions,
-    limits: TimeLimits,
-) -> Result<(), SetupError> {
-    let patience = Patience::new(limits.open);
-    let Opened {
-        mut made,
-        root,
-        definitions: defined,
-        reserved: _reserved,
-    } = open_tree(registry, means, names, options, &patience).await?;
-    // A driver may use what is below it of its own accord, and then there are locks.
-    let added = async {
-        let add = || registry.add_node(&root);
-        Ok(wait_for_lock(add, RegistryError::is_locked, limits.lock).await?)
-    };
-    let file = root.driver().info().filename;
-    let quiet = limits.lock + QUIET_TIME_MAX;
-    patience.wait(quiet, root.name(), &file, added).await?;
-    made.0.clear();
-    // Whoever takes a node out forgets its definition after that.
-    let graph = registry.graph();
-    definitions.add(defined, |name| graph.contains(name));
-    Ok(())
 }
 
 /// From here on it goes on to its end, whoever waits for it.

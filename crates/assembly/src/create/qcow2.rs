@@ -14,8 +14,8 @@ use qcow2::create::{CreateOptions, Preallocation, Target, Version, create};
 use qcow2::format::CompressionType;
 
 use super::place::Place;
+use crate::adding;
 use crate::closing::{self, CLOSE_TIME_MAX};
-use crate::nodes;
 use crate::opening::TimeLimits;
 use crate::setup_error::SetupError;
 
@@ -106,7 +106,7 @@ impl<'a> Nodes<'a> {
             definitions,
         } = self.place;
         let limits = TimeLimits::SERVING;
-        nodes::add(registry, means, names, definitions, options, limits).await?;
+        adding::add(registry, means, names, definitions, options, limits).await?;
         self.own.push(name.clone());
         Ok(name)
     }

@@ -2,8 +2,6 @@
 
 mod children;
 
-pub use self::children::{BACKING, Referred};
-
 use super::qcow2::Qcow2OverlapChecks;
 use crate::de::{flat_union, from_argument};
 use crate::{QmpError, Size, id};
@@ -37,6 +35,18 @@ flat_union! {
         /// A filter that fails requests on purpose.
         Blkdebug("blkdebug", BlkdebugOptions),
     }
+}
+
+/// What the child is called that is read where an image has nothing of its own.
+pub const BACKING: &str = "backing";
+
+/// A child, as the options name it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Referred<'a> {
+    /// The name of an existing node.
+    Reference(&'a str),
+    /// A new node.
+    Definition(&'a BlockdevOptions),
 }
 
 /// What every node has.

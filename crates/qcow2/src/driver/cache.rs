@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use arc_swap::{ArcSwapOption, Guard};
 
 use super::options::L2CacheSize;
-use super::state::Miss;
 use crate::format::HostOffset;
 
 /// Where a slice may be: one of so many places.
@@ -22,6 +21,17 @@ const NOWHERE: u64 = u64::MAX;
 
 /// Of a slice at whose entries nobody has looked.
 const UNSEEN: u64 = u64::MAX;
+
+/// A slice that is not remembered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// Where the table begins.
+    pub table: HostOffset,
+    /// Where the slice begins.
+    pub slice: HostOffset,
+    /// Which of the slices of the disk it is: one for so many entries, from its beginning on.
+    pub number: u64,
+}
 
 /// A part of an L2 table.
 pub struct Slice {

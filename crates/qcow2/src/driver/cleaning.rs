@@ -114,9 +114,8 @@ impl Entry {
 
 #[cfg(test)]
 mod tests {
-    use super::super::cache::Slice;
+    use super::super::cache::{Miss, Slice};
     use super::super::options::L2CacheSize;
-    use super::super::state::Miss;
     use super::*;
     use crate::format::HostOffset;
 

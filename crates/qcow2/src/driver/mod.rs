@@ -13,6 +13,7 @@
 
 mod alloc;
 mod backing_name;
+mod backing_of;
 mod base;
 mod bitmaps;
 mod cache;
@@ -57,7 +58,8 @@ use block::{
 };
 use drivers::OpenError;
 
-pub use self::backing_name::{BackingName, backing_of};
+pub use self::backing_name::BackingName;
+pub use self::backing_of::backing_of;
 use self::base::Base;
 use self::entry::Clear;
 pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};

@@ -5,12 +5,12 @@ use std::sync::Arc;
 use block::Result;
 
 use super::base::Base;
-use super::cache::Slice;
+use super::cache::{Miss, Slice};
 use super::corrupt;
 use super::entry;
 use super::map::Mapped;
 use super::rounds;
-use super::state::{Lookup, Miss, State};
+use super::state::{Lookup, State};
 use super::tables::Freed;
 use crate::format::{GuestOffset, L2Entry};
 

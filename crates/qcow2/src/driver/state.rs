@@ -7,7 +7,7 @@ use block::{Image, Result};
 
 use super::base::Base;
 use super::bitmaps::Bitmaps;
-use super::cache::L2Cache;
+use super::cache::{L2Cache, Miss};
 use super::map::{self, Kind, Mapped, Question};
 use super::snapshots::Snapshots;
 use super::writer::Writer;
@@ -41,17 +41,6 @@ pub struct State {
     pub image: Image,
     /// How long the file was when somebody asked.
     pub file_length: Arc<AtomicU64>,
-}
-
-/// A slice that is not remembered.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Miss {
-    /// Where the table begins.
-    pub table: HostOffset,
-    /// Where the slice begins.
-    pub slice: HostOffset,
-    /// Which of the slices of the disk it is: one for so many entries, from its beginning on.
-    pub number: u64,
 }
 
 /// What is known at once of some guest bytes.

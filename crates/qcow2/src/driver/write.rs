@@ -14,13 +14,14 @@ use futures_util::future::join;
 
 use super::alloc;
 use super::base::Base;
+use super::cache::Miss;
 use super::corrupt;
 use super::entry::{self, Target};
 use super::prepare::prepare;
 use super::read;
 use super::rounds;
 use super::slices;
-use super::state::{Miss, State};
+use super::state::State;
 use super::tables::Why;
 use crate::format::{Cluster, GuestOffset, HostOffset, L2Entry};
 

@@ -1,6 +1,8 @@
 //! What the options of a node say of the nodes below it.
 
-use super::{BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull};
+use super::{
+    BACKING, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, Referred,
+};
 
 impl BlockdevOptions {
     /// The children that the options name, in the order in which they are opened, and what they are to the node
@@ -52,18 +54,6 @@ impl BlockdevOptions {
     pub fn leaves_backing_to_image(&self) -> bool {
         matches!(&self.variant, BlockdevDriverOptions::Qcow2(options) if options.backing.is_none())
     }
-}
-
-/// What the child is called that is read where an image has nothing of its own.
-pub const BACKING: &str = "backing";
-
-/// A child, as the options name it.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Referred<'a> {
-    /// The name of an existing node.
-    Reference(&'a str),
-    /// A new node.
-    Definition(&'a BlockdevOptions),
 }
 
 impl BlockdevRef {
