@@ -185,7 +185,7 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
     };
     refused(
         json!({ "read-only": true, "backing": "none0" }),
-        "backing files are not supported",
+        "Could not open backing file: Cannot find device='none0'",
     )?;
     refused(
         json!({ "read-only": true, "data-file": "none0" }),
