@@ -237,7 +237,9 @@ async fn store(
     let within = io.offset - batch.start;
     let end = (within + io.bytes).min(batch.stored.end);
     let data = io.slice(0..end - within);
-    let is_fresh = room.as_ref().is_some_and(alloc::Allocated::is_fresh);
+    // What begins a cluster is mostly followed by the rest of it: one write that has the zeroes makes the file longer once.
+    let begins = batch.stored.start == within;
+    let is_fresh = !begins && room.as_ref().is_some_and(alloc::Allocated::is_fresh);
     let head = batch.stored.start..within;
     let head = padding(base, state, &batch, head, is_fresh).await?;
     let tail = end..batch.stored.end;
