@@ -70,6 +70,7 @@ pub use gate::ClientError;
 pub use gate::overlap;
 pub use local::{Client, LocalBackend, Unmapped};
 pub use persist::changes::{Changes, Saved};
+pub use persist::mapped_file::MappedFile;
 pub use persist::saved::{SavedBackend, SavedLoss, SavedState};
 pub use persist::saver::Saver;
 pub use persist::state_file;

@@ -2,6 +2,7 @@
 
 pub mod changes;
 pub mod json;
+pub mod mapped_file;
 pub mod saved;
 pub mod saver;
 pub mod state_file;
