@@ -166,6 +166,8 @@ pub enum Guest {
     },
     /// The operator accepts that what was not durable may be lost.
     LossAccepted,
+    /// The daemon has been killed.
+    Killed,
     /// All is stopped, and the image copied: it must be complete.
     Stopped {
         /// What a copy has.
@@ -259,6 +261,7 @@ impl Event {
                 format!("resized from {from} to {to} sectors, failed: {failed}")
             }
             Self::Guest(Guest::LossAccepted) => "the loss is accepted".to_owned(),
+            Self::Guest(Guest::Killed) => "the daemon is killed".to_owned(),
             Self::Guest(Guest::Stopped { closed: false, .. }) => "stopped, and copied".to_owned(),
             Self::Guest(Guest::Stopped { .. }) => "closed".to_owned(),
         }

@@ -66,6 +66,23 @@ pub trait Format: fmt::Debug {
     /// Why it cannot be opened, in words.
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String>;
 
+    /// Opens it to be written by a daemon that may be killed: what that has acknowledged is there when it is opened so the next time. By default as
+    /// [`Self::open`].
+    ///
+    /// # Errors
+    /// Why it cannot be opened, in words.
+    fn serve(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
+        self.open(file)
+    }
+
+    /// What it has acknowledged outlives a daemon that is killed, flushed or not ([`Self::serve`]). If not, none is.
+    fn outlives_kill(&self) -> bool {
+        false
+    }
+
+    /// The machine has been started anew: what a daemon has left beside the image counts no more.
+    fn booted(&self) {}
+
     /// What is to be done before the last one lets `node` go, where all operations end at once: nothing is in flight,
     /// and what the driver had to write back ([`Node::write_back`]) has been written.
     ///

@@ -65,7 +65,7 @@ pub fn judge(
     let mut disk = Disk::new(segment.image.clone(), forgets);
     let mut model = Model::new(&segment.content, format.cluster());
     // What a cut has left stays until somebody repairs it.
-    let leaky = format
+    let mut leaky = format
         .check(&segment.image)
         .iter()
         .any(|finding| finding.is_leak);
@@ -80,6 +80,7 @@ pub fn judge(
         };
         disk.apply(time, event);
         if let Event::Guest(guest) = event {
+            leaky |= matches!(guest, Guest::Killed);
             let read = model
                 .apply(time, guest)
                 .map_err(|wrong| told(&wrong, "a read has found"));

@@ -44,6 +44,16 @@ pub fn open(format: &dyn Format, storage: &Storage) -> Result<Arc<Node>, String>
     Ok(node)
 }
 
+/// The same, to be written by a daemon that may be killed.
+///
+/// # Errors
+/// Why it cannot be opened.
+pub fn serve(format: &dyn Format, storage: &Storage) -> Result<Arc<Node>, String> {
+    let node = format.serve(storage.node())?;
+    allow_all(&node);
+    Ok(node)
+}
+
 /// What the image has; and what is on the disk when it has been opened and closed.
 ///
 /// # Errors

@@ -251,7 +251,7 @@ impl Model {
                 }
             }
             Guest::LossAccepted => self.loss_accepted(),
-            Guest::Stopped { .. } => {}
+            Guest::Stopped { .. } | Guest::Killed => {}
         }
         Ok(())
     }

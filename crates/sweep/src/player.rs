@@ -137,6 +137,7 @@ pub fn play(format: &dyn Format, hands: &mut Hands, plan: &Plan) -> Run {
 
 impl Player<'_> {
     fn play(&mut self) -> Result<(), String> {
+        self.format.booted();
         self.open()?;
         let plan = self.plan;
         let mut steps = plan.steps.iter();
@@ -145,7 +146,7 @@ impl Player<'_> {
             self.mend_in_time();
             let may_begin = match next {
                 Some(Step::Request(_) | Step::WriteBack) => self.is_free(),
-                Some(Step::Cut) => true,
+                Some(Step::Cut | Step::Kill) => true,
                 Some(Step::Settle | Step::Resize(_) | Step::Reopen | Step::Stop) => self.is_idle(),
                 None => false,
             };
@@ -248,6 +249,7 @@ impl Player<'_> {
             }
             Step::Stop => self.stop()?,
             Step::Cut => self.cut()?,
+            Step::Kill => self.kill()?,
         }
         Ok(())
     }
@@ -367,12 +369,12 @@ impl Player<'_> {
 
     fn open(&mut self) -> Result<(), String> {
         self.storage.at_once(true);
-        let opened = look::open(self.format, &self.storage).or_else(|text| {
+        let opened = look::serve(self.format, &self.storage).or_else(|text| {
             if !self.storage.has_failed() {
                 return Err(format!("it cannot be opened: {text}"));
             }
             self.mend();
-            let again = look::open(self.format, &self.storage);
+            let again = look::serve(self.format, &self.storage);
             again.map_err(|text| format!("it cannot be opened when all is well again: {text}"))
         });
         self.storage.at_once(false);
@@ -491,11 +493,29 @@ impl Player<'_> {
         self.woken = Arc::default();
         let seed = self.rng.next_u64();
         self.storage = Storage::new(self.image.clone(), self.plan.settings, seed);
+        self.format.booted();
         let fault = self.plan.fault.and_then(|fault| {
             let at = fault.at.checked_sub(self.before)?;
             Some(Fault { at, ..fault })
         });
         self.storage.fail(fault);
+        self.open()
+    }
+
+    /// The client sends again what had not ended, or drops it.
+    fn kill(&mut self) -> Result<(), String> {
+        self.hands.let_go();
+        self.node = None;
+        self.guest(Guest::Killed);
+        let busy: Vec<_> = self.busy.iter_mut().filter_map(Option::take).collect();
+        for one in busy {
+            let done = Done {
+                failed: Some(libc::EIO),
+                seen: Vec::new(),
+            };
+            self.ended(one, done);
+        }
+        self.woken = Arc::default();
         self.open()
     }
 

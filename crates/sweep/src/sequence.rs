@@ -23,6 +23,8 @@ pub enum Step {
     Stop,
     /// The power is cut, in the midst of all; what is found then is opened again.
     Cut,
+    /// The daemon is killed, in the midst of all, under a guest that lives on and a storage that does; the next one opens the image.
+    Kill,
 }
 
 fn one_of<T: Copy>(rng: &mut Rng, all: &[T], otherwise: T) -> T {
@@ -100,6 +102,7 @@ pub fn sequence(format: &dyn Format, sectors: u64, requests: usize, rng: &mut Rn
             (2..=3, _) => Step::Stop,
             (4, _) if rng.below(2) == 0 => Step::Cut,
             (5, _) => Step::WriteBack,
+            (9..=10, _) if format.outlives_kill() => Step::Kill,
             (6..=8, _) => Step::Settle,
             _ => Step::Request(request(rng, format.cluster(), length)),
         };
