@@ -33,3 +33,17 @@ use crate::image::Image;
 pub fn check(image: &Image<'_>, limits: &Limits) -> Report {
     Walk::whole(image, limits).report
 }
+
+/// Which of these clusters something in the image refers to. None: not all of its tables could be followed.
+pub(crate) fn users(image: &Image<'_>, limits: &Limits, clusters: &[u64]) -> Option<Vec<u64>> {
+    let walk = Walk::whole(image, limits);
+    let report = &walk.report;
+    if report.hidden || report.errors > 0 {
+        return None;
+    }
+    let used = clusters.iter().copied();
+    Some(
+        used.filter(|cluster| walk.usage.count(*cluster) > 0)
+            .collect(),
+    )
+}

@@ -10,16 +10,17 @@ use super::base::Base;
 use super::corrupt;
 use super::counted::{Unread, load};
 use super::overlap::Metadata;
+use super::redo::{self, Change, Which};
 use super::refcounts::{Search, Wanted};
 use super::rounds;
 use super::state::State;
 use super::switch;
-use super::tables::{Freed, Why};
+use super::tables::{Freed, Tables, Why};
 use super::writer::{Writer, put, sync};
 use crate::format::geometry::HOST_OFFSET_END;
 use crate::format::l1::L1Entry;
 use crate::format::refcount;
-use crate::format::{Geometry, GuestOffset, HostCluster, HostOffset};
+use crate::format::{Geometry, GuestOffset, HostCluster, HostOffset, L2Entry};
 
 /// Clusters that are counted, and to which nothing points yet. Dropped before something does, they are free again.
 #[derive(Debug)]
@@ -136,7 +137,10 @@ pub async fn allocate(base: &Base, state: &State, clusters: u64, whole: bool) ->
 }
 
 /// Makes a refcount block, unless the image is wrong: what nobody counts may be in use all the same.
-async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> Result<()> {
+///
+/// # Errors
+/// The image turns out to be corrupt.
+pub async fn make_block(base: &Base, state: &State, index: usize, cluster: u64) -> Result<()> {
     let kind = {
         let mut tables = state.writer.change();
         let place = HostCluster(cluster);
@@ -242,7 +246,6 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     }
     let room = allocate(base, state, 1, true).await?;
     let table = room.offset();
-    let cluster = geometry.cluster_of(table).0;
     let size = geometry.cluster_size();
     let former = state.l1_entry(index).table(geometry).ok().flatten();
     match former {
@@ -260,7 +263,44 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
             base.file.submit(Io::write(table.0, copy.lend())).await?;
         }
     }
-    let mut tables = writer.change();
+    loop {
+        let lack = {
+            let mut tables = writer.change();
+            let entry = |entry: L1Entry| L2Entry {
+                descriptor: entry.0,
+                bitmap: 0,
+            };
+            let records = tables.redo.records([Change {
+                which: Which::L1,
+                at: index as u64,
+                before: entry(state.l1_entry(index)),
+                after: entry(L1Entry::new(table, true)),
+            }]);
+            match tables.redo.lack(&records) {
+                Some(lack) => lack,
+                None => {
+                    tables.redo.push(&records);
+                    link_table(state, &mut tables, index, table, former);
+                    break;
+                }
+            }
+        };
+        redo::supply(base, state, lack).await?;
+    }
+    room.linked();
+    Ok(table)
+}
+
+/// L1 entry `index` points to the table at `table`, which is this image's alone, instead of to `former`.
+pub fn link_table(
+    state: &State,
+    tables: &mut Tables,
+    index: usize,
+    table: HostOffset,
+    former: Option<HostOffset>,
+) {
+    let geometry = &state.rules.geometry;
+    let cluster = geometry.cluster_of(table).0;
     // What was remembered of a table that was there before.
     state.forget(table, index);
     state.set_l1(index, L1Entry::new(table, true));
@@ -271,7 +311,4 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
         tables.leave_l2(former);
         tables.unlinked.extend(other(former..former + 1));
     }
-    drop(tables);
-    room.linked();
-    Ok(table)
 }

@@ -1,5 +1,6 @@
 //! What stays of an opened image, whatever is read of it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -39,6 +40,8 @@ pub struct Base {
     pub discard_no_unref: bool,
     /// Which tables may not lie where the guest writes.
     pub overlap: OverlapCheck,
+    /// Where it is recorded what is acknowledged and not flushed.
+    pub redo_dir: Option<Arc<Path>>,
     /// How the node is opened.
     pub info: NodeInfo,
 }
@@ -62,6 +65,7 @@ impl Base {
             discards: options.discards,
             discard_no_unref: options.discard_no_unref,
             overlap: options.overlap,
+            redo_dir: options.redo_dir,
             info: options.info,
         }
     }

@@ -41,6 +41,72 @@ pub async fn load(base: &Base, state: &State, index: usize) -> std::result::Resu
     }
 }
 
+/// How often a cluster is counted; none: nothing can count it.
+///
+/// # Errors
+/// Its count could not be read.
+pub async fn count(base: &Base, state: &State, cluster: HostCluster) -> Result<Option<u64>> {
+    loop {
+        let index = {
+            let mut tables = state.writer.tables();
+            if !tables.refcounts.covers(cluster) {
+                return Ok(None);
+            }
+            if let Some(count) = tables.refcounts.count(cluster) {
+                return Ok(Some(count));
+            }
+            tables.refcounts.block_of(cluster)
+        };
+        fetch(base, state, index).await?;
+    }
+}
+
+async fn fetch(base: &Base, state: &State, index: usize) -> Result<()> {
+    let loaded = load(base, state, index).await;
+    loaded.map_err(|unread| match unread {
+        Unread::Failed(error) => error,
+        Unread::Corrupt(what) => base.broken(0, &what),
+    })
+}
+
+/// What has become of a count that was to be raised from 0.
+pub enum Raised {
+    /// It is 1, and the cluster is not held any more.
+    Done,
+    /// There is no room for the block that counts it.
+    NoRoom,
+    /// This block would count it, and is not there.
+    NoBlock(usize),
+}
+
+/// Counts a cluster that is held, and that nobody counts.
+///
+/// # Errors
+/// Its block could not be read.
+pub async fn raise(base: &Base, state: &State, cluster: HostCluster) -> Result<Raised> {
+    loop {
+        let index = {
+            let mut tables = state.writer.change();
+            let index = tables.refcounts.block_of(cluster);
+            if !tables.refcounts.has_block(index) {
+                return Ok(match tables.refcounts.has_room() {
+                    true => Raised::NoBlock(index),
+                    false => Raised::NoRoom,
+                });
+            }
+            if tables.refcounts.count(cluster).is_some() {
+                tables.refcounts.count_held(cluster);
+                return Ok(Raised::Done);
+            }
+            if !tables.refcounts.has_room() {
+                return Ok(Raised::NoRoom);
+            }
+            index
+        };
+        fetch(base, state, index).await?;
+    }
+}
+
 /// What has become of a count that was to be lowered.
 pub enum Lowered {
     /// So many uses are left.
@@ -68,11 +134,6 @@ pub async fn lower(base: &Base, state: &State, cluster: HostCluster) -> Result<L
             }
             tables.refcounts.block_of(cluster)
         };
-        load(base, state, index)
-            .await
-            .map_err(|unread| match unread {
-                Unread::Failed(error) => error,
-                Unread::Corrupt(what) => base.broken(0, &what),
-            })?;
+        fetch(base, state, index).await?;
     }
 }

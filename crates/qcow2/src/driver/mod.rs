@@ -31,6 +31,7 @@ mod options;
 mod overlap;
 mod prepare;
 mod read;
+mod redo;
 mod refcounts;
 mod repair;
 mod resize;
@@ -64,6 +65,10 @@ use self::base::Base;
 use self::entry::Clear;
 pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};
 pub use self::overlap::{Metadata, OverlapCheck};
+pub use self::redo::{
+    Change as RedoChange, Head as RedoHead, Record as RedoRecord, Ring as RedoRing,
+    Which as RedoTable,
+};
 use self::state::State;
 
 /// See the [module](self).
@@ -284,27 +289,35 @@ impl Identify for Qcow2 {
 impl Reopen for Qcow2 {
     /// What has been acknowledged is in tables in memory.
     fn hand_over(&self) -> Result<()> {
-        if !self.state.load().writer.is_unclean() {
+        if self.unwritten().is_none() {
             return Ok(());
         }
-        self.run(|base, state| async move { rounds::write_back(&base, &state).await })
+        self.run(|base, state| async move { write_back(&base, &state).await })
     }
+}
+
+/// All that is in memory, where nothing is under way: nothing has to be remembered beside the image then.
+async fn write_back(base: &Base, state: &State) -> Result<()> {
+    rounds::write_back(base, state).await?;
+    redo::close(base, state).await
 }
 
 impl OwnIo for Qcow2 {
     fn write_back(&self) -> IoFuture<'_> {
         let state = self.state.load_full();
-        IoFuture::new(
-            async move { Box::pin(park::never(rounds::write_back(&self.base, &state))).await },
-        )
+        IoFuture::new(async move { Box::pin(park::never(write_back(&self.base, &state))).await })
     }
 
     fn unwritten(&self) -> Option<Unwritten> {
         let state = self.state.load();
-        if !state.writer.is_unclean() {
-            return None;
-        }
         let tables = state.writer.tables();
+        if !state.writer.is_unclean() {
+            let is_tagged = redo::is_tagged(&tables);
+            return is_tagged.then(|| Unwritten {
+                bytes: 0,
+                what: "the mark of a log that is not needed any more".to_owned(),
+            });
+        }
         Some(match tables.is_clean() {
             false => Unwritten {
                 bytes: tables.unwritten_bytes(),
@@ -341,9 +354,10 @@ impl Activate for Qcow2 {
     /// Others may have written until now, unless something of ours is not on disk: then nobody has. From now on nobody else
     /// does, if this node is to.
     fn activate(&self, above: Access) -> Result<()> {
-        if let Some(unwritten) = self.unwritten() {
+        let former = self.state.load_full();
+        if let Some(unwritten) = self.unwritten().filter(|_| former.writer.is_unclean()) {
             let name = &self.base.name;
-            if self.state.load().image == self.base.file.node().image() {
+            if former.image == self.base.file.node().image() {
                 return Ok(());
             }
             let text = format!(
@@ -355,11 +369,18 @@ impl Activate for Qcow2 {
         let access = self.child_access(&self.base.file, above);
         let mut loaded = self.look()?;
         self.check_backing(&loaded)?;
-        if loaded.header.features.is_dirty() && access.held.contains(Permissions::WRITE) {
+        let writes = access.held.contains(Permissions::WRITE);
+        let is_whole = !loaded.header.features.is_dirty();
+        if !is_whole && writes {
             repair::repair_dirty(&self.base)?;
             loaded = self.look()?;
         }
-        self.state.store(Arc::new(loaded));
+        let loaded = Arc::new(loaded);
+        redo::detach(&former, &loaded);
+        if writes {
+            redo::attach(&self.base, &loaded, is_whole)?;
+        }
+        self.state.store(loaded);
         Ok(())
     }
 }

@@ -1,5 +1,6 @@
 //! What the driver is opened with, and how much it may remember.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -48,6 +49,9 @@ pub struct Qcow2Options {
     pub discard_no_unref: bool,
     /// Which metadata writes to the file are compared with.
     pub overlap: OverlapCheck,
+    /// A directory that outlives the process: there is recorded what has been acknowledged and is not flushed, so that it is not lost
+    /// if the process is killed. In use by one process at a time. None: that is lost.
+    pub redo_dir: Option<Arc<Path>>,
     /// It may be read-only although it was not to be.
     pub auto_read_only: bool,
     /// How the node is opened, as far as that is not the child's concern.
@@ -69,6 +73,7 @@ impl Qcow2Options {
             discards: Discards::default(),
             discard_no_unref: false,
             overlap: OverlapCheck::default(),
+            redo_dir: None,
             auto_read_only: false,
             info: NodeInfo::default(),
         }

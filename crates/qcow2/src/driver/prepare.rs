@@ -8,6 +8,7 @@ use super::bitmaps::Bitmaps;
 use super::state::State;
 use super::switch;
 use crate::format::Header;
+use crate::format::features::AUTOCLEAR_KNOWN;
 
 /// Whether they say already what they have to say of an image that is written.
 pub fn is_prepared(header: &Header, bitmaps: &Bitmaps) -> bool {
@@ -38,10 +39,16 @@ pub async fn prepare(base: &Base, state: &State) -> Result<()> {
             .beyond_repair());
     }
     switch::settle(base, state, writer.accepted()).await?;
-    let sector = writer.tables().sector.clone();
+    let (sector, kept) = {
+        let tables = writer.tables();
+        (
+            tables.sector.clone(),
+            AUTOCLEAR_KNOWN | tables.redo.autoclear(),
+        )
+    };
     let mut features = sector.features();
-    if features.unknown_autoclear() != 0 {
-        features.autoclear &= crate::format::features::AUTOCLEAR_KNOWN;
+    if features.autoclear & !kept != 0 {
+        features.autoclear &= kept;
         switch::switch(base, state, sector.with_features(&features), Vec::new).await?;
     }
     if !state.bitmaps.is_marked() {

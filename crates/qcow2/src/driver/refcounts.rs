@@ -319,7 +319,15 @@ impl Refcounts {
                 return match entry {
                     None => Search::Full,
                     // A run goes on behind it, if it does not lie in its middle.
-                    Some(0) if run.is_empty() => Search::Make(index, self.first_of(index)),
+                    Some(0) if run.is_empty() => match self.place_for_block(index) {
+                        Some(place) => Search::Make(index, place),
+                        None => {
+                            wanted.skipped = true;
+                            let next = self.first_of(index + 1);
+                            run = next..next;
+                            continue;
+                        }
+                    },
                     Some(0) => Search::Make(index, run.start),
                     Some(_) => Search::Load(index),
                 };
@@ -350,6 +358,30 @@ impl Refcounts {
     /// Whether a cluster is free, as far as that is known without reading.
     pub fn counts_nothing(&mut self, cluster: HostCluster) -> bool {
         self.count(cluster) == Some(0) && !self.held.contains(&cluster.0)
+    }
+
+    /// Where block `index`, which is not there, can be among what it counts; none: all of that is held.
+    pub fn place_for_block(&self, index: usize) -> Option<u64> {
+        let mut all = self.first_of(index)..self.first_of(index + 1);
+        all.find(|cluster| !self.held.contains(cluster))
+    }
+
+    /// Whether the table has an entry for the block that counts a cluster.
+    pub fn covers(&self, cluster: HostCluster) -> bool {
+        self.place(cluster.0).0 < self.table.len()
+    }
+
+    /// These are not free, although nobody counts them.
+    pub fn hold(&mut self, clusters: &[HostCluster]) {
+        self.held.extend(clusters.iter().map(|cluster| cluster.0));
+        let end = clusters.iter().map(|cluster| cluster.0 + 1).max();
+        self.touch(end.unwrap_or(0));
+    }
+
+    /// One of those is counted once.
+    pub fn count_held(&mut self, cluster: HostCluster) {
+        self.held.remove(&cluster.0);
+        self.set(cluster.0, 1);
     }
 
     /// The first of the clusters that a block counts.

@@ -76,7 +76,7 @@ pub fn repair_dirty(base: &Arc<Base>) -> Result<()> {
 }
 
 /// The node below, for code that waits for each request.
-struct Below {
+pub struct Below {
     base: Arc<Base>,
     desk: Desk,
     /// The first failure.
@@ -84,12 +84,17 @@ struct Below {
 }
 
 impl Below {
-    fn new(base: &Arc<Base>) -> io::Result<Self> {
+    pub fn new(base: &Arc<Base>) -> io::Result<Self> {
         Ok(Self {
             desk: Desk::new(base.file.node())?,
             base: Arc::clone(base),
             failure: RefCell::default(),
         })
+    }
+
+    /// What has failed first.
+    pub fn into_failure(self) -> Option<BlockError> {
+        self.failure.into_inner()
     }
 
     fn wait<R: Send + 'static, F: Future<Output = Result<R>> + 'static>(

@@ -41,6 +41,8 @@ struct Job<'a> {
     l1: Vec<(usize, Piece)>,
     unlinked: Vec<Freed>,
     lowered: Vec<Freed>,
+    /// All that was recorded before this record is in it.
+    redo: u64,
 }
 
 impl<'a> Job<'a> {
@@ -54,6 +56,7 @@ impl<'a> Job<'a> {
             l1: tables.take_l1(),
             unlinked: std::mem::take(&mut tables.unlinked),
             lowered: std::mem::take(&mut tables.lowered),
+            redo: tables.redo.next(),
         }
     }
 
@@ -68,6 +71,8 @@ impl<'a> Job<'a> {
         self.l1.clear();
         let leaving = self.lowered.drain(..).map(|freed| (epoch, freed));
         tables.leaving.extend(leaving);
+        // Before any of what was let go is used again.
+        tables.redo.void_before(self.redo);
         drop(tables);
         std::mem::take(&mut self.unlinked)
     }

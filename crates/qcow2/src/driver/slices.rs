@@ -9,6 +9,7 @@ use super::cache::{Miss, Slice};
 use super::corrupt;
 use super::entry;
 use super::map::Mapped;
+use super::redo;
 use super::rounds;
 use super::state::{Lookup, State};
 use super::tables::Freed;
@@ -143,11 +144,15 @@ pub async fn sound(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice>>
     }
 }
 
+/// Most entries that are changed at once: so many are recorded in any case, when a round has made room.
+pub const CHANGES_MAX: u64 = 8192;
+const _: () = assert!(CHANGES_MAX < redo::RECORDS_MAX as u64);
+
 /// What a change of entries leaves unused.
 pub type Unused = Vec<Freed>;
 
-/// Changes entries of the slice at `miss`: `edit` gets its bytes, and says what is not used any more. Called once, unless it
-/// fails: then nothing has been changed.
+/// Changes entries of the slice at `miss`: `edit` gets its bytes, and says what is not used any more. Where that cannot be done yet, it is
+/// called again. If it fails, nothing has been changed.
 ///
 /// # Errors
 /// Those of `edit`, and the storage's.
@@ -159,6 +164,7 @@ pub async fn change(
 ) -> Result<()> {
     let mut loaded: Option<Loaded<'_>> = None;
     loop {
+        let mut lack = None;
         let full = {
             // Dropped before `loaded`, whose drop takes the lock, too.
             let mut tables = state.writer.change();
@@ -170,9 +176,22 @@ pub async fn change(
                 Some(current) if !full => {
                     let mut bytes = current.bytes.clone();
                     let unused = edit(&mut bytes)?;
-                    tables.change(current.changed(bytes), &state.cache);
-                    tables.unlinked.extend(unused);
-                    return Ok(());
+                    let records = match tables.redo.is_wanted() {
+                        true => {
+                            let first = miss.number << state.slice_entry_bits();
+                            let both = (&current.bytes[..], &bytes[..]);
+                            tables.redo.records(redo::changes(both, first, state))
+                        }
+                        false => Vec::new(),
+                    };
+                    lack = tables.redo.lack(&records);
+                    if lack.is_none() {
+                        tables.redo.push(&records);
+                        tables.change(current.changed(bytes), &state.cache);
+                        tables.unlinked.extend(unused);
+                        return Ok(());
+                    }
+                    false
                 }
                 _ => full,
             }
@@ -181,6 +200,8 @@ pub async fn change(
         drop(loaded.take());
         if full {
             rounds::make_room(base, state).await?;
+        } else if let Some(lack) = lack {
+            redo::supply(base, state, lack).await?;
         } else {
             loaded = Some(load(base, state, miss).await?);
         }

@@ -110,7 +110,7 @@ impl State {
 
     /// Entries of a slice, as a power of two.
     #[inline]
-    fn slice_entry_bits(&self) -> u32 {
+    pub fn slice_entry_bits(&self) -> u32 {
         let entry_bits = if self.rules.geometry.extended_l2() {
             4
         } else {

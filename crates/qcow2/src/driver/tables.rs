@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{L2Cache, Slice};
 use super::overlap::{Metadata, OverlapCheck};
+use super::redo::Redo;
 use super::refcounts::{Piece, Refcounts};
 use super::sector::{BYTES, Sector};
 use crate::format::l1::ENTRY_BYTES;
@@ -85,6 +86,8 @@ pub struct Tables {
     made: Arc<AtomicU64>,
     /// Which of them are looked for.
     overlap: OverlapCheck,
+    /// What is recorded of what changes.
+    pub redo: Redo,
 }
 
 impl Tables {
@@ -106,6 +109,7 @@ impl Tables {
             inactive: HashSet::new(),
             made: Arc::default(),
             overlap,
+            redo: Redo::Off,
         }
     }
 
@@ -196,6 +200,11 @@ impl Tables {
         for cluster in clusters {
             self.metadata.remove(&HostCluster(cluster));
         }
+    }
+
+    /// Whether a table lies in a cluster, or the header.
+    pub fn is_table(&self, cluster: HostCluster) -> bool {
+        self.metadata.contains_key(&cluster)
     }
 
     /// What lies in one of these clusters that is none of the guest's, if that is looked for.

@@ -82,6 +82,7 @@ async fn write(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
         let place = geometry.place(guest);
         let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
         let left = (entries - place.l2 % entries) as u64 * geometry.cluster_size() - place.within;
+        let left = left.min(slices::CHANGES_MAX * geometry.cluster_size());
         let part = rest.slice(0..rest.bytes.min(left));
         let clusters = guest.0 >> geometry.cluster_bits()
             ..(part.offset + part.bytes).div_ceil(geometry.cluster_size());

@@ -73,6 +73,7 @@ pub async fn range(
             continue;
         }
         let left = (entries - place.l2 % entries) as u64 * size - place.within;
+        let left = left.min(slices::CHANGES_MAX * size);
         let end = range.end.min(at.saturating_add(left));
         slice(base, state, at..end, clear, discard).await?;
         at = end;

@@ -2,13 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::fs;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use block::Node;
+use block::{Access, Node, Permissions};
 use standfast_qcow2::check::{Limits, Problem, check};
 use standfast_qcow2::{Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
-use sweep::{Finding, Format, Value};
+use sweep::{Finding, Format, Value, allow_all};
+use tempfile::TempDir;
 
 use crate::below::{Below, Layer};
 use crate::images::{Filled, content, make};
@@ -29,6 +32,8 @@ pub struct Kind {
     discards: Discards,
     no_unref: bool,
     below: Option<Below>,
+    /// Where the redo log is, of one that outlives a daemon.
+    redo: Option<TempDir>,
     /// Images, by the length of their disks.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
     checked: AtomicU64,
@@ -58,6 +63,7 @@ impl Kind {
             },
             no_unref: false,
             below: None,
+            redo: None,
             made: Mutex::default(),
             checked: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -82,6 +88,15 @@ impl Kind {
             ..CacheSizes::default()
         };
         Self { caches, ..self }
+    }
+
+    /// With a log of what is not flushed, for daemons that are killed.
+    pub fn with_redo(self) -> Self {
+        let dir = tempfile::Builder::new()
+            .prefix("standfast-redo-")
+            .tempdir_in("/dev/shm");
+        let redo = Some(dir.unwrap());
+        Self { redo, ..self }
     }
 
     /// What is discarded keeps its cluster, and nothing is discarded below.
@@ -121,6 +136,25 @@ impl Kind {
             below: Some(Below::new(raw, layers)),
             ..self
         }
+    }
+
+    fn opened(&self, file: Arc<Node>, redo_dir: Option<Arc<Path>>) -> Result<Arc<Node>, String> {
+        let backing = match &self.below {
+            Some(below) => Backing::Node(below.node(Arc::clone(&file))),
+            None => Backing::Unsaid,
+        };
+        let opened = pollster::block_on(Qcow2::open(Qcow2Options {
+            backing,
+            caches: self.caches,
+            redo_dir,
+            discard: true,
+            discards: self.discards,
+            overlap: self.overlap(),
+            discard_no_unref: self.no_unref,
+            ..Qcow2Options::new("qcow2", file)
+        }));
+        let opened = opened.map_err(|error| error.to_string())?;
+        Ok(Node::new("qcow2", Box::new(opened)))
     }
 
     fn behind(&self, sector: u64) -> Value {
@@ -188,7 +222,11 @@ impl Format for Kind {
             Some(below) => format!(", over {below:?}"),
             None => String::new(),
         };
-        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{below}")
+        let redo = match &self.redo {
+            Some(_) => ", with a redo log",
+            None => "",
+        };
+        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{redo}{below}")
     }
 
     fn create(&self, sectors: u64) -> Vec<u8> {
@@ -205,21 +243,33 @@ impl Format for Kind {
     }
 
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
-        let backing = match &self.below {
-            Some(below) => Backing::Node(below.node(Arc::clone(&file))),
-            None => Backing::Unsaid,
+        self.opened(file, None)
+    }
+
+    fn serve(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
+        let Some(dir) = &self.redo else {
+            return self.open(file);
         };
-        let opened = pollster::block_on(Qcow2::open(Qcow2Options {
-            backing,
-            caches: self.caches,
-            discard: true,
-            discards: self.discards,
-            overlap: self.overlap(),
-            discard_no_unref: self.no_unref,
-            ..Qcow2Options::new("qcow2", file)
-        }));
-        let opened = opened.map_err(|error| error.to_string())?;
-        Ok(Node::new("qcow2", Box::new(opened)))
+        let node = self.opened(file, Some(dir.path().into()))?;
+        allow_all(&node);
+        let all = Access {
+            held: Permissions::ALL,
+            shared: Permissions::ALL,
+        };
+        node.activate(all).map_err(|error| error.to_string())?;
+        Ok(node)
+    }
+
+    fn outlives_kill(&self) -> bool {
+        self.redo.is_some()
+    }
+
+    fn booted(&self) {
+        let left = self
+            .redo
+            .iter()
+            .flat_map(|dir| fs::read_dir(dir.path()).unwrap());
+        left.for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
     }
 
     fn check(&self, disk: &[u8]) -> Vec<Finding> {
@@ -248,7 +298,7 @@ impl Format for Kind {
         let (verdict, said) = qemu_check::of_bytes(disk);
         let kept = std::env::var_os("STANDFAST_SWEEP_IMAGE");
         if let Some(path) = kept {
-            std::fs::write(path, disk).unwrap();
+            fs::write(path, disk).unwrap();
         }
         Some(format!("qemu-img check: {verdict:?}: {said}"))
     }

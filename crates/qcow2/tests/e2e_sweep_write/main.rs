@@ -175,6 +175,33 @@ fn persistent_bitmaps() {
     swept(&all_follow, 3);
 }
 
+/// A daemon that is killed: all that it had acknowledged is there for the next, flushed or not. It was lost without a word, and the guest's next flush
+/// succeeded.
+#[test]
+fn daemons_are_killed() {
+    for (options, cluster) in [
+        ("cluster_size=512", 1),
+        ("cluster_size=4k", 8),
+        ("cluster_size=16k,extended_l2=on", 32),
+        ("cluster_size=512,refcount_bits=64", 1),
+        ("cluster_size=512,refcount_bits=1", 1),
+    ] {
+        swept(&Kind::new(options, cluster).with_redo(), 4);
+    }
+    swept(
+        &Kind::new("cluster_size=512", 1)
+            .with_tiny_caches()
+            .with_redo(),
+        3,
+    );
+    let snapshots = Kind::new("cluster_size=512", 1).filled(Filled::Snapshots);
+    swept(&snapshots.with_redo(), 3);
+    let bitmaps = Kind::new("cluster_size=4k", 8).filled(Filled::BitmapsThatFollow);
+    swept(&bitmaps.with_redo(), 2);
+    let compressed = Kind::new("cluster_size=4k", 8).filled(Filled::Compressed);
+    swept(&compressed.with_redo(), 2);
+}
+
 #[test]
 fn two_iothreads() {
     let mut hands = Hands::iothreads().unwrap();

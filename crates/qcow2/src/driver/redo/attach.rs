@@ -1,0 +1,117 @@
+//! How an image that comes into use to be written gets its log: that of the daemon before, whose changes are made again, or a new one.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use block::Result;
+use block::state_file::boot_id;
+
+use super::log::Log;
+use super::replay::{Replayed, replay};
+use super::ring::Head;
+use super::{Redo, tag_of};
+use crate::driver::base::Base;
+use crate::driver::state::State;
+
+/// Gives `state`, which has just been read of an image that is to be written, its log, and makes again what is in it. Waits for the storage.
+/// `is_whole`: nobody has had to repair the image, so that what it says of its log is true.
+///
+/// # Errors
+/// The storage's: what is in the log stays there.
+pub fn attach(base: &Arc<Base>, state: &Arc<State>, is_whole: bool) -> Result<()> {
+    let Some(dir) = &base.redo_dir else {
+        return Ok(());
+    };
+    // There are no feature bits, or nothing here counts what the entries point to.
+    if state.rules.version < 3 || state.rules.external_data {
+        return Ok(());
+    }
+    if state.writer.tables().redo.log().is_some() {
+        return Ok(());
+    }
+    let name = &base.name;
+    let log = find(base, state, dir, is_whole).and_then(|(found, head)| {
+        let log = match found {
+            Some(log) if log.is_empty() => log,
+            Some(log) => match replay(base, state, Box::new(log))? {
+                Replayed::Done => return Ok(None),
+                Replayed::Refused => Log::create(dir, &head).map_err(Unmade)?,
+            },
+            None => Log::create(dir, &head).map_err(Unmade)?,
+        };
+        Ok(Some(log))
+    });
+    match log {
+        Ok(Some(log)) => state.writer.tables().redo = Redo::Closed(Box::new(log)),
+        Ok(None) => {}
+        Err(Failed::Storage(error)) => return Err(error),
+        Err(Failed::Log(error)) => tracing::warn!(
+            "node '{name}': no log can be kept in '{}' of what is acknowledged and not flushed: {error}: if this daemon is \
+             killed under a guest that lives on, that is lost",
+            dir.display()
+        ),
+    }
+    Ok(())
+}
+
+/// What `former` has of a log is that of `state`, too, if both are of one image.
+pub fn detach(former: &State, state: &State) {
+    let log = std::mem::take(&mut former.writer.tables().redo).into_log();
+    // All of it is on disk, or it would not be read anew.
+    if let Some(log) = log.filter(|log| log.is_empty() && log.head().image == state.image) {
+        state.writer.tables().redo = Redo::Closed(log);
+    }
+}
+
+enum Failed {
+    /// The image cannot be used.
+    Storage(block::BlockError),
+    /// It can be used without.
+    Log(std::io::Error),
+}
+
+/// There is no log.
+struct Unmade(std::io::Error);
+
+impl From<Unmade> for Failed {
+    fn from(Unmade(error): Unmade) -> Self {
+        Self::Log(error)
+    }
+}
+
+impl From<block::BlockError> for Failed {
+    fn from(error: block::BlockError) -> Self {
+        Self::Storage(error)
+    }
+}
+
+/// What there is of the image, and whose a new one would be.
+fn find(
+    base: &Base,
+    state: &State,
+    dir: &Path,
+    is_whole: bool,
+) -> std::result::Result<(Option<Log>, Head), Failed> {
+    let geometry = &state.rules.geometry;
+    let head = Head {
+        tag: match is_whole {
+            true => tag_of(&state.header.features),
+            false => 0,
+        },
+        cluster_bits: geometry.cluster_bits(),
+        extended: geometry.extended_l2(),
+        boot_id: boot_id().map_err(Failed::Log)?,
+        image: state.image.clone(),
+    };
+    let found = Log::find(dir, &head).map_err(Failed::Log)?;
+    if found.lost > 0 {
+        tracing::warn!(
+            "node '{}': {} changes of '{}' that a former daemon had acknowledged, and not written, are lost: somebody else has \
+             written the image since",
+            base.name,
+            found.lost,
+            state.image
+        );
+    }
+    Ok((found.log, head))
+}
