@@ -310,7 +310,7 @@ fn options(dir: &Path, kind: u8, name: &str, other: &str, which: u8) -> Value {
         options["node-name"] = json!(name);
         options
     };
-    match kind % 12 {
+    match kind % 13 {
         0 | 1 => named(file, name),
         2 => json!({ "driver": "null-co", "node-name": name, "size": 65536,
             "read-only": which & 0x80 != 0 }),
@@ -326,6 +326,7 @@ fn options(dir: &Path, kind: u8, name: &str, other: &str, which: u8) -> Value {
             "size": u32::from(which) << 8, "read-only": which & 0x80 != 0 }),
         10 => json!({ "driver": "throttle", "node-name": name, "throttle-group": group,
             "file": other }),
+        11 => json!({ "driver": "copy-on-read", "node-name": name, "file": other }),
         _ => json!({ "driver": "throttle", "node-name": name, "throttle-group": group,
             "file": { "driver": "raw", "file": file }, "discard": "unmap",
             "detect-zeroes": "unmap" }),

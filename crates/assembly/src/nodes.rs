@@ -6,8 +6,9 @@ use block::fault::{FaultEvent, InjectError, IoType, SetState};
 use block::{BACKING, Closing, Driver, Node, Registry, Replacement};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
-    Blkdebug, BlkdebugOptions, DetectingZeroes, FileDriver, FileOptions, NullCo, NullOptions,
-    Quota, QuotaOptions, Raw, RawOptions, Throttle, ThrottleOptions,
+    Blkdebug, BlkdebugOptions, CopyOnRead, CopyOnReadOptions, DetectingZeroes, FileDriver,
+    FileOptions, NullCo, NullOptions, Quota, QuotaOptions, Raw, RawOptions, Throttle,
+    ThrottleOptions,
 };
 use monitor::Descriptors;
 use qapi::options::{
@@ -141,6 +142,12 @@ pub async fn open(
             discard: unmaps(&base),
             info: node_info(&base),
         })),
+        BlockdevDriverOptions::CopyOnRead(copy) => Box::new(CopyOnRead::new(CopyOnReadOptions {
+            node_name: name.into(),
+            file: children.first(name)?,
+            bottom: copy.bottom,
+            info: node_info(&base),
+        })?),
         BlockdevDriverOptions::Quota(quota) => {
             let file = filtered(name, &base, &children)?;
             let limit = quota.limit.0;

@@ -61,7 +61,7 @@ pub use driver::own_io::{NotOnDisk, WRITE_BACK_MAX};
 pub use driver::owned::OwnedBuffer;
 pub use driver::range_lock;
 pub use driver::sharing::{Conflict, SharingError, rules};
-pub use driver::status::{EXTENTS_MAX, Extent, Stored};
+pub use driver::status::{EXTENTS_MAX, Extent, Origin, Stored};
 pub use driver::threads::{Attachment, ThreadState};
 pub use driver::threshold::{Exceeded, WriteThreshold};
 pub use driver::users::{EdgeId, Use, User};

@@ -207,7 +207,7 @@ pub fn command() -> Command {
         .arg(ordered(
             Opt::Blockdev,
             "[driver=]DRIVER,node-name=N[,...]",
-            "Add a node: file, host_device, raw, qcow2 (read-only), throttle, null-co, null-aio, quota, blkdebug",
+            "Add a node: file, host_device, raw, qcow2 (read-only), throttle, copy-on-read, null-co, null-aio, quota, blkdebug",
         ))
         .arg(ordered(
             Opt::Export,

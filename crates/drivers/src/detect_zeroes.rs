@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use block::{
     Access, BoxFuture, Capabilities, Child, DetectZeroes, Driver, Extent, Io, IoFuture, Limits,
-    NodeInfo, Operation, Result,
+    NodeInfo, Operation, Origin, Result,
 };
 
 /// A driver that looks for zeroes in what is written. See the [module](self).
@@ -85,6 +85,10 @@ impl Driver for DetectingZeroes {
 
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         self.driver.block_status(range)
+    }
+
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        self.driver.origin(range)
     }
 
     /// What a parent writes beyond the end is written as it is: there is no space to be saved by looking at it.

@@ -4,6 +4,7 @@
 //! * [`null`]: `null-co` and `null-aio`, disks of no storage.
 //! * [`raw`]: the format of an image that has none, or of a window of it.
 //! * [`throttle`](mod@throttle): a filter that limits how much is done in a second, of all nodes of a group together.
+//! * [`copy_on_read`]: a filter that keeps what is read from behind its child.
 //! * [`quota`]: a filter that limits how many bytes its child allocates, as a thin volume would.
 //! * [`blkdebug`]: a filter that injects errors by a [plan](block::FaultPlan).
 //!
@@ -17,6 +18,7 @@
 #![deny(unsafe_code)]
 
 pub mod blkdebug;
+pub mod copy_on_read;
 mod detect_zeroes;
 pub mod file;
 mod leaf;
@@ -28,6 +30,7 @@ pub mod raw;
 pub mod throttle;
 
 pub use blkdebug::{Blkdebug, BlkdebugOptions};
+pub use copy_on_read::{CopyOnRead, CopyOnReadOptions};
 pub use detect_zeroes::DetectingZeroes;
 pub use file::{FileDriver, FileOptions};
 pub use null::{NullCo, NullOptions};

@@ -29,6 +29,14 @@ fn dirty_flag(node: &Node) -> Option<bool> {
     }
 }
 
+/// Of the image that a node shows, itself or as a filter.
+fn cluster_size(node: &Node) -> Option<i64> {
+    match node.driver().info().format {
+        Some(format) => Some(signed(format.cluster_size)),
+        None => cluster_size(&*node.filtered()?),
+    }
+}
+
 /// The image of `node`; unless `flat`, with those of its backing nodes and of those that it filters.
 pub(crate) fn of(node: &Arc<Node>, sizes: &Sizes, flat: bool) -> ImageInfo {
     let chain: Vec<_> = match flat {
@@ -57,7 +65,7 @@ fn one(node: &Arc<Node>, sizes: &Sizes, backing_image: Option<ImageInfo>) -> Ima
         actual_size: sizes.of(node).map(signed),
         dirty_flag: dirty_flag(node),
         encrypted: format.filter(|format| format.encrypted).map(|_| true),
-        cluster_size: format.map(|format| signed(format.cluster_size)),
+        cluster_size: cluster_size(node),
         backing_filename: format.and_then(|format| format.backing_name.clone()),
         full_backing_filename: format.and_then(|format| full_backing_name(node, format)),
         backing_filename_format: format.and_then(|format| format.backing_format.clone()),

@@ -21,6 +21,7 @@ use iothread::{Config, Handle, IoThread};
 use parking_lot::{Condvar, Mutex};
 
 use crate::event::{Ask, Request};
+use crate::look;
 use crate::sector::{SECTOR, Value, bytes_of, fill, index, value_of};
 
 /// How many iothreads there are.
@@ -106,7 +107,7 @@ impl Hand {
 
 async fn perform(node: Arc<Node>, work: Work) -> Done {
     let Work::Request(request, stamp) = work else {
-        node.write_back().await;
+        look::write_back(&node).await;
         return Done::default();
     };
     let (offset, bytes) = (bytes_of(request.first), bytes_of(request.sectors));

@@ -54,6 +54,20 @@ pub fn serve(format: &dyn Format, storage: &Storage) -> Result<Arc<Node>, String
     Ok(node)
 }
 
+/// What the drivers of `node`, and of what is below it, have not written yet is written, from the top.
+pub async fn write_back(node: &Arc<Node>) {
+    for node in node.subtree() {
+        node.write_back().await;
+    }
+}
+
+/// What is left to be written of it, in words.
+pub fn left_unwritten(node: &Arc<Node>) -> Option<String> {
+    let nodes = node.subtree();
+    let left = nodes.iter().find_map(|node| node.left_unwritten());
+    left.map(|left| left.to_string())
+}
+
 /// What the image has; and what is on the disk when it has been opened and closed.
 ///
 /// # Errors
@@ -80,9 +94,9 @@ pub fn content(format: &dyn Format, image: Vec<u8>) -> Result<(Content, Vec<u8>)
 }
 
 fn close(format: &dyn Format, node: Arc<Node>, attachment: Attachment) -> Result<(), String> {
-    now(node.write_back())?;
+    now(write_back(&node))?;
     format.close(&node)?;
-    if let Some(left) = node.left_unwritten() {
+    if let Some(left) = left_unwritten(&node) {
         return Err(format!("closed, but {left}"));
     }
     drop(attachment);

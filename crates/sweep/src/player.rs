@@ -430,7 +430,7 @@ impl Player<'_> {
         let Some(node) = &self.node else {
             return Ok(());
         };
-        if let Some(left) = node.left_unwritten() {
+        if let Some(left) = look::left_unwritten(node) {
             return match self.storage.has_failed() {
                 true => Ok(()),
                 false => Err(format!("stopped, but {left}")),
@@ -451,7 +451,7 @@ impl Player<'_> {
         let Some(node) = self.node.take() else {
             return Ok(());
         };
-        if let Some(left) = node.left_unwritten() {
+        if let Some(left) = look::left_unwritten(&node) {
             return Err(format!("to be closed, but {left}"));
         }
         self.hands.let_go();

@@ -32,6 +32,7 @@ pub async fn image(
         | BlockdevCreateVariant::NullCo(_)
         | BlockdevCreateVariant::NullAio(_)
         | BlockdevCreateVariant::Throttle(_)
+        | BlockdevCreateVariant::CopyOnRead(_)
         | BlockdevCreateVariant::Quota(_)
         | BlockdevCreateVariant::Blkdebug(_) => {
             Err(SetupError::new("Driver does not support blockdev-create"))

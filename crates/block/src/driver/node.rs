@@ -17,7 +17,7 @@ use crate::driver::growth::Growth;
 use crate::driver::io::Io;
 use crate::driver::limits::{Limits, NodeInfo};
 use crate::driver::own_io::WriteBack;
-use crate::driver::status::{self, Extent, Stored};
+use crate::driver::status::{self, Extent, Origin, Stored};
 use crate::driver::threshold::WriteThreshold;
 use crate::driver::users::{EdgeId, Use, User, Users};
 use crate::words::error::{BlockError, Result};
@@ -79,6 +79,18 @@ pub trait Driver: Send + Sync + fmt::Debug {
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         let all = Extent::data(range.end - range.start, Stored::Here(range.start));
         Box::pin(std::future::ready(Ok(vec![all])))
+    }
+
+    /// Where the first bytes of `range` come from, which is not empty and lies inside [`Driver::length`]. Asks nobody, and may be
+    /// asked for each request; none: that would take asking the storage, and a read of these bytes does. It may be untrue
+    /// the next moment, if others write.
+    ///
+    /// Unless a driver knows better, all is its own. A filter says what its child says.
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        Some(Origin {
+            own: true,
+            bytes: range.end - range.start,
+        })
     }
 
     /// What it can do beside: most drivers nothing.
@@ -480,6 +492,11 @@ impl Child {
     /// As there.
     pub async fn block_status(&self, range: Range<u64>) -> Result<Vec<Extent>> {
         self.node().block_status(range).await
+    }
+
+    /// [`Driver::origin`] of the node.
+    pub fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        self.node.load().driver.origin(range)
     }
 
     /// [`Node::extents`].

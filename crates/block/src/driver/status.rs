@@ -56,6 +56,15 @@ impl Extent {
     }
 }
 
+/// Where the first bytes of a range come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// What they read as is decided by this node ([`Extent::allocated`]), or there is nothing behind it.
+    pub own: bool,
+    /// How many are alike, at least one.
+    pub bytes: u64,
+}
+
 /// Where an extent is stored.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stored {

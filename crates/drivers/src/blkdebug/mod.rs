@@ -11,7 +11,7 @@ use std::sync::Arc;
 use block::fault::{InjectError, SetState};
 use block::{
     BlockError, BoxFuture, Capabilities, Child, DetectZeroes, Driver, Extent, Grow, Io, IoFuture,
-    Limits, Node, NodeInfo, Resize,
+    Limits, Node, NodeInfo, Origin, Resize,
 };
 
 use crate::OpenError;
@@ -124,6 +124,10 @@ impl Driver for Blkdebug {
 
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, block::Result<Vec<Extent>>> {
         Box::pin(self.image.block_status(range))
+    }
+
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        self.image.origin(range)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

@@ -29,7 +29,8 @@ use std::sync::Arc;
 
 use block::{
     Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, DetectZeroes,
-    Driver, Extent, Io, IoFuture, Limits, Node, NodeInfo, Operation, Permissions, Resize, Result,
+    Driver, Extent, Io, IoFuture, Limits, Node, NodeInfo, Operation, Origin, Permissions, Resize,
+    Result,
 };
 use parking_lot::MutexGuard;
 
@@ -232,6 +233,10 @@ impl Driver for Quota {
 
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         Box::pin(self.file.block_status(range))
+    }
+
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        self.file.origin(range)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

@@ -19,7 +19,7 @@ use std::sync::Arc;
 use block::driver::park;
 use block::{
     BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io, IoFuture, Limits, Node, NodeInfo,
-    Operation, Reopen, Resize, Result,
+    Operation, Origin, Reopen, Resize, Result,
 };
 
 pub use self::group::ThrottleGroup;
@@ -132,6 +132,10 @@ impl Driver for Throttle {
 
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         Box::pin(self.file.block_status(range))
+    }
+
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        self.file.origin(range)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

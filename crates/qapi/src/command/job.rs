@@ -39,6 +39,8 @@ flat_union! {
         /// A filter.
         Throttle("throttle", BlockdevCreateNothing),
         /// A filter.
+        CopyOnRead("copy-on-read", BlockdevCreateNothing),
+        /// A filter.
         Quota("quota", BlockdevCreateNothing),
         /// A filter.
         Blkdebug("blkdebug", BlockdevCreateNothing),

@@ -30,6 +30,8 @@ flat_union! {
         NullAio("null-aio", NullOptions),
         /// A filter that lets its child do only so much in a second.
         Throttle("throttle", ThrottleOptions),
+        /// A filter that copies what is read from behind its child into it.
+        CopyOnRead("copy-on-read", CopyOnReadOptions),
         /// A filter that lets its child allocate only so much, then fails with "no space".
         Quota("quota", QuotaOptions),
         /// A filter that fails requests on purpose.
@@ -283,6 +285,17 @@ pub struct ThrottleOptions {
     pub throttle_group: String,
     /// The node that is limited.
     pub file: BlockdevRef,
+}
+
+/// Options of `copy-on-read`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct CopyOnReadOptions {
+    /// The node that is read, and written to.
+    pub file: BlockdevRef,
+    /// The name of the lowest node behind it that is copied from. Default: all are.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bottom: Option<String>,
 }
 
 /// Options of `quota`.

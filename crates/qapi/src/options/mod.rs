@@ -27,8 +27,9 @@ pub use address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 pub use blockdev::{
     AioMode, BACKING, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions,
     BlkdebugSetState, BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions,
-    BlockdevRef, BlockdevRefOrNull, CacheOptions, DetectZeroes, DiscardMode, FileOptions, Locking,
-    NullOptions, Qcow2Options, QuotaOptions, RawOptions, Referred, ThrottleOptions,
+    BlockdevRef, BlockdevRefOrNull, CacheOptions, CopyOnReadOptions, DetectZeroes, DiscardMode,
+    FileOptions, Locking, NullOptions, Qcow2Options, QuotaOptions, RawOptions, Referred,
+    ThrottleOptions,
 };
 pub use chardev::{
     CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,

@@ -54,8 +54,8 @@ use arc_swap::ArcSwap;
 use block::driver::park;
 use block::{
     Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Identify, Image,
-    Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, OwnIo, Permissions, Reopen, Resize,
-    Result, Unwritten, rules,
+    Io, IoFuture, Limits, NodeInfo, OneBeside, Operation, Origin, OwnIo, Permissions, Reopen,
+    Resize, Result, Unwritten, rules,
 };
 use drivers::OpenError;
 
@@ -263,6 +263,10 @@ impl Driver for Qcow2 {
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
         let state = self.state.load_full();
         Box::pin(status::of(&self.base, state, &self.questions, range))
+    }
+
+    fn origin(&self, range: Range<u64>) -> Option<Origin> {
+        status::origin(&self.base, &self.state, range)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

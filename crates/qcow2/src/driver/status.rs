@@ -3,7 +3,8 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use block::{BlockError, EXTENTS_MAX, Extent, OneBeside, Result, Stored};
+use arc_swap::ArcSwap;
+use block::{BlockError, EXTENTS_MAX, Extent, OneBeside, Origin, Result, Stored};
 
 use super::base::Base;
 use super::errand;
@@ -27,6 +28,35 @@ pub async fn of(
     match base.backing {
         Some(_) => through(base, range.start, extents).await,
         None => Ok(extents),
+    }
+}
+
+/// Whether the first bytes of `range` show what is behind the image, as far as that is known.
+pub fn origin(base: &Base, state: &ArcSwap<State>, range: Range<u64>) -> Option<Origin> {
+    let all = Origin {
+        own: true,
+        bytes: range.end - range.start,
+    };
+    if base.backing.is_none() {
+        return Some(all);
+    }
+    let found = state
+        .load()
+        .lookup(base, GuestOffset(range.start), all.bytes);
+    match found {
+        Ok(Lookup::Known(Mapped { kind, bytes })) => Some(match kind {
+            Kind::Unallocated => match base.behind(range.start, bytes) {
+                Some((_, there)) => Origin {
+                    own: false,
+                    bytes: there,
+                },
+                None => Origin { own: true, bytes },
+            },
+            _ => Origin { own: true, bytes },
+        }),
+        Ok(Lookup::Unknown(_)) => None,
+        // Whoever reads there is told.
+        Err(_) => Some(all),
     }
 }
 

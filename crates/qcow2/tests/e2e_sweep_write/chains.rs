@@ -4,7 +4,8 @@
 use crate::format::Kind;
 use crate::images::Filled;
 use crate::stories::told;
-use crate::swept;
+use crate::{swept, swept_by};
+use sweep::Hands;
 
 const SMALL: &str = "cluster_size=4k";
 const PARTS: &str = "cluster_size=16k,extended_l2=on";
@@ -54,8 +55,44 @@ fn what_is_discarded_keeps_its_cluster_over_others() {
     swept(&parts.over(150, &[(SMALL, 403)]), 2);
 }
 
+/// A read allocates, and may find no room for that: it has its data all the same.
+#[test]
+fn copied_on_read() {
+    swept(&Kind::new(SMALL, 8).over(203, &[]).copying(), 2);
+    swept(
+        &Kind::new(SMALL, 8)
+            .with_tiny_caches()
+            .over(61, &[(PARTS, 150)])
+            .copying(),
+        1,
+    );
+    swept(
+        &Kind::new(PARTS, 32).over(403, &[(SMALL, 300)]).copying(),
+        1,
+    );
+    let old = Kind::new("compat=0.10,cluster_size=4k", 8).longest(None);
+    swept(&old.over(203, &[]).copying(), 1);
+    let kept = Kind::new(SMALL, 8).without_unref();
+    swept(&kept.over(150, &[(SMALL, 403)]).copying(), 1);
+}
+
+#[test]
+fn copied_on_read_by_two_iothreads() {
+    let mut hands = Hands::iothreads().unwrap();
+    swept_by(&Kind::new(SMALL, 8).over(203, &[]).copying(), &mut hands, 2);
+    swept_by(
+        &Kind::new(PARTS, 32).over(403, &[]).copying(),
+        &mut hands,
+        1,
+    );
+}
+
 #[test]
 fn no_story_is_told_of_them() {
     told(&Kind::new(SMALL, 8).over(203, &[(PARTS, 90)]), false);
     told(&Kind::new(PARTS, 32).over(803, &[]), false);
+    told(
+        &Kind::new(SMALL, 8).over(203, &[(PARTS, 90)]).copying(),
+        false,
+    );
 }

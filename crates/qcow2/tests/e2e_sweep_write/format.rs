@@ -7,7 +7,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use block::{Access, Node, Permissions};
+use block::{Access, Node, NodeInfo, Permissions};
+use drivers::{CopyOnRead, CopyOnReadOptions};
 use standfast_qcow2::check::{Limits, Problem, check};
 use standfast_qcow2::{Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
 use sweep::{Finding, Format, Value, allow_all};
@@ -34,6 +35,7 @@ pub struct Kind {
     below: Option<Below>,
     /// Where the redo log is, of one that outlives a daemon.
     redo: Option<TempDir>,
+    copies: bool,
     /// Images, by the length of their disks.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
     checked: AtomicU64,
@@ -64,6 +66,7 @@ impl Kind {
             no_unref: false,
             below: None,
             redo: None,
+            copies: false,
             made: Mutex::default(),
             checked: AtomicU64::new(0),
             asked: AtomicU64::new(0),
@@ -138,6 +141,14 @@ impl Kind {
         }
     }
 
+    /// What is read from behind is copied.
+    pub fn copying(self) -> Self {
+        Self {
+            copies: true,
+            ..self
+        }
+    }
+
     fn opened(&self, file: Arc<Node>, redo_dir: Option<Arc<Path>>) -> Result<Arc<Node>, String> {
         let backing = match &self.below {
             Some(below) => Backing::Node(below.node(Arc::clone(&file))),
@@ -155,6 +166,22 @@ impl Kind {
         }));
         let opened = opened.map_err(|error| error.to_string())?;
         Ok(Node::new("qcow2", Box::new(opened)))
+    }
+
+    /// What is read from behind is copied, if that is wanted.
+    fn copied(&self, image: Arc<Node>) -> Result<Arc<Node>, String> {
+        if !self.copies {
+            return Ok(image);
+        }
+        allow_all(&image);
+        let copy = CopyOnRead::new(CopyOnReadOptions {
+            node_name: "copy".into(),
+            file: image,
+            bottom: None,
+            info: NodeInfo::default(),
+        });
+        let copy = copy.map_err(|error| error.to_string())?;
+        Ok(Node::new("copy", Box::new(copy)))
     }
 
     fn behind(&self, sector: u64) -> Value {
@@ -226,7 +253,8 @@ impl Format for Kind {
             Some(_) => ", with a redo log",
             None => "",
         };
-        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{redo}{below}")
+        let copies = if self.copies { ", copied on read" } else { "" };
+        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{redo}{below}{copies}")
     }
 
     fn create(&self, sectors: u64) -> Vec<u8> {
@@ -243,7 +271,7 @@ impl Format for Kind {
     }
 
     fn open(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
-        self.opened(file, None)
+        self.copied(self.opened(file, None)?)
     }
 
     fn serve(&self, file: Arc<Node>) -> Result<Arc<Node>, String> {
@@ -257,7 +285,7 @@ impl Format for Kind {
             shared: Permissions::ALL,
         };
         node.activate(all).map_err(|error| error.to_string())?;
-        Ok(node)
+        self.copied(node)
     }
 
     fn outlives_kill(&self) -> bool {

@@ -24,6 +24,7 @@ impl BlockdevOptions {
                 std::iter::once(file).chain(backing).collect()
             }
             BlockdevDriverOptions::Throttle(options) => vec![("file", options.file.referred())],
+            BlockdevDriverOptions::CopyOnRead(options) => vec![("file", options.file.referred())],
             BlockdevDriverOptions::Quota(options) => vec![("file", options.file.referred())],
             BlockdevDriverOptions::Blkdebug(options) => vec![("image", options.image.referred())],
         }
@@ -44,6 +45,7 @@ impl BlockdevOptions {
             BlockdevDriverOptions::Raw(options) => &mut options.file,
             BlockdevDriverOptions::Qcow2(options) => &mut options.file,
             BlockdevDriverOptions::Throttle(options) => &mut options.file,
+            BlockdevDriverOptions::CopyOnRead(options) => &mut options.file,
             BlockdevDriverOptions::Quota(options) => &mut options.file,
             BlockdevDriverOptions::Blkdebug(options) => &mut options.image,
         };
