@@ -74,6 +74,9 @@ fn copied_on_read() {
     swept(&old.over(203, &[]).copying(), 1);
     let kept = Kind::new(SMALL, 8).without_unref();
     swept(&kept.over(150, &[(SMALL, 403)]).copying(), 1);
+    let logged = || Kind::new(SMALL, 8).with_redo();
+    swept(&logged().over(203, &[]), 1);
+    swept(&logged().over(203, &[(PARTS, 150)]).copying(), 1);
 }
 
 #[test]
