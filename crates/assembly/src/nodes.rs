@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{BACKING, Closing, Driver, Node, Registry, Replacement};
+use block::{BACKING, Closing, DATA_FILE, Driver, Node, Registry, Replacement};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, CopyOnRead, CopyOnReadOptions, DetectingZeroes, FileDriver,
@@ -15,7 +15,7 @@ use qapi::options::{
     self as wire, BlockdevBase, BlockdevDriverOptions, BlockdevOptions, DetectZeroes,
 };
 use qapi::os_text;
-use qcow2::{BackingName, Qcow2};
+use qcow2::{Names, Qcow2};
 
 use crate::fdset;
 use crate::node_base::{node_info, not_negative, unmaps};
@@ -47,8 +47,8 @@ pub async fn commit(
 #[derive(Debug, Default)]
 pub struct Children {
     nodes: Vec<(&'static str, Arc<Node>)>,
-    /// What the image has said of its backing file, if that is the one there is.
-    named: Option<BackingName>,
+    /// What the image has said of other files, as far as they are those there are.
+    named: Names,
 }
 
 impl Children {
@@ -57,9 +57,9 @@ impl Children {
         self.nodes.push((role, node));
     }
 
-    /// The backing file is what the image has named so.
-    pub fn named_by_image(&mut self, named: BackingName) {
-        self.named = Some(named);
+    /// What the image has named is what is used.
+    pub fn named_by_image(&mut self, named: Names) {
+        self.named = named;
     }
 
     /// The one that is its `role`.
@@ -124,6 +124,7 @@ pub async fn open(
         BlockdevDriverOptions::Qcow2(qcow2) => {
             let below = qcow2_node::Below {
                 file: children.first(name)?,
+                data_file: children.get(DATA_FILE).map(Arc::clone),
                 backing: children.get(BACKING).map(Arc::clone),
                 named: children.named,
             };

@@ -7,7 +7,7 @@ use block::Node;
 use qapi::options::{
     self as wire, BlockdevBase, Qcow2OverlapCheckFlags, Qcow2OverlapCheckMode, Qcow2OverlapChecks,
 };
-use qcow2::{Backing, BackingName, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2Options};
+use qcow2::{Backing, CacheSizes, Discards, Metadata, Names, OverlapCheck, Qcow2Options};
 
 use crate::node_base::{node_info, not_negative, unmaps};
 use crate::setup_error::SetupError;
@@ -17,10 +17,12 @@ use crate::setup_error::SetupError;
 pub struct Below {
     /// The image.
     pub file: Arc<Node>,
+    /// The external data file, if there is one.
+    pub data_file: Option<Arc<Node>>,
     /// The backing node, if there is one.
     pub backing: Option<Arc<Node>>,
-    /// What the image has said of that, if it is the one.
-    pub named: Option<BackingName>,
+    /// What the image has said of them, as far as they are those.
+    pub named: Names,
 }
 
 /// What the driver is to be opened with.
@@ -41,7 +43,9 @@ pub fn options(
             // It names none, as far as anybody knows.
             (None, None) => Backing::Unsaid,
         },
-        named_backing: below.named,
+        named_backing: below.named.backing,
+        data_file: below.data_file,
+        named_data: below.named.data_file,
         caches: CacheSizes {
             all: not_negative("cache-size", qcow2.cache_size)?,
             l2: not_negative("l2-cache-size", qcow2.l2_cache_size)?,
@@ -126,8 +130,9 @@ mod tests {
         let file = Node::new("b", Box::new(NullCo::new(NullOptions::default())));
         let below = Below {
             file,
+            data_file: None,
             backing: None,
-            named: None,
+            named: Names::default(),
         };
         options("a", below, &parsed.base, &qcow2).map_err(|error| error.desc)
     }

@@ -9,10 +9,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{BACKING, Closing, Node, Registry, RegistryError, Replacement, SharingError};
+use block::{
+    BACKING, Closing, DATA_FILE, Node, Registry, RegistryError, Replacement, SharingError,
+};
 use qapi::Value;
 use qapi::options::{BlockdevDriverOptions, BlockdevOptions, Referred};
-use qcow2::BackingName;
 
 use crate::definitions::{ByName, Definition, Definitions, effective};
 use crate::nodes::{Children, Means, check, commit, open};
@@ -98,7 +99,7 @@ pub async fn reopen(
         let what = children.file_of(&options);
         check(&options.base)?;
         let opening = async {
-            keep_name(registry, name, &options, &mut children).await?;
+            keep_names(registry, name, &options, &mut children).await?;
             open(name, options, children, means).await
         };
         let driver = patience.wait(QUIET_TIME_MAX, name, &what, opening).await?;
@@ -129,34 +130,47 @@ pub async fn reopen(
     Ok(closing)
 }
 
-/// What an image is backed by that it has named itself, it is still.
-async fn keep_name(
+/// What an image has named itself, it names still.
+async fn keep_names(
     registry: &Registry,
     name: &str,
     options: &BlockdevOptions,
     children: &mut Children,
 ) -> Result<(), SetupError> {
-    let file = children
-        .get("file")
-        .filter(|_| children.get(BACKING).is_some());
-    let Some(file) = file.filter(|_| options.leaves_backing_to_image()) else {
+    let has = |role| children.get(role).is_some();
+    let is_named = (
+        options.leaves_backing_to_image() && has(BACKING),
+        options.leaves_data_file_to_image() && has(DATA_FILE),
+    );
+    let file = children.get("file");
+    let Some(file) = file.filter(|_| is_named.0 || is_named.1) else {
         return Ok(());
     };
-    let named = qcow2::backing_of(file).await?;
-    let is_text = |text: &str, named: &BackingName| text.as_bytes() == named.name;
+    let mut named = qcow2::names_of(file).await?;
+    named.backing.take_if(|_| !is_named.0);
+    named.data_file.take_if(|_| !is_named.1);
     let format = registry.node(name)?.driver().info().format;
-    let before = format
-        .as_ref()
-        .and_then(|format| format.backing_name.as_deref());
-    match named {
-        Some(named) if before.is_some_and(|before| is_text(before, &named)) => {
-            children.named_by_image(named);
-            Ok(())
-        }
-        _ => Err(SetupError::new(format!(
-            "Image of node '{name}' names another backing file than before: say which one it is with 'backing'"
-        ))),
+    let before = format.as_ref();
+    let other = |what: &str, role: &str| {
+        Err(SetupError::new(format!(
+            "Image of node '{name}' names another {what} than before: say which one it is with '{role}'"
+        )))
+    };
+    let is_same = |before: Option<&String>, now: Option<&[u8]>| {
+        now.is_some() && before.map(String::as_bytes) == now
+    };
+    let backing = named.backing.as_ref().map(|named| named.name.as_slice());
+    let was = before.and_then(|format| format.backing_name.as_ref());
+    if is_named.0 && !is_same(was, backing) {
+        return other("backing file", BACKING);
     }
+    let data = named.data_file.as_ref().map(|named| named.name.as_slice());
+    let was = before.and_then(|format| format.qcow2.data_file.as_ref());
+    if is_named.1 && !is_same(was, data) {
+        return other("data file", DATA_FILE);
+    }
+    children.named_by_image(named);
+    Ok(())
 }
 
 /// Before anything is opened.
@@ -216,6 +230,18 @@ impl Wanted<'_> {
                 };
                 children.push((role, child));
             }
+            // As with QEMU it stays if nothing is said of it. One that was defined in place has to be said again.
+            if options.leaves_data_file_to_image()
+                && let Some(data_file) = known.child(DATA_FILE)
+            {
+                let is_named = known.given.leaves_data_file_to_image();
+                if is_named || !self.is_part(name, DATA_FILE, data_file) {
+                    if !is_named {
+                        options.set_child(DATA_FILE, data_file);
+                    }
+                    children.push((DATA_FILE, data_file.to_owned()));
+                }
+            }
             if options.leaves_backing_to_image() && self.is_backed(name)? {
                 return Err(SetupError::new(format!("backing is missing for '{name}'")));
             }
@@ -225,6 +251,12 @@ impl Wanted<'_> {
         self.after.insert(name.to_owned(), wanted);
         self.named.push(name.to_owned());
         Ok(())
+    }
+
+    /// Whether `below` was defined in node `name`, as its child `role`.
+    fn is_part(&self, name: &str, role: &str, below: &str) -> bool {
+        let part = self.before.get(below).and_then(|part| part.within.as_ref());
+        part.is_some_and(|within| within.whole == name && within.role == role)
     }
 
     /// The child of `name` is defined in place. Returns its name.
@@ -238,10 +270,7 @@ impl Wanted<'_> {
         let below = known
             .child(role)
             .and_then(|below| self.before.get_key_value(below));
-        let part = below.filter(|(_, part)| {
-            let within = part.within.as_ref();
-            within.is_some_and(|within| within.whole == name && within.role == role)
-        });
+        let part = below.filter(|(below, _)| self.is_part(name, role, below));
         let Some((below, _)) = part else {
             return Err(cannot_change(&format!("{role}.driver")));
         };

@@ -1,7 +1,7 @@
 //! From a definition to nodes: a tree, as a node may have several children, each given by name or in place. An image
-//! may name its backing file, too.
+//! may name its backing file and its data file, too.
 //!
-//! It is opened from the leaves up; of a node with a backing file the file first, because that says which one it is. What is defined
+//! It is opened from the leaves up; of an image the file first, because that says which ones the others are. What is defined
 //! in place inherits what it does not say itself (cache mode, read-only, discard...), as in QEMU. How deep it gets is
 //! not for the images to say: there is a bound, and no recursion over what they name.
 
@@ -9,10 +9,12 @@ use std::collections::VecDeque;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use block::{BACKING, Graph, GraphError, Node, Registry, beside, drop_beside};
+use block::{BACKING, DATA_FILE, Graph, GraphError, Node, Registry, beside, drop_beside};
 use qapi::backing_name::{self, Source};
-use qapi::options::{BlockdevOptions, Referred};
+use qapi::data_name;
+use qapi::options::{BlockdevDriver, BlockdevOptions, Referred};
 use qapi::{QmpError, os_text};
+use qcow2::BackingName;
 
 use crate::definitions::{Definition, Within, inherit};
 use crate::nodes::{Children, Means, check, open};
@@ -174,14 +176,15 @@ struct Frame {
     role: &'static str,
     waiting: VecDeque<(&'static str, Below)>,
     children: Children,
-    /// Its header is to be asked for its backing file.
+    /// Its header is to be asked for the files that it names.
     asks: bool,
 }
 
 impl Frame {
     fn new(planned: Planned, role: &'static str) -> Self {
         Self {
-            asks: planned.options.leaves_backing_to_image(),
+            asks: planned.options.leaves_backing_to_image()
+                || planned.options.leaves_data_file_to_image(),
             name: planned.name,
             options: planned.options,
             given: planned.given,
@@ -226,7 +229,7 @@ impl Opening<'_> {
         Ok(None)
     }
 
-    /// Asks the header of an image for its backing file.
+    /// Asks the header of an image for the files that it names, as far as nobody has said which ones they are.
     async fn ask(&mut self) -> Result<(), SetupError> {
         let Some(frame) = self.stack.last_mut() else {
             return Ok(());
@@ -237,50 +240,122 @@ impl Opening<'_> {
         };
         let name = frame.name.clone();
         let image = file.storage().driver().info().filename;
-        let asked = async { Ok(qcow2::backing_of(file).await?) };
+        let asked = async { Ok(qcow2::names_of(file).await?) };
         let asked = self.patience.wait(QUIET_TIME_MAX, &name, &image, asked);
-        let Some(named) = asked.await? else {
-            return Ok(());
+        let mut named = asked.await?;
+        let said = &frame.options;
+        named.backing.take_if(|_| !said.leaves_backing_to_image());
+        (named.data_file).take_if(|data| !said.leaves_data_file_to_image() || data.name.is_empty());
+        let data_file = match &named.data_file {
+            Some(data) => Some(self.data_file(&name, &image, &data.name).await?),
+            None => None,
         };
-        let source = backing_name::source(&image, &named.name, named.format.as_deref());
-        let of_backing = |error: QmpError| SetupError::from(error).in_backing_file();
-        let options = match source.map_err(of_backing)? {
-            Source::Options(options) => *options,
-            Source::Path { path, driver } => {
-                let file = PathBuf::from(os_text::to_os(&path));
-                let looked = async {
-                    let looked = beside(move || is_device(&file));
-                    looked
-                        .await
-                        .map_err(|error| SetupError::new(error.to_string()))
-                };
-                let looked = self.patience.wait(QUIET_TIME_MAX, &name, &path, looked);
-                let options = backing_name::of_path(path.clone(), driver, looked.await?);
-                options.map_err(of_backing)?
-            }
+        let backing = match &named.backing {
+            Some(backing) => Some(self.backing(&name, &image, backing).await?),
+            None => None,
         };
-        let within = Within {
-            whole: name,
-            role: BACKING,
-        };
-        let given = options.clone();
-        let mut options = options;
         if let Some(frame) = self.stack.last_mut() {
-            inherit(&mut options.base, &frame.options.base, BACKING);
             frame.children.named_by_image(named);
         }
+        // What has no role in between is opened in this order, as with QEMU.
+        self.plan_named(DATA_FILE, data_file)?;
+        let planned = self.plan_named(BACKING, backing);
+        planned.map_err(SetupError::in_backing_file)
+    }
+
+    /// What the backing file that an image names is to be opened as.
+    async fn backing(
+        &self,
+        name: &str,
+        image: &str,
+        named: &BackingName,
+    ) -> Result<BlockdevOptions, SetupError> {
+        let source = backing_name::source(image, &named.name, named.format.as_deref());
+        let of_backing = |error: QmpError| SetupError::from(error).in_backing_file();
+        match source.map_err(of_backing)? {
+            Source::Options(options) => Ok(*options),
+            Source::Path { path, driver } => {
+                let file = PathBuf::from(os_text::to_os(&path));
+                let is_device = self.look(name, &path, move || is_device(&file)).await?;
+                let options = backing_name::of_path(path, driver, is_device);
+                options.map_err(of_backing)
+            }
+        }
+    }
+
+    /// The same of the data file: it is never looked at what is in there.
+    async fn data_file(
+        &self,
+        name: &str,
+        image: &str,
+        named: &[u8],
+    ) -> Result<BlockdevOptions, SetupError> {
+        let (path, is_device) = match data_name::source(image, named)? {
+            data_name::Source::Options(options) => return Ok(*options),
+            data_name::Source::Path { beside, here } => {
+                let (image, node) = (image.to_owned(), name.to_owned());
+                let looked = self
+                    .look(name, &here.clone(), move || place(beside, here))
+                    .await?;
+                looked.map_err(|(beside, here)| {
+                    SetupError::new(format!(
+                        "Image '{image}' of node '{node}' names its data file by a relative path, which leads to two files: \
+                         '{beside}' beside the image, and '{here}' from the current directory: say which one it is with \
+                         'data-file'"
+                    ))
+                })?
+            }
+        };
+        let driver = match is_device {
+            true => BlockdevDriver::HostDevice,
+            false => BlockdevDriver::File,
+        };
+        Ok(backing_name::of_path(path, driver, is_device)?)
+    }
+
+    /// Looks at files, beside.
+    async fn look<T: Send + 'static>(
+        &self,
+        name: &str,
+        path: &str,
+        look: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SetupError> {
+        let looked = async {
+            let looked = beside(look).await;
+            looked.map_err(|error| SetupError::new(error.to_string()))
+        };
+        self.patience.wait(QUIET_TIME_MAX, name, path, looked).await
+    }
+
+    /// The uppermost node gets one more child, which its image has named.
+    fn plan_named(
+        &mut self,
+        role: &'static str,
+        options: Option<BlockdevOptions>,
+    ) -> Result<(), SetupError> {
+        let (Some(mut options), Some(frame)) = (options, self.stack.last()) else {
+            return Ok(());
+        };
+        let within = Within {
+            whole: frame.name.clone(),
+            role,
+        };
+        let given = options.clone();
+        inherit(&mut options.base, &frame.options.base, role);
         let above: Vec<_> = self.stack.iter().map(|frame| frame.name.as_str()).collect();
-        let planned = plan(
+        let mut planned = plan(
             &mut self.registry.graph(),
             &mut self.reserved,
             options,
             Some(within),
             &above,
-        );
-        let mut planned = planned.map_err(SetupError::in_backing_file)?;
+        )?;
         planned.given = given;
-        self.stack.push(Frame::new(planned, BACKING));
-        self.check_chain()
+        if let Some(frame) = self.stack.last_mut() {
+            let planned = Below::Defined(Box::new(planned));
+            frame.waiting.push_back((role, planned));
+        }
+        Ok(())
     }
 
     /// All below it is open: opens the node itself.
@@ -372,4 +447,26 @@ fn is_device(path: &std::path::Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     // What is not there is told by whoever opens it.
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())
+}
+
+/// The file of these two that is there, and whether it is a device. If none is, that beside the image is to be told of.
+///
+/// # Errors
+/// They are two: both of them.
+fn place(beside: Option<String>, here: String) -> Result<(String, bool), (String, String)> {
+    use std::os::unix::fs::{FileTypeExt, MetadataExt};
+    let look = |path: &str| std::fs::metadata(PathBuf::from(os_text::to_os(path))).ok();
+    let there = look(&here);
+    let (path, found) = match beside {
+        None => (here, there),
+        Some(beside) => match (look(&beside), there) {
+            (Some(one), Some(other)) if (one.dev(), one.ino()) != (other.dev(), other.ino()) => {
+                return Err((beside, here));
+            }
+            (None, Some(other)) => (here, Some(other)),
+            (one, _) => (beside, one),
+        },
+    };
+    let is_device = found.is_some_and(|found| found.file_type().is_block_device());
+    Ok((path, is_device))
 }

@@ -55,7 +55,7 @@ pub use driver::graph::{Graph, GraphError};
 pub use driver::io::Io;
 pub use driver::limits::{DetectZeroes, Limits, NodeEngine, NodeInfo};
 pub use driver::loss::Loss;
-pub use driver::node::chain::BACKING;
+pub use driver::node::chain::{BACKING, DATA_FILE};
 pub use driver::node::{Child, Driver, GuestFault, Node};
 pub use driver::own_io::{NotOnDisk, WRITE_BACK_MAX};
 pub use driver::owned::OwnedBuffer;

@@ -1,13 +1,14 @@
 //! What stands for the file name of a node that no file name describes: QEMU's `json:{...}`.
 
-use block::{BACKING, Child};
+use block::{BACKING, Child, DATA_FILE};
 use serde_json::{Map, Value};
 
 const PREFIX: &str = "json:";
 
 /// The order in which QEMU writes members: that of its hash table, which nobody should count on, and some do.
-const ORDER: [&str; 9] = [
-    "backing",
+const ORDER: [&str; 10] = [
+    DATA_FILE,
+    BACKING,
     "throttle-group",
     "read-zeroes",
     "offset",
@@ -33,11 +34,18 @@ pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> Str
     text
 }
 
-/// The pseudo file name of an image in `file`. `backing`: its backing node, or that there is none, where the image says
-/// something else.
-pub fn of_image(driver: &str, file: &Child, backing: Option<Option<&Child>>) -> String {
+/// The pseudo file name of an image in `file`. `data_file`: where its data are, if that is elsewhere. `backing`: its backing
+/// node, or that there is none, where the image says something else.
+pub fn of_image(
+    driver: &str,
+    file: &Child,
+    data_file: Option<&Child>,
+    backing: Option<Option<&Child>>,
+) -> String {
+    let data_file = data_file.map(|data| (DATA_FILE, described(data)));
     let backing = backing.map(|backing| (BACKING, backing.map_or(Value::Null, described)));
-    of(driver, backing.as_slice(), Some(file))
+    let others: Vec<_> = data_file.into_iter().chain(backing).collect();
+    of(driver, &others, Some(file))
 }
 
 /// Whether the file name of a child is that of a node above it which shows all of it. As in QEMU only what stores
@@ -60,6 +68,10 @@ fn described(child: &Child) -> Value {
     match (driver.name(), driver.children().first()) {
         ("raw" | "qcow2", Some(below)) => {
             all.insert(below.role().to_owned(), described(below));
+            let mut children = driver.children().into_iter();
+            if let Some(data) = children.find(|child| child.role() == DATA_FILE) {
+                all.insert(DATA_FILE.to_owned(), described(data));
+            }
         }
         // The name of a protocol says no more than its driver.
         (name, _) if filename == format!("{name}://") => {}

@@ -3,7 +3,9 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use block::{Accounted, BackendStats, Export, Histogram, IntervalStats, Latencies, Node};
+use block::{
+    Accounted, BackendStats, DATA_FILE, Export, Histogram, IntervalStats, Latencies, Node,
+};
 use qapi::types::{
     BlockDeviceStats, BlockDeviceTimedStats, BlockLatencyHistogramInfo, BlockStats,
     BlockStatsSpecificFile,
@@ -80,7 +82,10 @@ fn below(node: &Arc<Node>, furthest: &Furthest, of_export: bool) -> BlockStats {
             ..BlockDeviceStats::default()
         },
         driver_specific: driver_specific(node),
-        parent: children.first().map(|child| boxed(child.node())),
+        // Where the data are.
+        parent: (node.child(DATA_FILE))
+            .or_else(|| children.first().map(|child| child.node()))
+            .map(boxed),
         backing: backing.map(boxed),
     }
 }

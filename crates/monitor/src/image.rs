@@ -105,6 +105,8 @@ fn qcow2(format: &FormatInfo) -> ImageInfoSpecificQcow2 {
     });
     ImageInfoSpecificQcow2 {
         compat: known.compat.to_owned(),
+        data_file: known.data_file.clone(),
+        data_file_raw: known.data_file_raw,
         extended_l2: known.extended_l2,
         lazy_refcounts: known.lazy_refcounts,
         corrupt: known.corrupt,

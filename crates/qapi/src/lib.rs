@@ -20,6 +20,7 @@
 
 pub mod backing_name;
 pub mod command;
+pub mod data_name;
 pub mod de;
 mod error;
 pub mod event;

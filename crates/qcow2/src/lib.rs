@@ -19,8 +19,8 @@ mod storage;
 
 pub use create::CreateOptions;
 pub use driver::{
-    Backing, BackingName, CacheSizes, Discards, Metadata, OverlapCheck, Qcow2, Qcow2Options,
-    backing_of,
+    Backing, BackingName, CacheSizes, DataName, Discards, Metadata, Names, OverlapCheck, Qcow2,
+    Qcow2Options, names_of,
 };
 pub use image::{Image, OpenError};
 pub use storage::{ReadAt, WriteAt};

@@ -223,7 +223,7 @@ mod tests {
             ),
             (
                 vec!["-o", &format!("data_file={data}"), name, "1M"],
-                ["external data file", "qemu-img convert"],
+                ["'data-file' is required", "for this image"],
             ),
             (
                 vec![

@@ -47,6 +47,10 @@ pub struct Qcow2Info {
     pub refcount_bits: u32,
     /// How compressed clusters are compressed: `zlib`, `zstd`.
     pub compression_type: &'static str,
+    /// The external data file that the image names, whatever is used as such.
+    pub data_file: Option<String>,
+    /// That one is an image of its own. None: there is no such file.
+    pub data_file_raw: Option<bool>,
     /// Its internal snapshots.
     pub snapshots: Vec<Qcow2Snapshot>,
     /// Its persistent bitmaps.

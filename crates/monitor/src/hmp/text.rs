@@ -300,6 +300,12 @@ fn qcow2(out: &mut String, specific: &ImageInfoSpecificQcow2) {
         print!(out, "            granularity: {}\n", bitmap.granularity);
     }
     print!(out, "    refcount bits: {}\n", specific.refcount_bits);
+    if let Some(name) = &specific.data_file {
+        print!(out, "    data file: {name}\n");
+    }
+    if let Some(raw) = specific.data_file_raw {
+        print!(out, "    data file raw: {raw}\n");
+    }
     if let Some(corrupt) = specific.corrupt {
         print!(out, "    corrupt: {corrupt}\n");
     }

@@ -41,6 +41,8 @@ flat_union! {
 
 /// What the child is called that is read where an image has nothing of its own.
 pub const BACKING: &str = "backing";
+/// What the child is called that has the data of an image whose tables are in another file.
+pub const DATA_FILE: &str = "data-file";
 
 /// A child, as the options name it.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -203,6 +205,9 @@ pub struct Qcow2Options {
     /// What is read where the image has nothing of its own; `null`: zeroes. Default: what the image names.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub backing: Option<BlockdevRefOrNull>,
+    /// The external data file, of an image that has one. Default: what the image names.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<BlockdevRef>,
     /// Whether refcounts may be written late. Default: as the image says; only version 3 can be asked for it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lazy_refcounts: Option<bool>,

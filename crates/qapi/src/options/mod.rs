@@ -27,7 +27,8 @@ pub use address::{FdAddress, InetAddress, UnixAddress, VsockAddress};
 pub use blockdev::{
     AioMode, BACKING, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions,
     BlkdebugSetState, BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions,
-    BlockdevRef, BlockdevRefOrNull, CacheOptions, CopyOnReadOptions, DetectZeroes, DiscardMode,
+    BlockdevRef, BlockdevRefOrNull, CacheOptions, CopyOnReadOptions, DATA_FILE, DetectZeroes,
+    DiscardMode,
     FileOptions, Locking, NullOptions, Qcow2Options, QuotaOptions, RawOptions, Referred,
     ThrottleOptions,
 };

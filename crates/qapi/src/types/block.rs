@@ -315,6 +315,12 @@ pub enum ImageInfoSpecific {
 pub struct ImageInfoSpecificQcow2 {
     /// The version: `0.10` or `1.1`.
     pub compat: String,
+    /// The external data file, as the image names it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file: Option<String>,
+    /// Whether that is an image of its own. Not there without such a file.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub data_file_raw: Option<bool>,
     /// Whether it has subclusters.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub extended_l2: Option<bool>,

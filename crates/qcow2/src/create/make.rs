@@ -153,7 +153,13 @@ fn make(target: Target, options: &CreateOptions, cancelled: Arc<AtomicBool>) -> 
             return Err(BlockError::new(libc::EACCES, text).at(node.name(), 0, 0));
         }
     }
-    let desk = Desk::new(Arc::clone(&file))?;
+    let desk = Desk::new(
+        [Some(&file), data_file.as_ref()]
+            .into_iter()
+            .flatten()
+            .cloned()
+            .collect(),
+    )?;
     let making = Arc::new(Making {
         target,
         layout,

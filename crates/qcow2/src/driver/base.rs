@@ -4,9 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use block::{BlockError, Child, Corruption, CorruptionReport, NodeInfo, OwnedBuffer, Result};
+use block::{
+    BlockError, Child, Corruption, CorruptionReport, DATA_FILE, Node, NodeInfo, OwnedBuffer, Result,
+};
 
-use super::backing_name::BackingName;
+use super::named::{BackingName, DataName};
 use super::options::{Backing, CacheSizes, Discards, Needs, Qcow2Options};
 use super::overlap::OverlapCheck;
 use crate::format::{GuestOffset, HostOffset};
@@ -18,6 +20,10 @@ pub struct Base {
     pub name: Arc<str>,
     /// The node with the image.
     pub file: Child,
+    /// The external data file.
+    pub data_file: Option<Child>,
+    /// What the header has named it, if it is that one.
+    pub named_data: Option<DataName>,
     /// The node behind it.
     pub backing: Option<Child>,
     /// Nobody has said whether there is one.
@@ -53,6 +59,10 @@ impl Base {
             clean_interval: options.cache_clean_interval,
             corruption: Corruption::default(),
             file: Child::of(&options.node_name, "file", options.file),
+            data_file: options
+                .data_file
+                .map(|node| Child::of(&options.node_name, DATA_FILE, node)),
+            named_data: options.named_data,
             backing_unsaid: matches!(options.backing, Backing::Unsaid),
             backing: match options.backing {
                 Backing::Unsaid | Backing::None => None,
@@ -68,6 +78,18 @@ impl Base {
             redo_dir: options.redo_dir,
             info: options.info,
         }
+    }
+
+    /// Where the guest's data are.
+    #[inline]
+    pub fn data(&self) -> &Child {
+        self.data_file.as_ref().unwrap_or(&self.file)
+    }
+
+    /// The nodes that requests go to, but those behind the image.
+    pub fn nodes(&self) -> Vec<Arc<Node>> {
+        let data = self.data_file.as_ref().map(Child::node);
+        std::iter::once(self.file.node()).chain(data).collect()
     }
 
     /// Reads `bytes` at `offset` of the file, to look at them. What lies behind its end is zeroes.

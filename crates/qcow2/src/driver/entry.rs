@@ -177,6 +177,16 @@ pub fn unused(before: &Cluster, after: &Cluster, rules: &EntryRules, why: Why) -
     }
 }
 
+/// The cluster from which nothing is read any more when an entry becomes another one, though something was.
+pub fn emptied(before: &Cluster, after: &Cluster) -> Option<HostOffset> {
+    let is_stored = |cluster: &Cluster| match *cluster {
+        Cluster::Data { .. } => true,
+        Cluster::Subclusters { allocated, .. } => allocated != 0,
+        _ => false,
+    };
+    host_of(before).filter(|_| is_stored(before) && !is_stored(after))
+}
+
 /// The clusters of the file that an entry points to.
 pub fn clusters_of(cluster: &Cluster, geometry: &Geometry) -> Option<Range<u64>> {
     let (first, last) = match cluster {
@@ -189,7 +199,8 @@ pub fn clusters_of(cluster: &Cluster, geometry: &Geometry) -> Option<Range<u64>>
     Some(geometry.cluster_of(first).0..geometry.cluster_of(last).0 + 1)
 }
 
-fn host_of(cluster: &Cluster) -> Option<HostOffset> {
+/// The cluster that is kept for an entry, or stores it.
+pub fn host_of(cluster: &Cluster) -> Option<HostOffset> {
     match *cluster {
         Cluster::Unallocated | Cluster::Compressed(_) => None,
         Cluster::Zero { preallocated, .. } => preallocated,

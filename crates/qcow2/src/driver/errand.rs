@@ -8,44 +8,44 @@ use std::sync::Arc;
 use block::{Attachment, Node, beside};
 use iothread::{Config, IoThread};
 
-/// Does `errand`, which sends requests to `node`, on a thread beside. Dropped, it goes on to its end there.
+/// Does `errand`, which sends requests to `nodes`, on a thread beside. Dropped, it goes on to its end there.
 ///
 /// # Errors
 /// If the system refuses what a thread takes.
-pub async fn run<R, F, Fut>(node: Arc<Node>, errand: F) -> io::Result<R>
+pub async fn run<R, F, Fut>(nodes: Vec<Arc<Node>>, errand: F) -> io::Result<R>
 where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = R> + 'static,
     R: Send + 'static,
 {
-    beside(move || wait(node, errand)).await?
+    beside(move || wait(nodes, errand)).await?
 }
 
 /// The same, and whoever calls waits for it.
 ///
 /// # Errors
 /// As [`run`].
-pub fn wait<R, F, Fut>(node: Arc<Node>, errand: F) -> io::Result<R>
+pub fn wait<R, F, Fut>(nodes: Vec<Arc<Node>>, errand: F) -> io::Result<R>
 where
     F: FnOnce() -> Fut + Send + 'static,
     Fut: Future<Output = R> + 'static,
     R: Send + 'static,
 {
-    Desk::new(node)?.wait(errand)
+    Desk::new(nodes)?.wait(errand)
 }
 
 /// Where several errands are done one after the other, on the same iothread.
 pub struct Desk {
-    node: Arc<Node>,
+    nodes: Vec<Arc<Node>>,
     thread: IoThread,
 }
 
 impl Desk {
-    /// For errands that send requests to `node`.
+    /// For errands that send requests to `nodes`.
     ///
     /// # Errors
     /// If the system refuses what a thread takes.
-    pub fn new(node: Arc<Node>) -> io::Result<Self> {
+    pub fn new(nodes: Vec<Arc<Node>>) -> io::Result<Self> {
         let thread = IoThread::spawn(Config {
             name: "qcow2-errand".to_owned(),
             poll_max_ns: 0,
@@ -54,7 +54,7 @@ impl Desk {
             ..Config::default()
         });
         let thread = thread.map_err(io::Error::other)?;
-        Ok(Self { node, thread })
+        Ok(Self { nodes, thread })
     }
 
     /// Does one, and waits for it.
@@ -67,9 +67,9 @@ impl Desk {
         Fut: Future<Output = R> + 'static,
         R: Send + 'static,
     {
-        let node = Arc::clone(&self.node);
+        let nodes = self.nodes.clone();
         let work = move || async move {
-            let _attached = Attachment::new(&node);
+            let _attached: Vec<_> = nodes.iter().map(Attachment::new).collect();
             errand().await
         };
         let handle = self.thread.handle();

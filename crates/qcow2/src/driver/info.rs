@@ -15,7 +15,10 @@ pub fn of(base: &Base, state: &State) -> NodeInfo {
     NodeInfo {
         filename: match (overriding(base, state), file.filename) {
             (None, name) if pseudo_filename::names_its_parent(&base.file) => name,
-            (backing, _) => pseudo_filename::of_image(NAME, &base.file, backing),
+            (backing, _) => {
+                let data_file = base.data_file.as_ref();
+                pseudo_filename::of_image(NAME, &base.file, data_file, backing)
+            }
         },
         child_offset: None,
         warning: is_corrupt(base, state).then(|| {
@@ -71,6 +74,8 @@ fn format(base: &Base, state: &State) -> FormatInfo {
             extended_l2: new.then(|| features.has_extended_l2()),
             refcount_bits: header.geometry.refcount_bits(),
             compression_type: state.compression.name(),
+            data_file: header.extension(extension::DATA_FILE).map(lossy),
+            data_file_raw: features.has_external_data().then_some(state.raw_data),
             snapshots: state.snapshots.entries.iter().map(snapshot_of).collect(),
             bitmaps: state.bitmaps.shown(),
         },

@@ -3,7 +3,8 @@
 use crate::format::l1::{COPIED, OFFSET_MASK};
 use crate::format::l2::{EntryRules, subcluster, subclusters_alike};
 use crate::format::{
-    Cluster, CompressedCluster, EntryError, Geometry, HostOffset, L2Entry, SubclusterKind, bytes,
+    Cluster, CompressedCluster, EntryError, Geometry, GuestOffset, HostOffset, L2Entry,
+    SubclusterKind, bytes,
 };
 
 /// What some guest bytes are.
@@ -53,6 +54,8 @@ impl Mapped {
 /// What a slice has to be asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Question {
+    /// Which bytes of the guest they are.
+    pub guest: GuestOffset,
     /// The entry, as an index into the slice.
     pub entry: usize,
     /// Where the bytes begin in its cluster.
@@ -80,6 +83,7 @@ pub fn plain(slice: &[u8], entry: usize, geometry: &Geometry) -> Option<(HostOff
 /// What cannot be in the first entry. A later one that cannot be ends the run.
 pub fn run(slice: &[u8], rules: &EntryRules, question: Question) -> Result<Mapped, EntryError> {
     let Question {
+        guest,
         mut entry,
         mut within,
         wanted,
@@ -118,6 +122,12 @@ pub fn run(slice: &[u8], rules: &EntryRules, question: Question) -> Result<Mappe
         if all.is_some_and(|all| all.bytes >= wanted) {
             break;
         }
+    }
+    if rules.external_data
+        && let Some(Kind::Data(host) | Kind::Zero(Some(host))) = all.map(|all| all.kind)
+        && host.0 != guest.0
+    {
+        return Err(EntryError::NotInPlace(host));
     }
     let mut all = all.unwrap_or(Mapped {
         // Only of an entry beyond the slice, for which nobody asks.
@@ -188,6 +198,7 @@ mod tests {
 
     fn ask(slice: &[u8], rules: &EntryRules, at: u64, wanted: u64) -> (Kind, u64) {
         let question = Question {
+            guest: GuestOffset(at),
             entry: usize::try_from(at >> 16).expect("small"),
             within: at & 0xffff,
             wanted,
@@ -298,6 +309,7 @@ mod tests {
             (Kind::Unallocated, 0x1_0000)
         );
         let question = Question {
+            guest: GuestOffset(0),
             entry: 1,
             within: 0,
             wanted: 1,

@@ -12,20 +12,20 @@
 //! and names the table; all else of the image can be read.
 
 mod alloc;
-mod backing_name;
-mod backing_of;
 mod base;
 mod bitmaps;
 mod cache;
 mod cleaning;
 mod corrupt;
 mod counted;
+mod data_file;
 mod decompress;
 mod entry;
 mod epoch;
 pub(crate) mod errand;
 mod info;
 mod map;
+mod named;
 mod open;
 mod options;
 mod overlap;
@@ -59,10 +59,9 @@ use block::{
 };
 use drivers::OpenError;
 
-pub use self::backing_name::BackingName;
-pub use self::backing_of::backing_of;
 use self::base::Base;
 use self::entry::Clear;
+pub use self::named::{BackingName, DataName, Names, names_of};
 pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};
 pub use self::overlap::{Metadata, OverlapCheck};
 pub use self::redo::{
@@ -85,11 +84,13 @@ impl Qcow2 {
     ///
     /// # Errors
     /// Something that is no qcow2 image, or none that could be read: it breaks a rule of the format, or needs what is
-    /// not here (a backing file of which nobody has said anything, an external data file, encryption, feature bits that nobody knows). One that is to be
+    /// not here (a backing file or a data file of which nobody has said anything, encryption, feature bits that nobody knows). One that is to be
     /// written, and is corrupt, or has a table of snapshots or bitmaps that cannot be read.
     pub async fn open(mut options: Qcow2Options) -> std::result::Result<Self, OpenError> {
         let may_fall_back = options.auto_read_only && !options.info.read_only;
-        if may_fall_back && options.file.read_only() {
+        let data_file = options.data_file.as_ref();
+        let below = std::iter::once(&options.file).chain(data_file);
+        if may_fall_back && below.into_iter().any(|node| node.read_only()) {
             options.info.read_only = true;
         }
         let opened = Self::load(options.clone()).await;
@@ -110,8 +111,8 @@ impl Qcow2 {
     async fn load(options: Qcow2Options) -> std::result::Result<Self, OpenError> {
         let base = Arc::new(Base::new(options));
         let errand = Arc::clone(&base);
-        let node = base.file.node();
-        let loaded = errand::run(node, move || async move { open::load(&errand).await }).await;
+        let nodes = base.nodes();
+        let loaded = errand::run(nodes, move || async move { open::load(&errand).await }).await;
         let loaded = loaded.map_err(|error| {
             let errno = error.raw_os_error().unwrap_or(libc::EIO);
             OpenError::new(errno, format!("Could not read the image: {error}"))
@@ -125,25 +126,31 @@ impl Qcow2 {
         })
     }
 
-    /// Does what takes requests to the file, and waits for it.
+    /// Does what takes requests to the files, and waits for it.
     fn run<R: Send + 'static, F: Future<Output = Result<R>> + 'static>(
         &self,
         work: impl FnOnce(Arc<Base>, Arc<State>) -> F + Send + 'static,
     ) -> Result<R> {
         let (base, state) = (Arc::clone(&self.base), self.state.load_full());
-        errand::wait(self.base.file.node(), move || work(base, state))?
+        errand::wait(self.base.nodes(), move || work(base, state))?
     }
 
-    /// What is behind the image is what it has said when that was opened.
-    fn check_backing(&self, loaded: &State) -> Result<()> {
-        let named = self.base.named_backing.as_ref();
-        if named.is_none_or(|named| BackingName::of(&loaded.header).as_ref() == Some(named)) {
-            return Ok(());
-        }
+    /// What is behind the image, and where its data are, is what it has said when that was opened.
+    fn check_names(&self, loaded: &State) -> Result<()> {
+        let base = &self.base;
+        let (backing, data) = (base.named_backing.as_ref(), base.named_data.as_ref());
+        let header = &loaded.header;
+        let is_same = backing.is_none_or(|named| BackingName::of(header).as_ref() == Some(named));
+        let other = match is_same {
+            false => "backing file",
+            true if data.is_some_and(|named| DataName::of(header).as_ref() != Some(named)) => {
+                "data file"
+            }
+            true => return Ok(()),
+        };
         let text = format!(
-            "node '{}': the image names another backing file than when it was opened: take the node out and add it \
-             again",
-            self.base.name
+            "node '{}': the image names another {other} than when it was opened: take the node out and add it again",
+            base.name
         );
         Err(BlockError::new(libc::ESTALE, text))
     }
@@ -151,14 +158,19 @@ impl Qcow2 {
     /// What is there now.
     fn look(&self) -> Result<State> {
         let errand = Arc::clone(&self.base);
-        let node = self.base.file.node();
-        let loaded = errand::wait(node, move || async move { open::load(&errand).await })?;
+        let nodes = self.base.nodes();
+        let loaded = errand::wait(nodes, move || async move { open::load(&errand).await })?;
         loaded.map_err(|error| BlockError::new(error.errno, error.desc))
     }
 
     /// Nothing can be said of a cluster but that what is behind it shows.
     fn keeps_what_is_behind(&self) -> bool {
         self.base.backing.is_some() && self.state.load().rules.version < 3
+    }
+
+    /// The data file is the disk, whatever is in the tables.
+    fn is_data_raw(&self) -> bool {
+        self.base.data_file.is_some() && self.state.load().raw_data
     }
 
     fn clear<'a>(&'a self, io: Io<'a>, clear: Clear, discard: bool) -> IoFuture<'a> {
@@ -182,7 +194,8 @@ impl Driver for Qcow2 {
     }
 
     fn actual_size(&self) -> Option<u64> {
-        self.base.file.node().driver().actual_size()
+        let nodes = self.base.nodes().into_iter();
+        nodes.map(|node| node.driver().actual_size()).sum()
     }
 
     fn length(&self) -> u64 {
@@ -203,7 +216,10 @@ impl Driver for Qcow2 {
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         match io.op {
             Operation::Read => read::submit(&self.base, &self.state, io),
-            Operation::Flush if !self.state.load().writer.is_unclean() => self.base.file.submit(io),
+            // What the image says is durable already.
+            Operation::Flush if !self.state.load().writer.is_unclean() => {
+                self.base.data().submit(io)
+            }
             Operation::Flush => {
                 let state = self.state.load_full();
                 IoFuture::new(async move {
@@ -219,6 +235,13 @@ impl Driver for Qcow2 {
                 IoFuture::ready(Err(error.at(&self.base.name, io.offset, io.bytes)))
             }
             Operation::Write => write::submit(&self.base, &self.state, io),
+            Operation::WriteZeroes { .. } | Operation::Discard if self.is_data_raw() => {
+                let state = self.state.load_full();
+                IoFuture::new(async move {
+                    let cleared = data_file::clear_raw(&self.base, &state, io);
+                    Box::pin(park::never(cleared)).await
+                })
+            }
             Operation::WriteZeroes { unmap } => {
                 let may_free = self.base.discard && !self.base.discard_no_unref;
                 match unmap && may_free && !self.keeps_what_is_behind() {
@@ -235,8 +258,9 @@ impl Driver for Qcow2 {
     }
 
     fn children(&self) -> Vec<&Child> {
-        let backing = self.base.backing.as_ref();
-        std::iter::once(&self.base.file).chain(backing).collect()
+        let (data_file, backing) = (self.base.data_file.as_ref(), self.base.backing.as_ref());
+        let file = std::iter::once(&self.base.file);
+        file.chain(data_file).chain(backing).collect()
     }
 
     /// Nobody may write to the file (or to what is behind the image) or change its length while it is read as an image, whatever the users of the
@@ -245,9 +269,12 @@ impl Driver for Qcow2 {
         if above == Access::NONE {
             return above;
         }
-        let is_backing = |backing: &Child| backing.edge() == child.edge();
-        if self.base.backing.as_ref().is_some_and(is_backing) {
+        let is_it = |other: &Child| other.edge() == child.edge();
+        if self.base.backing.as_ref().is_some_and(is_it) {
             return rules::backing(above);
+        }
+        if self.base.data_file.as_ref().is_some_and(is_it) {
+            return rules::data(above);
         }
         let others = Permissions::WRITE.and(Permissions::RESIZE);
         Access {
@@ -339,17 +366,23 @@ impl OwnIo for Qcow2 {
 impl Resize for Qcow2 {
     fn resized_length(&self, length: u64) -> Result<u64> {
         resize::check(&self.state.load(), length)?;
+        data_file::check_length(&self.base, length)?;
         Ok(length)
     }
 
     fn resize(&self, length: u64) -> Result<()> {
+        let before = self.length();
         // Two steps: what is behind the image is hidden in between, by entries that have their place then.
         let longer = self
             .run(move |base, state| async move { resize::longer_l1(&base, &state, length).await });
         self.state.store(Arc::new(longer?));
+        data_file::lengthen(&self.base, length)?;
         let resized =
             self.run(move |base, state| async move { resize::resize(&base, &state, length).await });
         self.state.store(Arc::new(resized?));
+        if length < before {
+            data_file::shorten(&self.base, length);
+        }
         Ok(())
     }
 }
@@ -372,7 +405,7 @@ impl Activate for Qcow2 {
         }
         let access = self.child_access(&self.base.file, above);
         let mut loaded = self.look()?;
-        self.check_backing(&loaded)?;
+        self.check_names(&loaded)?;
         let writes = access.held.contains(Permissions::WRITE);
         let is_whole = !loaded.header.features.is_dirty();
         if !is_whole && writes {

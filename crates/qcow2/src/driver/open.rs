@@ -10,6 +10,7 @@ use super::base::Base;
 use super::bitmaps::{self, Bitmaps};
 use super::cache::L2Cache;
 use super::cleaning;
+use super::data_file;
 use super::overlap::Metadata;
 use super::prepare;
 use super::refcounts::Refcounts;
@@ -20,7 +21,7 @@ use super::tables::Tables;
 use super::writer::Writer;
 use crate::format::l1::{ENTRY_BYTES, L1Entry};
 use crate::format::l2::EntryRules;
-use crate::format::{CryptMethod, Header, HostOffset, extension, features};
+use crate::format::{CryptMethod, Header, HostOffset, features};
 
 /// Bytes that are read before anything is known: the usual cluster.
 const FIRST: u64 = 65536;
@@ -51,6 +52,7 @@ pub async fn load(base: &Base) -> Opened<State> {
     let (header, sector) = read_header(base, file_length).await?;
     let compression = header.compression_type().map_err(invalid)?;
     refuse(base, &header)?;
+    data_file::check(base, &header)?;
     base.needs.check(&header).map_err(invalid)?;
     if !base.info.read_only {
         refuse_writing(&header)?;
@@ -89,11 +91,12 @@ pub async fn load(base: &Base) -> Opened<State> {
         tables,
         prepare::is_prepared(&header, &bitmaps) && !base.corruption.is_fatal(),
     );
+    let known_length = Arc::new(AtomicU64::new(file_length));
     Ok(State {
         rules: EntryRules {
             geometry,
             version: header.version,
-            external_data: false,
+            external_data: header.features.has_external_data(),
         },
         compression,
         length,
@@ -103,7 +106,12 @@ pub async fn load(base: &Base) -> Opened<State> {
         snapshots: Arc::new(snapshots),
         bitmaps: Arc::new(bitmaps),
         image: base.file.node().image(),
-        file_length: Arc::new(AtomicU64::new(file_length)),
+        raw_data: header.features.is_raw_external(),
+        data_length: match header.features.has_external_data() {
+            true => Arc::new(AtomicU64::new(u64::MAX)),
+            false => Arc::clone(&known_length),
+        },
+        file_length: known_length,
         header,
     })
 }
@@ -179,13 +187,6 @@ fn refuse(base: &Base, header: &Header) -> Opened<()> {
     if let Some(method) = method {
         return refused(format!(
             "The image is encrypted ({method}), which is not supported: decrypt it with qemu-img convert"
-        ));
-    }
-    if header.features.has_external_data() {
-        let name = header.extension(extension::DATA_FILE).unwrap_or_default();
-        return refused(format!(
-            "The image has an external data file ('{}'), which is not supported: put both into one with qemu-img convert",
-            String::from_utf8_lossy(name)
         ));
     }
     let backing = header.backing_name.as_ref();

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use block::{Node, NodeInfo};
 
-use super::backing_name::BackingName;
+use super::named::{BackingName, DataName};
 use super::overlap::OverlapCheck;
 use crate::format::{Geometry, Header};
 
@@ -35,6 +35,10 @@ pub struct Qcow2Options {
     /// What the header has said of it, if it is what that names: another one must not stand there when the node comes
     /// into use.
     pub named_backing: Option<BackingName>,
+    /// The external data file, of an image that has one: there the guest's data are, and in `file` the tables alone.
+    pub data_file: Option<Arc<Node>>,
+    /// What the header has said of it, if it is what that names.
+    pub named_data: Option<DataName>,
     /// How much it may remember.
     pub caches: CacheSizes,
     /// What nobody has looked for in so long a time is forgotten; zero: never.
@@ -66,6 +70,8 @@ impl Qcow2Options {
             file,
             backing: Backing::Unsaid,
             named_backing: None,
+            data_file: None,
+            named_data: None,
             caches: CacheSizes::default(),
             cache_clean_interval: CACHE_CLEAN_INTERVAL,
             lazy_refcounts: None,

@@ -32,7 +32,7 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
                 if let Err(error) = now.check_inside(base, guest, host, bytes) {
                     return IoFuture::ready(Err(error));
                 }
-                let mut future = base.file.submit(Io {
+                let mut future = base.data().submit(Io {
                     offset: host.0,
                     ..io
                 });
@@ -106,7 +106,7 @@ async fn one_run(base: &Base, state: &State, io: Io<'_>, kind: Kind) -> Result<(
                 offset: host.0,
                 ..io
             };
-            base.file.submit(below).await
+            base.data().submit(below).await
         }
         Kind::Compressed { data, within } => compressed(base, state, io, data, within).await,
     }

@@ -86,7 +86,7 @@ pub struct Below {
 impl Below {
     pub fn new(base: &Arc<Base>) -> io::Result<Self> {
         Ok(Self {
-            desk: Desk::new(base.file.node())?,
+            desk: Desk::new(base.nodes())?,
             base: Arc::clone(base),
             failure: RefCell::default(),
         })

@@ -9,6 +9,7 @@ use block::{BlockError, Result};
 
 use super::alloc;
 use super::base::Base;
+use super::data_file;
 use super::entry::Clear;
 use super::overlap::Metadata;
 use super::prepare::prepare;
@@ -105,13 +106,18 @@ fn up(state: &State, length: u64) -> u64 {
 async fn longer(base: &Base, state: &State, length: u64) -> Result<State> {
     // What is there has never been the guest's, or is not any more.
     let behind = state.length..up(state, state.length);
-    zero::range(base, state, behind.clone(), Clear::Keep, false).await?;
+    if !state.raw_data {
+        zero::range(base, state, behind.clone(), Clear::Keep, false).await?;
+    }
     let rest = behind.end..up(state, length).max(behind.end);
     zero::range(base, state, rest.clone(), Clear::Forget, true).await?;
     let shown = base.behind(rest.start, rest.end - rest.start);
     if let Some((_, shown)) = shown {
         let shown = rest.start..up(state, rest.start + shown);
         zero::range(base, state, shown, Clear::Keep, false).await?;
+    }
+    if state.raw_data {
+        data_file::show(base, state, length).await?;
     }
     rounds::write_back(base, state).await?;
     switch_size(base, state, length).await?;

@@ -1,8 +1,8 @@
 //! Writing tables: rounds, each of which brings to disk what the tables were when it began, in the order in which nothing can
 //! be lost, and lets go what nothing points to any more.
 //!
-//! 1. Refcount blocks are written, and all is flushed: the data, copies and padding of everything that is linked in memory,
-//!    and what counts it. What was counted down is so on disk now.
+//! 1. Refcount blocks are written, and all is flushed, an external data file too: the data, copies and padding of everything
+//!    that is linked in memory, and what counts it. What was counted down is so on disk now.
 //! 2. Entries of the refcount table that point to new blocks are written and flushed.
 //! 3. L2 and L1 entries are written and flushed. What was unlinked is so on disk now, and is counted down in memory, for the next
 //!    round.
@@ -16,11 +16,12 @@ use std::sync::atomic::Ordering;
 
 use block::range_lock::Mode;
 use block::{Io, Result};
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 
 use super::base::Base;
 use super::cache::Slice;
 use super::counted::{self, Lowered};
+use super::data_file;
 use super::refcounts::{DirtyBlock, Piece};
 use super::state::State;
 use super::switch::settle;
@@ -139,7 +140,10 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     settle(base, state, accepted).await?;
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
     let job = Job::take(writer);
-    put_blocks(base, &job.blocks, accepted).await?;
+    // Both are waited for: nothing may be under way when this ends.
+    let blocks = put_blocks(base, &job.blocks, accepted);
+    let (data, blocks) = join(data_file::sync(base, accepted), blocks).await;
+    data.and(blocks)?;
     if !job.entries.1.is_empty() {
         put_all(base, job.entries.1.iter()).await?;
         sync(base, accepted).await?;

@@ -7,6 +7,7 @@ use block::Result;
 use super::base::Base;
 use super::cache::{Miss, Slice};
 use super::corrupt;
+use super::data_file;
 use super::entry;
 use super::map::Mapped;
 use super::redo;
@@ -111,7 +112,8 @@ pub async fn current(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice
     Ok(load(base, state, miss).await?.slice())
 }
 
-/// The same, to be changed, or written where it points to: none of its entries points to a table.
+/// The same, to be changed, or written where it points to: none of its entries points to a table, or in an external data
+/// file to another place than the guest's.
 ///
 /// # Errors
 /// As [`load`]; an entry does: the image is corrupt.
@@ -122,6 +124,13 @@ pub async fn sound(base: &Base, state: &State, miss: Miss) -> Result<Arc<Slice>>
         return Ok(slice);
     }
     let geometry = &state.rules.geometry;
+    if state.rules.external_data {
+        if let Err(what) = data_file::check_places(state, miss, &slice.bytes) {
+            return Err(corrupt::fatal(base, state, 0, &what).await);
+        }
+        slice.set_sound(made);
+        return Ok(slice);
+    }
     let overlapped = {
         let tables = state.writer.tables();
         let entries = 0..slice.bytes.len() / geometry.l2_entry_bytes();

@@ -39,8 +39,12 @@ pub struct State {
     pub bitmaps: Arc<Bitmaps>,
     /// What the file was.
     pub image: Image,
+    /// The external data file is to be an image of its own.
+    pub raw_data: bool,
     /// How long the file was when somebody asked.
     pub file_length: Arc<AtomicU64>,
+    /// The same of where the guest's data are: an external data file has zeroes behind its end.
+    pub data_length: Arc<AtomicU64>,
 }
 
 /// What is known at once of some guest bytes.
@@ -142,7 +146,7 @@ impl State {
         bytes: u64,
     ) -> Result<()> {
         let end = host.0.saturating_add(bytes);
-        if self.reaches(base, end) {
+        if end <= self.data_length.load(Ordering::Relaxed) || self.reaches(base, end) {
             return Ok(());
         }
         let last = end.saturating_sub(1) & !(self.rules.geometry.cluster_size() - 1);
@@ -257,6 +261,7 @@ impl State {
     ) -> Result<Mapped> {
         let place = self.rules.geometry.place(guest);
         let question = Question {
+            guest,
             entry: place.l2 & ((1 << self.slice_entry_bits()) - 1),
             within: place.within,
             wanted,

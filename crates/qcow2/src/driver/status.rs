@@ -116,10 +116,10 @@ async fn of_image(
     if at > range.start {
         return Ok(known.extents);
     }
-    let (base, node) = (Arc::clone(base), base.file.node());
+    let (base, nodes) = (Arc::clone(base), base.nodes());
     let read = move || {
         let look = move || async move { by_reading(&base, &state, range).await };
-        errand::wait(node, look)
+        errand::wait(nodes, look)
     };
     let read = questions.run(read).await.and_then(|read| read);
     read.map_err(BlockError::from)?
@@ -145,7 +145,7 @@ async fn by_reading(base: &Arc<Base>, state: &State, range: Range<u64>) -> Resul
 
 /// Extents, as they are found.
 struct Runs {
-    file: Arc<str>,
+    data: Arc<str>,
     last: Option<Mapped>,
     extents: Vec<Extent>,
 }
@@ -153,7 +153,7 @@ struct Runs {
 impl Runs {
     fn new(base: &Base) -> Self {
         Self {
-            file: base.file.name(),
+            data: base.data().name(),
             last: None,
             extents: Vec::new(),
         }
@@ -173,7 +173,7 @@ impl Runs {
             return bytes;
         }
         let stored = |host: u64| Stored::In {
-            node: Arc::clone(&self.file),
+            node: Arc::clone(&self.data),
             offset: host,
         };
         self.extents.push(match next.kind {

@@ -44,7 +44,7 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
                 offset: host.0,
                 ..io
             };
-            let mut future = base.file.submit(below);
+            let mut future = base.data().submit(below);
             future.keep(token);
             return future;
         }
@@ -74,7 +74,7 @@ async fn write(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
                     offset: host.0,
                     ..part
                 };
-                base.file.submit(below).await?;
+                base.data().submit(below).await?;
                 done += bytes;
                 continue;
             }
@@ -159,7 +159,7 @@ pub async fn first(base: &Base, state: &State, io: Io<'_>) -> Result<u64> {
                 ..io.slice(0..bytes)
             };
             let _token = state.writer.epochs.enter();
-            base.file.submit(below).await?;
+            base.data().submit(below).await?;
             return Ok(bytes);
         }
         Target::InPlace { host, .. } => (Some(host), false),
@@ -218,6 +218,11 @@ async fn store(
 ) -> Result<u64> {
     let geometry = &state.rules.geometry;
     let size = geometry.cluster_size();
+    // In an external data file a cluster is where the guest has it, and nobody counts it.
+    let is_external = state.rules.external_data;
+    batch.kept = batch
+        .kept
+        .or_else(|| is_external.then_some(HostOffset(batch.start)));
     let room = match batch.kept {
         Some(_) => None,
         None => Some(alloc::allocate(base, state, batch.before.len() as u64, false).await?),
@@ -243,7 +248,12 @@ async fn store(
     let is_fresh = !begins && room.as_ref().is_some_and(alloc::Allocated::is_fresh);
     let head = batch.stored.start..within;
     let head = padding(base, state, &batch, head, is_fresh).await?;
-    let tail = end..batch.stored.end;
+    let last = match is_external {
+        // Nor does it become longer than the disk.
+        true => state.length.saturating_sub(batch.start).max(end),
+        false => batch.stored.end,
+    };
+    let tail = end..batch.stored.end.min(last);
     let tail = padding(base, state, &batch, tail, is_fresh).await?;
     let at = |within: u64| host.0 + within;
     put(
@@ -357,14 +367,14 @@ async fn put(
     };
     let zeroing = async {
         if let Some(io) = zeroes.0 {
-            base.file.submit(io).await?;
+            base.data().submit(io).await?;
         }
         if let Some(io) = zeroes.1 {
-            base.file.submit(io).await?;
+            base.data().submit(io).await?;
         }
         Ok(())
     };
     // Both are waited for: nothing is under way where something else may be next.
-    let (written, zeroed) = join(base.file.submit(io), zeroing).await;
+    let (written, zeroed) = join(base.data().submit(io), zeroing).await;
     written.and(zeroed)
 }

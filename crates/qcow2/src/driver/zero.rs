@@ -6,6 +6,7 @@ use block::{Child, Io, OwnedBuffer, Result};
 use super::alloc;
 use super::base::Base;
 use super::corrupt;
+use super::data_file;
 use super::entry::{self, Clear};
 use super::prepare::prepare;
 use super::rounds;
@@ -122,7 +123,7 @@ async fn slice(
                 state.check_inside(base, guest, cluster, geometry.cluster_size())?;
                 let _token = state.writer.epochs.enter();
                 let io = Io::write_zeroes(host.0, bytes, clear != Clear::Keep);
-                base.file.submit(io).await?;
+                base.data().submit(io).await?;
             }
             Written::Copied(guest, bytes) => {
                 let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
@@ -134,8 +135,10 @@ async fn slice(
     if plan.flagged.is_empty() {
         return Ok(());
     }
+    let mut emptied = Vec::new();
     slices::change(base, state, miss, |bytes| {
         let mut all = Vec::new();
+        emptied.clear();
         for flagged in &plan.flagged {
             // As it is now: a part of the cluster may just have been copied.
             let entry = L2Entry::read(bytes, flagged.number, geometry).unwrap_or_default();
@@ -148,11 +151,19 @@ async fn slice(
             if let Some(entry) = L2Entry::encode(&after, geometry) {
                 entry.write(bytes, flagged.number, geometry);
             }
-            all.extend(entry::unused(&before, &after, &state.rules, Why::Request));
+            match state.rules.external_data {
+                false => all.extend(entry::unused(&before, &after, &state.rules, Why::Request)),
+                true if discard || clear != Clear::Keep => {
+                    emptied.extend(entry::emptied(&before, &after));
+                }
+                true => {}
+            }
         }
         Ok(all)
     })
-    .await
+    .await?;
+    data_file::give_back(base, state, &emptied, discard).await;
+    Ok(())
 }
 
 /// An entry that is to say of subclusters that they are zeroes, or nothing.

@@ -71,7 +71,7 @@ impl Bench {
             options.discards.other = true;
             change(options);
         })?;
-        let file = |child: &&&block::Child| child.role() == "file";
+        let file = |child: &&&block::Child| child.role() != block::BACKING;
         for child in node.driver().children().iter().filter(file) {
             child.set_access(Access {
                 held: Permissions::ALL,
@@ -92,6 +92,11 @@ impl Bench {
             options.caches = caches;
             options.backing = Backing::Node(backing);
         })
+    }
+
+    /// Node `data0`, for an external data file, which is opened for reading and writing.
+    pub fn data_file(&self, path: &Path) -> Arc<Node> {
+        named_file("data0", Medium::File, path, false).expect("a file")
     }
 
     /// What is behind an image: all but the lowest over the one before.
@@ -184,8 +189,17 @@ fn open_file(
     path: &Path,
     read_only: bool,
 ) -> std::result::Result<Arc<Node>, OpenError> {
+    named_file("file0", medium, path, read_only)
+}
+
+fn named_file(
+    name: &str,
+    medium: Medium,
+    path: &Path,
+    read_only: bool,
+) -> std::result::Result<Arc<Node>, OpenError> {
     let options = FileOptions {
-        node_name: "file0".into(),
+        node_name: name.into(),
         path: Some(path.to_owned()),
         filename: path.display().to_string(),
         read_only,
@@ -193,7 +207,7 @@ fn open_file(
         ..FileOptions::default()
     };
     let file = pollster::block_on(FileDriver::open(medium, options))?;
-    Ok(Node::new("file0", Box::new(file)))
+    Ok(Node::new(name, Box::new(file)))
 }
 
 fn open(

@@ -8,6 +8,9 @@ use super::{Child, Node};
 /// What the child is called that is read where an image has nothing of its own.
 pub const BACKING: &str = "backing";
 
+/// What the child is called that has the data of an image whose tables are in another file.
+pub const DATA_FILE: &str = "data-file";
+
 impl Node {
     /// The child that is its `role`.
     pub fn child(&self, role: &str) -> Option<Arc<Self>> {

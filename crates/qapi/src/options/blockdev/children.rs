@@ -1,12 +1,13 @@
 //! What the options of a node say of the nodes below it.
 
 use super::{
-    BACKING, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, Referred,
+    BACKING, BlockdevDriverOptions, BlockdevOptions, BlockdevRef, BlockdevRefOrNull, DATA_FILE,
+    Referred,
 };
 
 impl BlockdevOptions {
     /// The children that the options name, in the order in which they are opened, and what they are to the node
-    /// (`file`, `backing`, `image`).
+    /// (`file`, `data-file`, `backing`, `image`).
     pub fn children(&self) -> Vec<(&'static str, Referred<'_>)> {
         match &self.variant {
             BlockdevDriverOptions::File(_)
@@ -20,8 +21,11 @@ impl BlockdevOptions {
                     .as_ref()
                     .and_then(BlockdevRefOrNull::referred);
                 let backing = backing.map(|backing| (BACKING, backing));
+                let data_file = options.data_file.as_ref().map(BlockdevRef::referred);
+                let data_file = data_file.map(|data_file| (DATA_FILE, data_file));
                 let file = ("file", options.file.referred());
-                std::iter::once(file).chain(backing).collect()
+                let files = std::iter::once(file).chain(data_file);
+                files.chain(backing).collect()
             }
             BlockdevDriverOptions::Throttle(options) => vec![("file", options.file.referred())],
             BlockdevDriverOptions::CopyOnRead(options) => vec![("file", options.file.referred())],
@@ -42,6 +46,10 @@ impl BlockdevOptions {
                 options.backing = Some(BlockdevRefOrNull::Reference(name));
                 return;
             }
+            BlockdevDriverOptions::Qcow2(options) if role == DATA_FILE => {
+                options.data_file = Some(BlockdevRef::Reference(name));
+                return;
+            }
             BlockdevDriverOptions::Raw(options) => &mut options.file,
             BlockdevDriverOptions::Qcow2(options) => &mut options.file,
             BlockdevDriverOptions::Throttle(options) => &mut options.file,
@@ -55,6 +63,11 @@ impl BlockdevOptions {
     /// Whether the driver has a child [`BACKING`] that the options say nothing of: the image says which one it is.
     pub fn leaves_backing_to_image(&self) -> bool {
         matches!(&self.variant, BlockdevDriverOptions::Qcow2(options) if options.backing.is_none())
+    }
+
+    /// The same of the child [`DATA_FILE`], which only some images have.
+    pub fn leaves_data_file_to_image(&self) -> bool {
+        matches!(&self.variant, BlockdevDriverOptions::Qcow2(options) if options.data_file.is_none())
     }
 }
 

@@ -1,0 +1,240 @@
+//! External data files: the guest's data are in a file of their own, each byte where the guest has it, and nobody counts
+//! clusters there.
+//!
+//! One that is *raw* is an image of its own, without looking at any table: it shows what the guest sees at any
+//! instant. So zeroes are written there, discards are passed there as they are, and no entry says of what is stored
+//! that it is zeroes; nothing is behind such an image.
+
+use block::range_lock::Mode;
+use block::{Child, Io, Operation, Result};
+use drivers::OpenError;
+use futures_util::future::join_all;
+
+use super::alloc;
+use super::base::Base;
+use super::cache::Miss;
+use super::entry;
+use super::prepare::prepare;
+use super::rounds;
+use super::slices;
+use super::state::State;
+use crate::format::{Cluster, EntryError, GuestOffset, Header, HostOffset, L2Entry};
+
+/// Whether what the image says of its data file goes together with what it is opened with.
+///
+/// # Errors
+/// In QEMU's words, as far as it has any.
+pub fn check(base: &Base, header: &Header) -> std::result::Result<(), OpenError> {
+    let refused = |text: &str| Err(OpenError::new(libc::EINVAL, text));
+    let Some(data) = &base.data_file else {
+        return match header.features.has_external_data() {
+            true => refused("'data-file' is required for this image"),
+            false => Ok(()),
+        };
+    };
+    if !header.features.has_external_data() {
+        return refused("'data-file' can only be set for images with an external data file");
+    }
+    let (file, data) = (base.file.node().image(), data.node().image());
+    if !file.object().is_empty() && file.object() == data.object() {
+        return refused("the image cannot be its own data file");
+    }
+    if header.features.is_raw_external() && base.backing.is_some() {
+        return refused("Backing file and data-file-raw cannot be used at the same time");
+    }
+    Ok(())
+}
+
+/// Whether the entries of the slice at `miss` have their clusters where the guest has them.
+///
+/// # Errors
+/// The first that has not, in words.
+pub fn check_places(state: &State, miss: Miss, slice: &[u8]) -> std::result::Result<(), String> {
+    let geometry = &state.rules.geometry;
+    let entries = slice.len() / geometry.l2_entry_bytes();
+    let first = miss.number.saturating_mul(entries as u64);
+    for number in 0..entries {
+        let entry = L2Entry::read(slice, number, geometry).unwrap_or_default();
+        // What cannot be is found when it is used.
+        let host = entry
+            .decode(&state.rules)
+            .ok()
+            .as_ref()
+            .and_then(entry::host_of);
+        let guest = first.saturating_add(number as u64) << geometry.cluster_bits();
+        if let Some(host) = host.filter(|host| host.0 != guest) {
+            let (table, error) = (miss.table, EntryError::NotInPlace(host));
+            return Err(format!(
+                "L2 table at {table}, guest offset {guest:#x}: {error}"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Makes durable what has been written to the data file, if there is one.
+///
+/// # Errors
+/// The storage's.
+pub async fn sync(base: &Base, accepted: u32) -> Result<()> {
+    let Some(data) = &base.data_file else {
+        return Ok(());
+    };
+    let flush = Io {
+        losses_accepted: accepted,
+        ..Io::flush()
+    };
+    data.submit(flush).await
+}
+
+/// From these clusters nothing is read any more: their space is given back, where that is wanted and possible. Whoever
+/// calls this has locked them.
+///
+/// What the guest has discarded is discarded at once: it does not count on it any more. What it has zeroed becomes
+/// zeroes, as a cut may leave an entry that says that they are stored.
+pub async fn give_back(base: &Base, state: &State, clusters: &[HostOffset], discard: bool) {
+    let data = base.data();
+    let is_passed = base.discards.request && (discard || data.limits().unmap_zeroes);
+    if clusters.is_empty() || !is_passed {
+        return;
+    }
+    let size = state.rules.geometry.cluster_size();
+    let mut runs: Vec<(u64, u64)> = Vec::new();
+    for at in clusters {
+        match runs.last_mut() {
+            Some((first, bytes)) if *first + *bytes == at.0 => *bytes += size,
+            _ => runs.push((at.0, size)),
+        }
+    }
+    let end = data.length();
+    let inside = runs.into_iter().filter_map(|(at, bytes)| {
+        let bytes = bytes.min(end.saturating_sub(at));
+        (bytes > 0).then_some((at, bytes))
+    });
+    let given = inside.map(|(at, bytes)| {
+        data.submit(match discard {
+            true => Io::discard(at, bytes),
+            false => Io::write_zeroes(at, bytes, true),
+        })
+    });
+    // Where that fails the space cannot be given back; no entry points there.
+    let _ended = join_all(given).await;
+}
+
+/// Zeroes and discards, where the data file is an image of its own: they are its own. What entries say stays as it is: what
+/// is stored is zeroes then, and all else reads as zeroes already.
+///
+/// # Errors
+/// The storage's.
+pub async fn clear_raw(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
+    let is_discard = io.op == Operation::Discard;
+    let is_passed = base.discard && base.discards.request;
+    if is_discard && !is_passed {
+        return Ok(());
+    }
+    state.writer.accept(io.losses_accepted);
+    prepare(base, state).await?;
+    let op = match io.op {
+        Operation::WriteZeroes { unmap } => Operation::WriteZeroes {
+            unmap: unmap && base.discard,
+        },
+        op => op,
+    };
+    {
+        let size = state.rules.geometry.cluster_size();
+        let clusters = io.offset / size..(io.offset + io.bytes).div_ceil(size);
+        // Whoever copies something writes what he has read before.
+        let _held = state.writer.clusters.lock(clusters, Mode::Exclusive).await;
+        let fua = false;
+        base.data().submit(Io { op, fua, ..io }).await?;
+    }
+    if io.fua {
+        rounds::flush(base, state, io.losses_accepted).await?;
+    }
+    Ok(())
+}
+
+/// Makes bytes of a raw data file, from the end of the disk to `length`, a part of the disk: they become zeroes there, and
+/// entries point to them, as they did if the guest had written them.
+///
+/// # Errors
+/// The storage's.
+pub async fn show(base: &Base, state: &State, length: u64) -> Result<()> {
+    let geometry = &state.rules.geometry;
+    let size = geometry.cluster_size();
+    let (from, end) = (state.length, base.data().length().min(length));
+    if from < end {
+        let zeroes = Io::write_zeroes(from, end - from, true);
+        base.data().submit(zeroes).await?;
+    }
+    let entries = state.cache.slice_bytes() / geometry.l2_entry_bytes();
+    let mut at = from.next_multiple_of(size);
+    while at < length {
+        let place = geometry.place(GuestOffset(at));
+        let index = usize::try_from(place.l1).unwrap_or(usize::MAX);
+        let table = alloc::own_table(base, state, index).await?;
+        let miss = state.slice_of(table, &place);
+        slices::sound(base, state, miss).await?;
+        let first = place.l2 % entries;
+        let wanted = usize::try_from((length - at).div_ceil(size)).unwrap_or(usize::MAX);
+        let count = wanted.min(entries - first);
+        slices::change(base, state, miss, |bytes| {
+            for number in 0..count {
+                let host = HostOffset(at + number as u64 * size);
+                let shown = entry::written(&Cluster::Unallocated, &state.rules, host, u32::MAX);
+                if let Some(entry) = L2Entry::encode(&shown, geometry) {
+                    entry.write(bytes, first + number, geometry);
+                }
+            }
+            Ok(Vec::new())
+        })
+        .await?;
+        at += count as u64 * size;
+    }
+    Ok(())
+}
+
+/// Whether the data file can be that of a disk of `length` bytes.
+///
+/// # Errors
+/// It cannot become so long.
+pub fn check_length(base: &Base, length: u64) -> Result<()> {
+    match base
+        .data_file
+        .as_ref()
+        .filter(|data| data.length() < length)
+    {
+        None => Ok(()),
+        Some(data) => data.node().resized_length(length).map(drop),
+    }
+}
+
+/// Makes the data file long enough for a disk of `length` bytes. Called where nothing is in flight, on a control thread.
+///
+/// # Errors
+/// The storage's.
+pub fn lengthen(base: &Base, length: u64) -> Result<()> {
+    match base
+        .data_file
+        .as_ref()
+        .filter(|data| data.length() < length)
+    {
+        None => Ok(()),
+        Some(data) => data.node().resize(length),
+    }
+}
+
+/// The disk is `length` bytes long: what its data file has behind that is cut off, as QEMU does it.
+pub fn shorten(base: &Base, length: u64) {
+    let longer = |data: &&Child| data.length() > length;
+    let Some(data) = base.data_file.as_ref().filter(longer) else {
+        return;
+    };
+    if let Err(error) = data.node().resize(length) {
+        tracing::warn!(
+            "node '{}': the data file '{}' is longer than the disk: {error}",
+            base.name,
+            data.name()
+        );
+    }
+}
