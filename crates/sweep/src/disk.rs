@@ -4,6 +4,7 @@
 //! operation may be there or not, whatever the order, and so may each change of the length.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use testkit::Rng;
 
@@ -30,6 +31,14 @@ impl Item {
         (self.applied.unwrap_or(usize::MAX), self.number)
     }
 
+    /// Whether it lies in what a flush is of. A length is that of what reaches to the end.
+    fn is_in(&self, bytes: &Range<u64>) -> bool {
+        match (&self.effect, self.length) {
+            (Some(effect), _) => bytes.contains(&bytes_of(effect.first)),
+            (None, _) => bytes.start > 0 || bytes.end == u64::MAX,
+        }
+    }
+
     /// Whether it was over before `later` began, so that it cannot come after it.
     fn is_before(&self, later: &Self) -> bool {
         self.ended.is_some_and(|ended| ended <= later.begun)
@@ -43,7 +52,8 @@ pub struct Disk {
     /// When what is durable in a sector became visible: what came before it does not come back.
     since: BTreeMap<u64, (usize, u64)>,
     items: Vec<Item>,
-    flushes: BTreeMap<u64, usize>,
+    /// When they have begun, and of which bytes they are.
+    flushes: BTreeMap<u64, (usize, Range<u64>)>,
     fua: Vec<u64>,
     forgets: bool,
 }
@@ -128,7 +138,7 @@ impl Disk {
         match event {
             Event::Begun { number, operation } => {
                 if operation.kind == Kind::Flush {
-                    self.flushes.insert(*number, time);
+                    self.flushes.insert(*number, (time, operation.flushed()));
                 }
                 if operation.fua {
                     self.fua.push(*number);
@@ -158,12 +168,14 @@ impl Disk {
     }
 
     fn ended(&mut self, time: usize, number: u64, outcome: &Outcome) {
-        if let Some(begun) = self.flushes.remove(&number) {
+        if let Some((begun, bytes)) = self.flushes.remove(&number) {
             match outcome {
                 Outcome::Done => self.cover(|item| {
-                    !item.forgotten && item.ended.is_some_and(|ended| ended <= begun)
+                    !item.forgotten
+                        && item.is_in(&bytes)
+                        && item.ended.is_some_and(|ended| ended <= begun)
                 }),
-                Outcome::Failed { latched: false, .. } if self.forgets => self.forget(),
+                Outcome::Failed { latched: false, .. } if self.forgets => self.forget(&bytes),
                 Outcome::Failed { .. } => {}
             }
             return;
@@ -187,9 +199,10 @@ impl Disk {
     }
 
     /// What was to be written is given up; a length is kept elsewhere, and not.
-    fn forget(&mut self) {
+    fn forget(&mut self, bytes: &Range<u64>) {
         let mut lengths = Vec::new();
-        for item in self.items.iter_mut().filter(|item| item.ended.is_some()) {
+        let ended = |item: &&mut Item| item.ended.is_some() && item.is_in(bytes);
+        for item in self.items.iter_mut().filter(ended) {
             if item.effect.is_none() {
                 continue;
             }

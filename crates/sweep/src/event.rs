@@ -1,5 +1,6 @@
 //! What happens in a run, in its order: the log that is judged afterwards.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use crate::sector::SECTOR;
@@ -66,7 +67,7 @@ pub struct Operation {
     pub kind: Kind,
     /// First byte.
     pub offset: u64,
-    /// Bytes; of a change of length, the length.
+    /// Bytes; of a change of length, the length; of a flush, none if it is one of all there is.
     pub bytes: u64,
     /// Whether it is durable by itself when it has ended.
     pub fua: bool,
@@ -74,6 +75,16 @@ pub struct Operation {
     pub effect: Option<Effect>,
     /// What it does to the length.
     pub length: Option<Length>,
+}
+
+impl Operation {
+    /// The bytes that it makes durable, if it is a flush.
+    pub fn flushed(&self) -> Range<u64> {
+        match self.bytes {
+            0 => 0..u64::MAX,
+            bytes => self.offset..self.offset.saturating_add(bytes),
+        }
+    }
 }
 
 /// How an operation on the storage has ended.

@@ -46,6 +46,7 @@ pub mod sequence;
 pub mod storage;
 pub mod stories;
 pub mod sweep;
+pub mod window;
 
 pub use campaign::{campaign, campaign_of};
 pub use event::{Ask, Request};
@@ -57,3 +58,4 @@ pub use sequence::Step;
 pub use storage::{Fault, Storage};
 pub use stories::Story;
 pub use sweep::{Failure, Size, Totals, sweep_seed};
+pub use window::Window;

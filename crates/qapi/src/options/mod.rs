@@ -28,9 +28,8 @@ pub use blockdev::{
     AioMode, BACKING, BlkdebugEvent, BlkdebugInjectError, BlkdebugIoType, BlkdebugOptions,
     BlkdebugSetState, BlockdevBase, BlockdevDriver, BlockdevDriverOptions, BlockdevOptions,
     BlockdevRef, BlockdevRefOrNull, CacheOptions, CopyOnReadOptions, DATA_FILE, DetectZeroes,
-    DiscardMode,
-    FileOptions, Locking, NullOptions, Qcow2Options, QuotaOptions, RawOptions, Referred,
-    ThrottleOptions,
+    DiscardMode, FileOptions, Locking, NullOptions, Qcow2Options, QuotaOptions, RawOptions,
+    Referred, ThrottleOptions,
 };
 pub use chardev::{
     CHARDEV_BACKENDS, CHARDEV_PARAMETERS, ChardevAddress, ChardevAddressKind,

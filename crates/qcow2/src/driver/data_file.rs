@@ -177,7 +177,8 @@ pub async fn show(base: &Base, state: &State, length: u64) -> Result<()> {
         slices::sound(base, state, miss).await?;
         let first = place.l2 % entries;
         let wanted = usize::try_from((length - at).div_ceil(size)).unwrap_or(usize::MAX);
-        let count = wanted.min(entries - first);
+        let most = usize::try_from(slices::CHANGES_MAX).unwrap_or(usize::MAX);
+        let count = wanted.min(entries - first).min(most);
         slices::change(base, state, miss, |bytes| {
             for number in 0..count {
                 let host = HostOffset(at + number as u64 * size);

@@ -11,10 +11,12 @@ use block::{Access, Node, NodeInfo, Permissions};
 use drivers::{CopyOnRead, CopyOnReadOptions};
 use standfast_qcow2::check::{Limits, Problem, check};
 use standfast_qcow2::{Backing, CacheSizes, Discards, Image, OverlapCheck, Qcow2, Qcow2Options};
-use sweep::{Finding, Format, Value, allow_all};
+use sweep::sector::{bytes_of, index};
+use sweep::{Finding, Format, Value, Window, allow_all};
 use tempfile::TempDir;
 
 use crate::below::{Below, Layer};
+use crate::files;
 use crate::images::{Filled, content, make};
 use crate::kept;
 use crate::qemu_check::{self, Verdict};
@@ -36,6 +38,8 @@ pub struct Kind {
     /// Where the redo log is, of one that outlives a daemon.
     redo: Option<TempDir>,
     copies: bool,
+    /// Its data are in another file.
+    data_file: bool,
     /// Images, by the length of their disks.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
     checked: AtomicU64,
@@ -67,10 +71,23 @@ impl Kind {
             below: None,
             redo: None,
             copies: false,
+            data_file: options.contains("data_file"),
             made: Mutex::default(),
             checked: AtomicU64::new(0),
             asked: AtomicU64::new(0),
         }
+    }
+
+    /// The data file, if there is one, has the beginning of the storage: as a device, it is as long as the disk can become.
+    fn data_bytes(&self) -> u64 {
+        match self.data_file {
+            true => bytes_of(self.longest.unwrap_or(self.sectors).max(self.sectors)),
+            false => 0,
+        }
+    }
+
+    fn is_raw(&self) -> bool {
+        self.options.contains("data_file_raw=on")
     }
 
     pub fn filled(self, filled: Filled) -> Self {
@@ -150,6 +167,13 @@ impl Kind {
     }
 
     fn opened(&self, file: Arc<Node>, redo_dir: Option<Arc<Path>>) -> Result<Arc<Node>, String> {
+        let (file, data_file) = match self.data_bytes() {
+            0 => (file, None),
+            end => {
+                let data = Window::node("data", &file, Some(0)..Some(end));
+                (Window::node("image", &file, Some(end)..None), Some(data))
+            }
+        };
         let backing = match &self.below {
             Some(below) => Backing::Node(below.node(Arc::clone(&file))),
             None => Backing::Unsaid,
@@ -158,6 +182,7 @@ impl Kind {
             backing,
             caches: self.caches,
             redo_dir,
+            data_file,
             discard: true,
             discards: self.discards,
             overlap: self.overlap(),
@@ -259,7 +284,10 @@ impl Format for Kind {
 
     fn create(&self, sectors: u64) -> Vec<u8> {
         let mut made = self.made.lock().unwrap();
-        let make = || make(self.options, self.filled, sectors);
+        let make = || match self.data_file {
+            true => files::make(self.options, self.filled, sectors, self.data_bytes()),
+            false => make(self.options, self.filled, sectors),
+        };
         made.entry(sectors).or_insert_with(make).clone()
     }
 
@@ -301,6 +329,12 @@ impl Format for Kind {
     }
 
     fn check(&self, disk: &[u8]) -> Vec<Finding> {
+        let (data, disk) = disk.split_at(index(self.data_bytes()).min(disk.len()));
+        if self.is_raw()
+            && let Err(what) = files::is_the_disk(disk, data, self.options.contains("extended_l2"))
+        {
+            return vec![Finding::corruption(what)];
+        }
         let (verdict, expected, texts) = ours(disk);
         let number = self.checked.fetch_add(1, Ordering::Relaxed);
         if number.is_multiple_of(ASKED_ONE_IN) {
@@ -323,6 +357,7 @@ impl Format for Kind {
     }
 
     fn second_opinion(&self, disk: &[u8]) -> Option<String> {
+        let disk = disk.get(index(self.data_bytes())..)?;
         let (verdict, said) = qemu_check::of_bytes(disk);
         let kept = std::env::var_os("STANDFAST_SWEEP_IMAGE");
         if let Some(path) = kept {
@@ -337,6 +372,11 @@ impl Format for Kind {
 
     fn cluster(&self) -> u64 {
         self.cluster
+    }
+
+    /// In a data file what is discarded is discarded at once.
+    fn discards_are_private(&self) -> bool {
+        !self.data_file
     }
 
     fn resizes_to(&self) -> Option<u64> {

@@ -13,6 +13,8 @@ pub enum Filled {
     Not,
     /// Data in most of its clusters, some of which are compressed.
     Compressed,
+    /// The same, none of them compressed.
+    Stored,
     /// Each cluster has been written and then zeroed, and keeps its room.
     ZeroedInPlace,
     /// Nothing, but hardly any clusters are free below the place where the table of refcounts is full.
@@ -45,7 +47,8 @@ const LATER: [(std::ops::Range<u64>, Option<u32>); 4] = [
 
 /// What is in an image at first.
 pub fn content(filled: Filled, sectors: u64) -> Vec<Value> {
-    if filled != Filled::Compressed && !filled.keeps_something() {
+    let has_data = matches!(filled, Filled::Compressed | Filled::Stored);
+    if !has_data && !filled.keeps_something() {
         return vec![Value::Zero; index(sectors)];
     }
     let value = |stamp: Option<u32>| stamp.map_or(Value::Zero, Value::Stamp);
@@ -77,9 +80,10 @@ pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
     };
     match filled {
         Filled::Not => create(bytes),
-        Filled::Compressed => convert(&dir.path().join("raw"), name, options, sectors),
+        Filled::Compressed => convert(&dir.path().join("raw"), name, options, sectors, true),
+        Filled::Stored => convert(&dir.path().join("raw"), name, options, sectors, false),
         Filled::Snapshots => {
-            convert(&dir.path().join("raw"), name, options, sectors);
+            convert(&dir.path().join("raw"), name, options, sectors, true);
             run("qemu-img", &["snapshot", "-cone", name]).unwrap();
             let [first, second, third, last] = LATER;
             later(name, first, "");
@@ -89,7 +93,7 @@ pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
             later(name, last, "");
         }
         Filled::Bitmaps | Filled::BitmapsThatFollow => {
-            convert(&dir.path().join("raw"), name, options, sectors);
+            convert(&dir.path().join("raw"), name, options, sectors, true);
             // So long that the directory has several sectors.
             for number in 0..5 {
                 let bitmap = format!("{number}{}", "x".repeat(300));
@@ -139,7 +143,7 @@ fn later(name: &str, (range, stamp): (std::ops::Range<u64>, Option<u32>), unmap:
 const L1_CLUSTERS: u64 = 4096 - 64 - 2 - 16;
 
 /// Full clusters become compressed ones; the last one, if it is not whole, does not.
-fn convert(raw: &Path, name: &str, options: &str, sectors: u64) {
+pub fn convert(raw: &Path, name: &str, options: &str, sectors: u64, compress: bool) {
     let mut content = vec![0; index(bytes_of(sectors))];
     for (sector, bytes) in (0..).zip(content.chunks_mut(SECTOR)) {
         if let Some(stamp) = stamp(sector) {
@@ -148,8 +152,10 @@ fn convert(raw: &Path, name: &str, options: &str, sectors: u64) {
     }
     std::fs::write(raw, content).unwrap();
     let from = raw.to_str().unwrap();
-    let all = [
-        "convert", "-c", "-S512", "-fraw", "-Oqcow2", "-o", options, from, name,
-    ];
+    let mut all = vec!["convert", "-S512", "-fraw", "-Oqcow2", "-o", options];
+    if compress {
+        all.push("-c");
+    }
+    all.extend([from, name]);
     run("qemu-img", &all).unwrap();
 }

@@ -14,6 +14,7 @@
 
 mod below;
 mod chains;
+mod files;
 mod format;
 mod images;
 mod kept;

@@ -233,16 +233,17 @@ impl Resize for Storage {
 
 impl FlushLatch for Storage {
     fn latched(&self) -> Option<Loss> {
-        self.0.lock().latched
+        self.0.lock().latched.first().map(|(loss, _)| *loss)
     }
 
     fn latch(&self, loss: Loss) {
-        self.0.lock().latched = Some(loss);
+        self.0.lock().latched.push((loss, 0..u64::MAX));
     }
 
     fn accept_loss(&self, upto: u32) -> bool {
         let mut state = self.0.lock();
-        let gone = state.latched.take_if(|loss| !loss.counts_for(upto));
-        gone.is_some()
+        let before = state.latched.len();
+        state.latched.retain(|(loss, _)| loss.counts_for(upto));
+        state.latched.len() < before
     }
 }

@@ -8,6 +8,7 @@ mod driver;
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::task::Waker;
 
@@ -105,7 +106,8 @@ struct State {
     fault: Option<Fault>,
     /// The kind of the operation that failed first.
     hit: Option<Kind>,
-    latched: Option<Loss>,
+    /// Flushes that have failed, and of which bytes they were.
+    latched: Vec<(Loss, Range<u64>)>,
 }
 
 /// See the [module](self). Clones are the same storage.
@@ -137,7 +139,7 @@ impl Storage {
             log: Vec::new(),
             fault: None,
             hit: None,
-            latched: None,
+            latched: Vec::new(),
         };
         Self(Arc::new(Mutex::new(state)))
     }
@@ -218,7 +220,7 @@ impl Storage {
 
     /// Whether a failed flush is latched.
     pub fn is_latched(&self) -> bool {
-        self.0.lock().latched.is_some()
+        !self.0.lock().latched.is_empty()
     }
 
     /// Nothing fails any more; but what is latched stays so.
@@ -263,9 +265,12 @@ impl State {
         {
             operation.length = None;
         }
-        let latch = self.latched.filter(|loss| loss.counts_for(losses_accepted));
-        let durable = operation.kind == Kind::Flush || operation.fua;
-        let latch = latch.filter(|_| durable);
+        let meets = |(_, bytes): &&(Loss, Range<u64>)| match operation.kind {
+            Kind::Flush => bytes.start == operation.flushed().start,
+            _ => operation.fua && bytes.contains(&operation.offset),
+        };
+        let mut latched = self.latched.iter().filter(meets).map(|(loss, _)| *loss);
+        let latch = latched.find(|loss| loss.counts_for(losses_accepted));
         let fails = match latch {
             Some(loss) => Some(loss.errno),
             None => self.fails(number, &operation),
@@ -377,6 +382,7 @@ impl State {
         let (fails, early, latched) = (one.fails, one.early, one.latched);
         let (kind, length) = (one.operation.kind, one.operation.length);
         let (offset, bytes) = (one.operation.offset, one.operation.bytes);
+        let flushed = one.operation.flushed();
         let effect = one.operation.effect.clone();
         let outcome = match fails {
             None => {
@@ -401,7 +407,7 @@ impl State {
                     && !latched
                     && self.settings.flush_failure == FlushFailure::Forgets
                 {
-                    self.latched = Some(Loss::new(errno));
+                    self.latched.push((Loss::new(errno), flushed));
                 }
                 Outcome::Failed {
                     errno,

@@ -22,8 +22,8 @@ pub fn attach(base: &Arc<Base>, state: &Arc<State>, is_whole: bool) -> Result<()
     let Some(dir) = &base.redo_dir else {
         return Ok(());
     };
-    // There are no feature bits, or nothing here counts what the entries point to.
-    if state.rules.version < 3 || state.rules.external_data {
+    // There are no feature bits.
+    if state.rules.version < 3 {
         return Ok(());
     }
     if state.writer.tables().redo.log().is_some() {

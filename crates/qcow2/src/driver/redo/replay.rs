@@ -67,8 +67,8 @@ pub fn replay(base: &Arc<Base>, state: &Arc<State>, mut log: Box<Log>) -> Result
                 state.image
             );
             let (base, state) = (Arc::clone(base), Arc::clone(state));
-            let node = base.file.node();
-            errand::wait(node, move || apply(base, state, plan, log))??;
+            let nodes = base.nodes();
+            errand::wait(nodes, move || apply(base, state, plan, log))??;
             Ok(Replayed::Done)
         }
     }
@@ -138,11 +138,11 @@ fn plan(base: &Arc<Base>, state: &Arc<State>, records: Vec<Record>) -> Result<Ju
         Ok(lives) => lives,
         Err(why) => return Ok(Err(why)),
     };
-    let node = base.file.node();
+    let nodes = base.nodes();
     let looked = {
         let (base, state) = (Arc::clone(base), Arc::clone(state));
         errand::wait(
-            node,
+            nodes,
             move || async move { look(&base, &state, &lives).await },
         )??
     };
@@ -292,6 +292,14 @@ async fn of_l2(
     if is == life.last {
         return Ok(Ok(None));
     }
+    if state.rules.external_data {
+        // Nobody counts what is there; it is where the guest has it.
+        let place = entry::host_of(&after).map(|host| host.0);
+        return Ok(match place.is_none_or(|host| host == guest) {
+            true => Ok(Some(((miss, number, life.last), None))),
+            false => Err(format!("guest cluster {at} would be elsewhere")),
+        });
+    }
     let has =
         entry::clusters_of(&before, geometry).filter(|_| !matches!(before, Cluster::Compressed(_)));
     let gets = entry::clusters_of(&after, geometry).filter(|gets| has.as_ref() != Some(gets));
@@ -366,7 +374,9 @@ async fn make(base: &Base, state: &State, plan: Plan) -> Result<()> {
                     None => Why::Request,
                     Some(_) => Why::Other,
                 };
-                all.extend(entry::unused(&before, &after, &state.rules, why));
+                if !state.rules.external_data {
+                    all.extend(entry::unused(&before, &after, &state.rules, why));
+                }
             }
             Ok(all)
         })
