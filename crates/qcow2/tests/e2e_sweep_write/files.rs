@@ -142,6 +142,16 @@ fn data_files_over_others() {
 }
 
 #[test]
+fn daemons_with_data_files_are_killed() {
+    let kind = Kind::new("data_file=x,cluster_size=4k", 8);
+    swept(&kind.filled(Filled::Stored).with_redo(), 4);
+    let parts = Kind::new("data_file=x,cluster_size=16k,extended_l2=on", 32);
+    swept(&parts.with_redo(), 3);
+    let raw = Kind::new("data_file=x,data_file_raw=on,cluster_size=512", 1);
+    swept(&raw.with_redo(), 3);
+}
+
+#[test]
 fn data_files_on_two_iothreads() {
     let mut hands = Hands::iothreads().unwrap();
     swept_by(&Kind::new("data_file=x,cluster_size=512", 1), &mut hands, 2);
