@@ -1,7 +1,8 @@
 //! The assembly: all of it under one name.
 
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
@@ -35,6 +36,7 @@ pub struct Assembly {
     exports: Names,
     descriptors: Arc<Descriptors>,
     error_defaults: ErrorDefaults,
+    redo_dir: OnceLock<Arc<Path>>,
 }
 
 impl Assembly {
@@ -48,6 +50,7 @@ impl Assembly {
             exports: Names::default(),
             descriptors: Arc::default(),
             error_defaults: ErrorDefaults::default(),
+            redo_dir: OnceLock::new(),
         }
     }
 
@@ -66,10 +69,18 @@ impl Assembly {
         self.error_defaults.report();
     }
 
+    /// Images that are opened from now on record in `dir`, which no other process uses, what they have acknowledged and not
+    /// flushed: it outlives the process.
+    pub fn record_in(&self, dir: &Path) {
+        // The first one counts.
+        let _set = self.redo_dir.set(dir.into());
+    }
+
     fn means(&self) -> Means<'_> {
         Means {
             groups: self.objects.groups(),
             descriptors: &self.descriptors,
+            redo_dir: self.redo_dir.get(),
         }
     }
 

@@ -1,5 +1,6 @@
 //! From the options of one node to its driver.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
@@ -30,6 +31,8 @@ pub struct Means<'a> {
     pub groups: &'a Groups,
     /// Descriptors that clients of monitors have passed.
     pub descriptors: &'a Arc<Descriptors>,
+    /// Where images record what is acknowledged and not flushed.
+    pub redo_dir: Option<&'a Arc<Path>>,
 }
 
 /// From here on it goes on to its end, whoever waits for it.
@@ -107,6 +110,7 @@ pub async fn open(
     Means {
         groups,
         descriptors,
+        redo_dir,
     }: Means<'_>,
 ) -> Result<Box<dyn Driver>, SetupError> {
     let base = options.base;
@@ -127,6 +131,7 @@ pub async fn open(
                 data_file: children.get(DATA_FILE).map(Arc::clone),
                 backing: children.get(BACKING).map(Arc::clone),
                 named: children.named,
+                redo_dir: redo_dir.map(Arc::clone),
             };
             Box::new(Qcow2::open(qcow2_node::options(name, below, &base, &qcow2)?).await?)
         }

@@ -1,5 +1,6 @@
 //! The options of a qcow2 node, from the wire to the driver.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,6 +24,8 @@ pub struct Below {
     pub backing: Option<Arc<Node>>,
     /// What the image has said of them, as far as they are those.
     pub named: Names,
+    /// Where it records what is acknowledged and not flushed.
+    pub redo_dir: Option<Arc<Path>>,
 }
 
 /// What the driver is to be opened with.
@@ -46,6 +49,7 @@ pub fn options(
         named_backing: below.named.backing,
         data_file: below.data_file,
         named_data: below.named.data_file,
+        redo_dir: below.redo_dir,
         caches: CacheSizes {
             all: not_negative("cache-size", qcow2.cache_size)?,
             l2: not_negative("l2-cache-size", qcow2.l2_cache_size)?,
@@ -133,6 +137,7 @@ mod tests {
             data_file: None,
             backing: None,
             named: Names::default(),
+            redo_dir: None,
         };
         options("a", below, &parsed.base, &qcow2).map_err(|error| error.desc)
     }

@@ -206,6 +206,9 @@ impl Daemon {
             let restored = state::restore(dir, registry).await;
             self.saver =
                 restored.map_err(|text| format!("--state-dir {}: {text}", dir.display()))?;
+            if self.saver.is_some() {
+                self.assembly.record_in(dir);
+            }
         }
         if line.compat == Compat::Qsd {
             self.assembly.report_errors();

@@ -50,8 +50,8 @@ pub fn on_device(path: &Path) -> Value {
         "cache": { "direct": true } })
 }
 
-/// A daemon with a state, and with the export `vda` of the image in `file`, on two iothreads. Whatever fails is held. Whoever dies
-/// under a guest that lives on must not have promised what was in its memory only: a guest with `write_through` knows of no such promise.
+/// A daemon with a state, and with the export `vda` of the image in `file`, on two iothreads. Whatever fails is held. A
+/// guest with `write_through` knows of no write cache.
 pub fn serve(file: &Value, write_through: bool) -> Result<Server> {
     Setup::new()?
         .iothreads(2)

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{L2Cache, Slice};
 use super::overlap::{Metadata, OverlapCheck};
-use super::redo::Redo;
+use super::redo::recorder::Redo;
 use super::refcounts::{Piece, Refcounts};
 use super::sector::{BYTES, Sector};
 use crate::format::l1::ENTRY_BYTES;

@@ -7,9 +7,9 @@ use block::Result;
 use block::state_file::boot_id;
 
 use super::log::Log;
+use super::recorder::{Redo, tag_of};
 use super::replay::{Replayed, replay};
 use super::ring::Head;
-use super::{Redo, tag_of};
 use crate::driver::base::Base;
 use crate::driver::state::State;
 

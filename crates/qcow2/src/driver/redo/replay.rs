@@ -12,8 +12,8 @@ use std::sync::Arc;
 use block::Result;
 
 use super::log::Log;
-use super::record::{Change, Which};
-use super::{Redo, record::Record};
+use super::record::{Change, Record, Which};
+use super::recorder::Redo;
 use crate::check::{self, Limits};
 use crate::driver::alloc;
 use crate::driver::base::Base;
