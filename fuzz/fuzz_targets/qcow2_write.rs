@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use block::{Attachment, Io, Node, OwnedBuffer};
+use drivers::{NullCo, NullOptions};
 use libfuzzer_sys::fuzz_target;
 use qcow2::check::{Limits, Report, check};
 use qcow2::{CacheSizes, Image, Qcow2, Qcow2Options};
@@ -41,6 +42,7 @@ fuzz_target!(|bytes: &[u8]| {
             l2_entry: Some(512),
             ..CacheSizes::default()
         },
+        data_file: data_file(image),
         discard: true,
         ..Qcow2Options::new("disk0", node)
     }));
@@ -62,6 +64,18 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(after.corruptions + after.errors, 0, "{:?}", after.findings);
     }
 });
+
+/// Where the data of an image are that has them elsewhere: the disk may be longer than there is memory.
+fn data_file(image: &[u8]) -> Option<Arc<Node>> {
+    let image = Image::open(&image).ok()?;
+    let null = NullCo::new(NullOptions {
+        size: Some(1 << 41),
+        read_zeroes: Some(true),
+        ..NullOptions::default()
+    });
+    let has_data = image.header.features.has_external_data();
+    has_data.then(|| Node::new("data0", Box::new(null)))
+}
 
 fn checked(image: &[u8]) -> Option<Report> {
     let limits = Limits {

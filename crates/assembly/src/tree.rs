@@ -470,3 +470,29 @@ fn place(beside: Option<String>, here: String) -> Result<(String, bool), (String
     let is_device = found.is_some_and(|found| found.file_type().is_block_device());
     Ok((path, is_device))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::place;
+
+    /// A daemon and a tool that was called beside the image would write to different files.
+    #[test]
+    fn a_relative_name_leads_to_one_file_or_to_none() {
+        let dir = tempfile::tempdir().unwrap();
+        let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+        let (beside, here) = (at("image/data"), at("here/data"));
+        std::fs::create_dir(dir.path().join("image")).unwrap();
+        std::fs::create_dir(dir.path().join("here")).unwrap();
+        let look = || place(Some(beside.clone()), here.clone());
+        assert_eq!(look(), Ok((beside.clone(), false)), "to be told of");
+        std::fs::write(&here, "").unwrap();
+        assert_eq!(look(), Ok((here.clone(), false)));
+        std::fs::hard_link(&here, &beside).unwrap();
+        assert_eq!(look(), Ok((beside.clone(), false)), "the same");
+        std::fs::remove_file(&here).unwrap();
+        assert_eq!(look(), Ok((beside.clone(), false)));
+        std::fs::write(&here, "").unwrap();
+        assert_eq!(look(), Err((beside.clone(), here.clone())));
+        assert_eq!(place(None, here.clone()), Ok((here.clone(), false)));
+    }
+}

@@ -154,15 +154,15 @@ pub async fn clear_raw(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Makes bytes of a raw data file, from the end of the disk to `length`, a part of the disk: they become zeroes there, and
-/// entries point to them, as they did if the guest had written them.
+/// Makes bytes of a raw data file, from the end of the disk to `length`, a part of the disk: they become zeroes there, as far
+/// as there may be anything else (up to `stale`), and entries point to them, as if the guest had written them.
 ///
 /// # Errors
 /// The storage's.
-pub async fn show(base: &Base, state: &State, length: u64) -> Result<()> {
+pub async fn show(base: &Base, state: &State, length: u64, stale: u64) -> Result<()> {
     let geometry = &state.rules.geometry;
     let size = geometry.cluster_size();
-    let (from, end) = (state.length, base.data().length().min(length));
+    let (from, end) = (state.length, stale.min(length));
     if from < end {
         let zeroes = Io::write_zeroes(from, end - from, true);
         base.data().submit(zeroes).await?;
@@ -210,19 +210,22 @@ pub fn check_length(base: &Base, length: u64) -> Result<()> {
     }
 }
 
-/// Makes the data file long enough for a disk of `length` bytes. Called where nothing is in flight, on a control thread.
+/// Makes the data file long enough for a disk of `length` bytes. Called where nothing is in flight, on a control thread. Returns up to
+/// where there may be something other than zeroes.
 ///
 /// # Errors
 /// The storage's.
-pub fn lengthen(base: &Base, length: u64) -> Result<()> {
-    match base
-        .data_file
-        .as_ref()
-        .filter(|data| data.length() < length)
-    {
-        None => Ok(()),
-        Some(data) => data.node().resize(length),
+pub fn lengthen(base: &Base, length: u64) -> Result<u64> {
+    let Some(data) = &base.data_file else {
+        return Ok(0);
+    };
+    let before = data.length();
+    if before >= length {
+        return Ok(before);
     }
+    let grows_zeroed = data.limits().grows_zeroed;
+    data.node().resize(length)?;
+    Ok(if grows_zeroed { before } else { length })
 }
 
 /// The disk is `length` bytes long: what its data file has behind that is cut off, as QEMU does it.

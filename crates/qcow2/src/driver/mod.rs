@@ -376,9 +376,10 @@ impl Resize for Qcow2 {
         let longer = self
             .run(move |base, state| async move { resize::longer_l1(&base, &state, length).await });
         self.state.store(Arc::new(longer?));
-        data_file::lengthen(&self.base, length)?;
-        let resized =
-            self.run(move |base, state| async move { resize::resize(&base, &state, length).await });
+        let stale = data_file::lengthen(&self.base, length)?;
+        let resized = self.run(move |base, state| async move {
+            resize::resize(&base, &state, length, stale).await
+        });
         self.state.store(Arc::new(resized?));
         if length < before {
             data_file::shorten(&self.base, length);

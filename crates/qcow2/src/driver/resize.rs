@@ -88,13 +88,14 @@ fn hides(state: &State) -> Result<()> {
     Err(BlockError::new(libc::ENOTSUP, text))
 }
 
-/// Makes the disk `length` bytes long, for which the L1 table is long enough. Nothing is in flight.
+/// Makes the disk `length` bytes long, for which the L1 table is long enough, and the data file, which may have anything up to `stale`. Nothing
+/// is in flight.
 ///
 /// # Errors
 /// The storage's; the length is what it was then.
-pub async fn resize(base: &Base, state: &State, length: u64) -> Result<State> {
+pub async fn resize(base: &Base, state: &State, length: u64, stale: u64) -> Result<State> {
     match length >= state.length {
-        true => longer(base, state, length).await,
+        true => longer(base, state, length, stale).await,
         false => shorter(base, state, length).await,
     }
 }
@@ -103,7 +104,7 @@ fn up(state: &State, length: u64) -> u64 {
     length.next_multiple_of(state.rules.geometry.cluster_size())
 }
 
-async fn longer(base: &Base, state: &State, length: u64) -> Result<State> {
+async fn longer(base: &Base, state: &State, length: u64, stale: u64) -> Result<State> {
     // What is there has never been the guest's, or is not any more.
     let behind = state.length..up(state, state.length);
     if !state.raw_data {
@@ -117,7 +118,7 @@ async fn longer(base: &Base, state: &State, length: u64) -> Result<State> {
         zero::range(base, state, shown, Clear::Keep, false).await?;
     }
     if state.raw_data {
-        data_file::show(base, state, length).await?;
+        data_file::show(base, state, length, stale).await?;
     }
     rounds::write_back(base, state).await?;
     switch_size(base, state, length).await?;
