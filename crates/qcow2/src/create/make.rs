@@ -396,15 +396,18 @@ impl Making {
     }
 }
 
-/// From where on `node` is zeroes: the beginning of `range`, which goes up to where it ends, or its end.
+/// From where on all of `range` of `node` is zeroes, up to where it ends: behind the last of it that is not. The block with the
+/// end of a file that had another length is none.
 async fn blank_from(node: &Child, range: Range<u64>) -> Result<u64> {
-    let mut blank = true;
-    let look = node.extents(range.clone(), |_, extent| blank &= extent.zero);
+    let mut blank = range.start;
+    let look = node.extents(range.clone(), |at, extent| {
+        if !extent.zero {
+            blank = at + extent.bytes;
+        }
+    });
     // It need not know.
-    let known = look.await.is_ok();
-    Ok(if known && blank {
-        range.start
-    } else {
-        range.end
-    })
+    match look.await {
+        Ok(()) => Ok(blank.min(range.end)),
+        Err(_) => Ok(range.end),
+    }
 }
