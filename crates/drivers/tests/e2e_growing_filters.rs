@@ -214,12 +214,12 @@ mod tests {
         image.as_file().set_len(4096).expect("sparse");
         let file = file(image.path(), false);
         let null = Node::new("null0", Box::new(NullCo::new(NullOptions::default())));
-        for (below, resize) in [(&file, false), (&null, true)] {
+        for (below, resize, errno) in [(&file, false, libc::EINVAL), (&null, true, libc::ENOSPC)] {
             let quota = quota(below, MIB, resize);
             let end = quota.driver().length();
             let write = Op::write(end, data(1, 4096));
             let refused = bench.run(&above(&quota, true), write.clone());
-            assert_eq!(refused.expect_err("refused").errno(), libc::EINVAL);
+            assert_eq!(refused.expect_err("refused").errno(), errno);
             bench
                 .run(&above(&quota, false), write)
                 .expect_err("refused");

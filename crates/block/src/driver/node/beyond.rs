@@ -5,6 +5,7 @@ use std::sync::Weak;
 use super::{Child, GuestFault, Node};
 use crate::driver::future::IoFuture;
 use crate::driver::io::Io;
+use crate::words::error::BlockError;
 use crate::words::permissions::Permissions;
 use crate::words::request::Operation;
 
@@ -22,16 +23,22 @@ impl Node {
             match io.op {
                 Operation::Read | Operation::Discard => return self.submit_clipped(io),
                 Operation::Write | Operation::WriteZeroes { .. } => {
-                    if edge.access().held.contains(Permissions::RESIZE)
-                        && let Some(grown) = self.submit_growing(io)
-                    {
-                        return grown;
+                    if edge.access().held.contains(Permissions::RESIZE) {
+                        let full = || IoFuture::ready(Err(self.full_error(&io)));
+                        return self.submit_growing(io).unwrap_or_else(full);
                     }
                 }
                 Operation::Flush => {}
             }
         }
         IoFuture::ready(Err(self.fault_error(fault, &io)))
+    }
+
+    /// As a device says it that ends there: the policy for want of space decides.
+    fn full_error(&self, io: &Io<'_>) -> BlockError {
+        let length = self.driver.length();
+        let text = format!("it has {length} bytes, and does not grow");
+        BlockError::new(libc::ENOSPC, text).at(&self.name, io.offset, io.bytes)
     }
 
     /// What of a read or discard lies inside; behind that there are zeroes.
