@@ -145,6 +145,14 @@ impl Usage {
         count.copied().map_or(0, u64::from)
     }
 
+    /// Whether a cluster is used for this, and for nothing else.
+    pub fn is_only(&self, cluster: u64, what: Use) -> bool {
+        let chunk = self.chunks.get(&(cluster >> CHUNK_BITS));
+        let marks = chunk.and_then(|chunk| chunk.marks.get(within(cluster)));
+        let uses = marks.map_or(0, |marks| marks & !(STORED | STORED_ONE));
+        uses == what as u16 && (what.is_shared() || self.count(cluster) == 1)
+    }
+
     /// Remembers a stored refcount, which is not 0, of a cluster that is referenced.
     pub fn set_stored(&mut self, cluster: u64, refcount: u64) {
         let chunk = self.chunks.get_mut(&(cluster >> CHUNK_BITS));
@@ -224,11 +232,16 @@ mod tests {
             "it cannot be there twice"
         );
         assert_eq!(usage.count(3), 4);
+        usage.mark(10, Use::L1Table, 1).unwrap();
+        usage.mark(11, Use::L2Table, 2).unwrap();
+        assert!(usage.is_only(10, Use::L1Table) && usage.is_only(11, Use::L2Table));
+        assert!(!usage.is_only(9, Use::L1Table) && !usage.is_only(3, Use::Data));
+        assert!(!usage.is_only(12, Use::Data));
         assert!(!usage.is_stored_one(9));
         usage.set_stored(9, 1);
         assert!(usage.is_stored_one(9));
         let all: Vec<_> = usage.referenced().collect();
-        assert_eq!(all, [(3, 4), (9, 2)]);
+        assert_eq!(all, [(3, 4), (9, 2), (10, 1), (11, 2)]);
     }
 
     #[test]

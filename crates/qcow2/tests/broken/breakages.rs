@@ -212,6 +212,11 @@ table! {
     "header: L1 table between two clusters" => |v| { v.change(40, |at| at + 256); }
     "header: L1 table beyond the end" => |v| { let at = v.beyond(); v.put(40, at); }
     "header: L1 table is other metadata" => |v| { let at = v.metadata()?; v.put(40, at); }
+    "header: L1 table over what is behind it" => |v| {
+        let behind = v.clusters() - v.header.l1_offset.0 / v.cluster();
+        let entries = behind.min(4) * v.cluster() / 8;
+        v.put32(36, u32::try_from(entries).unwrap());
+    }
     "header: refcount table between two clusters" => |v| { v.change(48, |at| at + 256); }
     "header: refcount table beyond the end" => |v| { let at = v.beyond(); v.put(48, at); }
     "header: refcount table too long" => |v| { v.put32(56, 0x0800_0000); }

@@ -141,3 +141,14 @@ pub fn peer(path: &PathBuf) -> (Verdict, String) {
     };
     (verdict, words)
 }
+
+/// What QEMU reads of it; none: not all of it can be read.
+pub fn disk(path: &Path) -> Option<Vec<u8>> {
+    let raw = path.with_extension("raw");
+    let mut convert = Command::new("qemu-img");
+    convert
+        .args(["convert", "-f", "qcow2", "-O", "raw"])
+        .args([path, &raw]);
+    let output = convert.output().unwrap();
+    output.status.success().then(|| std::fs::read(raw).unwrap())
+}

@@ -3,6 +3,7 @@
 use std::io;
 
 use super::super::copied::in_place;
+use super::super::usage::Use;
 use super::counted::{Counted, Fix};
 use crate::format::EntryError;
 use crate::format::HostOffset;
@@ -91,25 +92,30 @@ const fn without_nonsense(entry: L2Entry, error: EntryError) -> L2Entry {
     }
 }
 
-/// Changes entries of the disk's tables, and flushes. False: all were right.
+/// Changes entries of the disk's tables, and flushes. A table that is also something else keeps what it has: its entries are
+/// perhaps another table's, which says by them where the guest's data is. False: all were right.
 fn change(
     storage: &mut dyn WriteAt,
     counted: &Counted,
     l1: impl Fn(L1Entry) -> L1Entry,
     l2: impl Fn(L2Entry) -> L2Entry,
 ) -> io::Result<bool> {
+    let geometry = counted.geometry();
+    let is_only = |at: u64, what| {
+        let cluster = geometry.cluster_of(HostOffset(at)).0;
+        counted.usage.is_only(cluster, what)
+    };
     let mut changed = false;
     for (number, index) in counted.l1.iter().zip(0..) {
         let new = l1(L1Entry(*number)).0;
-        if new != *number {
-            let at = counted.header.l1_offset.0 + index * l1::ENTRY_BYTES as u64;
+        let at = counted.header.l1_offset.0 + index * l1::ENTRY_BYTES as u64;
+        if new != *number && is_only(at, Use::L1Table) {
             storage.write_at(at, &new.to_be_bytes())?;
             changed = true;
         }
     }
-    let geometry = counted.geometry();
     for offset in &counted.l2_tables {
-        if !geometry.is_cluster_start(HostOffset(*offset)) {
+        if !geometry.is_cluster_start(HostOffset(*offset)) || !is_only(*offset, Use::L2Table) {
             // What seems to be a table is something else.
             continue;
         }
