@@ -288,7 +288,8 @@ pub fn command() -> Command {
                 .value_name("DIR")
                 .help(
                     "Keep run state, I/O status, errors and counters in this directory, for the \
-                     daemon that is started next with the same options",
+                     daemon that is started next with the same options, and what is acknowledged \
+                     of qcow2 images and not flushed, in case this one is killed",
                 )
                 .value_parser(clap::value_parser!(PathBuf))
                 .value_hint(ValueHint::DirPath)

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use frontend::Options;
-use harness::{MIB, PATIENCE, Server, Setup, iothreads};
+use harness::{MIB, PATIENCE, Server, Setup, eventually, iothreads};
 use serde_json::{Value, json};
 use testkit::qcow2_image::{create, is_clean, is_not_corrupt, run, to_raw};
 use testkit::{Driver, Mix, Place, Rng, Workload, lives, rounds};
@@ -174,4 +174,62 @@ fn killed_with_subclusters() -> Result<()> {
         scope: "device",
     };
     killed_over_and_over(shape, 3, rounds(6, 100))
+}
+
+/// Between two daemons: what the next one says, and what the image has. Nothing of the dead one is made again over what others have written.
+#[test]
+fn the_next_one_says_what_has_become_of_it() -> Result<()> {
+    let shape = Shape {
+        options: "cluster_size=64k",
+        queues: 1,
+        scope: "vm",
+    };
+    for others_write in [false, true] {
+        let mut server = server(shape)?;
+        let image = server.path("disk0.qcow2");
+        let name = image.to_str().context("text")?;
+        let mut driver = Driver::new(Workload {
+            seed: 7,
+            requests: u64::MAX,
+            depth: 4,
+            blocks: BLOCKS,
+            mix: Mix {
+                read: 0,
+                write: 100,
+                write_zeroes: 0,
+                discard: 0,
+                flush: 0,
+            },
+            timeout: PATIENCE,
+            ..Workload::default()
+        });
+        let mut disk = server.disk_with("vda", Options::default())?;
+        driver.go_on_for(&mut disk, Duration::from_millis(50))?;
+        server.daemon.kill()?;
+        drop(disk);
+        if others_write {
+            run("qemu-io", &["-fqcow2", "-c", "write -q -P 9 0 64k", name])?;
+        }
+        server.start_again()?;
+        let texts = [
+            "are made again",
+            "are lost: somebody else has written the image since",
+        ];
+        let [other, one] = if others_write {
+            texts
+        } else {
+            [texts[1], texts[0]]
+        };
+        let said = || server.daemon.stderr();
+        eventually("it says what has become of it", || Ok(said().contains(one)))?;
+        ensure!(!said().contains(other), "{}", said());
+        server.daemon.terminate(PATIENCE)?;
+        let left = std::fs::read_dir(server.path("state"))?.count();
+        ensure!(left == 1, "{left} files are left beside the state");
+        is_not_corrupt(&image)?;
+        if others_write {
+            run("qemu-io", &["-rfqcow2", "-c", "read -q -P 9 0 64k", name])?;
+        }
+    }
+    Ok(())
 }

@@ -18,6 +18,9 @@ use std::sync::Arc;
 use block::{Access, Node, Permissions};
 use drivers::file::Medium;
 use standfast_qcow2::CacheSizes;
+use standfast_qcow2::check::{Limits, check};
+use standfast_qcow2::driver::{RedoChange, RedoHead, RedoRecord, RedoRing, RedoTable};
+use standfast_qcow2::format::{GuestOffset, L2Entry};
 use testkit::qcow2_image::{create, run};
 use testkit::{Place, Rng};
 
@@ -341,4 +344,167 @@ fn a_log_that_is_full() {
     let name = image.path.to_str().unwrap();
     run("qemu-img", &["check", "-qfqcow2", "-rleaks", name]).unwrap();
     qemu_agrees(&image.path, &content, "a log that was full");
+}
+
+/// Records that nobody has written for this image, with its tag: they are made again or they are not, but the image stays whole.
+#[test]
+fn records_of_anybody_do_no_harm() {
+    let rounds = match std::env::var_os("STANDFAST_SOAK") {
+        Some(_) => 20_000,
+        None => 150,
+    };
+    for (options, seed) in [
+        ("cluster_size=512", 1),
+        ("cluster_size=16k,extended_l2=on", 2),
+    ] {
+        let image = Image::new(options, MIB);
+        // Two L2 tables at least, and one that a snapshot has, too.
+        let name = image.path.to_str().unwrap();
+        let writes = ["-c", "write -q -P 1 0 80k", "-c", "write -q -P 2 300k 40k"];
+        run("qemu-io", &[&["-fqcow2"], &writes[..], &[name]].concat()).unwrap();
+        run("qemu-img", &["snapshot", "-c", "one", name]).unwrap();
+        // And clusters that are free.
+        let writes = [
+            "-c",
+            "write -q -P 3 0 64k",
+            "-c",
+            "write -q -P 3 512k 256k",
+            "-c",
+            "discard -q 512k 256k",
+        ];
+        run("qemu-io", &[&["-fqcow2"], &writes[..], &[name]].concat()).unwrap();
+        let whole = image.bytes();
+        let mut rng = Rng::new(seed);
+        let mut made = 0;
+        for round in 0..rounds {
+            let what = format!("{options}, round {round}");
+            image.put(&whole);
+            let tag = 1 + u32::try_from(rng.below(1000)).unwrap();
+            let records = any_records(&whole, &mut rng);
+            image.leave(tag, &records);
+            let node = image.open();
+            image.bench.close(node);
+            made += u32::from(image.bytes()[512..] != whole[512..]);
+            let bytes = image.bytes();
+            let bytes = &bytes[..];
+            let opened = standfast_qcow2::Image::open(&bytes).unwrap();
+            let report = check(&opened, &Limits::default());
+            let bad = report.corruptions + report.errors;
+            assert_eq!(bad, 0, "{what}: {:?}: {records:?}", report.findings);
+        }
+        assert!(
+            made > rounds / 20 && made < rounds,
+            "{options}: {made} of {rounds}"
+        );
+    }
+}
+
+impl Image {
+    /// As if a daemon had left these records.
+    fn leave(&self, tag: u32, records: &[RedoRecord]) {
+        let bytes = self.bytes();
+        let mut marked = bytes.clone();
+        marked[88..92].copy_from_slice(&tag.to_be_bytes());
+        self.put(&marked);
+        let node = self.bench.open(&self.path, CacheSizes::default()).unwrap();
+        let bytes = &bytes[..];
+        let opened = standfast_qcow2::Image::open(&bytes).unwrap();
+        let head = RedoHead {
+            tag,
+            cluster_bits: opened.geometry().cluster_bits(),
+            extended: opened.geometry().extended_l2(),
+            boot_id: block::state_file::boot_id().unwrap(),
+            image: node.driver().children()[0].node().image(),
+        };
+        let mut ring = RedoRing::new(vec![0; 1 << 20], &head).unwrap();
+        for record in records {
+            assert!(ring.push(record));
+        }
+        let state = self.place.file("state");
+        let old = fs::read_dir(&state).unwrap();
+        old.for_each(|file| fs::remove_file(file.unwrap().path()).unwrap());
+        let path = state.join(format!("qcow2-{tag:08x}.redo"));
+        fs::write(path, ring.storage()).unwrap();
+    }
+}
+
+/// Mostly of what the image has, and what it could become.
+fn any_records(bytes: &[u8], rng: &mut Rng) -> Vec<RedoRecord> {
+    const COPIED: u64 = 1 << 63;
+    let image = standfast_qcow2::Image::open(&bytes).unwrap();
+    let geometry = image.geometry();
+    let size = geometry.cluster_size();
+    let l1_at = index(image.header.l1_offset.0);
+    let l1 = |number: usize| {
+        let at = l1_at + number * 8;
+        u64::from_be_bytes(bytes[at..at + 8].try_into().unwrap())
+    };
+    let l1_entries = usize::try_from(image.header.l1_entries).unwrap();
+    let clusters = bytes.len() as u64 / size;
+    let mut records: Vec<RedoRecord> = Vec::new();
+    let mut last: Option<RedoChange> = None;
+    for _ in 0..1 + rng.below(6) {
+        // Behind the end, sometimes, where nothing is counted.
+        let host = rng.below(clusters + 3) * size;
+        let entry = |descriptor| L2Entry {
+            descriptor,
+            bitmap: 0,
+        };
+        let mut change = match rng.below(5) {
+            0 => {
+                let number = index(rng.below(l1_entries as u64 + 1));
+                let before = if number < l1_entries { l1(number) } else { 0 };
+                RedoChange {
+                    which: RedoTable::L1,
+                    at: number as u64,
+                    before: entry(before),
+                    after: entry(host | COPIED),
+                }
+            }
+            _ => {
+                let end = [MIB + 2 * size, 64 << 10][index(rng.below(4).min(1))];
+                let at = rng.below(end / size);
+                let place = geometry.place(GuestOffset(at * size));
+                let table = match index(place.l1) {
+                    number if number < l1_entries => l1(number) & !COPIED,
+                    _ => 0,
+                };
+                let before = match table {
+                    0 => L2Entry::default(),
+                    table => L2Entry::read(&bytes[index(table)..], place.l2, geometry).unwrap(),
+                };
+                let (after, bits) = match rng.below(6) {
+                    0 => (L2Entry::default(), 0),
+                    1 => (
+                        entry(u64::from(!geometry.extended_l2())),
+                        rng.below(1 << 32) << 32,
+                    ),
+                    2 => (entry(before.descriptor ^ COPIED), before.bitmap),
+                    3 => (entry(rng.next_u64()), rng.next_u64()),
+                    _ => (entry(host | COPIED), rng.below(1 << 32)),
+                };
+                let bitmap = match geometry.extended_l2() {
+                    true => bits,
+                    false => 0,
+                };
+                RedoChange {
+                    which: RedoTable::L2,
+                    at,
+                    before,
+                    after: L2Entry { bitmap, ..after },
+                }
+            }
+        };
+        // The same entry once more.
+        if let Some(last) = last.filter(|_| rng.below(4) == 0) {
+            change = RedoChange {
+                before: last.after,
+                after: last.before,
+                ..last
+            };
+        }
+        last = Some(change);
+        records.push(RedoRecord::of(&change));
+    }
+    records
 }

@@ -187,7 +187,7 @@ fn daemons_are_killed() {
         ("cluster_size=512,refcount_bits=64", 1),
         ("cluster_size=512,refcount_bits=1", 1),
     ] {
-        swept(&Kind::new(options, cluster).with_redo(), 4);
+        swept(&Kind::new(options, cluster).with_redo(), 2);
     }
     swept(
         &Kind::new("cluster_size=512", 1)
@@ -196,7 +196,7 @@ fn daemons_are_killed() {
         3,
     );
     let snapshots = Kind::new("cluster_size=512", 1).filled(Filled::Snapshots);
-    swept(&snapshots.with_redo(), 3);
+    swept(&snapshots.with_redo(), 2);
     let bitmaps = Kind::new("cluster_size=4k", 8).filled(Filled::BitmapsThatFollow);
     swept(&bitmaps.with_redo(), 2);
     let compressed = Kind::new("cluster_size=4k", 8).filled(Filled::Compressed);

@@ -179,13 +179,21 @@ async fn look(base: &Base, state: &State, lives: &Lives) -> Result<Judged<Plan>>
     let mut tables = BTreeMap::new();
     for (&(which, at), life) in lives {
         let judged = match which {
-            Which::L1 => of_l1(base, state, at, life).map(|(index, table, changes)| {
-                tables.insert(index, table);
-                changes.then(|| {
-                    plan.l1.push((index, table));
-                    state.rules.geometry.cluster_of(table)
-                })
-            }),
+            Which::L1 => match of_l1(base, state, at, life) {
+                Ok((index, table, changes)) => {
+                    tables.insert(index, table);
+                    match changes {
+                        false => Ok(None),
+                        true => is_that_table(base, state, lives, index, table)
+                            .await?
+                            .map(|()| {
+                                plan.l1.push((index, table));
+                                Some(state.rules.geometry.cluster_of(table))
+                            }),
+                    }
+                }
+                Err(why) => Err(why),
+            },
             Which::L2 => of_l2(base, state, &tables, at, life).await?.map(|changed| {
                 let (change, claims) = changed?;
                 plan.l2.push(change);
@@ -249,6 +257,38 @@ fn of_l1(base: &Base, state: &State, at: u64, life: &Life) -> Judged<(usize, Hos
     Ok((index, table, now != last))
 }
 
+/// Whether in a table to which nothing points yet is what was there: all that has not changed since is as in the table in whose
+/// place it comes, if there is one.
+async fn is_that_table(
+    base: &Base,
+    state: &State,
+    lives: &Lives,
+    index: usize,
+    table: HostOffset,
+) -> Result<Judged<()>> {
+    let geometry = &state.rules.geometry;
+    let bytes = geometry.cluster_bytes();
+    let former = state.l1_entry(index).table(geometry).ok().flatten();
+    let before = match former {
+        Some(former) => Some(base.read(former, bytes).await?),
+        None => None,
+    };
+    let after = base.read(table, bytes).await?;
+    for entry in 0..geometry.l2_entries() {
+        let guest = geometry.guest_offset(index as u64, entry);
+        let guest = guest.map(|guest| guest.0 >> geometry.cluster_bits());
+        if guest.is_some_and(|guest| lives.contains_key(&(Which::L2, guest))) {
+            continue;
+        }
+        let of = |bytes: &[u8]| L2Entry::read(bytes, entry, geometry).unwrap_or_default();
+        let was = before.as_deref().map_or_else(L2Entry::default, of);
+        if of(&after) != was {
+            return Ok(Err(format!("at {table} there is none of its tables")));
+        }
+    }
+    Ok(Ok(()))
+}
+
 /// An entry that changes, and the cluster that it gets; none: it is what it is to be.
 type Changed = Option<((Miss, usize, L2Entry), Option<HostCluster>)>;
 
@@ -302,12 +342,20 @@ async fn of_l2(
     }
     let has =
         entry::clusters_of(&before, geometry).filter(|_| !matches!(before, Cluster::Compressed(_)));
-    let gets = entry::clusters_of(&after, geometry).filter(|gets| has.as_ref() != Some(gets));
-    if gets.is_some() && !life.last.is_copied() {
+    let gets = entry::clusters_of(&after, geometry);
+    let keeps = gets.is_some() && gets == has;
+    // What it has may be a snapshot's, too, and stays that.
+    let is_owner = if keeps {
+        is.is_copied()
+    } else {
+        gets.is_some()
+    };
+    if is_owner != life.last.is_copied() {
         return Ok(Err(format!(
             "guest cluster {at} would have another's cluster"
         )));
     }
+    let gets = gets.filter(|_| !keeps);
     let claims = gets.map(|gets| HostCluster(gets.start));
     Ok(Ok(Some(((miss, number, life.last), claims))))
 }

@@ -17,6 +17,8 @@ const START_AT: usize = 2048;
 pub const SLOTS: usize = (BYTES - SLOTS_AT) / record::BYTES;
 /// The number of the first record: slots that were never written have none.
 const FIRST: u64 = 1;
+/// The last number of the first one that counts.
+const LAST: u64 = u64::MAX >> 1;
 
 const MAGIC: &[u8; 8] = b"SFREDO\0\x01";
 
@@ -128,7 +130,9 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Ring<M> {
         }
         let head = Head::decode(bytes.as_ref())?;
         let start = bytes.as_ref().get(START_AT..)?.first_chunk()?;
+        // So many nobody writes.
         let start = u64::from_le_bytes(*start);
+        let start = Some(start).filter(|start| *start <= LAST)?;
         let mut this = Self {
             bytes,
             tag: head.tag,
@@ -136,7 +140,7 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Ring<M> {
             next: start,
         };
         while this.room() > 0 && this.get(this.next).is_some() {
-            this.next = this.next.checked_add(1)?;
+            this.next += 1;
         }
         Some((head, this))
     }
