@@ -173,11 +173,13 @@ pub mod rules {
         }
     }
 
-    /// A child with data alone, which a format makes longer while its users write.
+    /// A child with data alone, which a format makes longer while its users write. What does not change for them (a copy of what
+    /// is behind) is written there, too.
     pub const fn data(above: Access) -> Access {
-        let own = match above.held.contains(Permissions::WRITE) {
-            true => Permissions::RESIZE.and(Permissions::CONSISTENT_READ),
-            false => Permissions::CONSISTENT_READ,
+        let writing = Permissions::WRITE.and(Permissions::WRITE_UNCHANGED);
+        let own = match above.held.both(writing).is_empty() {
+            false => MODIFIES.and(Permissions::CONSISTENT_READ),
+            true => Permissions::CONSISTENT_READ,
         };
         Access {
             held: above.held.and(own),
@@ -318,6 +320,11 @@ mod tests {
                 Rule::Data,
                 writer,
                 access(WRITE.and(resize), all.without(resize)),
+            ),
+            (
+                Rule::Data,
+                access(unchanged, all),
+                access(WRITE.and(resize).and(unchanged), all.without(resize)),
             ),
             (Rule::Backing, writer, reader),
             (Rule::Backing, exclusive, access(READ, unchanged)),
