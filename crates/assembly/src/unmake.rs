@@ -15,7 +15,18 @@ const ANSWER_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// Nothing is in flight any more, as long as this exists.
 #[derive(Debug)]
-pub struct Settled(#[expect(dead_code, reason = "held for its drop")] Vec<Drained>);
+pub struct Settled {
+    #[expect(dead_code, reason = "held for its drop")]
+    drained: Vec<Drained>,
+    is_whole: bool,
+}
+
+impl Settled {
+    /// Whether nodes have written back all that they had. The log names those that have not.
+    pub const fn is_whole(&self) -> bool {
+        self.is_whole
+    }
+}
 
 /// Freezes all, ends the link to the VMM, and waits for what is in flight.
 pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled {
@@ -52,12 +63,17 @@ pub(crate) async fn settle(registry: &Registry, reason: &'static str) -> Settled
     for (export, drained) in &drained {
         warn_of_held(&**export, drained);
     }
+    let mut is_whole = true;
     for node in registry.nodes() {
         if let Some(left) = node.left_unwritten() {
+            is_whole = false;
             tracing::error!("{left}; the daemon ends without it");
         }
     }
-    Settled(drained.into_iter().map(|(_, drained)| drained).collect())
+    Settled {
+        drained: drained.into_iter().map(|(_, drained)| drained).collect(),
+        is_whole,
+    }
 }
 
 /// What the exports have in flight, for the log: one line each of those that have something.

@@ -183,9 +183,9 @@ async fn run(line: CommandLine, startup: Option<Startup>) -> ExitCode {
     // Kept when a second signal comes: dropping iothreads would wait for the storage.
     let mut closing = pin!(daemon.close(reason));
     tokio::select! {
-        () = &mut closing => {
+        is_whole = &mut closing => {
             incidents.tell();
-            code
+            if is_whole { code } else { ExitCode::FAILURE }
         }
         name = shutdown::insisted(&mut signals) => shutdown::abandon(name, registry.control()).await,
     }
@@ -255,16 +255,17 @@ impl Daemon {
         shutdown::requested(signals, quit).await
     }
 
-    /// Ends everything in order.
-    async fn close(self, reason: &'static str) {
+    /// Ends everything in order. False: the storage did not take all that was to be written.
+    async fn close(self, reason: &'static str) -> bool {
         service::stopping().await;
-        shutdown::close_all(&self.assembly, reason, self.saver).await;
+        let is_whole = shutdown::close_all(&self.assembly, reason, self.saver).await;
         self.monitor.close();
         self.chardevs.ended().await;
         self.assembly.close_nodes(CLOSE_TIME_MAX).await;
         if let Some(pidfile) = self.pidfile {
             tidy_up("the pid file is left behind", move || drop(pidfile)).await;
         }
+        is_whole
     }
 }
 

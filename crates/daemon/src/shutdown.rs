@@ -113,8 +113,8 @@ const SETTLE_TIME_MAX: Duration = Duration::from_secs(25);
 /// Ends exports and nodes: an orderly restart, if another daemon follows. What is held stays as it
 /// is, is saved, and is told about. If the storage does not answer, the process ends without it, as by a
 /// second signal: what is in flight then is the client's to send again, and the image is locked until it
-/// has ended.
-pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<Saver>) {
+/// has ended. False: tables of images are not on disk; the log names them.
+pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<Saver>) -> bool {
     let settled = timeout(SETTLE_TIME_MAX, assembly.settle(reason)).await;
     if let Some(saver) = saver {
         // Before the exports go: what becomes of them then is not the state that is to be saved.
@@ -125,7 +125,11 @@ pub async fn close_all(assembly: &Assembly, reason: &'static str, saver: Option<
         .await;
     }
     match settled {
-        Ok(settled) => assembly.close_exports(settled).await,
+        Ok(settled) => {
+            let is_whole = settled.is_whole();
+            assembly.close_exports(settled).await;
+            is_whole
+        }
         Err(_) => give_up(&assembly.in_flight().await),
     }
 }

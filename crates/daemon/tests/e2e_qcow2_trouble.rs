@@ -238,3 +238,34 @@ fn one_line_tells_of_all_clusters_that_were_not_counted() -> Result<()> {
     ensure!(log.matches("and not counted").count() == 1, "{log}");
     server.finish()
 }
+
+/// The daemon ended with status 0 although tables were not on disk: systemd saw a success, and the first write of the guest,
+/// which had been acknowledged, was gone.
+#[test]
+fn an_end_without_all_tables_is_no_success() -> Result<()> {
+    let dir = tempfile::tempdir()?;
+    let path = dir.path().join("disk.qcow2");
+    let name = path.to_str().context("text")?.to_owned();
+    qcow2_image::run("qemu-img", &["create", "-qfqcow2", &name, "8M"])?;
+    let file = json!({ "driver": "file", "node-name": "file0", "filename": path });
+    let faults = json!({ "driver": "blkdebug", "node-name": "faults0", "image": file });
+    let node = json!({ "driver": "qcow2", "node-name": "disk0", "file": faults });
+    let setup = Setup::new()?.blockdev(&node);
+    let mut server = setup.export("vda", "disk0", json!({})).start()?;
+    let mut disk = server.disk("vda")?;
+    ensure!(
+        disk.execute(0, write(0, &[7; 4096]), PATIENCE)?.is_ok(),
+        "it is acknowledged"
+    );
+    let rule = json!({ "node-name": "faults0", "iotype": "write", "errno": 28, "once": false });
+    server.qmp.execute("x-blkdebug-inject", rule)?;
+    drop(disk);
+    let status = server.daemon.terminate(PATIENCE)?;
+    let log = server.daemon.stderr();
+    ensure!(
+        log.contains("node 'disk0'") && log.contains("ends without it"),
+        "{log}"
+    );
+    ensure!(status.code() == Some(1), "{status}: {log}");
+    Ok(())
+}

@@ -85,6 +85,10 @@ pub fn create(new: &NewFile<'_>, cancelled: &AtomicBool) -> Result<Option<io::Er
             let _ = rustix::fs::ioctl_setflags(&file, flags | IFlags::NOCOW);
         }
     }
+    // What is there is gone only if a file can be that long.
+    if file.metadata().is_ok_and(|found| found.len() < size) {
+        resize(&file, size)?;
+    }
     resize(&file, 0)?;
     let refused = new
         .extent_size_hint

@@ -10,10 +10,7 @@ use qapi::options::{BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, Refe
 use qapi::os_text;
 use qcow2::format::extension;
 
-use super::opened::{Format, ImageError, ImageFileOptions, Opened};
-
-/// Longest chain, as the daemon has it.
-const CHAIN_MAX: usize = 200;
+use super::opened::{CHAIN_MAX, Format, ImageError, ImageFileOptions, Opened};
 
 /// The image, and those behind it.
 ///
@@ -30,8 +27,11 @@ pub fn open(options: &ImageFileOptions, top: Opened) -> Result<Vec<Opened>, Imag
         // By what it is: it may have several names.
         let is_new =
             std::fs::metadata(&path).is_ok_and(|found| seen.insert((found.dev(), found.ino())));
-        if !is_new || chain.len() > CHAIN_MAX + 1 {
+        if !is_new {
             return Err(ImageError::Loop(last.name.clone()));
+        }
+        if chain.len() > CHAIN_MAX + 1 {
+            return Err(ImageError::TooLong(options.file.display().to_string()));
         }
         let Some((next, driver)) = behind(last)? else {
             return Ok(chain);

@@ -10,6 +10,9 @@ use qcow2::{Image, OpenError, ReadAt};
 
 use super::file::{ImageFile, Wanted};
 
+/// Longest chain, as the daemon has it.
+pub const CHAIN_MAX: usize = 200;
+
 /// Exit status: it cannot be opened, or could not be looked at as a whole.
 pub const EXIT_FAILED: u8 = 1;
 
@@ -74,6 +77,9 @@ pub enum ImageError {
     /// It is behind itself.
     #[error("Backing file '{0}' creates an infinite loop.")]
     Loop(String),
+    /// More are behind it than the daemon opens.
+    #[error("'{0}': the backing chain is longer than {max} images", max = CHAIN_MAX)]
+    TooLong(String),
     /// Raw images have no tables.
     #[error("This image format does not support checks")]
     NoCheck,
