@@ -247,6 +247,15 @@ fn killed_at_any_instant() {
             }
         };
         found[kind] += 1;
+        // Whatever was left is no obstacle for whoever makes it anew.
+        let (mut daemon, mut qmp) = start(&place);
+        add_file(&mut qmp, "a", &path);
+        create(&mut qmp, "j", json!({ "file": "a", "size": 5 << 20 }));
+        assert_eq!(ended(&mut qmp, "j"), None, "round {round}");
+        daemon.kill().unwrap();
+        check(&path);
+        let info = run("qemu-img", &["info", name]).unwrap();
+        assert!(info.contains("5 MiB"), "round {round}: {info}");
     }
     eprintln!("no image, the former one, the new one: {found:?}");
 }

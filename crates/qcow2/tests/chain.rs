@@ -47,6 +47,23 @@ fn created(path: &Path, below: &Path, format: &str, options: &str, bytes: u64) {
     run("qemu-img", &options).unwrap();
 }
 
+/// Clusters of an image that nobody has written to yet, compressed.
+fn qemu_compresses(path: &Path, content: &mut [u8], rng: &mut Rng) {
+    const UNIT: u64 = 64 * KIB;
+    let mut arguments = vec!["-fqcow2".to_owned()];
+    let units = content.len() as u64 / UNIT;
+    let first = rng.below(3);
+    for at in (first..units).step_by(4) {
+        let byte = 1 + rng.next_u64().to_le_bytes()[0] % 250;
+        content[index(at * UNIT)..index((at + 1) * UNIT)].fill(byte);
+        let write = format!("write -q -c -P {byte} {} {UNIT}", at * UNIT);
+        arguments.extend(["-c".to_owned(), write]);
+    }
+    arguments.push(path.to_str().unwrap().to_owned());
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run("qemu-io", &arguments).unwrap();
+}
+
 fn resized(content: &[u8], length: u64) -> Vec<u8> {
     let mut all = content.to_vec();
     all.resize(index(length), 0);
@@ -106,6 +123,10 @@ fn in_turns(place: &Place, case: &Case, seed: u64) {
         let _ = fs::remove_file(&path);
         created(&path, below.path(), below.format(), options, *length);
         content = resized(&content, *length);
+        // No whole cluster of the largest is that short.
+        if !options.contains("2M") {
+            qemu_compresses(&path, &mut content, &mut rng);
+        }
         if number + 1 < case.images.len() {
             // Something of its own, and zeroes over what is below.
             qemu_writes(&path, &mut content, &mut rng);

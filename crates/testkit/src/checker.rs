@@ -133,6 +133,12 @@ impl Checker {
         }
     }
 
+    /// The disk is longer from now on: `blocks` blocks are used, of which those that are new read as zeroes.
+    pub fn extend_to(&mut self, blocks: usize) {
+        self.model.extend_to(blocks);
+        self.locks.resize(self.model.len(), 0);
+    }
+
     /// Whether requests may fail from now on. A failed write leaves the old or the new content.
     pub fn allow_errors(&mut self, allowed: bool) {
         self.errors_allowed = allowed;

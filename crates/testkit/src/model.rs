@@ -43,6 +43,12 @@ impl Model {
         }
     }
 
+    /// The disk has `blocks` blocks from now on; those that are new are zeroes.
+    pub fn extend_to(&mut self, blocks: usize) {
+        let more = Self::new(self.pattern, blocks.saturating_sub(self.blocks.len()));
+        self.blocks.extend(more.blocks);
+    }
+
     /// From now on what has not been flushed may be lost ([`Self::lost`]).
     pub fn may_lose(&mut self) {
         self.loses = true;

@@ -116,6 +116,11 @@ impl Driver {
         self.tokens.len()
     }
 
+    /// So many requests more.
+    pub fn plan_more(&mut self, requests: u64) {
+        self.workload.requests = self.started.saturating_add(requests);
+    }
+
     /// Whether all requests of the workload have been submitted.
     #[must_use]
     pub fn is_exhausted(&self) -> bool {

@@ -55,6 +55,21 @@ fn what_is_discarded_keeps_its_cluster_over_others() {
     swept(&parts.over(150, &[(SMALL, 403)]), 2);
 }
 
+/// What snapshots have is copied before it is written, and what nobody has comes from behind.
+#[test]
+fn internal_snapshots_over_others() {
+    let kind = |options, cluster| Kind::new(options, cluster).filled(Filled::SnapshotsOver);
+    swept(&kind(SMALL, 8).over(203, &[]), 2);
+    swept(
+        &kind(SMALL, 8).with_tiny_caches().over(61, &[(PARTS, 150)]),
+        2,
+    );
+    swept(&kind(PARTS, 32).over(403, &[(SMALL, 100)]), 1);
+    swept(&kind(SMALL, 8).without_unref().over(150, &[]), 1);
+    swept(&kind(SMALL, 8).with_redo().over(203, &[]), 1);
+    swept(&kind(SMALL, 8).over(203, &[(PARTS, 90)]).copying(), 1);
+}
+
 /// A read allocates, and may find no room for that: it has its data all the same.
 #[test]
 fn copied_on_read() {

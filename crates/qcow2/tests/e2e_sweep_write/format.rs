@@ -17,7 +17,7 @@ use tempfile::TempDir;
 
 use crate::below::{Below, Layer};
 use crate::files;
-use crate::images::{Filled, content, make};
+use crate::images::{Filled, content, make, own_over};
 use crate::kept;
 use crate::qemu_check::{self, Verdict};
 
@@ -131,7 +131,7 @@ impl Kind {
     /// Writes are compared with tables of snapshots, too, which have to be read for that.
     fn overlap(&self) -> OverlapCheck {
         match self.filled {
-            Filled::Snapshots => OverlapCheck::ALL,
+            Filled::Snapshots | Filled::SnapshotsOver => OverlapCheck::ALL,
             _ => OverlapCheck::default(),
         }
     }
@@ -286,7 +286,7 @@ impl Format for Kind {
         let mut made = self.made.lock().unwrap();
         let make = || match self.data_file {
             true => files::make(self.options, self.filled, sectors, self.data_bytes()),
-            false => make(self.options, self.filled, sectors),
+            false => make(self.options, self.filled, self.cluster, sectors),
         };
         made.entry(sectors).or_insert_with(make).clone()
     }
@@ -294,6 +294,10 @@ impl Format for Kind {
     fn content(&self, sectors: u64) -> Vec<Value> {
         match self.filled {
             Filled::Not => (0..sectors).map(|sector| self.behind(sector)).collect(),
+            Filled::SnapshotsOver => (0..)
+                .zip(own_over(self.cluster, sectors))
+                .map(|(sector, own)| own.unwrap_or_else(|| self.behind(sector)))
+                .collect(),
             filled => content(filled, sectors),
         }
     }

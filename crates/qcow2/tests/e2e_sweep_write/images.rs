@@ -21,6 +21,8 @@ pub enum Filled {
     UpToTheTable,
     /// As [`Self::Compressed`], with two internal snapshots, between and after which something was written.
     Snapshots,
+    /// Two internal snapshots of an image that has little of its own: what is behind it shows in between.
+    SnapshotsOver,
     /// As [`Self::Compressed`], with bitmaps that follow and bitmaps that do not.
     Bitmaps,
     /// With bitmaps that follow alone.
@@ -32,7 +34,7 @@ impl Filled {
     pub fn keeps_something(self) -> bool {
         matches!(
             self,
-            Self::Snapshots | Self::Bitmaps | Self::BitmapsThatFollow
+            Self::Snapshots | Self::SnapshotsOver | Self::Bitmaps | Self::BitmapsThatFollow
         )
     }
 }
@@ -44,6 +46,31 @@ const LATER: [(std::ops::Range<u64>, Option<u32>); 4] = [
     (60..70, None),
     (0..4, Some(300_000)),
 ];
+
+/// The same of a [`Filled::SnapshotsOver`] image, in clusters: before the first snapshot, between them, and after.
+const OVER: [&[(std::ops::Range<u64>, Option<u32>)]; 3] = [
+    &[(1..3, Some(200_000)), (4..5, None)],
+    &[(2..3, Some(300_000)), (5..6, Some(310_000))],
+    &[(0..1, Some(400_000)), (1..2, None)],
+];
+
+fn over(cluster: u64) -> impl Iterator<Item = Vec<(std::ops::Range<u64>, Option<u32>)>> {
+    let in_sectors = move |(range, stamp): &(std::ops::Range<u64>, Option<u32>)| {
+        (range.start * cluster..range.end * cluster, *stamp)
+    };
+    OVER.into_iter()
+        .map(move |writes| writes.iter().map(in_sectors).collect())
+}
+
+/// What a [`Filled::SnapshotsOver`] image has of its own.
+pub fn own_over(cluster: u64, sectors: u64) -> Vec<Option<Value>> {
+    let mut all = vec![None; index(sectors)];
+    for (range, stamp) in over(cluster).flatten() {
+        let value = stamp.map_or(Value::Zero, Value::Stamp);
+        all[index(range.start)..index(range.end)].fill(Some(value));
+    }
+    all
+}
 
 /// What is in an image at first.
 pub fn content(filled: Filled, sectors: u64) -> Vec<Value> {
@@ -67,8 +94,8 @@ pub fn stamp(sector: u64) -> Option<u32> {
     (piece % 3 != 1).then(|| u32::try_from(piece + 100_000).unwrap())
 }
 
-/// An image with a disk of so many sectors.
-pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
+/// An image with clusters and a disk of so many sectors.
+pub fn make(options: &str, filled: Filled, cluster: u64, sectors: u64) -> Vec<u8> {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let path = dir.path().join("image");
     let name = path.to_str().unwrap();
@@ -91,6 +118,17 @@ pub fn make(options: &str, filled: Filled, sectors: u64) -> Vec<u8> {
             later(name, third, "-u ");
             run("qemu-img", &["snapshot", "-ctwo", name]).unwrap();
             later(name, last, "");
+        }
+        Filled::SnapshotsOver => {
+            create(bytes);
+            for (number, writes) in over(cluster).enumerate() {
+                for write in writes {
+                    later(name, write, "");
+                }
+                if number < 2 {
+                    run("qemu-img", &["snapshot", "-c", &number.to_string(), name]).unwrap();
+                }
+            }
         }
         Filled::Bitmaps | Filled::BitmapsThatFollow => {
             convert(&dir.path().join("raw"), name, options, sectors, true);

@@ -164,7 +164,7 @@ pub fn look(created: &[u8], disk: &[u8]) -> Result<(), String> {
 /// It finds what it is there for.
 #[test]
 fn what_was_touched_is_found() {
-    let image = crate::images::make("cluster_size=4k", crate::images::Filled::Snapshots, 96);
+    let image = crate::images::make("cluster_size=4k", crate::images::Filled::Snapshots, 8, 96);
     let ranges = of_snapshots(&image);
     assert!(ranges.len() > 10, "{ranges:?}");
     assert!(look(&image, &image).is_ok());
@@ -173,7 +173,7 @@ fn what_was_touched_is_found() {
         other[index(range.end - 1)] ^= 1;
         assert!(look(&image, &other).is_err(), "{range:?}");
     }
-    let image = crate::images::make("cluster_size=4k", crate::images::Filled::Bitmaps, 96);
+    let image = crate::images::make("cluster_size=4k", crate::images::Filled::Bitmaps, 8, 96);
     let all = bitmaps(&image).unwrap();
     assert!(all.len() > 3);
     assert!(look(&image, &image).is_ok());

@@ -65,13 +65,18 @@ pub fn stamp(seed: u32, file: u32, sector: u64) -> Vec<u8> {
 /// # Errors
 /// If the file cannot be made, or mkfs.ext4 (package e2fsprogs) fails.
 pub fn make_ext4_image(path: &Path, bytes: u64) -> Result<()> {
+    make_ext4_of(path, bytes, None)
+}
+
+/// The same, with what is in a directory.
+pub(super) fn make_ext4_of(path: &Path, bytes: u64, dir: Option<&Path>) -> Result<()> {
     File::create(path)
         .and_then(|file| file.set_len(bytes))
         .with_context(|| path.display().to_string())?;
     let name = path.to_str().context("the image's name is not UTF-8")?;
     // Nothing is left for the guest's kernel to initialise at a time of its choice.
     let extended = "lazy_itable_init=0,lazy_journal_init=0";
-    let options = [
+    let mut options = vec![
         "-q",
         "-F",
         "-m",
@@ -82,8 +87,14 @@ pub fn make_ext4_image(path: &Path, bytes: u64) -> Result<()> {
         "remount-ro",
         "-E",
         extended,
-        name,
     ];
+    if let Some(dir) = dir {
+        options.extend([
+            "-d",
+            dir.to_str().context("the directory's name is not UTF-8")?,
+        ]);
+    }
+    options.push(name);
     run("mkfs.ext4", &options)?;
     Ok(())
 }

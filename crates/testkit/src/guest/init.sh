@@ -1,5 +1,5 @@
 #!/bin/sh
-# Init of the guest: makes the disks appear, then starts the agent.
+# Init of the guest: makes the disks appear, then starts the agent; of a root on a disk (root=) that one's init.
 
 export PATH=/bin HOME=/
 mount -t devtmpfs dev /dev
@@ -11,6 +11,15 @@ dmesg -n 8
 while read -r module; do
     insmod "/modules/$module"
 done </modules/order
+
+root=$(sed -n 's/.*root=\([^ ]*\).*/\1/p' /proc/cmdline)
+if [ -n "$root" ]; then
+    mount -t ext4 "$root" /mnt
+    for dir in dev proc sys; do
+        mount -o move "/$dir" "/mnt/$dir"
+    done
+    exec switch_root /mnt /bin/init
+fi
 
 agent &
 # Waiting for a child reaps all that lost their parents.

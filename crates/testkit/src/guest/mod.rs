@@ -25,6 +25,7 @@ mod initramfs;
 mod inside;
 mod kernel;
 mod kernel_log;
+mod root;
 mod start;
 mod writers;
 
@@ -42,15 +43,18 @@ pub use self::disk::{Disk, VhostUserBlk, VirtioBlk};
 pub use self::files::{Files, make_ext4_image, stamp};
 pub use self::inside::Inside;
 pub use self::kernel_log::io_errors;
+pub use self::root::make_root;
 pub use self::start::Builder;
 pub use self::writers::{BOOT, DirectWriters, GUEST_PATIENCE, PROMPT, buffered_writers, promptly};
 
 use crate::daemon::Daemon;
 use crate::qmp::Qmp;
 
-/// Unmounts every disk. A file system in use is an error, not a lazy unmount.
+/// Unmounts every disk; one that is the root becomes read-only. A file system in use is an error, not a lazy unmount.
 const UNMOUNT: &str = "sync
-for dir in $(awk '/^\\/dev\\// { print $2 }' /proc/mounts); do umount \"$dir\" || exit; done";
+for dir in $(awk '/^\\/dev\\// { print $2 }' /proc/mounts); do
+    if [ \"$dir\" = / ]; then mount -o remount,ro /; else umount \"$dir\"; fi || exit
+done";
 
 /// A running guest. QEMU is killed on drop.
 #[derive(Debug)]
