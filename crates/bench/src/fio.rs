@@ -15,13 +15,12 @@ use crate::loads::{Spec, Storage};
 /// If fio is not there, fails, or prints something unknown.
 pub fn run(spec: &Spec, file: &Path, cpu: usize, seconds: f64) -> Result<Option<Figures>> {
     let engine: &[&str] = match spec.storage {
-        Storage::Null | Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Large => {
-            return Ok(None);
-        }
+        Storage::Null => return Ok(None),
+        storage if storage.is_qcow2() => return Ok(None),
         _ if !spec.poll => return Ok(None),
         // io_uring sends each request on tmpfs to a worker; nothing beats plain calls there.
         Storage::Tmpfs => &["--ioengine=psync"],
-        Storage::Disk => &[
+        _ => &[
             "--ioengine=io_uring",
             "--direct=1",
             "--fixedbufs=1",

@@ -160,6 +160,23 @@ fn singles(page: &mut String, report: &Report) {
         }
         page.push_str("</table></div>\n");
     }
+    if !report.findings.creations.is_empty() {
+        page.push_str(
+            "<h2>Making images</h2><div class=\"scroll\"><table><tr><th></th><th class=\"n\">p50 ms</th>\
+             <th class=\"n\">p99 ms</th><th class=\"n\">count</th></tr>\n",
+        );
+        for latency in &report.findings.creations {
+            _ = writeln!(
+                page,
+                "<tr><td>{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td><td class=\"n\">{}</td></tr>",
+                escape(&latency.name),
+                short(latency.p50_us / 1e3),
+                short(latency.p99_us / 1e3),
+                latency.count
+            );
+        }
+        page.push_str("</table></div>\n");
+    }
     if !report.findings.instructions.is_empty() {
         page.push_str(
             "<h2>User instructions per request</h2><p class=\"method\">null-co, 4k random read, counted by \
@@ -186,6 +203,8 @@ fn section(page: &mut String, storage: Storage, rows: &[&Row]) {
         Storage::Disk => "File on disk, O_DIRECT",
         Storage::Qcow2 => "qcow2 on disk, O_DIRECT: clusters that are allocated",
         Storage::Qcow2Fresh => "qcow2 on disk, O_DIRECT: first writes",
+        Storage::Qcow2Chain => "Five qcow2 images over each other, O_DIRECT",
+        Storage::Qcow2Overlay => "qcow2 over another image, O_DIRECT: first writes, which copy",
         Storage::Qcow2Large => "qcow2 of 1 TiB: tables that are not remembered",
     };
     _ = write!(page, "<h2>{what}</h2><div class=\"legend\">");

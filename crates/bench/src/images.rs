@@ -28,10 +28,17 @@ enum Kind {
     /// An image without any cluster, and its like that is a plain file.
     Fresh,
     FreshRaw,
+    /// An image over the one before, with some of its own; the lowest is over [`Self::Qcow2`].
+    Layer(u8),
+    /// An image over [`Self::Qcow2`] without any cluster.
+    Overlay,
     /// An image whose clusters are all allocated, and empty, and its like.
     Large,
     LargeRaw,
 }
+
+/// The uppermost image of the chain of five.
+const TOP: u8 = 4;
 
 impl Kind {
     /// What a server gets; nothing for null-co.
@@ -41,18 +48,35 @@ impl Kind {
             Storage::Null => return None,
             Storage::Tmpfs => Self::Tmpfs,
             Storage::Disk => Self::Disk,
-            Storage::Qcow2 if is_raw => Self::Disk,
+            Storage::Qcow2 | Storage::Qcow2Chain if is_raw => Self::Disk,
             Storage::Qcow2 => Self::Qcow2,
             Storage::Qcow2Fresh if is_raw => Self::FreshRaw,
             Storage::Qcow2Fresh => Self::Fresh,
+            Storage::Qcow2Chain => Self::Layer(TOP),
+            Storage::Qcow2Overlay => Self::Overlay,
             Storage::Qcow2Large if is_raw => Self::LargeRaw,
             Storage::Qcow2Large => Self::Large,
         })
     }
 
+    /// What is made before it: it is made of that, or over it.
+    fn before(self) -> Option<Self> {
+        match self {
+            Self::Qcow2 => Some(Self::Disk),
+            Self::Layer(1) | Self::Overlay => Some(Self::Qcow2),
+            Self::Layer(number) => Some(Self::Layer(number.saturating_sub(1))),
+            _ => None,
+        }
+    }
+
     /// The end of its name.
     fn name(self) -> &'static str {
         match self {
+            Self::Layer(1) => "1.qcow2",
+            Self::Layer(2) => "2.qcow2",
+            Self::Layer(3) => "3.qcow2",
+            Self::Layer(_) => "4.qcow2",
+            Self::Overlay => "overlay.qcow2",
             Self::Tmpfs | Self::Disk => "img",
             Self::Qcow2 => "qcow2",
             Self::Fresh => "fresh.qcow2",
@@ -122,19 +146,25 @@ impl Images {
     /// If it cannot be written.
     pub fn renew(&self, storage: Storage, server: Server) -> Result<()> {
         match Kind::of(storage, server) {
-            Some(kind @ (Kind::Fresh | Kind::FreshRaw)) => {
+            Some(kind @ (Kind::Fresh | Kind::FreshRaw | Kind::Overlay)) => {
                 self.write(kind, self.path(storage, server))
             }
             _ => Ok(()),
         }
     }
 
+    /// Where that is what was made before.
+    fn before(&self, kind: Kind) -> &Path {
+        let image = kind.before().and_then(|before| self.made.get(&before));
+        image.map_or_else(|| Path::new(""), |image| &image.0)
+    }
+
     fn made(&mut self, kind: Kind) -> Result<()> {
         if self.made.contains_key(&kind) {
             return Ok(());
         }
-        if kind == Kind::Qcow2 {
-            self.made(Kind::Disk)?;
+        if let Some(before) = kind.before() {
+            self.made(before)?;
         }
         let directory = match kind {
             Kind::Tmpfs => &self.places.memory.0,
@@ -163,6 +193,11 @@ impl Images {
             Kind::Fresh => qcow2::create(path, FRESH_BYTES, qcow2::EMPTY),
             Kind::FreshRaw => Ok(file(0)?.set_len(FRESH_BYTES)?),
             // Here it is the tables that are read.
+            Kind::Layer(number) => {
+                qcow2::overlay(path, self.before(kind))?;
+                qcow2::write_a_fifth(path, number.into(), self.places.disk.1)
+            }
+            Kind::Overlay => qcow2::overlay(path, self.before(kind)),
             Kind::Large => qcow2::create(path, LARGE_BYTES, qcow2::ALLOCATED),
             Kind::LargeRaw => Ok(file(0)?.set_len(LARGE_BYTES)?),
         }
@@ -232,6 +267,34 @@ mod tests {
         testkit::qcow2_image::run("qemu-img", &compare).unwrap();
         let map = testkit::qcow2_image::run("qemu-img", &["map", "--output=json", image]).unwrap();
         assert!(!map.contains("\"data\": false"), "{map}");
+        drop(images);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// Each image of a chain has its fifth, and all go in the end.
+    #[test]
+    fn a_chain_is_of_five() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut images = images(dir.path());
+        for storage in [Storage::Qcow2Chain, Storage::Qcow2Overlay] {
+            images.make(storage, Server::Standfast).unwrap();
+        }
+        let top = images.path(Storage::Qcow2Chain, Server::Standfast);
+        let top = top.to_str().unwrap();
+        let map = testkit::qcow2_image::run("qemu-img", &["map", "--output=json", top]).unwrap();
+        for depth in 0..5 {
+            assert!(map.contains(&format!("\"depth\": {depth}")), "{map}");
+        }
+        let overlay = images.path(Storage::Qcow2Overlay, Server::Qemu);
+        testkit::qcow2_image::run(
+            "qemu-io",
+            &["-fqcow2", "-c", "write 0 4k", overlay.to_str().unwrap()],
+        )
+        .unwrap();
+        let length = || fs::metadata(overlay).unwrap().len();
+        let before = length();
+        images.renew(Storage::Qcow2Overlay, Server::Qemu).unwrap();
+        assert!(length() < before);
         drop(images);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -18,24 +18,31 @@ pub enum Storage {
     Qcow2,
     /// A qcow2 image there without any cluster, made anew each time: first writes.
     Qcow2Fresh,
+    /// Five qcow2 images over each other, each with a fifth of what is read.
+    Qcow2Chain,
+    /// A qcow2 image over that of [`Self::Qcow2`], made anew each time: first writes, each of which copies the rest of its
+    /// cluster.
+    Qcow2Overlay,
     /// A qcow2 image of 1 TiB, whose tables are longer than what is remembered of them.
     Qcow2Large,
 }
 
 impl Storage {
     /// All of them.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 8] = [
         Self::Null,
         Self::Tmpfs,
         Self::Disk,
         Self::Qcow2,
         Self::Qcow2Fresh,
+        Self::Qcow2Chain,
+        Self::Qcow2Overlay,
         Self::Qcow2Large,
     ];
 
     /// Whether it is an image in a format.
     pub fn is_qcow2(self) -> bool {
-        matches!(self, Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large)
+        !matches!(self, Self::Null | Self::Tmpfs | Self::Disk)
     }
 
     /// The rival of our engine *threads*: qemu-storage-daemon with the engine of that name, which is
@@ -43,7 +50,12 @@ impl Storage {
     pub fn threads_rival(self) -> Server {
         match self {
             Self::Null | Self::Tmpfs => Server::Qemu,
-            Self::Disk | Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large => Server::QemuThreads,
+            Self::Disk
+            | Self::Qcow2
+            | Self::Qcow2Fresh
+            | Self::Qcow2Chain
+            | Self::Qcow2Overlay
+            | Self::Qcow2Large => Server::QemuThreads,
         }
     }
 
@@ -55,6 +67,8 @@ impl Storage {
             Self::Disk => "disk",
             Self::Qcow2 => "qcow2",
             Self::Qcow2Fresh => "qcow2-fresh",
+            Self::Qcow2Chain => "qcow2-chain",
+            Self::Qcow2Overlay => "qcow2-overlay",
             Self::Qcow2Large => "qcow2-1t",
         }
     }
@@ -74,10 +88,8 @@ impl Storage {
             (Self::Disk, _) | (_, Server::StandfastRaw) => {
                 format!("driver=file,node-name=disk,filename={name},cache.direct=on")
             }
-            (_, Server::Qemu) => qcow2::blockdev(file, ",file.cache.direct=on,file.aio=io_uring"),
-            (Self::Qcow2 | Self::Qcow2Fresh | Self::Qcow2Large, _) => {
-                qcow2::blockdev(file, ",file.cache.direct=on")
-            }
+            (_, Server::Qemu) => qcow2::blockdev(file, ",cache.direct=on,file.aio=io_uring"),
+            (_, _) => qcow2::blockdev(file, ",cache.direct=on"),
         }
     }
 }
@@ -145,7 +157,8 @@ impl Spec {
                 &[Standfast, Qemu, StandfastThreads]
             }
             Storage::Null | Storage::Tmpfs => &[Standfast, Qemu],
-            Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Large => {
+            Storage::Qcow2Overlay => &[Standfast, Qemu],
+            Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Chain | Storage::Qcow2Large => {
                 &[Standfast, Qemu, StandfastRaw]
             }
         }
@@ -222,7 +235,7 @@ fn plain_loads(storage: Storage) -> Vec<Spec> {
 
 fn qcow2_loads() -> Vec<Spec> {
     use Operation::{Randread, Randwrite, Read, Write};
-    use Storage::{Qcow2, Qcow2Fresh, Qcow2Large};
+    use Storage::{Qcow2, Qcow2Chain, Qcow2Fresh, Qcow2Large, Qcow2Overlay};
     let mut loads = Vec::new();
     for (random, sequential) in [(Randread, Read), (Randwrite, Write)] {
         loads.push(one(Qcow2, random, "4k", 1));
@@ -238,6 +251,10 @@ fn qcow2_loads() -> Vec<Spec> {
     loads.push(one(Qcow2Fresh, Randwrite, "4k", 32));
     loads.push(one(Qcow2Fresh, Write, "4k", 32));
     loads.push(one(Qcow2Fresh, Write, "64k", 16));
+    for depth in [1, 32] {
+        loads.push(one(Qcow2Chain, Randread, "4k", depth));
+        loads.push(one(Qcow2Overlay, Randwrite, "4k", depth));
+    }
     loads.push(one(Qcow2Large, Randread, "4k", 1));
     loads.push(one(Qcow2Large, Randread, "4k", 32));
     loads

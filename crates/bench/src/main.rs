@@ -8,6 +8,7 @@
 
 mod beside;
 mod client;
+mod creation;
 mod error_path;
 mod fio;
 mod gate;

@@ -23,6 +23,38 @@ pub fn create(file: &Path, bytes: u64, options: &str) -> Result<()> {
     Ok(())
 }
 
+/// Makes an image over the image `below`, without anything of its own, in place of one that is there.
+///
+/// # Errors
+/// If qemu-img is not there, or fails.
+pub fn overlay(file: &Path, below: &Path) -> Result<()> {
+    let name = file.to_str().context("a name that is text")?;
+    // With what suits the rival best; it would be threads else.
+    let below = serde_json::json!({ "driver": "qcow2",
+        "file": { "driver": "file", "filename": below, "aio": "io_uring" } });
+    let below = format!("json:{below}");
+    let all = ["create", "-qfqcow2", "-F", "qcow2", "-b", &below, name];
+    run("qemu-img", &all)?;
+    Ok(())
+}
+
+/// Writes 1 MiB of each 5 MiB, as the one `number`, up to `bytes`.
+///
+/// # Errors
+/// If qemu-io is not there, or fails.
+pub fn write_a_fifth(file: &Path, number: u64, bytes: u64) -> Result<()> {
+    const MIB: u64 = 1 << 20;
+    let writes = (number * MIB..bytes).step_by(5 << 20);
+    let writes: Vec<_> = writes
+        .map(|at| format!("write -q -P {} {at} {}", number + 1, MIB.min(bytes - at)))
+        .collect();
+    let mut all = vec!["-n", "-fqcow2"];
+    all.extend(writes.iter().flat_map(|write| ["-c", write.as_str()]));
+    all.push(file.to_str().context("a name that is text")?);
+    run("qemu-io", &all)?;
+    Ok(())
+}
+
 /// Makes an image of what is in `raw`, each cluster of it with its place.
 ///
 /// # Errors

@@ -161,6 +161,22 @@ impl Report {
                 short(latency.p99_us)
             );
         }
+        if !self.findings.creations.is_empty() {
+            _ = writeln!(
+                text,
+                "\n{:52} {:>10} {:>10}",
+                "making images", "p50 ms", "p99 ms"
+            );
+        }
+        for latency in &self.findings.creations {
+            _ = writeln!(
+                text,
+                "{:52} {:>10} {:>10}",
+                latency.name,
+                short(latency.p50_us / 1e3),
+                short(latency.p99_us / 1e3)
+            );
+        }
         if !self.findings.instructions.is_empty() {
             _ = writeln!(
                 text,
@@ -195,6 +211,7 @@ impl Report {
             "disturbed": self.noisy,
             "loads": self.findings.rows,
             "error-path": self.findings.latencies,
+            "creation": self.findings.creations,
             "throttle": self.findings.throttled,
             "instructions": self.findings.instructions,
             "targets": self.targets,

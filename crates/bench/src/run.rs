@@ -9,6 +9,7 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use crate::client::Figures;
+use crate::creation::CREATION;
 use crate::images::{Images, Places};
 use crate::instructions::{Counter, Subject, rustc_version};
 use crate::judge::judge;
@@ -18,7 +19,7 @@ use crate::report::{Machine, Report};
 use crate::server::{Running, Server};
 use crate::statistics::{Metric, summarise};
 use crate::targets::{FIO, Findings, Instructions, Row, Target};
-use crate::{error_path, fio, html, process, throttle};
+use crate::{creation, error_path, fio, html, process, throttle};
 
 /// A round in which somebody else used more CPUs than this is repeated.
 const OTHERS_CPUS_MAX: f64 = 0.25;
@@ -108,7 +109,9 @@ pub fn main(args: &Args) -> Result<()> {
         let names = loads::all().into_iter().map(|spec| spec.name());
         let settings = throttle::chosen(&[]).into_iter();
         let settings = settings.map(|setting| setting.name.to_owned());
-        for name in (names.chain(settings)).chain([ERROR_PATH.into(), INSTRUCTIONS.into()]) {
+        for name in
+            (names.chain(settings)).chain([ERROR_PATH.into(), CREATION.into(), INSTRUCTIONS.into()])
+        {
             println!("{name}");
         }
         return Ok(());
@@ -118,9 +121,10 @@ pub fn main(args: &Args) -> Result<()> {
         args.words.is_empty() || args.words.iter().any(|word| name.contains(word.as_str()))
     };
     let (errors, instructions) = (section(ERROR_PATH), section(INSTRUCTIONS));
+    let creates = section(CREATION) || args.words.iter().any(|word| word.contains("qcow2"));
     let settings = throttle::chosen(&args.words);
     ensure!(
-        !specs.is_empty() || !settings.is_empty() || errors || instructions,
+        !specs.is_empty() || !settings.is_empty() || errors || creates || instructions,
         "no load's name contains {:?}; --list shows them",
         args.words
     );
@@ -145,6 +149,12 @@ pub fn main(args: &Args) -> Result<()> {
         println!("error path");
         let failures = bench.extent.failures;
         findings.latencies = error_path::measure(&args.standfastd, bench.cpus, failures)?;
+    }
+    if creates {
+        println!("making images");
+        let (directory, rounds) = (places(args, &bench.extent).disk.0, bench.extent.rounds);
+        findings.creations =
+            creation::measure(&args.standfastd, bench.cpus[0], &directory, rounds.into())?;
     }
     if instructions {
         println!("instructions");

@@ -53,6 +53,8 @@ pub struct Findings {
     pub rows: Vec<Row>,
     /// The error path.
     pub latencies: Vec<Latency>,
+    /// How long it takes to make images.
+    pub creations: Vec<Latency>,
     /// Limits of throttle groups.
     pub throttled: Vec<Throttled>,
     /// Instructions.

@@ -26,8 +26,18 @@ pub fn targets(findings: &Findings) -> Vec<Target> {
                 ratio(Iops, More, 1.0, None);
                 targets.extend(over_raw(findings, load));
             }
-            (Storage::Qcow2Large, _) if spec.depth == 1 => ratio(P50Us, Less, 1.0, None),
-            (Storage::Qcow2Fresh | Storage::Qcow2Large, _) => {
+            (Storage::Qcow2Chain | Storage::Qcow2Overlay | Storage::Qcow2Large, _)
+                if spec.depth == 1 =>
+            {
+                ratio(P50Us, Less, 1.0, None);
+            }
+            (
+                Storage::Qcow2Fresh
+                | Storage::Qcow2Chain
+                | Storage::Qcow2Overlay
+                | Storage::Qcow2Large,
+                _,
+            ) => {
                 ratio(CpuUs, Less, 1.0, Some(0.7));
                 ratio(Iops, More, 1.0, None);
             }
