@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use block::{BoxFuture, Registry, RegistryError, Use, User};
 use monitor::{ChardevObject, Descriptors};
-use qapi::command::BlockdevCreateVariant;
+use qapi::command::{BlockdevCreateVariant, TransactionActionVariant};
 use qapi::options::{BlockdevOptions, ExportOptions, ObjectOptions};
 use qapi::types::{IothreadInfo, ObjectPropertyInfo};
 use qapi::{QmpError, Value};
@@ -19,10 +19,10 @@ use crate::definitions::Definitions;
 use crate::error_defaults::ErrorDefaults;
 use crate::nodes::Means;
 use crate::objects::Objects;
-use crate::opening::{Names, OPEN_TIME_MAX, TimeLimits};
+use crate::opening::{Names, OPEN_TIME_MAX, SNAPSHOT_TIME_MAX, TimeLimits};
 use crate::setup_error::SetupError;
 use crate::unmake::{self, Settled};
-use crate::{adding, exports, nodes, reopen};
+use crate::{adding, exports, nodes, reopen, snapshot};
 
 /// Objects, nodes and exports of a daemon. The command line and monitors share it.
 ///
@@ -156,7 +156,8 @@ impl Assembly {
     /// See [`Registry::prepare_replace`] and [`Registry::commit`]; nothing has changed then.
     pub async fn replace_node(&self, from: &str, to: &str) -> Result<(), SetupError> {
         let prepared = self.registry.prepare_replace(from, to).await?;
-        let closing = nodes::commit(&self.registry, prepared).await?;
+        let closing =
+            nodes::commit(&self.registry, prepared, (&self.definitions, Vec::new())).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
     }
@@ -176,6 +177,28 @@ impl Assembly {
         let definitions = &self.definitions;
         let closing =
             reopen::reopen(&self.registry, self.means(), definitions, options, limit).await?;
+        closing::wait(closing, CLOSE_TIME_MAX).await;
+        Ok(())
+    }
+
+    /// Executes `blockdev-snapshot`, `blockdev-snapshot-sync` and `transaction`: all of `actions`, or none.
+    /// `limit`: how long the storage, and what is in flight, may take until then; none: for ever. Whoever drops
+    /// the future may cancel it.
+    ///
+    /// # Errors
+    /// In QEMU's words, and when the limit is over; nothing has changed then, but that files may be there.
+    pub async fn transact(
+        &self,
+        actions: Vec<TransactionActionVariant>,
+        limit: Option<Duration>,
+    ) -> Result<(), SetupError> {
+        let place = snapshot::Place {
+            registry: &self.registry,
+            means: self.means(),
+            names: &self.names,
+            definitions: &self.definitions,
+        };
+        let closing = snapshot::transact(place, actions, limit).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
     }
@@ -316,6 +339,13 @@ impl monitor::Graph for Assembly {
             };
             Ok(create::image(place, options, cancelled).await?)
         })
+    }
+
+    fn transact(
+        &self,
+        actions: Vec<TransactionActionVariant>,
+    ) -> BoxFuture<'_, Result<(), QmpError>> {
+        Box::pin(async { Ok(Self::transact(self, actions, Some(SNAPSHOT_TIME_MAX)).await?) })
     }
 
     fn set_iothread(

@@ -2,12 +2,13 @@
 //! from the whole.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use parking_lot::Mutex;
 use qapi::options::{BACKING, BlockdevBase, BlockdevOptions};
 
 /// The definition of one node.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Definition {
     name: String,
     /// As it was given, with its name; children are names, too.
@@ -97,9 +98,9 @@ pub fn effective(all: &ByName, name: &str) -> Option<BlockdevOptions> {
     Some(BlockdevOptions { base, variant })
 }
 
-/// The definitions of all nodes in the graph.
-#[derive(Debug, Default)]
-pub struct Definitions(Mutex<ByName>);
+/// The definitions of all nodes in the graph. A clone is the same.
+#[derive(Clone, Debug, Default)]
+pub struct Definitions(Arc<Mutex<ByName>>);
 
 impl Definitions {
     /// All of them, as they are now.

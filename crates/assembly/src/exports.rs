@@ -156,7 +156,7 @@ fn check_engines(node: &Arc<Node>, threads: &[Handle]) -> Result<(), SetupError>
 fn check_image(registry: &Registry, base: &ExportBase) -> Result<(), SetupError> {
     let node = registry.node(&base.node_name)?;
     let left = registry.control().read(|run| {
-        let left = run.image_left(&base.id, &base.node_name);
+        let left = run.image_left(&base.id);
         left.cloned()
     });
     let image = node.image();

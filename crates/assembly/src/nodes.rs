@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use block::fault::{FaultEvent, InjectError, IoType, SetState};
-use block::{BACKING, Closing, DATA_FILE, Driver, Node, Registry, Replacement};
+use block::{BACKING, Closing, DATA_FILE, Driver, Graph, Node, Registry, Replacement};
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, CopyOnRead, CopyOnReadOptions, DetectingZeroes, FileDriver,
@@ -18,6 +18,7 @@ use qapi::options::{
 use qapi::os_text;
 use qcow2::{Names, Qcow2};
 
+use crate::definitions::{Definition, Definitions};
 use crate::fdset;
 use crate::node_base::{node_info, not_negative, unmaps};
 use crate::qcow2_node;
@@ -35,13 +36,21 @@ pub struct Means<'a> {
     pub redo_dir: Option<&'a Arc<Path>>,
 }
 
-/// From here on it goes on to its end, whoever waits for it.
+/// From here on it goes on to its end, whoever waits for it. What nodes are defined as by that, `defined` says.
 pub async fn commit(
     registry: &Arc<Registry>,
     prepared: Replacement,
+    defined: (&Definitions, Vec<Definition>),
 ) -> Result<Closing, SetupError> {
     let registry = Arc::clone(registry);
-    let committed = tokio::spawn(async move { registry.commit(prepared).await });
+    let (definitions, changed) = (defined.0.clone(), defined.1);
+    let committed = tokio::spawn(async move {
+        let define = |graph: &Graph| {
+            definitions.add(changed, |name| graph.contains(name));
+            definitions.retain(|name| graph.contains(name));
+        };
+        registry.commit_and(prepared, define).await
+    });
     let committed = committed.await;
     Ok(committed.map_err(|error| SetupError::new(error.to_string()))??)
 }

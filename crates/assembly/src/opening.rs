@@ -16,6 +16,10 @@ use crate::setup_error::SetupError;
 /// unit), a signal ends it, and storage that comes late is worth waiting for, as a VM waits for us.
 pub const OPEN_TIME_MAX: Duration = Duration::from_secs(30);
 
+/// How long a snapshot may take until it is given up, with what is in flight before it: whoever asks for one wants to
+/// know within the 10 s in which a monitor answers whether there is one.
+pub const SNAPSHOT_TIME_MAX: Duration = Duration::from_secs(8);
+
 /// How long what is added may wait for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeLimits {
@@ -57,6 +61,17 @@ impl Patience {
         }
     }
 
+    /// What is left of the limit.
+    pub fn left(&self) -> Option<Duration> {
+        let left = |limit: Duration| limit.saturating_sub(self.begin.elapsed());
+        self.limit.map(left)
+    }
+
+    /// The limit.
+    pub const fn limit(&self) -> Option<Duration> {
+        self.limit
+    }
+
     /// Waits for `opened`: node `name`, which is to be made of `file`. After `quiet` the log says so.
     ///
     /// # Errors
@@ -68,9 +83,7 @@ impl Patience {
         file: &str,
         opened: impl Future<Output = Result<T, SetupError>>,
     ) -> Result<T, SetupError> {
-        let left = self
-            .limit
-            .map(|limit| limit.saturating_sub(self.begin.elapsed()));
+        let left = self.left();
         let mut opened = Box::pin(opened);
         let quiet = left.map_or(quiet, |left| left.min(quiet));
         if let Ok(result) = timeout(quiet, &mut opened).await {

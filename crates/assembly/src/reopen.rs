@@ -82,10 +82,42 @@ pub async fn reopen(
     let anew = to_be_opened(&before, &after, &named);
     check_can_reopen(registry, &anew)?;
     let patience = Patience::new(limit);
+    let made = open_all(registry, means, &after, &anew, &patience).await?;
+    let closing = match made.0.last() {
+        None => {
+            let changed = named.iter().filter_map(|name| after.get(name).cloned());
+            definitions.add(changed, |name| registry.graph().contains(name));
+            Closing::default()
+        }
+        Some(top) => {
+            let (name, file) = (Arc::clone(top.name()), top.driver().info().filename);
+            let nodes = made.0.clone();
+            let prepared = async { prepare(registry, nodes).await };
+            let prepared = patience
+                .wait(QUIET_TIME_MAX, &name, &file, prepared)
+                .await?;
+            let changed = named.iter().filter_map(|name| after.get(name).cloned());
+            commit(registry, prepared, (definitions, changed.collect())).await?
+        }
+    };
+    Ok(closing)
+}
+
+/// Opens the nodes in `order`, what is below first, as they are defined `after`. They are in no graph yet.
+///
+/// # Errors
+/// As [`reopen`]; nothing of them is left then.
+pub async fn open_all(
+    registry: &Registry,
+    means: Means<'_>,
+    after: &ByName,
+    order: &[&str],
+    patience: &Patience,
+) -> Result<Made, SetupError> {
     let mut opened: BTreeMap<&str, Arc<Node>> = BTreeMap::new();
     let mut made = Made::default();
-    for &name in &anew {
-        let Some(options) = effective(&after, name) else {
+    for &name in order {
+        let Some(options) = effective(after, name) else {
             continue;
         };
         let mut children = Children::default();
@@ -110,24 +142,7 @@ pub async fn reopen(
         made.0.push(Arc::clone(&node));
         opened.insert(name, node);
     }
-    drop(opened);
-    let closing = match made.0.last() {
-        None => Closing::default(),
-        Some(top) => {
-            let (name, file) = (Arc::clone(top.name()), top.driver().info().filename);
-            let nodes = made.0.clone();
-            let prepared = async { prepare(registry, nodes).await };
-            let prepared = patience
-                .wait(QUIET_TIME_MAX, &name, &file, prepared)
-                .await?;
-            commit(registry, prepared).await?
-        }
-    };
-    let changed = named.iter().filter_map(|name| after.get(name).cloned());
-    let graph = registry.graph();
-    definitions.add(changed, |name| graph.contains(name));
-    definitions.retain(|name| graph.contains(name));
-    Ok(closing)
+    Ok(made)
 }
 
 /// What an image has named itself, it names still.
@@ -356,7 +371,7 @@ fn flatten(all: &mut BTreeMap<String, Value>, name: String, value: Value) {
 }
 
 /// The nodes that have to be opened, what is below first.
-fn to_be_opened<'a>(before: &ByName, after: &'a ByName, named: &[String]) -> Vec<&'a str> {
+pub fn to_be_opened<'a>(before: &ByName, after: &'a ByName, named: &[String]) -> Vec<&'a str> {
     let named: BTreeSet<_> = named.iter().collect();
     let changes = |(name, definition): &(&'a String, &'a Definition)| {
         let is_file = matches!(

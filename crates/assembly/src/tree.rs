@@ -443,7 +443,8 @@ pub fn too_deep(name: &str) -> SetupError {
     ))
 }
 
-fn is_device(path: &std::path::Path) -> bool {
+/// Whether it is a block device.
+pub fn is_device(path: &std::path::Path) -> bool {
     use std::os::unix::fs::FileTypeExt;
     // What is not there is told by whoever opens it.
     std::fs::metadata(path).is_ok_and(|found| found.file_type().is_block_device())

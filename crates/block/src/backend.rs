@@ -155,26 +155,35 @@ impl Backend {
         images.iter().any(|known| known.is_same(image))
     }
 
-    /// Other nodes are below: looks whether clients see another image from now on, and tells run control.
-    /// Called by the registry.
+    /// Whether other nodes are below, so that clients see another image from now on than they did. Until
+    /// [`Self::image_settled`] the next daemon is told of none.
     pub(crate) async fn look_at_image(&self) -> bool {
-        let image = self.node().image();
-        {
-            let mut images = self.images.lock();
-            if images.last() == Some(&image) {
-                return false;
-            }
-            images.retain(|known| *known != image);
-            let most = images.len().saturating_sub(IMAGES_MAX - 1);
-            images.drain(..most);
-            images.push(image.clone());
+        if self.images.lock().last() == Some(&self.node().image()) {
+            return false;
         }
         let id = self.id;
+        let told = self.control.call(move |state, _| state.doubt_image(id));
+        told.await;
+        true
+    }
+
+    /// Clients see the image that is there now: that is what they are told of.
+    pub(crate) fn take_image(&self) {
+        let image = self.node().image();
+        let mut images = self.images.lock();
+        images.retain(|known| *known != image);
+        let most = images.len().saturating_sub(IMAGES_MAX - 1);
+        images.drain(..most);
+        images.push(image);
+    }
+
+    /// Whatever clients keep says so, too: run control is told.
+    pub(crate) async fn image_settled(&self) {
+        let (id, image) = (self.id, self.image());
         let told = self
             .control
             .call(move |state, _| state.set_image(id, image));
         told.await;
-        true
     }
 
     /// The client is there, whose guest uses the image; or it is gone, and may come back. For threads that

@@ -53,13 +53,6 @@ impl dyn Export {
         self.resized();
     }
 
-    /// Other nodes are below.
-    pub(crate) async fn tell_image(&self) {
-        if self.backend().look_at_image().await {
-            self.image_changed();
-        }
-    }
-
     /// Tells the client of the length of the node, unless it was told of it before.
     pub fn tell_new_length(&self) {
         if self.backend().take_new_length() {

@@ -75,7 +75,9 @@ pub use persist::saved::{SavedBackend, SavedLoss, SavedState};
 pub use persist::saver::Saver;
 pub use persist::state_file;
 pub use persist::state_file::{StateFile, StateFileError};
-pub use registry::{Lease, Registry, Replacement};
+pub use registry::{
+    Lease, Openings, Overlaid, Registry, Replacement, check_base, check_overlay, uppermost,
+};
 pub use registry_error::{RegistryError, ResizeError};
 pub use words::error::{BlockError, Cause, ErrorKind, Result};
 pub use words::error_policy::{Action, Direction, OnError, Policy};

@@ -4,11 +4,13 @@ mod claims;
 mod corruption;
 mod exports;
 mod grants;
+mod images;
 mod lengths;
 mod losses;
 mod nodes;
 mod reopen;
 mod replace;
+mod snapshot;
 mod taken;
 pub(crate) mod uses;
 
@@ -40,6 +42,7 @@ use crate::words::vm::{LinkState, VmOrder, VmPause};
 use self::claims::Claims;
 
 pub use self::replace::Replacement;
+pub use self::snapshot::{Openings, Overlaid, check_base, check_overlay, uppermost};
 pub use self::uses::Lease;
 
 /// Nodes, exports and run control of one daemon.

@@ -83,6 +83,31 @@ pub enum RegistryError {
     /// What is not on disk yet would be forgotten.
     #[error("Cannot reopen a node before all of it is on disk. {0}")]
     Unwritten(String),
+    /// An overlay that somebody reads.
+    #[error("The overlay is already in use")]
+    OverlayUsed,
+    /// What comes to be below an overlay has lost something.
+    #[error("Cannot take a snapshot of what has lost data. {0}")]
+    LostBelow(String),
+    /// What was acknowledged is not on disk yet.
+    #[error("Cannot take a snapshot before all of it is on disk. {0}")]
+    NotWritten(String),
+    /// What was acknowledged does not become durable.
+    #[error("Cannot take a snapshot before all of it is on disk: {0}")]
+    NotDurable(BlockError),
+    /// Somebody else was faster.
+    #[error("Somebody else has changed the nodes meanwhile: look what there is, and try again")]
+    ChangedMeanwhile,
+    /// The name of what comes to be below an overlay leads to something else by now.
+    #[error(
+        "Cannot take a snapshot of node '{node}': its file name leads to another image by now, '{image}'"
+    )]
+    AnotherImage {
+        /// The node.
+        node: String,
+        /// Where it leads.
+        image: String,
+    },
     /// The storage does not say what has to be known.
     #[error(transparent)]
     Storage(#[from] BlockError),

@@ -171,21 +171,41 @@ fn read(mut from: impl Read, to: &Sender<Value>) {
             Ok(0) | Err(_) => break,
             Ok(count) => bytes.extend_from_slice(&chunk[..count]),
         }
-        let mut values = Deserializer::from_slice(&bytes).into_iter::<Value>();
-        let mut done = 0;
-        while let Some(Ok(value)) = values.next() {
-            done = values.byte_offset();
-            if to.send(value).is_err() {
-                return;
+        loop {
+            let mut values = Deserializer::from_slice(&bytes).into_iter::<Value>();
+            let mut done = 0;
+            while let Some(Ok(value)) = values.next() {
+                done = values.byte_offset();
+                if to.send(value).is_err() {
+                    return;
+                }
+            }
+            bytes.drain(..done);
+            if !skip_note(&mut bytes) {
+                break;
             }
         }
-        bytes.drain(..done);
     }
     let rest = String::from_utf8_lossy(&bytes);
     if !rest.trim().is_empty() {
         // Whoever would hear it has gone.
         let _ = to.send(Value::String(rest.trim().to_owned()));
     }
+}
+
+/// What QEMU prints where it makes an image (`Formatting 'NAME', fmt=...`), on the standard output that a monitor may
+/// have, is no part of the conversation. False: there is no such line next, or not all of it yet.
+fn skip_note(bytes: &mut Vec<u8>) -> bool {
+    let from = bytes.iter().position(|byte| !byte.is_ascii_whitespace());
+    let Some(rest) = from.and_then(|from| bytes.get(from..)) else {
+        return false;
+    };
+    let end = bytes.len() - rest.len() + rest.iter().position(|byte| *byte == b'\n').unwrap_or(0);
+    let is_note = rest.starts_with(b"Formatting '") && bytes.get(end) == Some(&b'\n');
+    if is_note {
+        bytes.drain(..=end);
+    }
+    is_note
 }
 
 fn send_with(socket: &UnixStream, line: &[u8], file: &File) -> std::io::Result<()> {
@@ -200,4 +220,21 @@ fn send_with(socket: &UnixStream, line: &[u8], file: &File) -> std::io::Result<(
         SendFlags::NOSIGNAL,
     )?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn notes_between_messages_are_skipped() {
+        let said =
+            "{\"a\": 1}\r\nFormatting 'x {', fmt=qcow2 size=1\n{\"b\": 2}\nFormatting 'y'\nno JSON";
+        let (sender, messages) = channel();
+        read(said.as_bytes(), &sender);
+        drop(sender);
+        let all: Vec<Value> = messages.iter().collect();
+        let wanted = ["{\"a\":1}", "{\"b\":2}", "\"no JSON\""];
+        assert!(all.iter().map(Value::to_string).eq(wanted), "{all:?}");
+    }
 }

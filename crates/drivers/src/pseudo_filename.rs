@@ -35,14 +35,15 @@ pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> Str
 }
 
 /// The pseudo file name of an image in `file`. `data_file`: where its data are, if that is elsewhere. `backing`: its backing
-/// node, or that there is none, where the image says something else.
+/// node, whose file name was asked for, or that there is none, where the image says something else.
 pub fn of_image(
     driver: &str,
     file: &Child,
     data_file: Option<&Child>,
-    backing: Option<Option<&Child>>,
+    backing: Option<Option<(&Child, &str)>>,
 ) -> String {
     let data_file = data_file.map(|data| (DATA_FILE, described(data)));
+    let described = |(child, filename): (&Child, &str)| described_as(child, filename);
     let backing = backing.map(|backing| (BACKING, backing.map_or(Value::Null, described)));
     let others: Vec<_> = data_file.into_iter().chain(backing).collect();
     of(driver, &others, Some(file))
@@ -56,9 +57,12 @@ pub fn names_its_parent(child: &Child) -> bool {
 }
 
 fn described(child: &Child) -> Value {
+    described_as(child, &child.info().filename)
+}
+
+fn described_as(child: &Child, filename: &str) -> Value {
     let node = child.node();
     let driver = node.driver();
-    let filename = driver.info().filename;
     let known = filename.strip_prefix(PREFIX);
     if let Some(known) = known.and_then(|json| serde_json::from_str(json).ok()) {
         return known;

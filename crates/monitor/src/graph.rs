@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicBool;
 
 use block::BoxFuture;
 use qapi::QmpError;
-use qapi::command::BlockdevCreateVariant;
+use qapi::command::{BlockdevCreateVariant, TransactionActionVariant};
 use qapi::options::{BlockdevOptions, ExportOptions};
 
 /// Everything that makes and unmakes nodes and exports. Options have been checked by themselves. The errors
@@ -50,6 +50,15 @@ pub trait Graph: Send + Sync + fmt::Debug {
         &self,
         options: BlockdevCreateVariant,
         cancelled: Arc<AtomicBool>,
+    ) -> BoxFuture<'_, Result<(), QmpError>>;
+
+    /// `transaction`: all of them or none. It ends within the time in which a monitor answers.
+    ///
+    /// # Errors
+    /// If an action cannot be done.
+    fn transact(
+        &self,
+        actions: Vec<TransactionActionVariant>,
     ) -> BoxFuture<'_, Result<(), QmpError>>;
 
     /// `x-blockdev-set-iothread`; none: the daemon's own.

@@ -13,7 +13,9 @@ use qapi::{Object, QmpError, Value};
 
 use serde::de::DeserializeOwned;
 
-use crate::commands::{block, chardev, debug, descriptor, graph, job, misc, object, run, stats};
+use crate::commands::{
+    block, chardev, debug, descriptor, graph, job, misc, object, run, stats, transaction,
+};
 use crate::context::Context;
 use crate::framing::value_of;
 use crate::hmp;
@@ -70,6 +72,8 @@ commands! {
     "blockdev-add" => graph::blockdev_add,
     "blockdev-del" => graph::blockdev_del,
     "blockdev-reopen" => graph::blockdev_reopen,
+    "blockdev-snapshot" => transaction::blockdev_snapshot,
+    "blockdev-snapshot-sync" => transaction::blockdev_snapshot_sync,
     "x-blockdev-set-iothread" => graph::blockdev_set_iothread,
     "block-export-add" => graph::block_export_add,
     "block-export-del" => graph::block_export_del,
@@ -90,7 +94,7 @@ commands! {
     "block-job-set-speed" => job::block_job_set_speed,
     "block-job-finalize" => job::block_job_by_id,
     "block-job-dismiss" => job::block_job_by_id,
-    "transaction" => job::transaction,
+    "transaction" => transaction::transaction,
     "block-latency-histogram-set" => stats::latency_histogram_set,
     "block-set-write-threshold" => block::set_write_threshold,
     "query-chardev" => chardev::query,

@@ -3,16 +3,19 @@
 mod chardev;
 mod job;
 mod object;
+mod snapshot;
 
 pub use chardev::{AddFd, ChardevId, DataFormat, FdName, RemoveFd, RingbufRead, RingbufWrite};
 pub use job::{
     Abort, AbortWrapper, BlockJobCancel, BlockJobId, BlockJobSetSpeed, BlockdevCreate,
     BlockdevCreateBase, BlockdevCreateDriver, BlockdevCreateFile, BlockdevCreateNothing,
     BlockdevCreateOptions, BlockdevCreateQcow2, BlockdevCreateVariant, BlockdevQcow2Version,
-    CompletionMode, JobId, PreallocMode, Qcow2CompressionType, Transaction, TransactionAction,
-    TransactionActionBase, TransactionActionKind, TransactionActionVariant, TransactionProperties,
+    BlockdevSnapshotSyncWrapper, BlockdevSnapshotWrapper, CompletionMode, JobId, PreallocMode,
+    Qcow2CompressionType, Transaction, TransactionAction, TransactionActionBase,
+    TransactionActionKind, TransactionActionVariant, TransactionProperties,
 };
 pub use object::{QomGet, QomList, QomListProperties, QomListTypes, QomSet};
+pub use snapshot::{BlockdevSnapshot, BlockdevSnapshotSync, NewImageMode};
 
 use crate::options::{BlkdebugEvent, BlkdebugIoType, BlockdevOptions};
 use serde::{Deserialize, Serialize};

@@ -6,6 +6,7 @@
 
 pub mod checker;
 mod command;
+pub mod cut;
 pub mod daemon;
 pub mod engine;
 pub mod errors;

@@ -11,6 +11,7 @@ use qapi::command::BlockdevCreateVariant;
 
 use crate::setup_error::SetupError;
 
+pub use self::file::make as make_file;
 pub use self::place::Place;
 
 /// Makes an image.

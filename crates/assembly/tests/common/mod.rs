@@ -17,6 +17,9 @@ use std::time::Duration;
 use anyhow::Result;
 use block::{Registry, control};
 use frontend::{Disk, Options};
+use qapi::Object;
+use qapi::command::{Transaction, TransactionActionVariant};
+use qapi::de::{self, Mode};
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::{Value, json};
 use standfast_assembly::{Assembly, SetupError, TimeLimits};
@@ -124,6 +127,12 @@ impl House {
         said(self.wait(self.assembly.reopen_nodes(options, None)))
     }
 
+    /// `transaction`.
+    pub fn transact(&self, actions: Value, limit: Option<Duration>) -> Result<(), String> {
+        let actions = actions_of(actions);
+        said(self.wait(self.assembly.transact(actions, limit)))
+    }
+
     /// The requests of an export that are held.
     pub fn held(&self, id: &str) -> usize {
         let backend = self.registry.export(id).unwrap().backend().id();
@@ -176,6 +185,14 @@ impl House {
             self.assembly.close_exports(settled).await;
         });
     }
+}
+
+/// What is to be done, of a list as QMP has it.
+pub fn actions_of(actions: Value) -> Vec<TransactionActionVariant> {
+    let arguments = Object::from_iter([("actions".to_owned(), actions)]);
+    let wanted: Transaction = de::from_object(&arguments, Mode::Json).unwrap();
+    let actions = wanted.actions.into_iter();
+    actions.map(|action| action.variant).collect()
 }
 
 fn said(result: Result<(), SetupError>) -> Result<(), String> {

@@ -61,14 +61,19 @@ impl Graph {
             if self.nodes.contains_key(node.name()) {
                 continue;
             }
-            node.tell_growth(&self.growth);
-            self.last_number += 1;
-            let number = self.last_number;
-            self.nodes
-                .insert(Arc::clone(node.name()), Known { number, node });
+            self.take_in(node);
         }
         self.owned.insert(Arc::clone(node.name()));
         Ok(())
+    }
+
+    /// The latest that has come.
+    fn take_in(&mut self, node: Arc<Node>) {
+        node.tell_growth(&self.growth);
+        self.last_number += 1;
+        let number = self.last_number;
+        self.nodes
+            .insert(Arc::clone(node.name()), Known { number, node });
     }
 
     /// Whether a node was asked for by itself, and not as a part of another one.
@@ -125,20 +130,27 @@ impl Graph {
         }
     }
 
-    /// Of each pair the second has the place of the first, and its name. Returns what is here no more: the
-    /// first ones, and what came in as a part of them and nobody uses any more. None: one of the first ones is
-    /// not here, and nothing has changed.
+    /// Of each pair the second has the place of the first, and its name; `more` come in beside, as parts of
+    /// what uses them. Returns what is here no more: the first ones, and what came in as a part of them and
+    /// nobody uses any more.
+    ///
+    /// # Errors
+    /// One of the first ones is not here, or the name of one of `more` is taken; nothing has changed then.
     pub fn replace<'a>(
         &mut self,
         pairs: impl Iterator<Item = (&'a Arc<Node>, &'a Arc<Node>)> + Clone,
-    ) -> Option<Vec<Arc<Node>>> {
-        let mut each = pairs.clone();
-        let is_here = |(from, to): (&Arc<Node>, &Arc<Node>)| {
+        more: &[Arc<Node>],
+    ) -> Result<Vec<Arc<Node>>, GraphError> {
+        for (from, to) in pairs.clone() {
             let known = self.nodes.get(from.name());
-            known.is_some_and(|known| Arc::ptr_eq(&known.node, from)) && from.name() == to.name()
-        };
-        if !each.all(is_here) {
-            return None;
+            if !known.is_some_and(|known| Arc::ptr_eq(&known.node, from))
+                || from.name() != to.name()
+            {
+                return Err(GraphError::NotFound(from.name().to_string()));
+            }
+        }
+        if let Some(taken) = more.iter().find(|node| self.contains(node.name())) {
+            return Err(GraphError::Duplicate(taken.name().to_string()));
         }
         let mut gone = Vec::new();
         for (from, to) in pairs {
@@ -148,8 +160,11 @@ impl Graph {
             }
             gone.push(Arc::clone(from));
         }
+        for node in more {
+            self.take_in(Arc::clone(node));
+        }
         self.remove_below(&mut gone);
-        Some(gone)
+        Ok(gone)
     }
 
     /// Takes all nodes out.

@@ -72,7 +72,7 @@ impl Registry {
             exports,
             drained,
             taken,
-            is_reopened: true,
+            new: Vec::new(),
         };
         replacement.check_lengths()?;
         Ok(replacement)

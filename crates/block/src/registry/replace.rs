@@ -9,6 +9,7 @@ use super::uses::Claimed;
 use crate::backend::Drained;
 use crate::driver::beside::beside;
 use crate::driver::closing::Closing;
+use crate::driver::graph::{Graph, GraphError};
 use crate::driver::node::Node;
 use crate::driver::users::{Use, User};
 use crate::export::Export;
@@ -28,8 +29,8 @@ pub struct Replacement {
     pub(super) exports: Vec<Arc<dyn Export>>,
     pub(super) drained: Vec<Drained>,
     pub(super) taken: Taken,
-    /// Each `to` is another opening of its `from`, which it replaces in the graph as well.
-    pub(super) is_reopened: bool,
+    /// Those of them that come into the graph.
+    pub(super) new: Vec<Arc<Node>>,
 }
 
 /// One node, and what takes its place.
@@ -39,6 +40,13 @@ pub(super) struct Move {
     pub(super) to: Arc<Node>,
     /// The users of `from` that move.
     pub(super) moved: Vec<Use>,
+}
+
+impl Move {
+    /// Whether `to` is another opening of `from`, which it replaces in the graph as well.
+    fn is_reopened(&self) -> bool {
+        self.from.name() == self.to.name() && !Arc::ptr_eq(&self.from, &self.to)
+    }
 }
 
 impl Registry {
@@ -84,7 +92,7 @@ impl Registry {
             exports,
             drained,
             taken,
-            is_reopened: false,
+            new: Vec::new(),
         };
         replacement.check_lengths()?;
         Ok(replacement)
@@ -104,28 +112,40 @@ impl Registry {
         (exports, drained)
     }
 
-    /// Does it. What is left to be done after that, such as giving locks back, may take as long as the
+    /// As [`Self::commit_and`], if nobody has to know.
+    ///
+    /// # Errors
+    /// As there.
+    pub async fn commit(&self, replacement: Replacement) -> Result<Closing, RegistryError> {
+        self.commit_and(replacement, |_| ()).await
+    }
+
+    /// Does it, and calls `done` while nobody else can change these nodes yet. What is left to be done after that, such as giving locks back, may take as long as the
     /// storage likes; wait for it as long as you like. **This future must not be dropped** before it has
     /// ended: a half of what used the former node would use the other one.
     ///
     /// # Errors
     /// If a node above cannot find out what it has to know of the new one; if the daemon ends. Nothing has
     /// changed then.
-    pub async fn commit(&self, replacement: Replacement) -> Result<Closing, RegistryError> {
+    pub async fn commit_and(
+        &self,
+        replacement: Replacement,
+        done: impl FnOnce(&Graph) + Send,
+    ) -> Result<Closing, RegistryError> {
         let Replacement {
             moves,
             nodes,
             exports,
             drained,
             taken,
-            is_reopened,
+            new,
         } = replacement;
         let applied = taken.apply();
-        for Move { from, to, moved } in &moves {
-            if is_reopened {
-                to.go_on_from(from);
+        for one in &moves {
+            if one.is_reopened() {
+                one.to.go_on_from(&one.from);
             }
-            put(&nodes, &exports, &drained, moved, to).await;
+            put(&nodes, &exports, &drained, &one.moved, &one.to).await;
         }
         let above = above(&nodes, &moves);
         let again = above.clone();
@@ -136,24 +156,31 @@ impl Registry {
         })
         .await;
         let activated = activated.unwrap_or_else(|error| Err(error.into()));
-        let mut done = activated.map_err(RegistryError::from);
+        let mut outcome = activated.map_err(RegistryError::from);
         let mut left = Vec::new();
-        if done.is_ok() && is_reopened {
-            let pairs = moves.iter().map(|one| (&one.from, &one.to));
-            match self.graph().replace(pairs) {
-                Some(gone) => {
+        let reopened = moves.iter().filter(|one| one.is_reopened());
+        if outcome.is_ok() {
+            let pairs = reopened.clone().map(|one| (&one.from, &one.to));
+            let replaced = self.graph().replace(pairs, &new);
+            match replaced {
+                Ok(gone) => {
                     // Not before: one that fails leaves it where it is, and whoever has armed the former node
                     // meanwhile has armed this one.
-                    for Move { from, to, .. } in &moves {
+                    for Move { from, to, .. } in reopened {
                         to.take_threshold_of(from);
                         self.hear_corruption(to);
                     }
+                    for node in &new {
+                        self.recall_loss(node);
+                        self.hear_corruption(node);
+                    }
                     left = gone;
                 }
-                None => done = Err(RegistryError::ShuttingDown),
+                Err(GraphError::NotFound(_)) => outcome = Err(RegistryError::ShuttingDown),
+                Err(error) => outcome = Err(error.into()),
             }
         }
-        if let Err(error) = done {
+        if let Err(error) = outcome {
             for Move { from, moved, .. } in &moves {
                 put(&nodes, &exports, &drained, moved, from).await;
             }
@@ -166,11 +193,12 @@ impl Registry {
             applied.undo().await;
             return Err(error);
         }
+        done(&self.graph());
         // Whoever takes the former ones out next is the last one who has them.
         for export in &exports {
             export.backend().graph_changed().await;
-            export.tell_image().await;
         }
+        self.tell_images(&exports).await;
         drop((drained, nodes));
         for export in exports {
             export.tell_resized();
@@ -190,7 +218,8 @@ impl Replacement {
         moves.try_for_each(|one| self.check_length(one))
     }
 
-    fn check_length(&self, Move { from, to, moved }: &Move) -> Result<(), RegistryError> {
+    fn check_length(&self, one: &Move) -> Result<(), RegistryError> {
+        let Move { from, to, moved } = one;
         let (before, after) = (from.driver().length(), to.driver().length());
         if before == after || moved.is_empty() {
             return Ok(());
@@ -202,7 +231,7 @@ impl Replacement {
             }
             check_fits(to.name(), from, after, before, &**export, drained).map_err(|why| {
                 let why = Box::new(why);
-                match self.is_reopened {
+                match one.is_reopened() {
                     true => RegistryError::DoesNotFitAnew {
                         node: to.name().to_string(),
                         why,

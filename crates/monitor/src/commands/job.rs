@@ -1,11 +1,11 @@
-//! Jobs, and `transaction`.
+//! Jobs.
 
 use std::sync::Arc;
 
 use block::jobs::state::{JobError, Status, Verb};
 use qapi::command::{
     BlockJobCancel, BlockJobId, BlockJobSetSpeed, BlockdevCreate, BlockdevCreateVariant, JobId,
-    NoArguments, Transaction, TransactionActionVariant,
+    NoArguments,
 };
 use qapi::types::{BlockJobInfo, Empty, JobInfo, JobType};
 use qapi::{ErrorClass, QmpError, id};
@@ -125,16 +125,4 @@ pub(crate) async fn block_job_set_speed(
     job: BlockJobSetSpeed,
 ) -> Result<Empty, QmpError> {
     Err(no_block_job(&job.device))
-}
-
-/// All or nothing: an action that fails is found before anything is done.
-pub(crate) async fn transaction(_: &Context, arguments: Transaction) -> Result<Empty, QmpError> {
-    let mut prevented = arguments.actions.iter().map(|action| {
-        let TransactionActionVariant::Abort(_) = action.variant;
-        "Transaction aborted using Abort action"
-    });
-    match prevented.next() {
-        Some(desc) => Err(QmpError::generic(desc)),
-        None => Ok(Empty {}),
-    }
 }

@@ -11,3 +11,4 @@ pub(crate) mod misc;
 pub(crate) mod object;
 pub(crate) mod run;
 pub(crate) mod stats;
+pub(crate) mod transaction;

@@ -3,7 +3,7 @@
 /// A command: its names, its arguments, what it does.
 type Command = (&'static str, &'static str, &'static str);
 
-const COMMANDS: [Command; 9] = [
+const COMMANDS: [Command; 10] = [
     ("block_resize", "device size", "resize a block image"),
     ("cont|c", "", "resume emulation"),
     ("help|?", "[cmd]", "show the help"),
@@ -19,6 +19,18 @@ const COMMANDS: [Command; 9] = [
     ),
     ("object_del", "id", "destroy QOM object"),
     ("quit|q", "", "quit the emulator"),
+    (
+        "snapshot_blkdev",
+        "[-n] device [new-image-file] [format]",
+        "initiates a live snapshot\n\t\t\t\
+         of device. If a new image file is specified, the\n\t\t\t\
+         new image file will become the new root image.\n\t\t\t\
+         If format is specified, the snapshot file will\n\t\t\t\
+         be created in that format.\n\t\t\t\
+         The default format is qcow2.  The -n flag requests QEMU\n\t\t\t\
+         to reuse the image found in new-image-file, instead of\n\t\t\t\
+         recreating it from scratch.",
+    ),
     ("stop|s", "", "stop emulation"),
     ("system_reset", "", "reset the system"),
 ];

@@ -8,12 +8,15 @@ mod snapshots;
 mod text;
 
 use qapi::command::{
-    BlockResize, Cont, HumanMonitorCommand, NoArguments, ObjectDel, QueryBlockstats,
+    BlockResize, BlockdevSnapshotSync, Cont, HumanMonitorCommand, NewImageMode, NoArguments,
+    ObjectDel, QueryBlockstats,
 };
 use qapi::options::ObjectOptions;
 use qapi::{QmpError, Size};
 
-use crate::commands::{block, chardev, graph, job, misc, object, run as run_control, stats};
+use crate::commands::{
+    block, chardev, graph, job, misc, object, run as run_control, stats, transaction,
+};
 use crate::context::Context;
 
 use self::line::{Line, Malformed};
@@ -65,6 +68,7 @@ async fn run(context: &Context, text: &str) -> Result<String, QmpError> {
             object::delete(context, ObjectDel { id }).await?;
         }
         "block_resize" => return block_resize(context, line).await,
+        "snapshot_blkdev" => return snapshot_blkdev(context, line).await,
         _ if !line.is_at_end() => return Ok(extraneous(names, typed)),
         "stop|s" => {
             run_control::stop(context, NoArguments {}).await?;
@@ -156,6 +160,43 @@ async fn block_resize(context: &Context, mut line: Line<'_>) -> Result<String, Q
         size,
     };
     graph::block_resize(context, resize).await?;
+    Ok(String::new())
+}
+
+async fn snapshot_blkdev(context: &Context, mut line: Line<'_>) -> Result<String, QmpError> {
+    let name = "snapshot_blkdev";
+    let reuse = match line.flag('n', "") {
+        Ok(reuse) => reuse,
+        Err(letter) => {
+            return Ok(format!(
+                "{name}: unsupported option -{letter}\n{}",
+                more(name)
+            ));
+        }
+    };
+    let Ok(Some(device)) = line.word() else {
+        return Ok(expected(name, "block device name", name));
+    };
+    let (Ok(file), Ok(format)) = (line.word(), line.word()) else {
+        return Ok(expected(name, "string", name));
+    };
+    if !line.is_at_end() {
+        return Ok(extraneous(name, name));
+    }
+    let snapshot_file =
+        file.ok_or_else(|| QmpError::generic("Parameter 'snapshot-file' is missing"))?;
+    let snapshot = BlockdevSnapshotSync {
+        device: Some(device),
+        node_name: None,
+        snapshot_file,
+        snapshot_node_name: None,
+        format,
+        mode: Some(match reuse {
+            true => NewImageMode::Existing,
+            false => NewImageMode::AbsolutePaths,
+        }),
+    };
+    transaction::blockdev_snapshot_sync(context, snapshot).await?;
     Ok(String::new())
 }
 

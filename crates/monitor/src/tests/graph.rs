@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use block::{BoxFuture, HoldScope, Registry};
 use qapi::QmpError;
-use qapi::command::BlockdevCreateVariant;
+use qapi::command::{BlockdevCreateVariant, TransactionActionVariant};
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::json;
 
@@ -41,6 +41,17 @@ fn name(options: &BlockdevOptions) -> String {
     options.base.node_name.clone().unwrap_or_default()
 }
 
+/// The node that an action is about.
+fn snapshot_of(action: &TransactionActionVariant) -> String {
+    match action {
+        TransactionActionVariant::Abort(_) => "abort".to_owned(),
+        TransactionActionVariant::BlockdevSnapshot(action) => action.data.node.clone(),
+        TransactionActionVariant::BlockdevSnapshotSync(action) => {
+            action.data.node_name.clone().unwrap_or_default()
+        }
+    }
+}
+
 impl Graph for FakeGraph {
     fn add_node(&self, options: BlockdevOptions) -> BoxFuture<'_, Result<(), QmpError>> {
         let name = name(&options);
@@ -57,6 +68,15 @@ impl Graph for FakeGraph {
     fn reopen_nodes(&self, options: Vec<BlockdevOptions>) -> BoxFuture<'_, Result<(), QmpError>> {
         let names: Vec<_> = options.iter().map(name).collect();
         self.ask("", format!("reopen {names:?}"))
+    }
+
+    fn transact(
+        &self,
+        actions: Vec<TransactionActionVariant>,
+    ) -> BoxFuture<'_, Result<(), QmpError>> {
+        let nodes: Vec<_> = actions.iter().map(snapshot_of).collect();
+        let first = nodes.first().map_or("", String::as_str);
+        self.ask(first, format!("transact {nodes:?}"))
     }
 
     fn add_export(&self, options: ExportOptions) -> BoxFuture<'_, Result<(), QmpError>> {
@@ -122,6 +142,30 @@ async fn arguments_become_options() {
         ),
         ("blockdev-reopen", json!({ "options": [] }), "reopen []"),
         (
+            "blockdev-snapshot",
+            json!({ "node": "base", "overlay": "over" }),
+            "transact [\"base\"]",
+        ),
+        (
+            "blockdev-snapshot-sync",
+            json!({ "node-name": "base", "snapshot-file": "f", "snapshot-node-name": "over" }),
+            "transact [\"base\"]",
+        ),
+        (
+            "transaction",
+            json!({ "actions": [
+                { "type": "blockdev-snapshot", "data": { "node": "base", "overlay": "over" } },
+                { "type": "blockdev-snapshot-sync", "data": { "node-name": "other", "snapshot-file": "f" } },
+                { "type": "abort", "data": {} },
+            ], "properties": { "completion-mode": "individual" } }),
+            "transact [\"base\", \"other\", \"abort\"]",
+        ),
+        (
+            "human-monitor-command",
+            json!({ "command-line": "snapshot_blkdev -n vda f qcow2" }),
+            "transact [\"\"]",
+        ),
+        (
             "x-blockdev-set-iothread",
             json!({ "node-name": "top", "iothread": null }),
             "move top None force=false",
@@ -134,7 +178,11 @@ async fn arguments_become_options() {
     ];
     for (name, arguments, asked) in commands {
         let reply = client.command(&command(name, arguments.clone())).await;
-        assert_eq!(reply, json!({ "return": {} }), "{name} {arguments}");
+        let done = match name {
+            "human-monitor-command" => json!({ "return": "" }),
+            _ => json!({ "return": {} }),
+        };
+        assert_eq!(reply, done, "{name} {arguments}");
         assert_eq!(daemon.asked().pop().as_deref(), Some(asked));
     }
     let refused = command("blockdev-del", json!({ "node-name": "refused" }));
@@ -176,6 +224,17 @@ async fn arguments_that_are_wrong() {
             "blockdev-del",
             json!({}),
             "Parameter 'node-name' is missing",
+        ),
+        (
+            "transaction",
+            json!({ "actions": [{ "type": "blockdev-snapshot", "data": { "node": "a", "overlay": "b" } }],
+                "properties": { "completion-mode": "grouped" } }),
+            "Action 'blockdev-snapshot' does not support Transaction property completion-mode = grouped",
+        ),
+        (
+            "blockdev-snapshot-sync",
+            json!({ "snapshot-file": "f", "mode": "new" }),
+            "Parameter 'mode' does not accept value 'new'",
         ),
         (
             "blockdev-reopen",

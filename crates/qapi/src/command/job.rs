@@ -1,5 +1,6 @@
 //! Arguments of `blockdev-create`, of jobs and of `transaction`.
 
+use super::snapshot::{BlockdevSnapshot, BlockdevSnapshotSync};
 use crate::Size;
 use crate::de::flat_union;
 use crate::options::{BlockdevDriver, BlockdevRef};
@@ -210,6 +211,10 @@ flat_union! {
     pub enum TransactionActionVariant {
         /// Fail, so that nothing is done.
         Abort("abort", AbortWrapper),
+        /// An overlay that is a node already comes in above a node.
+        BlockdevSnapshot("blockdev-snapshot", BlockdevSnapshotWrapper),
+        /// An overlay in a file of its own comes in above a node.
+        BlockdevSnapshotSync("blockdev-snapshot-sync", BlockdevSnapshotSyncWrapper),
     }
 }
 
@@ -227,6 +232,20 @@ pub struct AbortWrapper {
 /// Nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Abort {}
+
+/// The content of `blockdev-snapshot`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockdevSnapshotWrapper {
+    /// As the arguments of the command.
+    pub data: BlockdevSnapshot,
+}
+
+/// The content of `blockdev-snapshot-sync`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockdevSnapshotSyncWrapper {
+    /// As the arguments of the command.
+    pub data: BlockdevSnapshotSync,
+}
 
 /// How a transaction is done.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

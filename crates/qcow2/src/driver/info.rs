@@ -12,8 +12,14 @@ pub const NAME: &str = "qcow2";
 
 pub fn of(base: &Base, state: &State) -> NodeInfo {
     let file = base.file.info();
+    // Asked for once: what is behind asks what is behind it.
+    let backing = base.backing.as_ref();
+    let backing = backing.map(|backing| (backing, backing.info().filename));
+    let backing = backing
+        .as_ref()
+        .map(|(backing, filename)| (*backing, filename.as_str()));
     NodeInfo {
-        filename: match (overriding(base, state), file.filename) {
+        filename: match (overriding(base, state, backing), file.filename) {
             (None, name) if pseudo_filename::names_its_parent(&base.file) => name,
             (backing, _) => {
                 let data_file = base.data_file.as_ref();
@@ -34,14 +40,18 @@ pub fn of(base: &Base, state: &State) -> NodeInfo {
 }
 
 /// The backing node, or that there is none, if the image says something else.
-fn overriding<'a>(base: &'a Base, state: &State) -> Option<Option<&'a Child>> {
+fn overriding<'a>(
+    base: &Base,
+    state: &State,
+    backing: Option<(&'a Child, &'a str)>,
+) -> Option<Option<(&'a Child, &'a str)>> {
     let name = state.header.backing_name.as_deref();
-    match &base.backing {
+    match backing {
         None => name.map(|_| None),
         Some(_) if base.named_backing.is_some() => None,
-        Some(backing) => {
-            let is_named = name == Some(backing.info().filename.as_bytes());
-            (!is_named).then_some(Some(backing))
+        Some((_, filename)) => {
+            let is_named = name == Some(filename.as_bytes());
+            (!is_named).then_some(backing)
         }
     }
 }

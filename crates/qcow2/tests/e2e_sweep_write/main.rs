@@ -18,6 +18,7 @@ mod files;
 mod format;
 mod images;
 mod kept;
+mod overlays;
 #[path = "../common/qemu_check.rs"]
 mod qemu_check;
 mod stories;

@@ -59,6 +59,8 @@ pub struct BackendState {
     connected: bool,
     /// The image that clients have seen, if there have been any.
     seen: Option<Image>,
+    /// It is about to be another one.
+    doubted: bool,
 }
 
 impl BackendState {
@@ -70,6 +72,7 @@ impl BackendState {
             claimed,
             connected: saved.connected,
             seen: saved.image,
+            doubted: false,
             io_status: saved.io_status,
             generation: 0,
             locals: BTreeMap::new(),
@@ -92,7 +95,12 @@ impl BackendState {
         self.config.node = node;
     }
 
+    pub(super) fn doubt_image(&mut self) {
+        self.doubted = true;
+    }
+
     pub(super) fn set_image(&mut self, image: Image) {
+        self.doubted = false;
         if let Some(seen) = &mut self.seen {
             seen.clone_from(&image);
         }
@@ -235,7 +243,7 @@ impl BackendState {
             first_error: self.first_error.clone(),
             last_error: self.last_error.clone(),
             write_cache: self.write_cache,
-            image: self.seen.clone(),
+            image: self.seen.clone().filter(|_| !self.doubted),
             connected: self.connected,
             losses_accepted: self.losses_accepted.load(Ordering::SeqCst),
             stats: self.accounting.read(),

@@ -70,6 +70,15 @@ impl RunControl {
         }
     }
 
+    /// Clients of a backend are about to see another image: until [`Self::set_image`] what is saved says of
+    /// none.
+    pub fn doubt_image(&mut self, backend: BackendId) {
+        if let Some(state) = self.backends.get_mut(&backend) {
+            state.doubt_image();
+            self.revision += 1;
+        }
+    }
+
     /// Clients of a backend see this image from now on.
     pub fn set_image(&mut self, backend: BackendId, image: Image) {
         if let Some(state) = self.backends.get_mut(&backend) {
@@ -86,9 +95,10 @@ impl RunControl {
     }
 
     /// The image that a guest may still use, or have requests for, which a former daemon has served as the
-    /// export `device` on the node `node`. None: there is no such guest.
-    pub fn image_left(&self, device: &str, node: &str) -> Option<&Image> {
-        self.unclaimed.image_left(device, node)
+    /// export `device`, on whatever node: after a live snapshot the name of the old one is that of the base. None:
+    /// there is no such guest.
+    pub fn image_left(&self, device: &str) -> Option<&Image> {
+        self.unclaimed.image_left(device)
     }
 
     /// A backend's part on an iothread starts; messages posted to it arrive from now on. A gate

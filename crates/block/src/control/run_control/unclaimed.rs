@@ -52,9 +52,9 @@ impl Unclaimed {
     }
 
     /// What [`super::RunControl::image_left`] says.
-    pub(super) fn image_left(&self, device: &str, node: &str) -> Option<&Image> {
-        let same = |saved: &&SavedBackend| saved.device == device && saved.node == node;
-        let saved = self.saved.iter().find(same)?;
+    pub(super) fn image_left(&self, device: &str) -> Option<&Image> {
+        // The latest: another node may have been there before.
+        let saved = self.saved.iter().find(|saved| saved.device == device)?;
         let image = saved.image.as_ref();
         image.filter(|_| saved.connected || saved.incident.is_some())
     }

@@ -57,7 +57,7 @@ fn nodes_are_in_the_order_in_which_they_came() {
     assert_eq!(names(&graph), ["z", "b-file", "c", "d", "a-image"]);
     // What takes a place has it; who comes again is the newest.
     let other = Fake::node("z", None);
-    let replaced = graph.replace([(&z, &other)].into_iter()).unwrap();
+    let replaced = graph.replace([(&z, &other)].into_iter(), &[]).unwrap();
     assert!(Arc::ptr_eq(&replaced[0], &z));
     assert_eq!(names(&graph), ["z", "b-file", "c", "d", "a-image"]);
     graph.remove(&other);
