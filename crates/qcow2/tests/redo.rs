@@ -295,6 +295,21 @@ fn an_older_state_of_the_image_is_recognized() {
     }
 }
 
+/// With nobody there to write back, its mark was left in the header, and the node could not be replaced.
+#[test]
+fn a_change_of_length_leaves_no_mark() {
+    let image = Image::new("cluster_size=64k,preallocation=metadata", MIB);
+    let node = image.open();
+    node.resize(CLUSTER).unwrap();
+    assert!(node.left_unwritten().is_none());
+    assert_eq!(tag(&image.bytes()), 0);
+    image.write(&node, 0, 0x11);
+    node.resize(MIB).unwrap();
+    image.bench.close(node);
+    assert_eq!(image.logs(), 0);
+    qemu_check::is_clean(&image.path, "another length");
+}
+
 #[test]
 fn version_2_has_no_place_for_the_tag() {
     let image = Image::new("compat=0.10", MIB);

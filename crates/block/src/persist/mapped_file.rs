@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::ptr::NonNull;
 
 use rustix::fs::{FallocateFlags, fallocate, fstatfs};
-use rustix::mm::{MapFlags, ProtFlags, mmap, munmap};
+use rustix::mm::{MapFlags, ProtFlags, mlock, mmap, munmap};
 
 /// File systems that promise no room to whoever writes again where he has written, or have servers that may be gone:
 /// btrfs, bcachefs, ZFS, NFS, CIFS, SMB2, FUSE.
@@ -56,8 +56,10 @@ impl MappedFile {
             // It is ours, and nothing is in it.
             let _removed = std::fs::remove_file(path);
         })?;
-        // Each page is there before anybody waits for it.
+        // Each page is there before anybody waits for it, and stays, if it may.
         this.as_mut().fill(0);
+        // SAFETY: it is mapped.
+        let _locked = unsafe { mlock(this.base.as_ptr().cast(), length) };
         Ok(this)
     }
 

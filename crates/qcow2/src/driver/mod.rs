@@ -371,6 +371,21 @@ impl Resize for Qcow2 {
     }
 
     fn resize(&self, length: u64) -> Result<()> {
+        let resized = self.resized(length);
+        // Nobody else may be there who writes back.
+        if redo::is_tagged(&self.state.load().writer.tables())
+            && let Err(error) =
+                self.run(|base, state| async move { redo::close(&base, &state).await })
+        {
+            let name = &self.base.name;
+            tracing::warn!("node '{name}': after the change of its length: {error}");
+        }
+        resized
+    }
+}
+
+impl Qcow2 {
+    fn resized(&self, length: u64) -> Result<()> {
         let before = self.length();
         // Two steps: what is behind the image is hidden in between, by entries that have their place then.
         let longer = self

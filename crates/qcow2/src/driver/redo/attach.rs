@@ -113,5 +113,13 @@ fn find(
             state.image
         );
     }
+    if found.of_another > 0 {
+        tracing::warn!(
+            "node '{}': {} changes of '{}' that a former daemon had acknowledged, and not written, are not made again: the image is              another file by now, or its device has been attached anew",
+            base.name,
+            found.of_another,
+            state.image
+        );
+    }
     Ok((found.log, head))
 }

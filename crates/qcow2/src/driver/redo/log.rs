@@ -42,6 +42,8 @@ pub struct Found {
     pub log: Option<Log>,
     /// How many changes there were for what the image is not any more. They are gone.
     pub lost: u64,
+    /// How many there are with its tag and its name, of another file or attachment.
+    pub of_another: u64,
 }
 
 impl Log {
@@ -78,7 +80,11 @@ impl Log {
     /// The system's.
     pub fn find(dir: &Path, head: &Head) -> io::Result<Found> {
         let _turn = DIRECTORIES.lock();
-        let mut found = Found { log: None, lost: 0 };
+        let mut found = Found {
+            log: None,
+            lost: 0,
+            of_another: 0,
+        };
         for entry in fs::read_dir(dir)? {
             let path = entry?.path();
             let name = path.file_name().and_then(|name| name.to_str());
@@ -101,6 +107,10 @@ impl Log {
             }
             if is_ours {
                 found.lost += log.live_changes();
+            }
+            let image = (log.head.tag, log.head.image.name(), &*log.head.boot_id);
+            if !is_ours && image == (head.tag, head.image.name(), &*head.boot_id) {
+                found.of_another += log.live_changes();
             }
             // No client is left of another boot.
             if is_ours || log.head.boot_id != head.boot_id {
@@ -262,7 +272,8 @@ mod tests {
         let other = left(dir, &of("b", 0), 2);
         // Another image: neither is touched, whatever its tag.
         let found = Log::find(dir, &of("c", tag)).unwrap();
-        assert!(found.log.is_none() && found.lost == 0);
+        assert!(found.log.is_none());
+        assert_eq!((found.lost, found.of_another), (0, 3));
         let found = Log::find(dir, &of("a", tag)).unwrap();
         let log = found.log.unwrap();
         assert_eq!((log.live_changes(), found.lost), (3, 0));
