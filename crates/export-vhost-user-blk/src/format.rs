@@ -11,6 +11,8 @@ impl Format for Rules {
     type Outcome = u8;
     type Malformed = Malformed;
 
+    // Left to the compiler it is now a part of what calls it, and now not.
+    #[inline]
     fn parse<M: GuestBytes>(
         self,
         memory: &M,

@@ -15,6 +15,7 @@ pub mod graph;
 pub mod growth;
 pub mod io;
 pub mod limits;
+pub mod lines;
 pub mod loss;
 pub mod node;
 pub mod own_io;

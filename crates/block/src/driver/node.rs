@@ -1,13 +1,14 @@
 //! A node: one element of the block graph, the trait that a driver implements, and the edge by which one
 //! is used.
 
+use std::any::Any;
 use std::fmt;
-use std::mem;
+use std::mem::{self, ManuallyDrop};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
-use arc_swap::{ArcSwap, Guard};
+use arc_swap::ArcSwap;
 use iothread::mailbox::Sender;
 
 use crate::driver::beside::drop_beside;
@@ -16,6 +17,7 @@ use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::growth::Growth;
 use crate::driver::io::Io;
 use crate::driver::limits::{Limits, NodeInfo};
+use crate::driver::lines::Lent;
 use crate::driver::own_io::WriteBack;
 use crate::driver::status::{self, Extent, Origin, Stored};
 use crate::driver::threshold::WriteThreshold;
@@ -252,15 +254,6 @@ impl Node {
         self.driver.submit(io)
     }
 
-    /// As [`Self::submit`], by an edge: what reaches beyond the end is not refused. There reads find
-    /// zeroes, discards nothing, and writes make the node longer, if the edge may resize it.
-    fn submit_by<'a>(&'a self, io: Io<'a>, edge: &Child) -> IoFuture<'a> {
-        match self.check(io.op, io.offset, io.bytes) {
-            Ok(()) => self.start(io),
-            Err(fault) => self.submit_beyond(io, fault, edge),
-        }
-    }
-
     /// Notes a successful write that ends at `end`.
     pub fn wrote(&self, end: u64) {
         // A plain load first: the common case writes nothing to the shared cache line.
@@ -381,7 +374,7 @@ pub struct Child {
     edge: EdgeId,
     user: User,
     role: &'static str,
-    node: ArcSwap<Node>,
+    used: ArcSwap<Lent<Node>>,
 }
 
 impl Child {
@@ -392,7 +385,7 @@ impl Child {
             edge,
             user: user.clone(),
             role,
-            node: ArcSwap::new(Arc::clone(&node)),
+            used: ArcSwap::from_pointee(Lent::new(Arc::clone(&node))),
         };
         node.users.add(Use {
             edge,
@@ -415,7 +408,7 @@ impl Child {
 
     /// The node is not used any more, though its user may look at it as long as this exists.
     pub fn end(&self) {
-        self.node.load().users.remove(self.edge);
+        self.used.load().get().users.remove(self.edge);
     }
 
     /// Its name for [`Node::users`].
@@ -435,7 +428,7 @@ impl Child {
 
     /// The node. For more than a look: to submit and to ask there is no need to own it.
     pub fn node(&self) -> Arc<Node> {
-        self.node.load_full()
+        Arc::clone(self.used.load().get())
     }
 
     /// From now on `node` is used, with the same permissions. Returns the one that was used so far:
@@ -443,7 +436,7 @@ impl Child {
     /// at the same time.
     pub fn set_node(&self, node: Arc<Node>) -> Arc<Node> {
         // One that has ended meanwhile uses the new one no more than the old one.
-        if let Some(access) = self.node.load().users.access(self.edge) {
+        if let Some(access) = self.used.load().get().users.access(self.edge) {
             node.users.add(Use {
                 edge: self.edge,
                 user: self.user.clone(),
@@ -451,39 +444,44 @@ impl Child {
                 access,
             });
         }
-        let before = self.node.swap(node);
-        before.users.remove(self.edge);
-        before
+        let before = self.used.swap(Arc::new(Lent::new(node)));
+        before.get().users.remove(self.edge);
+        Arc::clone(before.get())
     }
 
     /// The permissions that were granted.
     pub fn access(&self) -> Access {
-        self.node.load().users.access(self.edge).unwrap_or_default()
+        self.used
+            .load()
+            .get()
+            .users
+            .access(self.edge)
+            .unwrap_or_default()
     }
 
     /// These were granted, or given back. The registry's to say, as [`Self::set_node`].
     pub fn set_access(&self, access: Access) {
-        self.node.load().set_access(self.edge, access);
+        self.used.load().get().set_access(self.edge, access);
     }
 
     /// The name of the node.
     pub fn name(&self) -> Arc<str> {
-        Arc::clone(self.node.load().name())
+        Arc::clone(self.used.load().get().name())
     }
 
     /// [`Driver::length`] of the node.
     pub fn length(&self) -> u64 {
-        self.node.load().driver.length()
+        self.used.load().get().driver.length()
     }
 
     /// [`Driver::limits`] of the node.
     pub fn limits(&self) -> Limits {
-        self.node.load().driver.limits()
+        self.used.load().get().driver.limits()
     }
 
     /// [`Driver::info`] of the node.
     pub fn info(&self) -> NodeInfo {
-        self.node.load().driver.info()
+        self.used.load().get().driver.info()
     }
 
     /// [`Node::block_status`].
@@ -496,7 +494,7 @@ impl Child {
 
     /// [`Driver::origin`] of the node.
     pub fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        self.node.load().driver.origin(range)
+        self.used.load().get().driver.origin(range)
     }
 
     /// [`Node::extents`].
@@ -515,17 +513,42 @@ impl Child {
     /// beyond the end of the node is zeroes, and what it writes there makes the node longer
     /// ([`crate::Grow`]), if it may resize it.
     pub fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
-        let node = self.node.load();
-        // SAFETY: the node lives as long as `node`, and after that as long as the future: it is given
-        // to it, and a future drops what it keeps after its work. Nothing that an `IoFuture` yields
-        // borrows from anything.
-        let lent: &'a Node = unsafe { &*Arc::as_ptr(&node) };
-        let mut future = lent.submit_by(io, self);
-        if !future.is_ready() {
-            let node: Arc<Node> = Guard::into_inner(node);
-            future.keep(node);
+        self.submit_keeping(io, None)
+    }
+
+    /// The same; `owner` is kept as long as the request runs. By the way: to give it to a future that is there is to move
+    /// that, and it is some hundred bytes long.
+    #[inline]
+    pub fn submit_keeping<'a>(
+        &'a self,
+        io: Io<'a>,
+        owner: Option<Arc<dyn Any + Send + Sync>>,
+    ) -> IoFuture<'a> {
+        let used = self.used.load();
+        // SAFETY: the node lives as long as `used`, and after that as long as the future: that is given one of its
+        // keepers, and a future drops what it keeps after its work. Nothing that an `IoFuture` yields borrows from
+        // anything.
+        let lent: &'a Node = unsafe { &*Arc::as_ptr(used.get()) };
+        let mut future = self.send(lent, io);
+        if let Some(result) = future.take_ready() {
+            // It has nothing left that would have to be dropped.
+            let _nothing = ManuallyDrop::new(future);
+            return IoFuture::ready(result);
+        }
+        future.keep(used.keeper());
+        if let Some(owner) = owner {
+            future.keep(owner);
         }
         future
+    }
+
+    /// As [`Node::submit`], but what reaches beyond the end is not refused. There reads find zeroes, discards nothing, and
+    /// writes make the node longer, if the edge may resize it.
+    fn send<'a>(&self, node: &'a Node, io: Io<'a>) -> IoFuture<'a> {
+        match node.check(io.op, io.offset, io.bytes) {
+            Ok(()) => node.start(io),
+            Err(fault) => node.submit_beyond(io, fault, self),
+        }
     }
 }
 

@@ -8,7 +8,6 @@
 //! Most nodes never see an exclusive one. Until the first, shared requests only count themselves,
 //! in a cache line of their own thread.
 
-use std::cell::Cell;
 use std::ops::Range;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -16,6 +15,8 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use parking_lot::{Mutex, MutexGuard};
+
+use crate::driver::lines::{self, LINES};
 
 /// How a request stands to others that overlap it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -140,8 +141,6 @@ impl Drop for Held<'_> {
     }
 }
 
-const LINES: usize = 16;
-
 /// A counter with a cache line of its own.
 #[derive(Debug, Default)]
 #[repr(align(128))]
@@ -188,7 +187,7 @@ impl Serialiser {
         if self.engaged.load(Ordering::Relaxed) {
             return None;
         }
-        let counted = Counted(&self.uncounted[slot()].0);
+        let counted = Counted(&self.uncounted[lines::of_this_thread()].0);
         counted.0.fetch_add(1, Ordering::SeqCst);
         // Either this load sees the flag, or whoever set it sees the count.
         if self.engaged.load(Ordering::SeqCst) {
@@ -226,21 +225,6 @@ impl Serialiser {
         let mut lines = self.uncounted.iter();
         lines.any(|line| line.0.load(Ordering::SeqCst) != 0)
     }
-}
-
-/// The slot of this thread.
-fn slot() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static SLOT: Cell<Option<usize>> = const { Cell::new(None) };
-    }
-    SLOT.with(|slot| {
-        slot.get().unwrap_or_else(|| {
-            let mine = NEXT.fetch_add(1, Ordering::Relaxed) % LINES;
-            slot.set(Some(mine));
-            mine
-        })
-    })
 }
 
 #[cfg(test)]

@@ -114,6 +114,13 @@ pub struct L2Cache {
     ways: usize,
     sets: u64,
     slice_bits: u32,
+    counts: Counts,
+}
+
+/// What is counted, apart from what is only looked at.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Counts {
     /// Where the next one looks for a victim.
     hand: AtomicUsize,
     /// How many places have a slice.
@@ -133,15 +140,13 @@ impl L2Cache {
             ways,
             sets: sets as u64,
             slice_bits: size.slice.ilog2(),
-            hand: AtomicUsize::new(0),
-            filled: AtomicUsize::new(0),
-            misses: AtomicU64::new(0),
+            counts: Counts::default(),
         }
     }
 
     /// Bytes of slices that it has.
     pub fn used(&self) -> usize {
-        self.filled.load(Ordering::Relaxed) << self.slice_bits
+        self.counts.filled.load(Ordering::Relaxed) << self.slice_bits
     }
 
     /// Bytes of slices that it has room for.
@@ -151,12 +156,12 @@ impl L2Cache {
 
     /// How often one had to be read.
     pub fn misses(&self) -> u64 {
-        self.misses.load(Ordering::Relaxed)
+        self.counts.misses.load(Ordering::Relaxed)
     }
 
     /// One has to be read.
     pub fn missed(&self) {
-        self.misses.fetch_add(1, Ordering::Relaxed);
+        self.counts.misses.fetch_add(1, Ordering::Relaxed);
     }
 
     /// Forgets what nobody has looked for since the last time.
@@ -177,7 +182,7 @@ impl L2Cache {
                 // Another one has come meanwhile.
                 continue;
             }
-            self.filled.fetch_sub(1, Ordering::Relaxed);
+            self.counts.filled.fetch_sub(1, Ordering::Relaxed);
             let (from, to) = (slice.offset.0, NOWHERE);
             // One that has come since may be hidden by this: it is read again then.
             let order = Ordering::Relaxed;
@@ -199,8 +204,13 @@ impl L2Cache {
     /// The places of the slice of the disk with that number.
     #[inline]
     fn set(&self, number: u64) -> &[Place] {
+        // Mostly there is room for all, and nothing to divide.
+        let set = match number < self.sets {
+            true => number,
+            false => number % self.sets,
+        };
         // Below the number of sets.
-        let first = usize::try_from(number % self.sets).unwrap_or(0) * self.ways;
+        let first = usize::try_from(set).unwrap_or(0) * self.ways;
         self.places.get(first..first + self.ways).unwrap_or(&[])
     }
 
@@ -237,7 +247,7 @@ impl L2Cache {
         };
         let offset = slice.offset.0;
         if place.slice.swap(Some(slice)).is_none() {
-            self.filled.fetch_add(1, Ordering::Relaxed);
+            self.counts.filled.fetch_add(1, Ordering::Relaxed);
         }
         place.offset.store(offset, Ordering::Relaxed);
     }
@@ -249,7 +259,7 @@ impl L2Cache {
             if place.offset.load(Ordering::Relaxed) == offset.0 {
                 place.offset.store(NOWHERE, Ordering::Relaxed);
                 if place.slice.swap(None).is_some() {
-                    self.filled.fetch_sub(1, Ordering::Relaxed);
+                    self.counts.filled.fetch_sub(1, Ordering::Relaxed);
                 }
             }
         }
@@ -263,7 +273,7 @@ impl L2Cache {
     fn victim<'a>(&self, set: &'a [Place]) -> Option<&'a Place> {
         // Twice around: the second time nobody is wanted, unless others look meanwhile.
         for _ in 0..2 * set.len() {
-            let at = self.hand.fetch_add(1, Ordering::Relaxed) % set.len();
+            let at = self.counts.hand.fetch_add(1, Ordering::Relaxed) % set.len();
             let place = set.get(at)?;
             let guard = place.slice.load();
             let wanted = guard.as_ref().map(|slice| &slice.wanted);

@@ -4,20 +4,19 @@
 //! until their I/O has ended. What is unlinked in an epoch may be given to somebody else two epochs later: one begins when
 //! nobody is in the one before the last any more.
 
-use std::cell::Cell;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering, compiler_fence, fence};
+use std::sync::atomic::{AtomicU64, Ordering, compiler_fence, fence};
 
-/// So many threads do not write to each other's cache lines.
-const LINES: usize = 16;
+use block::driver::lines::{self, LINES};
 
 /// Somebody is in an epoch as long as he has a clone of one: its reference count is what is looked at.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Token(());
 
-/// See the [module](self).
+/// See the [module](self). Apart from what is written more often.
 #[derive(Debug)]
+#[repr(align(128))]
 pub struct Epochs {
     now: AtomicU64,
     /// Of even epochs, and of odd ones.
@@ -42,7 +41,7 @@ impl Epochs {
     /// Enters the epoch that there is. What is looked up afterwards may be used until the token is dropped.
     #[inline]
     pub fn enter(&self) -> Arc<Token> {
-        let slot = slot();
+        let slot = lines::of_this_thread();
         loop {
             let now = self.now.load(Ordering::Acquire);
             let [even, odd] = &self.tokens;
@@ -97,18 +96,10 @@ fn entered() {
     }
 }
 
-/// The line of this thread.
-fn slot() -> usize {
-    static NEXT: AtomicUsize = AtomicUsize::new(0);
-    thread_local! {
-        static SLOT: Cell<usize> = Cell::new(NEXT.fetch_add(1, Ordering::Relaxed) % LINES);
-    }
-    SLOT.get()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn it_has_ended_when_the_last_one_has_left() {

@@ -49,6 +49,7 @@ mod zero;
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use arc_swap::ArcSwap;
 use block::driver::park;
@@ -75,6 +76,8 @@ use self::state::State;
 pub struct Qcow2 {
     base: Arc<Base>,
     state: ArcSwap<State>,
+    /// That of the state, for whoever asks before each request.
+    length: AtomicU64,
     questions: OneBeside,
 }
 
@@ -120,10 +123,18 @@ impl Qcow2 {
         let loaded = loaded??;
         open::warn(&base, &loaded);
         Ok(Self {
+            length: AtomicU64::new(loaded.length),
             state: ArcSwap::from_pointee(loaded),
             base,
             questions: OneBeside::default(),
         })
+    }
+
+    /// The image is as `state` says now. Whoever sees a length finds the tables for it.
+    fn set(&self, state: Arc<State>) {
+        let length = state.length;
+        self.state.store(state);
+        self.length.store(length, Ordering::Release);
     }
 
     /// Does what takes requests to the files, and waits for it.
@@ -199,7 +210,7 @@ impl Driver for Qcow2 {
     }
 
     fn length(&self) -> u64 {
-        self.state.load().length
+        self.length.load(Ordering::Acquire)
     }
 
     fn limits(&self) -> Limits {
@@ -390,12 +401,12 @@ impl Qcow2 {
         // Two steps: what is behind the image is hidden in between, by entries that have their place then.
         let longer = self
             .run(move |base, state| async move { resize::longer_l1(&base, &state, length).await });
-        self.state.store(Arc::new(longer?));
+        self.set(Arc::new(longer?));
         let stale = data_file::lengthen(&self.base, length)?;
         let resized = self.run(move |base, state| async move {
             resize::resize(&base, &state, length, stale).await
         });
-        self.state.store(Arc::new(resized?));
+        self.set(Arc::new(resized?));
         if length < before {
             data_file::shorten(&self.base, length);
         }
@@ -433,7 +444,7 @@ impl Activate for Qcow2 {
         if writes {
             redo::attach(&self.base, &loaded, is_whole)?;
         }
-        self.state.store(loaded);
+        self.set(loaded);
         Ok(())
     }
 }

@@ -26,20 +26,28 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
     let guest = GuestOffset(io.offset);
     // Before anything is looked up. Of an image that is not written nothing is given to others.
     let token = (!base.info.read_only).then(|| now.writer.epochs.enter());
+    if let Some(host) = now.stored(guest, io.bytes, false) {
+        let below = Io {
+            offset: host.0,
+            ..io
+        };
+        return base
+            .file
+            .submit_keeping(below, token.map(|token| token as _));
+    }
     match now.lookup(base, guest, io.bytes) {
         Ok(Lookup::Known(Mapped { kind, bytes })) if bytes == io.bytes => match kind {
             Kind::Data(host) => {
                 if let Err(error) = now.check_inside(base, guest, host, bytes) {
                     return IoFuture::ready(Err(error));
                 }
-                let mut future = base.data().submit(Io {
+                let below = Io {
                     offset: host.0,
                     ..io
-                });
-                if let Some(token) = token {
-                    future.keep(token);
-                }
-                return future;
+                };
+                return base
+                    .data()
+                    .submit_keeping(below, token.map(|token| token as _));
             }
             Kind::Unallocated => match base.behind(io.offset, io.bytes) {
                 // It does not change: no matter what becomes of the image meanwhile.

@@ -185,6 +185,26 @@ impl State {
         Ok(Lookup::Known(mapped))
     }
 
+    /// Where in the file `bytes` from `guest` on are, if they are stored in one cluster, that is known, and nothing is to be
+    /// said against it; `to_write`: and if they may be written there without any change of a table. That is the usual case,
+    /// in one look. What it is not is looked up ([`Self::lookup`], [`Self::in_place`]).
+    #[inline]
+    pub fn stored(&self, guest: GuestOffset, bytes: u64, to_write: bool) -> Option<HostOffset> {
+        let geometry = &self.rules.geometry;
+        let place = geometry.place(guest);
+        let entry = self.l1_entry(usize::try_from(place.l1).ok()?);
+        let table = entry.plain(geometry)?;
+        let found = self.cache.find(self.slice_of(table, &place))?;
+        let at = place.l2 & ((1 << self.slice_entry_bits()) - 1);
+        let (host, copied) = map::plain(found.bytes(), at, geometry)?;
+        let is_own = || copied && entry.is_copied() && found.is_sound(self.writer.made());
+        let host = host.0 + place.within;
+        let is_usual = place.within + bytes <= geometry.cluster_size()
+            && host + bytes <= self.file_length.load(Ordering::Relaxed)
+            && !self.rules.external_data;
+        (is_usual && (!to_write || is_own())).then_some(HostOffset(host))
+    }
+
     /// The slice of the table at `table` in which the entry at `place` is.
     #[inline]
     pub fn slice_of(&self, table: HostOffset, place: &Place) -> Miss {

@@ -36,17 +36,19 @@ pub fn submit<'a>(base: &'a Base, state: &ArcSwap<State>, io: Io<'a>) -> IoFutur
     let now = state.load();
     if now.writer.is_prepared() {
         let token = now.writer.epochs.enter();
-        if let Ok(Some((host, bytes))) = now.in_place(base, GuestOffset(io.offset), io.bytes)
-            && bytes == io.bytes
+        let guest = GuestOffset(io.offset);
+        let host = now.stored(guest, io.bytes, true).or_else(|| {
+            let (host, bytes) = now.in_place(base, guest, io.bytes).ok()??;
+            (bytes == io.bytes).then_some(host)
+        });
+        if let Some(host) = host
             && !(io.fua && now.writer.is_unclean())
         {
             let below = Io {
                 offset: host.0,
                 ..io
             };
-            let mut future = base.data().submit(below);
-            future.keep(token);
-            return future;
+            return base.data().submit_keeping(below, Some(token));
         }
     }
     let state = Arc::clone(&now);

@@ -34,6 +34,17 @@ impl L1Entry {
         Ok((offset.0 != 0).then_some(offset))
     }
 
+    /// The table, if there is one and nothing is to be said against the entry, in one look: as [`Self::table`] has it.
+    #[inline]
+    pub const fn plain(self, geometry: &Geometry) -> Option<HostOffset> {
+        let table = self.0 & !COPIED;
+        let offset = OFFSET_MASK & !(geometry.cluster_size() - 1);
+        if table & !offset != 0 || table == 0 {
+            return None;
+        }
+        Some(HostOffset(table))
+    }
+
     /// The offset as it is, without any check.
     pub const fn offset(self) -> HostOffset {
         HostOffset(self.0 & OFFSET_MASK)

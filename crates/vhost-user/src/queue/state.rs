@@ -150,6 +150,7 @@ impl Broken {
 impl<F: Format> QueueState<F> {
     /// Takes the next request from the ring. The error is boxed, so that what is popped is not
     /// moved about with room for it.
+    #[inline]
     pub(super) fn pop(&mut self, format: F) -> Result<Option<(u16, F::Parsed)>, Box<Broken>> {
         let Some(live) = &mut self.live else {
             return Ok(None);
@@ -254,6 +255,7 @@ impl<F: Format> QueueState<F> {
 }
 
 impl<F: Format> Slot<F> {
+    #[inline]
     pub(super) fn parse(
         &mut self,
         ring: &Ring,

@@ -85,6 +85,8 @@ proptest! {
             }
         }
         let entry = L1Entry(descriptor);
+        let plain = entry.table(&geometry).ok().flatten();
+        prop_assert_eq!(entry.plain(&geometry), plain);
         if let Ok(table) = entry.table(&geometry) {
             prop_assert_eq!(L1Entry::new(table.unwrap_or_default(), entry.is_copied()), entry);
         }
