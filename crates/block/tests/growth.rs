@@ -32,6 +32,8 @@ struct Storage {
     at_once: AtomicBool,
     /// Writes fail when they have made it longer.
     fails: AtomicBool,
+    /// Can be made longer ahead of writes.
+    reserves: AtomicBool,
     /// Writes do not end when they have made it longer.
     hangs: AtomicBool,
 }
@@ -85,6 +87,12 @@ impl Grow for Leaf {
             }
             result
         })
+    }
+
+    /// And as much behind it.
+    fn reserve(&self, end: u64) -> Option<IoFuture<'_>> {
+        let reserves = self.0.reserves.load(Ordering::SeqCst);
+        reserves.then(|| self.submit_beyond(zeroes(end, end)))
     }
 }
 
@@ -362,6 +370,40 @@ fn those_that_see_it_hear_of_it() {
     }
     assert_eq!(told()[0], [32 * KIB]);
     drop((leaf, filter, format, other, beside, beyond_filter, all));
+    house.close();
+}
+
+/// What is reserved for a parent that may resize makes the node longer like any write.
+#[test]
+fn what_is_reserved_is_told_and_for_whom_may_resize() {
+    let house = House::new();
+    let (leaf, storage) = house.leaf("leaf0");
+    let format = house.format("format0", &leaf, true);
+    let beside = house.format("beside0", &leaf, false);
+    let export = house.export("vda", "leaf0");
+    let reserve = |format: &Arc<Node>, end| {
+        for child in format.driver().children() {
+            block_on(child.reserve(end));
+        }
+        house.settle();
+        export.take_told()
+    };
+    let nothing: [u64; 0] = [];
+    assert_eq!(reserve(&format, 8 * KIB), nothing, "the storage cannot");
+    storage.reserves.store(true, Ordering::SeqCst);
+    assert_eq!(reserve(&beside, 8 * KIB), nothing);
+    assert_eq!(reserve(&format, 4 * KIB), nothing, "it is that long");
+    assert_eq!(leaf.driver().length(), 4 * KIB);
+    for at_once in [false, true] {
+        storage.at_once.store(at_once, Ordering::SeqCst);
+        let end = leaf.driver().length() + KIB;
+        assert_eq!(reserve(&format, end), [2 * end]);
+        assert_eq!(leaf.driver().length(), 2 * end);
+    }
+    // However it has ended.
+    storage.fails.store(true, Ordering::SeqCst);
+    assert_eq!(reserve(&format, 32 * KIB), [64 * KIB]);
+    drop((leaf, format, beside, export));
     house.close();
 }
 

@@ -9,6 +9,7 @@ mod tests {
     use std::fs::File;
     use std::path::Path;
     use std::process::Command;
+    use std::sync::Arc;
 
     use block::{ErrorKind, Operation};
     use standfast_drivers::FileDriver;
@@ -18,6 +19,60 @@ mod tests {
     use super::common::{Bench, Op, node};
 
     const MIB: u64 = 1 << 20;
+
+    /// What is reserved reads as zeroes, is longer than was asked for, and is written to without becoming longer. On storage
+    /// that has nothing to gain by it nothing happens; one that is full says so to the write alone.
+    #[test]
+    fn a_file_is_made_longer_ahead() {
+        let disk = Path::new(env!("CARGO_TARGET_TMPDIR"));
+        let tmpfs = Tmpfs::new(8 * MIB).expect("a tmpfs");
+        for (dir, direct, length, reserves) in [
+            (disk, true, 8192, true),
+            (disk, true, 0, true),
+            (disk, false, 8192, false),
+            (tmpfs.path(), false, 8192, false),
+            // Its last block is written through the page cache.
+            (disk, true, 8192 + 100, false),
+        ] {
+            let image = tempfile::NamedTempFile::new_in(dir).expect("a file");
+            image.as_file().set_len(length).expect("sparse");
+            let file = file(image.path(), direct);
+            let format = above(&file, true);
+            let bench = Bench::new();
+            let reserve = |end: u64| {
+                let format = Arc::clone(&format);
+                let reserve = move || async move {
+                    for child in format.driver().children() {
+                        child.reserve(end).await;
+                    }
+                };
+                bench.handle().run_blocking(reserve).expect("an iothread");
+                let real = image.as_file().metadata().expect("stat").len();
+                let node = real.next_multiple_of(512);
+                assert_eq!(file.driver().length(), node, "{direct} {length}");
+                real
+            };
+            let after = reserve(100_000);
+            assert_eq!(after > 100_000, reserves, "{direct} {length}");
+            if !reserves {
+                assert_eq!(after, length);
+                continue;
+            }
+            assert!(
+                (100_000 + MIB..100_000 + 2 * MIB).contains(&after),
+                "{after}"
+            );
+            assert_eq!(reserve(100_001), after, "it is longer already");
+            let write = Op::write(after - 8192, data(1, 4096));
+            bench.run(&format, write).expect("space");
+            let mut expected = vec![0; usize::try_from(after).expect("small")];
+            let at = expected.len() - 8192;
+            expected[at..at + 4096].copy_from_slice(&data(1, 4096));
+            let read = bench.run(&format, Op::read(0, after)).expect("read");
+            assert!(read == expected);
+            assert_eq!(file.driver().length(), after);
+        }
+    }
 
     /// Two iothreads write pieces of odd sizes that share blocks, each beyond what was the end: all of
     /// them are there, and node and file are equally long at any time.

@@ -97,7 +97,10 @@ fn in_turns(place: &Place, options: &str, cluster: u64, seed: u64) {
         } else {
             CacheSizes::default()
         };
-        let node = bench.open_writable(Medium::File, &path, caches);
+        let node = match seed % 2 {
+            0 => bench.open_writable(Medium::File, &path, caches),
+            _ => Ok(bench.open_direct(&path, caches)),
+        };
         let node = node.unwrap_or_else(|error| panic!("{what}: {error}"));
         let mut disk = Disk {
             bench: &bench,
@@ -194,6 +197,62 @@ fn an_image_as_proxmox_makes_it() {
     {
         in_turns(&place, options, 4 * KIB, 1000 + seed as u64);
     }
+}
+
+/// First writes to a file that is open with O_DIRECT each made it longer, which io_uring leaves to a worker: a stream of small
+/// ones cost four thirds of QEMU's CPU. Now it is longer ahead of them, and that is no harm to anybody.
+#[test]
+fn a_file_is_longer_ahead_of_first_writes() {
+    let place = Place::new();
+    let path = place.file("disk.qcow2");
+    let name = path.to_str().unwrap();
+    run("qemu-img", &["create", "-qfqcow2", name, "64M"]).unwrap();
+    let bench = Bench::new();
+    let mut content = vec![0; index(64 * MIB)];
+    let node = bench.open_direct(&path, CacheSizes::default());
+    let write = |at: u64, byte| Request::Write {
+        at,
+        data: vec![byte; 4096],
+    };
+    // The beginnings of two clusters, the middle of a third.
+    for (at, byte) in [(0, 1), (5 * MIB, 2), (8 * MIB + 12 * KIB, 3)] {
+        assert!(
+            bench
+                .run(&node, vec![write(at, byte)])
+                .iter()
+                .all(Result::is_ok)
+        );
+        content[index(at)..index(at) + 4096].fill(byte);
+    }
+    let reserved = fs::metadata(&path).unwrap().len();
+    assert!(reserved > MIB && reserved < 3 * MIB, "{reserved}");
+    // What is reserved is used before there is more.
+    let requests = (1..14).map(|cluster| write(cluster * 64 * KIB, 4));
+    assert!(
+        bench
+            .run(&node, requests.collect())
+            .iter()
+            .all(Result::is_ok)
+    );
+    for cluster in 1..14 {
+        content[index(cluster * 64 * KIB)..][..4096].fill(4);
+    }
+    assert_eq!(fs::metadata(&path).unwrap().len(), reserved);
+    is_same(&bench.whole(&node), &content, "while it is open");
+    bench.close(node);
+    qemu_agrees(&path, &content, "as QEMU has it");
+    // Zeroes are there, but the next one does not know.
+    let node = bench.open_direct(&path, CacheSizes::default());
+    assert!(
+        bench
+            .run(&node, vec![write(32 * MIB + 4 * KIB, 5)])
+            .iter()
+            .all(Result::is_ok)
+    );
+    content[index(32 * MIB + 4 * KIB)..][..4096].fill(5);
+    is_same(&bench.whole(&node), &content, "opened again");
+    bench.close(node);
+    qemu_agrees(&path, &content, "opened again, as QEMU has it");
 }
 
 fn device_on(file: &Path, bytes: u64) -> LoopDevice {

@@ -141,6 +141,13 @@ pub trait Grow: fmt::Debug {
     /// has written before it reads as zeroes. If it fails, the length is what others have made of it.
     /// Exports that see another length then hear of it from [`crate::Node`].
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a>;
+
+    /// Makes the node reach to `end`, which lies beyond its length, and as far behind that as is good for it: with zeroes
+    /// that have their space, so that writes need not make it longer one by one. Whoever may resize it calls this; what
+    /// fails is tried again by the write. None: there is nothing to be gained.
+    fn reserve(&self, _end: u64) -> Option<IoFuture<'_>> {
+        None
+    }
 }
 
 /// Storage that is told from other storage, whatever it contains. Of a driver that has none of its own the first

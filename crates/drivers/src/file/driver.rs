@@ -69,6 +69,8 @@ pub struct FileDriver {
     pub(super) growth: RangeLock,
     /// Something that was to make the file longer has failed: what is behind the end that we know may be anything.
     pub(super) is_end_unsure: AtomicBool,
+    /// Whether it can be made longer ahead of what is written.
+    pub(super) reserves: AtomicBool,
     /// Its operations, on all iothreads.
     pub(super) lane: Lane,
     /// What makes them.
@@ -236,6 +238,7 @@ impl FileDriver {
             deallocation: Deallocation::new(deallocates, device, ask),
             growth: RangeLock::default(),
             is_end_unsure: AtomicBool::new(false),
+            reserves: AtomicBool::new(true),
             lane: chosen.lane,
             engine: chosen.shown,
             beside: OneBeside::default(),

@@ -16,6 +16,12 @@ use super::probe::Kind;
 use super::tail::node_length;
 use super::transfer::index;
 
+/// What is reserved behind what is asked for: this part of the length of the file, and in bytes at least and at most. So
+/// much longer than what it has it may stay.
+const AHEAD_PART: u64 = 16;
+const AHEAD_MIN: u64 = 1 << 20;
+const AHEAD_MAX: u64 = 8 << 20;
+
 impl Grow for FileDriver {
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         if self.kind == Kind::Block {
@@ -28,6 +34,18 @@ impl Grow for FileDriver {
             let result = self.write_beyond(&io).await;
             result.map_err(|error| self.located(&io, error))
         })
+    }
+
+    /// A write that makes a file longer has it for itself until it has ended: so file systems say that it would have to
+    /// wait, and so would all others meanwhile, and io_uring leaves each of them to a worker. What was reserved they take
+    /// at once.
+    fn reserve(&self, end: u64) -> Option<IoFuture<'_>> {
+        let is_apart = self.kind != Kind::Regular || self.in_memory || self.has_server;
+        // Through the page cache there is no difference.
+        if is_apart || !self.cache_direct || !self.reserves.load(Ordering::Relaxed) {
+            return None;
+        }
+        Some(IoFuture::new(async move { self.reserve_to(end).await }))
     }
 }
 
@@ -76,6 +94,30 @@ impl FileDriver {
         // As for all writes ([`super::flush`]).
         if fua && flags == 0 || io.fua && io.op != Operation::Write {
             self.flush(io.losses_accepted).await?;
+        }
+        Ok(())
+    }
+
+    async fn reserve_to(&self, end: u64) -> Result<()> {
+        let _apart = self.growth.lock(0..1, Mode::Exclusive).await;
+        let length = self.length_now();
+        let is_known = self.tail.end() == length && !self.is_end_unsure.load(Ordering::Acquire);
+        if length >= end || !is_known || self.blocks(length, 0).start != length {
+            return Ok(());
+        }
+        let ahead = (length / AHEAD_PART).clamp(AHEAD_MIN, AHEAD_MAX);
+        let end = self.blocks(length, end - length + ahead).end;
+        let result = self.fallocate(0, &(length..end)).await;
+        match result {
+            Ok(()) => self.tail.grown(end, end, &self.length),
+            // It is full, or there is a limit: what is written may still have its place.
+            Err(error) if matches!(error.errno(), libc::ENOSPC | libc::EDQUOT | libc::EFBIG) => {
+                return Err(error);
+            }
+            Err(error) => {
+                self.reserves.store(false, Ordering::Relaxed);
+                return Err(error);
+            }
         }
         Ok(())
     }

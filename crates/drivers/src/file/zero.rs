@@ -143,7 +143,7 @@ impl FileDriver {
         self.serialiser.enter(blocks, Mode::Shared).await
     }
 
-    async fn fallocate(&self, mode: i32, range: &Range<u64>) -> Result<()> {
+    pub(super) async fn fallocate(&self, mode: i32, range: &Range<u64>) -> Result<()> {
         let _entered = self.enter_shared(range).await;
         let mut retry = Retry::new();
         loop {

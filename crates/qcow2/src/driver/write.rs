@@ -89,6 +89,10 @@ async fn write(base: &Base, state: &State, io: Io<'_>) -> Result<()> {
         let clusters = guest.0 >> geometry.cluster_bits()
             ..(part.offset + part.bytes).div_ceil(geometry.cluster_size());
         let _held = state.writer.clusters.lock(clusters, Mode::Exclusive).await;
+        if state.in_place(base, guest, rest.bytes)?.is_some() {
+            // Somebody has stored it meanwhile. Held, each of the small writes of a stream would wait for the one before.
+            continue;
+        }
         match first(base, state, part).await {
             Ok(bytes) => done += bytes,
             // What the guest has given back may not be free yet.
@@ -242,6 +246,9 @@ async fn store(
     else {
         return Ok(0);
     };
+    if let Some(room) = &room {
+        reserve(base, state, host.0 + room.count() * size).await;
+    }
     let within = io.offset - batch.start;
     let end = (within + io.bytes).min(batch.stored.end);
     let data = io.slice(0..end - within);
@@ -291,6 +298,14 @@ async fn store(
         room.linked();
     }
     Ok(data.bytes)
+}
+
+/// The file is to reach to `end`, for all that are about to write there: one asks for it.
+async fn reserve(base: &Base, state: &State, end: u64) {
+    if base.file.length() < end {
+        let _turn = state.writer.reserving.lock(0..1, Mode::Exclusive).await;
+        base.file.reserve(end).await;
+    }
 }
 
 /// What the guest has not written itself of the clusters that it writes.

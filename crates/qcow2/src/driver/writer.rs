@@ -26,6 +26,8 @@ pub struct Writer {
     pub making: RangeLock,
     /// One makes the refcount table longer at a time.
     pub growing: RangeLock,
+    /// One makes the file longer ahead of what is written at a time.
+    pub reserving: RangeLock,
     /// One writes tables at a time.
     pub rounds: RangeLock,
     /// Rounds that have begun.
@@ -53,6 +55,7 @@ impl Writer {
             clusters: RangeLock::default(),
             making: RangeLock::default(),
             growing: RangeLock::default(),
+            reserving: RangeLock::default(),
             rounds: RangeLock::default(),
             begun: AtomicU64::new(0),
             succeeded: AtomicU64::new(0),

@@ -65,7 +65,27 @@ impl Bench {
         path: &Path,
         change: impl FnOnce(&mut Qcow2Options),
     ) -> std::result::Result<Arc<Node>, OpenError> {
-        let node = open(medium, path, false, |options| {
+        let file = open_file(medium, path, false)?;
+        Self::writable_on(file, change)
+    }
+
+    /// An image in a file that is open with O_DIRECT, which becomes longer ahead of what is written to it.
+    pub fn open_direct(&self, path: &Path, caches: CacheSizes) -> Arc<Node> {
+        let options = FileOptions {
+            cache_direct: true,
+            ..file_options("file0", path, false)
+        };
+        let file = pollster::block_on(FileDriver::open(Medium::File, options));
+        let file = Node::new("file0", Box::new(file.expect("a file")));
+        let node = Self::writable_on(file, |options| options.caches = caches);
+        node.expect("an image")
+    }
+
+    fn writable_on(
+        file: Arc<Node>,
+        change: impl FnOnce(&mut Qcow2Options),
+    ) -> std::result::Result<Arc<Node>, OpenError> {
+        let node = open_on(file, false, |options| {
             options.discard = true;
             options.discards.request = true;
             options.discards.other = true;
@@ -184,6 +204,17 @@ impl Bench {
     }
 }
 
+fn file_options(name: &str, path: &Path, read_only: bool) -> FileOptions {
+    FileOptions {
+        node_name: name.into(),
+        path: Some(path.to_owned()),
+        filename: path.display().to_string(),
+        read_only,
+        discard: Discard::Unmap,
+        ..FileOptions::default()
+    }
+}
+
 fn open_file(
     medium: Medium,
     path: &Path,
@@ -198,14 +229,7 @@ fn named_file(
     path: &Path,
     read_only: bool,
 ) -> std::result::Result<Arc<Node>, OpenError> {
-    let options = FileOptions {
-        node_name: name.into(),
-        path: Some(path.to_owned()),
-        filename: path.display().to_string(),
-        read_only,
-        discard: Discard::Unmap,
-        ..FileOptions::default()
-    };
+    let options = file_options(name, path, read_only);
     let file = pollster::block_on(FileDriver::open(medium, options))?;
     Ok(Node::new(name, Box::new(file)))
 }
@@ -216,7 +240,14 @@ fn open(
     read_only: bool,
     change: impl FnOnce(&mut Qcow2Options),
 ) -> std::result::Result<Arc<Node>, OpenError> {
-    let file = open_file(medium, path, read_only)?;
+    open_on(open_file(medium, path, read_only)?, read_only, change)
+}
+
+fn open_on(
+    file: Arc<Node>,
+    read_only: bool,
+    change: impl FnOnce(&mut Qcow2Options),
+) -> std::result::Result<Arc<Node>, OpenError> {
     let mut options = Qcow2Options {
         info: NodeInfo {
             read_only,

@@ -10,9 +10,14 @@ use block::{
     NodeInfo, Resize,
 };
 
+use parking_lot::MutexGuard;
+
 use super::{Discarded, State, Storage};
 use crate::event::{Effect, Kind, Length, Operation};
 use crate::sector::{SECTOR, index};
+
+/// What is reserved behind what is asked for, in bytes at most.
+const RESERVED_MAX: u64 = 256 << 10;
 
 impl State {
     /// The operation that a request is.
@@ -131,6 +136,34 @@ impl Drop for Wait<'_> {
     }
 }
 
+impl Storage {
+    /// Begins `operation`, with the memory of `io`, and for whoever has sent that.
+    fn begin<'a>(
+        &'a self,
+        mut state: MutexGuard<'_, State>,
+        operation: Operation,
+        io: &Io<'a>,
+    ) -> IoFuture<'a> {
+        let number = state.begin(operation, io.losses_accepted);
+        let at_once = state.at_once || {
+            let percent = state.settings.at_once;
+            state.rng.below(100) < percent
+        };
+        let wait = Wait {
+            storage: self,
+            number,
+            buffers: io.buffers,
+        };
+        if at_once {
+            state.end(number);
+            let outcome = wait.take(&mut state);
+            drop(state);
+            return IoFuture::ready(outcome.unwrap_or(Ok(())));
+        }
+        IoFuture::new(wait)
+    }
+}
+
 impl Driver for Storage {
     fn name(&self) -> &'static str {
         "sweep-storage"
@@ -159,23 +192,7 @@ impl Driver for Storage {
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         let mut state = self.0.lock();
         let operation = state.operation(&io);
-        let number = state.begin(operation, io.losses_accepted);
-        let at_once = state.at_once || {
-            let percent = state.settings.at_once;
-            state.rng.below(100) < percent
-        };
-        let wait = Wait {
-            storage: self,
-            number,
-            buffers: io.buffers,
-        };
-        if at_once {
-            state.end(number);
-            let outcome = wait.take(&mut state);
-            drop(state);
-            return IoFuture::ready(outcome.unwrap_or(Ok(())));
-        }
-        IoFuture::new(wait)
+        self.begin(state, operation, &io)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {
@@ -191,6 +208,24 @@ impl Driver for Storage {
 impl Grow for Storage {
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         self.submit(io)
+    }
+
+    fn reserve(&self, end: u64) -> Option<IoFuture<'_>> {
+        let mut state = self.0.lock();
+        // Files that cannot do it are among them.
+        if !state.is_file || state.rng.below(4) == 0 {
+            return None;
+        }
+        let end = (end + state.rng.below(RESERVED_MAX)).next_multiple_of(SECTOR as u64);
+        let operation = Operation {
+            kind: Kind::Length,
+            offset: 0,
+            bytes: end,
+            fua: false,
+            effect: None,
+            length: Some(Length::AtLeast(end)),
+        };
+        Some(self.begin(state, operation, &Io::flush()))
     }
 }
 

@@ -75,6 +75,30 @@ impl Node {
     }
 }
 
+impl Child {
+    /// [`crate::Grow::reserve`] of a node that is shorter than `end`, if the edge may resize it. Says nothing of how it
+    /// ended: a write that still has to make the node longer does that itself, and hears why it cannot.
+    pub async fn reserve(&self, end: u64) {
+        let node = self.node();
+        let length = node.driver.length();
+        let Some(grow) = node.driver.capabilities().grow else {
+            return;
+        };
+        if length < end
+            && self.access().held.contains(Permissions::RESIZE)
+            && let Some(reserved) = grow.reserve(end)
+        {
+            let _growing = Growing {
+                node: &node,
+                before: length,
+            };
+            if let Err(error) = reserved.await {
+                tracing::debug!(node = %node.name, %error, "nothing is reserved");
+            }
+        }
+    }
+}
+
 /// A write that may make its node longer. However it ends, if it did those are told who see the length.
 struct Growing<'a> {
     node: &'a Node,
