@@ -5,6 +5,7 @@
 mod harness;
 
 use std::ops::Range;
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
@@ -26,19 +27,28 @@ struct Shape {
     scope: &'static str,
 }
 
-/// A disk on qcow2, with blkdebug below.
+/// A disk on qcow2, with blkdebug below, of the data file if there is one.
 fn server(shape: Shape) -> Result<Server> {
     let mut setup = Setup::new()?.iothreads(2);
     let image = setup.path("disk0.qcow2");
-    create(&image, shape.options, BLOCKS as u64 * 4096 + MIB)?;
+    let data = setup.path("disk0.data");
+    let options = shape
+        .options
+        .replace("data_file=x", &format!("data_file={}", data.display()));
+    create(&image, &options, BLOCKS as u64 * 4096 + MIB)?;
     setup = setup.with_state();
+    let file = |name: &str, path: &Path| json!({ "driver": "file", "node-name": name, "filename": path, "discard": "unmap" });
+    let failing = |file: Value| json!({ "driver": "blkdebug", "node-name": "debug0", "discard": "unmap", "image": file });
+    let mut node = json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap" });
+    match shape.options.contains("data_file=x") {
+        false => node["file"] = failing(file("file0", &image)),
+        true => {
+            node["file"] = file("file0", &image);
+            node["data-file"] = failing(file("data0", &data));
+        }
+    }
     setup
-        .blockdev(
-            &json!({ "driver": "qcow2", "node-name": "disk0", "discard": "unmap",
-            "file": { "driver": "blkdebug", "node-name": "debug0", "discard": "unmap",
-                "image": { "driver": "file", "node-name": "file0", "filename": image,
-                    "discard": "unmap" } } }),
-        )
+        .blockdev(&node)
         .export(
             "vda",
             "disk0",
@@ -164,6 +174,19 @@ fn killed_with_small_clusters_and_wide_counts() -> Result<()> {
         scope: "request",
     };
     killed_over_and_over(shape, 2, rounds(6, 100))
+}
+
+#[test]
+fn killed_with_data_files() -> Result<()> {
+    let shape = |options| Shape {
+        options,
+        queues: 2,
+        scope: "vm",
+    };
+    let mapped = shape("cluster_size=64k,data_file=x");
+    killed_over_and_over(mapped, 4, rounds(6, 100))?;
+    let raw = shape("cluster_size=64k,data_file=x,data_file_raw=on");
+    killed_over_and_over(raw, 5, rounds(4, 100))
 }
 
 #[test]
