@@ -26,10 +26,12 @@ pub(crate) mod errand;
 mod info;
 mod map;
 mod named;
+mod names_of;
 mod open;
 mod options;
 mod overlap;
 mod prepare;
+mod raw_data;
 mod read;
 mod redo;
 mod refcounts;
@@ -62,7 +64,8 @@ use drivers::OpenError;
 
 use self::base::Base;
 use self::entry::Clear;
-pub use self::named::{BackingName, DataName, Names, names_of};
+pub use self::named::{BackingName, DataName, Names};
+pub use self::names_of::names_of;
 pub use self::options::{Backing, CacheSizes, Discards, Qcow2Options};
 pub use self::overlap::{Metadata, OverlapCheck};
 pub use self::redo::{
@@ -249,7 +252,7 @@ impl Driver for Qcow2 {
             Operation::WriteZeroes { .. } | Operation::Discard if self.is_data_raw() => {
                 let state = self.state.load_full();
                 IoFuture::new(async move {
-                    let cleared = data_file::clear_raw(&self.base, &state, io);
+                    let cleared = raw_data::clear(&self.base, &state, io);
                     Box::pin(park::never(cleared)).await
                 })
             }

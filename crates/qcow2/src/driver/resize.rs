@@ -9,10 +9,10 @@ use block::{BlockError, Result};
 
 use super::alloc;
 use super::base::Base;
-use super::data_file;
 use super::entry::Clear;
 use super::overlap::Metadata;
 use super::prepare::prepare;
+use super::raw_data;
 use super::refcounts::Piece;
 use super::rounds;
 use super::state::State;
@@ -118,7 +118,7 @@ async fn longer(base: &Base, state: &State, length: u64, stale: u64) -> Result<S
         zero::range(base, state, shown, Clear::Keep, false).await?;
     }
     if state.raw_data {
-        data_file::show(base, state, length, stale).await?;
+        raw_data::show(base, state, length, stale).await?;
     }
     rounds::write_back(base, state).await?;
     switch_size(base, state, length).await?;
