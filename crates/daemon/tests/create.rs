@@ -207,6 +207,13 @@ fn a_job_that_is_cancelled() {
     assert!(daemon.terminate(PATIENCE).unwrap().success());
 }
 
+/// What the kernel does for a daemon that was killed may end after it, and so long its locks are there.
+fn wait_for_locks(image: &str) {
+    eventually("the locks are gone", || {
+        run("qemu-img", &["info", image]).is_ok()
+    });
+}
+
 /// Killed at any instant there is the former image or the new one, whole, or nothing that is one.
 #[test]
 fn killed_at_any_instant() {
@@ -236,6 +243,7 @@ fn killed_at_any_instant() {
         create(&mut qmp, "j", options);
         std::thread::sleep(Duration::from_micros(rng.below(30_000)));
         daemon.kill().unwrap();
+        wait_for_locks(name);
         let kind = match is_image(&path) {
             false => 0,
             true => {
@@ -253,6 +261,7 @@ fn killed_at_any_instant() {
         create(&mut qmp, "j", json!({ "file": "a", "size": 5 << 20 }));
         assert_eq!(ended(&mut qmp, "j"), None, "round {round}");
         daemon.kill().unwrap();
+        wait_for_locks(name);
         check(&path);
         let info = run("qemu-img", &["info", name]).unwrap();
         assert!(info.contains("5 MiB"), "round {round}: {info}");
