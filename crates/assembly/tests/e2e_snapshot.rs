@@ -650,7 +650,7 @@ mod tests {
                     .registry
                     .node(&over)
                     .is_ok_and(|node| node.users().is_empty())
-                    || &**now().name() == over
+                    || **now().name() == *over
             });
             if root(&house, "vda") == over {
                 done += 1;

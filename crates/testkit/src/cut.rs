@@ -244,7 +244,7 @@ impl Writing {
         for block in 0..self.blocks {
             let read = Request::Read {
                 sector: block * (BLOCK as u64 / 512),
-                len: BLOCK as u32,
+                len: 4096,
             };
             let done = self.disk.execute(0, read, Duration::from_secs(30))?;
             ensure!(done.is_ok(), "a read failed");

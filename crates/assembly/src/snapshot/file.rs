@@ -13,7 +13,8 @@ use qapi::options::{BlockdevBase, BlockdevDriver, BlockdevOptions};
 use qapi::{id, os_text};
 use qcow2::create::{CreateOptions, create_alone};
 
-use super::{Place, can_be_overlay, driver_of, file_part, no_overlay};
+use super::format::{can_be_overlay, driver_of, file_part, no_overlay};
+use super::place::Place;
 use crate::create::make_file;
 use crate::definitions::{ByName, inherit};
 use crate::nodes::{Children, open};

@@ -6,39 +6,30 @@
 //! but files that were made, and these stay, as with QEMU.
 
 mod file;
+mod format;
+mod place;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use block::{
-    BACKING, Closing, Node, Openings, Overlaid, Registry, RegistryError, Replacement, check_base,
+    BACKING, Closing, Node, Openings, Overlaid, RegistryError, Replacement, check_base,
     check_overlay, uppermost,
 };
 use qapi::QmpError;
 use qapi::command::{BlockdevSnapshot, BlockdevSnapshotSync, TransactionActionVariant};
-use qapi::options::{BlockdevDriver, BlockdevOptions, Referred};
 use tokio::time::timeout;
 
-use crate::definitions::{ByName, Definition, Definitions, Within, effective};
-use crate::nodes::{Means, commit};
-use crate::opening::{Names, Patience, Reserved};
+use crate::definitions::{ByName, Definition, Within, effective};
+use crate::nodes::commit;
+use crate::opening::{Patience, Reserved};
 use crate::reopen::{open_all, to_be_opened};
 use crate::setup_error::SetupError;
 use crate::tree::Made;
 
-/// Where snapshots are taken: the graph, and what it takes to define nodes in it.
-#[derive(Clone, Copy, Debug)]
-pub struct Place<'a> {
-    /// The graph.
-    pub registry: &'a Arc<Registry>,
-    /// What nodes refer to beside other nodes.
-    pub means: Means<'a>,
-    /// Names of what is being made.
-    pub names: &'a Names,
-    /// How each node was defined.
-    pub definitions: &'a Definitions,
-}
+use self::format::{can_be_overlay, no_overlay};
+pub use self::place::Place;
 
 /// Does all of `actions`, or none. `limit`: how long the storage, and what is in flight, may take until then; none: for
 /// ever.
@@ -161,13 +152,6 @@ async fn within(
             limit.as_secs_f32()
         )))
     })
-}
-
-impl Place<'_> {
-    fn file_of(&self, node: &str) -> String {
-        let found = self.registry.node(node);
-        found.map_or_else(|_| String::new(), |node| node.driver().info().filename)
-    }
 }
 
 /// Whoever makes files is told when nobody wants them any more.
@@ -344,15 +328,6 @@ fn can_reopen(node: &Node) -> bool {
     node.driver().capabilities().reopen.is_some()
 }
 
-/// Whether there can be something else behind an image of this format.
-const fn can_be_overlay(driver: BlockdevDriver) -> bool {
-    matches!(driver, BlockdevDriver::Qcow2)
-}
-
-fn no_overlay() -> SetupError {
-    SetupError::new("The overlay does not support backing images")
-}
-
 impl Definition {
     /// Node `child` is its `role` from now on.
     fn set_child(&mut self, role: &'static str, child: &str) {
@@ -362,19 +337,4 @@ impl Definition {
             None => self.children.push((role, child.to_owned())),
         }
     }
-}
-
-/// The driver that is called `name`.
-fn driver_of(name: &str) -> Option<BlockdevDriver> {
-    let mut all = BlockdevDriver::ALL.into_iter();
-    all.find(|driver| driver.name() == name)
-}
-
-/// The file of `options`, which is defined in place.
-fn file_part(options: &BlockdevOptions) -> Option<BlockdevOptions> {
-    let mut children = options.children().into_iter();
-    children.find_map(|(role, child)| match child {
-        Referred::Definition(child) if role == "file" => Some(child.clone()),
-        _ => None,
-    })
 }
