@@ -78,7 +78,7 @@ pub struct Change {
     pub after: L2Entry,
 }
 
-/// See the [module](self).
+/// A run of neighbouring entries of a table that have been changed alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Record {
     which: Which,
@@ -165,7 +165,7 @@ impl Record {
         all
     }
 
-    /// What [`Self::encode`] has made of it; none: it is no record with that number, or not a whole one. Total.
+    /// What it was made of; none: it is no record with that number, or not a whole one. Total.
     pub fn decode(bytes: &[u8; BYTES], number: u64, tag: u32) -> Option<Self> {
         let mut words = [0; BYTES / 8];
         for (to, from) in words.iter_mut().zip(bytes.as_chunks().0) {

@@ -86,7 +86,7 @@ impl Head {
     }
 }
 
-/// See the [module](self).
+/// Records in bytes that outlive the process.
 #[derive(Debug)]
 pub struct Ring<M> {
     bytes: M,
@@ -103,7 +103,7 @@ fn slot(number: u64) -> usize {
 }
 
 impl<M: AsRef<[u8]> + AsMut<[u8]>> Ring<M> {
-    /// An empty one in bytes that are zeroes. None: they are not [`BYTES`], or the head is too long.
+    /// An empty one in bytes that are zeroes. None: they are not 1 MiB, or the head is too long.
     pub fn new(mut bytes: M, head: &Head) -> Option<Self> {
         let encoded = head.encode()?;
         if bytes.as_ref().len() != BYTES {
