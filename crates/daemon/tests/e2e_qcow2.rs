@@ -189,7 +189,11 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
     )?;
     refused(
         json!({ "read-only": true, "data-file": "none0" }),
-        "'data-file'",
+        "Cannot find device='none0'",
+    )?;
+    refused(
+        json!({ "read-only": true, "data-file": { "driver": "null-co", "read-zeroes": true } }),
+        "'data-file' can only be set for images with an external data file",
     )?;
     refused(
         json!({ "read-only": true, "l2-cache-entry-size": 100 }),

@@ -109,7 +109,7 @@ fn flush(disk: &mut Disk) -> Result<()> {
 fn read(disk: &mut Disk, block: u64) -> Result<u64> {
     let read = Request::Read {
         sector: block * (BLOCK as u64 / 512),
-        len: BLOCK as u32,
+        len: u32::try_from(BLOCK)?,
     };
     let done = disk.execute(0, read, PATIENCE)?;
     ensure!(done.is_ok());
@@ -389,7 +389,7 @@ fn killed(round: u64) -> Result<bool> {
     let images = images()?;
     let mut server = before(images.path(), has_state, json!({}))?.start()?;
     let mut disk = server.disk("vda")?;
-    let mut numbers = [0; BLOCKS as usize];
+    let mut numbers = vec![0; usize::try_from(BLOCKS)?];
     for _ in 0..16 {
         let block = rng.below(BLOCKS);
         let number = 1 + rng.below(1000);
