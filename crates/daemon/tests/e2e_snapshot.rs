@@ -398,7 +398,7 @@ fn killed(round: u64) -> Result<bool> {
     }
     flush(&mut disk)?;
     // These may be completed before the end of the daemon, or by the next one.
-    let mut later = numbers;
+    let mut later = numbers.clone();
     for block in 0..16 {
         let number = 2000 + rng.below(1000);
         submit(&mut disk, block, number)?;
@@ -441,10 +441,10 @@ fn killed(round: u64) -> Result<bool> {
             let done = disk.wait(0, PATIENCE)?.context("it is completed")?;
             ensure!(done.is_ok());
         }
-        for (block, (number, later)) in (0..).zip(numbers.into_iter().zip(later)) {
+        for (block, (number, later)) in (0..).zip(numbers.iter().zip(&later)) {
             let there = read(&mut disk, block)?;
             ensure!(
-                [number, later].contains(&there),
+                [number, later].contains(&&there),
                 "block {block}: {there} instead of {number} or {later}"
             );
         }
