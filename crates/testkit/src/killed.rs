@@ -8,7 +8,8 @@ use frontend::{Disk, FrontendError};
 use crate::workload::Driver;
 
 impl Driver {
-    /// Goes on until the time is over. What is held stays so.
+    /// Goes on until the time is over, and ends with requests in flight, as far as any are planned: a client that checks more slowly
+    /// than the daemon serves would otherwise leave nothing for what comes next to hit. What is held stays so.
     ///
     /// # Errors
     /// As [`Driver::fill`] and [`Driver::reap_within`].
@@ -18,7 +19,7 @@ impl Driver {
             self.fill(disk)?;
             self.reap_within(disk, Duration::from_millis(1))?;
         }
-        Ok(())
+        self.fill(disk)
     }
 
     /// Takes what a dead daemon has completed. Each completion is seen in the ring before it is seen that the connection is closed.
