@@ -36,6 +36,8 @@ const FLAGS: [&str; 8] = [
     "fuzzing",
 ];
 
+/// Optimisation where each target runs for some seconds only: a build at the level of the profile takes a minute more.
+const SMOKE_OPT_LEVEL: &str = "1";
 /// One input may take this long, in seconds.
 const INPUT_SECONDS_MAX: u32 = 10;
 /// The process may use this much memory, in MiB.
@@ -52,7 +54,7 @@ struct Fuzzers {
 
 /// Runs the command.
 pub fn main(args: &Args) -> Result<ExitCode> {
-    let fuzzers = Fuzzers::build()?;
+    let fuzzers = Fuzzers::build(None)?;
     let names = fuzzers.choose(&args.targets)?;
     let mut report = Report::default();
     for name in names {
@@ -64,7 +66,7 @@ pub fn main(args: &Args) -> Result<ExitCode> {
 /// Builds all targets and runs each, as long as there is time for in so many seconds; all run even if one
 /// finds something.
 pub fn run_all(seconds: u32) -> Result<()> {
-    let fuzzers = Fuzzers::build()?;
+    let fuzzers = Fuzzers::build(Some(SMOKE_OPT_LEVEL))?;
     let seconds = share(seconds, fuzzers.names.len());
     let failures: Vec<String> = fuzzers
         .names
@@ -85,7 +87,8 @@ fn share(seconds: u32, count: usize) -> u32 {
 }
 
 impl Fuzzers {
-    fn build() -> Result<Self> {
+    /// Builds all, with the optimisation of their profile unless another one is named.
+    fn build(opt_level: Option<&str>) -> Result<Self> {
         let manifest = Path::new("fuzz/Cargo.toml");
         let metadata = Metadata::of(manifest)?;
         let host = host_triple(&output(Command::new("rustc").arg("-vV"))?)?;
@@ -95,6 +98,9 @@ impl Fuzzers {
         // linked with them.
         command.args(["--target", &host]);
         command.env("CARGO_ENCODED_RUSTFLAGS", FLAGS.join("\x1f"));
+        if let Some(opt_level) = opt_level {
+            command.env("CARGO_PROFILE_RELEASE_OPT_LEVEL", opt_level);
+        }
         run(&mut command)?;
         let names = metadata
             .targets("bin")
