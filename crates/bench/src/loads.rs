@@ -177,6 +177,8 @@ impl Spec {
     pub fn setup(&self, server: Server, file: &Path) -> Setup {
         let mut setup = Setup::new(server, self.storage.blockdev(server, file));
         setup.queues = self.queues;
+        // What it costs to lose nothing in a crash is part of what first writes cost.
+        setup.state = server == Server::Standfast && self.storage.is_qcow2();
         if server.is_ours() && self.iothreads > 1 {
             for number in 0..self.iothreads {
                 setup

@@ -61,6 +61,8 @@ pub struct Setup {
     pub queues: u16,
     /// With a QMP socket.
     pub qmp: bool,
+    /// With a state directory, as a daemon of ours that must outlive a kill has it.
+    pub state: bool,
     /// CPU to run on.
     pub cpu: Option<usize>,
     /// Program and arguments that run the daemon, with variables: Valgrind.
@@ -93,6 +95,7 @@ impl Setup {
             export: String::new(),
             queues: 1,
             qmp: false,
+            state: false,
             cpu: None,
             wrapper: None,
         }
@@ -140,6 +143,9 @@ impl Setup {
             builder = builder
                 .args(["--chardev", &chardev, "--monitor", "chardev=qmp"])
                 .socket(&qmp);
+        }
+        if self.state {
+            builder = builder.arg("--state-dir").arg(dir.path().join("state"));
         }
         // What a thread starts runs where the thread does.
         let before = process::allowed_cpus()?;
