@@ -205,6 +205,7 @@ fn section(page: &mut String, storage: Storage, rows: &[&Row]) {
         Storage::Qcow2Fresh => "qcow2 on disk, O_DIRECT: first writes",
         Storage::Qcow2Chain => "Five qcow2 images over each other, O_DIRECT",
         Storage::Qcow2Overlay => "qcow2 over another image, O_DIRECT: first writes, which copy",
+        Storage::Qcow2Data => "qcow2 with a data file, O_DIRECT: all clusters allocated",
         Storage::Qcow2Large => "qcow2 of 1 TiB: tables that are not remembered",
     };
     _ = write!(page, "<h2>{what}</h2><div class=\"legend\">");

@@ -32,6 +32,9 @@ enum Kind {
     Layer(u8),
     /// An image over [`Self::Qcow2`] without any cluster.
     Overlay,
+    /// The same as [`Self::Qcow2`], with its clusters in a data file; and that.
+    WithData,
+    Data,
     /// An image whose clusters are all allocated, and empty, and its like.
     Large,
     LargeRaw,
@@ -48,12 +51,13 @@ impl Kind {
             Storage::Null => return None,
             Storage::Tmpfs => Self::Tmpfs,
             Storage::Disk => Self::Disk,
-            Storage::Qcow2 | Storage::Qcow2Chain if is_raw => Self::Disk,
+            Storage::Qcow2 | Storage::Qcow2Chain | Storage::Qcow2Data if is_raw => Self::Disk,
             Storage::Qcow2 => Self::Qcow2,
             Storage::Qcow2Fresh if is_raw => Self::FreshRaw,
             Storage::Qcow2Fresh => Self::Fresh,
             Storage::Qcow2Chain => Self::Layer(TOP),
             Storage::Qcow2Overlay => Self::Overlay,
+            Storage::Qcow2Data => Self::WithData,
             Storage::Qcow2Large if is_raw => Self::LargeRaw,
             Storage::Qcow2Large => Self::Large,
         })
@@ -62,7 +66,8 @@ impl Kind {
     /// What is made before it: it is made of that, or over it.
     fn before(self) -> Option<Self> {
         match self {
-            Self::Qcow2 => Some(Self::Disk),
+            Self::Qcow2 | Self::Data => Some(Self::Disk),
+            Self::WithData => Some(Self::Data),
             Self::Layer(1) | Self::Overlay => Some(Self::Qcow2),
             Self::Layer(number) => Some(Self::Layer(number.saturating_sub(1))),
             _ => None,
@@ -77,6 +82,8 @@ impl Kind {
             Self::Layer(3) => "3.qcow2",
             Self::Layer(_) => "4.qcow2",
             Self::Overlay => "overlay.qcow2",
+            Self::WithData => qcow2::WITH_DATA,
+            Self::Data => qcow2::DATA,
             Self::Tmpfs | Self::Disk => "img",
             Self::Qcow2 => "qcow2",
             Self::Fresh => "fresh.qcow2",
@@ -189,7 +196,13 @@ impl Images {
             // Every block is written: what was only allocated would be read without any I/O.
             Kind::Tmpfs => fill(file(0)?, self.places.memory.1),
             Kind::Disk => fill(file(libc::O_DIRECT)?, self.places.disk.1),
-            Kind::Qcow2 => qcow2::convert(self.path(Storage::Disk, Server::Standfast), path),
+            Kind::Qcow2 => qcow2::convert(self.path(Storage::Disk, Server::Standfast), path, None),
+            // It is written with the image that names it.
+            Kind::Data => file(0).map(drop).map_err(Into::into),
+            Kind::WithData => {
+                let raw = self.path(Storage::Disk, Server::Standfast);
+                qcow2::convert(raw, path, Some(self.before(kind)))
+            }
             Kind::Fresh => qcow2::create(path, FRESH_BYTES, qcow2::EMPTY),
             Kind::FreshRaw => Ok(file(0)?.set_len(FRESH_BYTES)?),
             // Here it is the tables that are read.
@@ -267,6 +280,30 @@ mod tests {
         testkit::qcow2_image::run("qemu-img", &compare).unwrap();
         let map = testkit::qcow2_image::run("qemu-img", &["map", "--output=json", image]).unwrap();
         assert!(!map.contains("\"data\": false"), "{map}");
+        drop(images);
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    /// All that is read and written is in the data file, whose offsets are not the guest's for all the servers know.
+    #[test]
+    fn clusters_lie_in_a_data_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut images = images(dir.path());
+        for server in [Server::Standfast, Server::StandfastRaw] {
+            images.make(Storage::Qcow2Data, server).unwrap();
+        }
+        let path = images.path(Storage::Qcow2Data, Server::Qemu);
+        let [image, raw] = [Server::Standfast, Server::StandfastRaw]
+            .map(|server| images.path(Storage::Qcow2Data, server).to_str().unwrap());
+        let compare = [
+            "compare", "-q", "-s", "-f", "qcow2", "-F", "raw", image, raw,
+        ];
+        testkit::qcow2_image::run("qemu-img", &compare).unwrap();
+        assert!(fs::metadata(path).unwrap().len() < 1 << 20);
+        assert_eq!(
+            fs::metadata(qcow2::data_of(path)).unwrap().len(),
+            images.places.disk.1
+        );
         drop(images);
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }

@@ -23,13 +23,15 @@ pub enum Storage {
     /// A qcow2 image over that of [`Self::Qcow2`], made anew each time: first writes, each of which copies the rest of its
     /// cluster.
     Qcow2Overlay,
+    /// The image of [`Self::Qcow2`] with its clusters in a file of their own.
+    Qcow2Data,
     /// A qcow2 image of 1 TiB, whose tables are longer than what is remembered of them.
     Qcow2Large,
 }
 
 impl Storage {
     /// All of them.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 9] = [
         Self::Null,
         Self::Tmpfs,
         Self::Disk,
@@ -37,6 +39,7 @@ impl Storage {
         Self::Qcow2Fresh,
         Self::Qcow2Chain,
         Self::Qcow2Overlay,
+        Self::Qcow2Data,
         Self::Qcow2Large,
     ];
 
@@ -55,6 +58,7 @@ impl Storage {
             | Self::Qcow2Fresh
             | Self::Qcow2Chain
             | Self::Qcow2Overlay
+            | Self::Qcow2Data
             | Self::Qcow2Large => Server::QemuThreads,
         }
     }
@@ -69,6 +73,7 @@ impl Storage {
             Self::Qcow2Fresh => "qcow2-fresh",
             Self::Qcow2Chain => "qcow2-chain",
             Self::Qcow2Overlay => "qcow2-overlay",
+            Self::Qcow2Data => "qcow2-data",
             Self::Qcow2Large => "qcow2-1t",
         }
     }
@@ -87,6 +92,16 @@ impl Storage {
             }
             (Self::Disk, _) | (_, Server::StandfastRaw) => {
                 format!("driver=file,node-name=disk,filename={name},cache.direct=on")
+            }
+            (Self::Qcow2Data, Server::Qemu) => {
+                // The image names its data file: it would be threads by that.
+                let data = qcow2::data_of(file);
+                let options = format!(
+                    ",cache.direct=on,file.aio=io_uring,data-file.driver=file,\
+                     data-file.filename={},data-file.aio=io_uring",
+                    data.display()
+                );
+                qcow2::blockdev(file, &options)
             }
             (_, Server::Qemu) => qcow2::blockdev(file, ",cache.direct=on,file.aio=io_uring"),
             (_, _) => qcow2::blockdev(file, ",cache.direct=on"),
@@ -158,9 +173,11 @@ impl Spec {
             }
             Storage::Null | Storage::Tmpfs => &[Standfast, Qemu],
             Storage::Qcow2Overlay => &[Standfast, Qemu],
-            Storage::Qcow2 | Storage::Qcow2Fresh | Storage::Qcow2Chain | Storage::Qcow2Large => {
-                &[Standfast, Qemu, StandfastRaw]
-            }
+            Storage::Qcow2
+            | Storage::Qcow2Fresh
+            | Storage::Qcow2Chain
+            | Storage::Qcow2Data
+            | Storage::Qcow2Large => &[Standfast, Qemu, StandfastRaw],
         }
     }
 
@@ -237,7 +254,7 @@ fn plain_loads(storage: Storage) -> Vec<Spec> {
 
 fn qcow2_loads() -> Vec<Spec> {
     use Operation::{Randread, Randwrite, Read, Write};
-    use Storage::{Qcow2, Qcow2Chain, Qcow2Fresh, Qcow2Large, Qcow2Overlay};
+    use Storage::{Qcow2, Qcow2Chain, Qcow2Data, Qcow2Fresh, Qcow2Large, Qcow2Overlay};
     let mut loads = Vec::new();
     for (random, sequential) in [(Randread, Read), (Randwrite, Write)] {
         loads.push(one(Qcow2, random, "4k", 1));
@@ -256,6 +273,8 @@ fn qcow2_loads() -> Vec<Spec> {
     for depth in [1, 32] {
         loads.push(one(Qcow2Chain, Randread, "4k", depth));
         loads.push(one(Qcow2Overlay, Randwrite, "4k", depth));
+        loads.push(one(Qcow2Data, Randread, "4k", depth));
+        loads.push(one(Qcow2Data, Randwrite, "4k", depth));
     }
     loads.push(one(Qcow2Large, Randread, "4k", 1));
     loads.push(one(Qcow2Large, Randread, "4k", 32));
@@ -295,6 +314,7 @@ mod tests {
         assert!(names.contains("null-co.randwrite.4k.d32.q4"));
         assert!(names.contains("disk.randread.4k.d1.wait"));
         assert!(names.contains("qcow2.randread.4k.d32.q4.t2"));
+        assert!(names.contains("qcow2-data.randwrite.4k.d32"));
         assert_eq!(chosen(&["tmpfs".into()]).len(), 10);
         assert_eq!(chosen(&["nothing".into()]).len(), 0);
     }

@@ -1,13 +1,17 @@
 //! Images in the format qcow2: how they are made, and how a server is told of one.
 
 use anyhow::{Context, Result};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use testkit::qcow2_image::run;
 
 /// Options of `qemu-img create`: each cluster has its place, and nothing is in it.
 pub const ALLOCATED: &str = "preallocation=metadata";
 /// The same: no cluster has a place.
 pub const EMPTY: &str = "preallocation=off";
+/// The end of the name of an image with a data file.
+pub const WITH_DATA: &str = "data.qcow2";
+/// That of its data file, beside it.
+pub const DATA: &str = "data";
 
 /// Makes an image for a disk of `bytes` bytes, in place of one that is there.
 ///
@@ -55,17 +59,25 @@ pub fn write_a_fifth(file: &Path, number: u64, bytes: u64) -> Result<()> {
     Ok(())
 }
 
-/// Makes an image of what is in `raw`, each cluster of it with its place.
+/// Makes an image of what is in `raw`, each cluster of it with its place: in the file `data`, if there is to be one.
 ///
 /// # Errors
 /// If qemu-img is not there, or fails.
-pub fn convert(raw: &Path, file: &Path) -> Result<()> {
+pub fn convert(raw: &Path, file: &Path, data: Option<&Path>) -> Result<()> {
     let [raw, file] = [raw, file].map(|path| path.to_str().context("a name that is text"));
-    let all = [
+    let mut all = vec![
         "convert", "-q", "-S0", "-tnone", "-Tnone", "-fraw", "-Oqcow2",
     ];
-    run("qemu-img", &[&all[..], &[raw?, file?]].concat())?;
+    let data = data.map(|data| format!("data_file={}", data.display()));
+    all.extend(data.iter().flat_map(|data| ["-o", data.as_str()]));
+    all.extend([raw?, file?]);
+    run("qemu-img", &all)?;
     Ok(())
+}
+
+/// Where the data file of an image is whose name ends with [`WITH_DATA`].
+pub fn data_of(file: &Path) -> PathBuf {
+    file.with_extension("")
 }
 
 /// The argument of `--blockdev` for an image. `file_options` are those of the node with the file, each after a

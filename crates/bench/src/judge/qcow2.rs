@@ -26,15 +26,20 @@ pub fn targets(findings: &Findings) -> Vec<Target> {
                 ratio(Iops, More, 1.0, None);
                 targets.extend(over_raw(findings, load));
             }
-            (Storage::Qcow2Chain | Storage::Qcow2Overlay | Storage::Qcow2Large, _)
-                if spec.depth == 1 =>
-            {
+            (
+                Storage::Qcow2Chain
+                | Storage::Qcow2Overlay
+                | Storage::Qcow2Data
+                | Storage::Qcow2Large,
+                _,
+            ) if spec.depth == 1 => {
                 ratio(P50Us, Less, 1.0, None);
             }
             (
                 Storage::Qcow2Fresh
                 | Storage::Qcow2Chain
                 | Storage::Qcow2Overlay
+                | Storage::Qcow2Data
                 | Storage::Qcow2Large,
                 _,
             ) => {
