@@ -156,8 +156,7 @@ impl Assembly {
     /// See [`Registry::prepare_replace`] and [`Registry::commit`]; nothing has changed then.
     pub async fn replace_node(&self, from: &str, to: &str) -> Result<(), SetupError> {
         let prepared = self.registry.prepare_replace(from, to).await?;
-        let closing =
-            nodes::commit(&self.registry, prepared, (&self.definitions, Vec::new())).await?;
+        let closing = nodes::commit(&self.registry, prepared, &self.definitions, |_| ()).await?;
         closing::wait(closing, CLOSE_TIME_MAX).await;
         Ok(())
     }

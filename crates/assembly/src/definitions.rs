@@ -98,6 +98,18 @@ pub fn effective(all: &ByName, name: &str) -> Option<BlockdevOptions> {
     Some(BlockdevOptions { base, variant })
 }
 
+/// Whether each of `names` that was defined `before` is `now` defined in the same way, with what it takes from others.
+pub fn are_as_before<'a>(
+    before: &ByName,
+    now: &ByName,
+    names: impl IntoIterator<Item = &'a str>,
+) -> bool {
+    let mut names = names.into_iter().filter(|name| before.contains_key(*name));
+    names.all(|name| {
+        before.get(name) == now.get(name) && effective(before, name) == effective(now, name)
+    })
+}
+
 /// The definitions of all nodes in the graph. A clone is the same.
 #[derive(Clone, Debug, Default)]
 pub struct Definitions(Arc<Mutex<ByName>>);
@@ -118,6 +130,13 @@ impl Definitions {
         let there = definitions.into_iter().filter(|one| is_there(&one.name));
         let named = |one: Definition| (one.name.clone(), one);
         self.0.lock().extend(there.map(named));
+    }
+
+    /// Some of them change, and those go that `is_there` does not know.
+    pub fn change(&self, change: impl FnOnce(&mut ByName), is_there: impl Fn(&str) -> bool) {
+        let mut all = self.0.lock();
+        change(&mut all);
+        all.retain(|name, _| is_there(name));
     }
 
     /// Forgets all nodes but those that `is_there` knows.
@@ -186,6 +205,28 @@ mod tests {
         definitions.retain(|name| name != "top");
         let all = definitions.all();
         assert!(!effective(&all, "file").unwrap().base.cache_direct());
+    }
+
+    /// A part that others have not touched is another one if the whole takes another cache mode.
+    #[test]
+    fn what_a_part_takes_from_the_whole_may_have_changed_meanwhile() {
+        let whole = |cache: &str| {
+            let whole = format!("qcow2,node-name=top,cache.direct={cache},file=f");
+            let part = "file,node-name=f,filename=f";
+            let all = [
+                defined("top", &whole, &[("file", "f")], None),
+                defined("f", part, &[], Some(("top", "file"))),
+            ];
+            let named = |one: Definition| (one.name.clone(), one);
+            all.into_iter().map(named).collect::<ByName>()
+        };
+        let (before, now) = (whole("on"), whole("off"));
+        assert_eq!(before.get("f"), now.get("f"));
+        assert!(!are_as_before(&before, &now, ["f"]));
+        assert!(are_as_before(&before, &before, ["f", "top"]));
+        // It comes only now.
+        assert!(are_as_before(&before, &now, ["new"]));
+        assert!(!are_as_before(&before, &ByName::new(), ["f"]), "it is gone");
     }
 
     /// As in QEMU: `bdrv_inherited_options`, asked of its storage daemon.

@@ -18,7 +18,7 @@ use qapi::options::{
 use qapi::os_text;
 use qcow2::{Names, Qcow2};
 
-use crate::definitions::{Definition, Definitions};
+use crate::definitions::{ByName, Definitions};
 use crate::fdset;
 use crate::node_base::{node_info, not_negative, unmaps};
 use crate::qcow2_node;
@@ -36,20 +36,19 @@ pub struct Means<'a> {
     pub redo_dir: Option<&'a Arc<Path>>,
 }
 
-/// From here on it goes on to its end, whoever waits for it. What nodes are defined as by that, `defined` says.
+/// From here on it goes on to its end, whoever waits for it. What nodes are defined as by that, `define` says, of what they
+/// are defined as by then.
 pub async fn commit(
     registry: &Arc<Registry>,
     prepared: Replacement,
-    defined: (&Definitions, Vec<Definition>),
+    definitions: &Definitions,
+    define: impl FnOnce(&mut ByName) + Send + 'static,
 ) -> Result<Closing, SetupError> {
     let registry = Arc::clone(registry);
-    let (definitions, changed) = (defined.0.clone(), defined.1);
+    let definitions = definitions.clone();
     let committed = tokio::spawn(async move {
-        let define = |graph: &Graph| {
-            definitions.add(changed, |name| graph.contains(name));
-            definitions.retain(|name| graph.contains(name));
-        };
-        registry.commit_and(prepared, define).await
+        let done = |graph: &Graph| definitions.change(define, |name| graph.contains(name));
+        registry.commit_and(prepared, done).await
     });
     let committed = committed.await;
     Ok(committed.map_err(|error| SetupError::new(error.to_string()))??)

@@ -15,7 +15,7 @@ use block::{
 use qapi::Value;
 use qapi::options::{BlockdevDriverOptions, BlockdevOptions, Referred};
 
-use crate::definitions::{ByName, Definition, Definitions, effective};
+use crate::definitions::{ByName, Definition, Definitions, are_as_before, effective};
 use crate::nodes::{Children, Means, check, commit, open};
 use crate::opening::{Patience, QUIET_TIME_MAX};
 use crate::setup_error::SetupError;
@@ -54,8 +54,12 @@ fn changeable(driver: &str) -> &'static [&'static str] {
     }
 }
 
+/// How often it is begun anew because others have changed what was looked at.
+const ATTEMPTS: usize = 8;
+
 /// Defines nodes anew. They keep their names, and all that uses them. No lock is held while something is
-/// opened.
+/// opened: if somebody else changes meanwhile what it was opened with, it begins anew, so that it is as if one
+/// had come after the other.
 ///
 /// # Errors
 /// In QEMU's words; nothing has changed then.
@@ -66,6 +70,24 @@ pub async fn reopen(
     options: Vec<BlockdevOptions>,
     limit: Option<Duration>,
 ) -> Result<Closing, SetupError> {
+    let patience = Patience::new(limit);
+    for _ in 0..ATTEMPTS {
+        let closing = attempt(registry, means, definitions, options.clone(), &patience);
+        if let Some(closing) = closing.await? {
+            return Ok(closing);
+        }
+    }
+    Err(RegistryError::ChangedMeanwhile.into())
+}
+
+/// None: somebody else has changed something meanwhile, and nothing is done.
+async fn attempt(
+    registry: &Arc<Registry>,
+    means: Means<'_>,
+    definitions: &Definitions,
+    options: Vec<BlockdevOptions>,
+    patience: &Patience,
+) -> Result<Option<Closing>, SetupError> {
     let before = definitions.all();
     let mut wanted = Wanted {
         registry,
@@ -81,26 +103,30 @@ pub async fn reopen(
     let Wanted { after, named, .. } = wanted;
     let anew = to_be_opened(&before, &after, &named);
     check_can_reopen(registry, &anew)?;
-    let patience = Patience::new(limit);
-    let made = open_all(registry, means, &after, &anew, &patience).await?;
-    let closing = match made.0.last() {
-        None => {
-            let changed = named.iter().filter_map(|name| after.get(name).cloned());
-            definitions.add(changed, |name| registry.graph().contains(name));
-            Closing::default()
-        }
-        Some(top) => {
-            let (name, file) = (Arc::clone(top.name()), top.driver().info().filename);
-            let nodes = made.0.clone();
-            let prepared = async { prepare(registry, nodes).await };
-            let prepared = patience
-                .wait(QUIET_TIME_MAX, &name, &file, prepared)
-                .await?;
-            let changed = named.iter().filter_map(|name| after.get(name).cloned());
-            commit(registry, prepared, (definitions, changed.collect())).await?
-        }
+    let made = open_all(registry, means, &after, &anew, patience).await?;
+    let changed = named.iter();
+    let changed = changed.filter_map(|name| Some((name.clone(), after.get(name)?.clone())));
+    let changed: ByName = changed.collect();
+    let Some(top) = made.0.last() else {
+        let there = |name: &str| registry.graph().contains(name);
+        definitions.add(changed.into_values(), there);
+        return Ok(Some(Closing::default()));
     };
-    Ok(closing)
+    let (name, file) = (Arc::clone(top.name()), top.driver().info().filename);
+    let nodes = made.0.clone();
+    let is_current = || {
+        let names = anew.iter().copied();
+        let names = names.chain(named.iter().map(String::as_str));
+        are_as_before(&before, &definitions.all(), names)
+    };
+    let prepared = async { prepare(registry, nodes, is_current).await };
+    let prepared = patience.wait(QUIET_TIME_MAX, &name, &file, prepared);
+    let Some(prepared) = prepared.await? else {
+        return Ok(None);
+    };
+    let define = move |all: &mut ByName| all.extend(changed);
+    let closing = commit(registry, prepared, definitions, define).await?;
+    Ok(Some(closing))
 }
 
 /// Opens the nodes in `order`, what is below first, as they are defined `after`. They are in no graph yet.
@@ -203,14 +229,20 @@ fn check_can_reopen(registry: &Registry, names: &[&str]) -> Result<(), SetupErro
     Ok(())
 }
 
-async fn prepare(registry: &Registry, nodes: Vec<Arc<Node>>) -> Result<Replacement, SetupError> {
-    let prepared = registry.prepare_reopen(nodes).await;
-    prepared.map_err(|error| match error {
-        RegistryError::Sharing(SharingError::ReadOnly(node)) => SetupError::new(format!(
+/// None: what they were opened with has changed.
+async fn prepare(
+    registry: &Registry,
+    nodes: Vec<Arc<Node>>,
+    is_current: impl Fn() -> bool,
+) -> Result<Option<Replacement>, SetupError> {
+    match registry.prepare_reopen(nodes, is_current).await {
+        Ok(prepared) => Ok(Some(prepared)),
+        Err(RegistryError::ChangedMeanwhile) => Ok(None),
+        Err(RegistryError::Sharing(SharingError::ReadOnly(node))) => Err(SetupError::new(format!(
             "Read-only block node '{node}' cannot support read-write users"
-        )),
-        error => error.into(),
-    })
+        ))),
+        Err(error) => Err(error.into()),
+    }
 }
 
 /// What nodes are to be defined as.

@@ -9,19 +9,16 @@ mod tests {
     use std::fs;
     use std::os::unix::fs::{FileExt, symlink};
     use std::path::Path;
-    use std::process::Command;
     use std::sync::Arc;
     use std::time::Duration;
 
-    use block::Permissions;
     use frontend::Request;
-    use qapi::options::{BlockdevOptions, ExportOptions};
+    use qapi::options::BlockdevOptions;
     use serde_json::{Value, json};
-    use standfast_assembly::TimeLimits;
     use testkit::place::{PATIENCE, eventually};
     use testkit::{FuseFile, FuseOp, Tmpfs};
 
-    use super::common::{BLOCKS, House};
+    use super::common::{BLOCKS, House, descriptors, qemu_io};
 
     const LIMIT: Duration = Duration::from_millis(300);
 
@@ -34,24 +31,6 @@ mod tests {
         house.image("disk0.img");
         house.file("file0", "disk0.img").unwrap();
         house
-    }
-
-    /// Writes as another process.
-    fn qemu_io(path: &Path) -> Result<(), String> {
-        let arguments = ["-f", "raw", "-c", "write 0 512"];
-        let output = Command::new("qemu-io").args(arguments).arg(path).output();
-        let output = output.expect("qemu-io is needed for this test");
-        match output.status.success() {
-            true => Ok(()),
-            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
-        }
-    }
-
-    /// How many descriptors refer to `path`.
-    fn descriptors(path: &Path) -> usize {
-        let all = fs::read_dir("/proc/self/fd").unwrap();
-        let links = all.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
-        links.filter(|link| link == path).count()
     }
 
     #[test]
@@ -346,113 +325,13 @@ mod tests {
         house.close();
     }
 
-    /// Reopens `file0`, and does something else that has to wait for that.
-    fn beside_a_reopen<T>(house: &House, fuse: &FuseFile, other: impl Future<Output = T>) -> T {
-        let options = BlockdevOptions::parse(&file(&fuse.path()).to_string()).unwrap();
-        let before = fuse.count(FuseOp::Fsync);
-        fuse.hang(FuseOp::Fsync, true);
-        let hangs = || async {
-            while fuse.count(FuseOp::Fsync) == before {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        };
-        let other = async {
-            hangs().await;
-            other.await
-        };
-        let goes_on = async {
-            hangs().await;
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            fuse.hang(FuseOp::Fsync, false);
-        };
-        house.wait(async {
-            let reopened = house.assembly.reopen_nodes(vec![options], None);
-            let (reopened, other, ()) = tokio::join!(reopened, other, goes_on);
-            reopened.map_err(|error| error.desc).unwrap();
-            other
-        })
-    }
-
-    fn far() -> (House, FuseFile) {
-        let house = House::new();
-        let fuse = FuseFile::new(BLOCKS * 4096).unwrap();
-        house.node(&file(&fuse.path())).unwrap();
-        (house, fuse)
-    }
-
-    fn export(house: &House, id: &str, node: &str) -> ExportOptions {
-        let options = json!({ "type": "vhost-user-blk", "id": id, "node-name": node,
-            "writable": true, "addr": { "type": "unix", "path": house.path(id) } });
-        ExportOptions::parse(&options.to_string()).unwrap()
-    }
-
-    /// Whoever waited found another node under the name, and used it without permissions and locks.
-    #[test]
-    fn who_waits_for_a_reopen_uses_what_comes_of_it() {
-        let (house, fuse) = far();
-        house.export("vda", "file0", true).unwrap();
-        let added = house
-            .assembly
-            .add_export(export(&house, "vdb", "file0"), TimeLimits::START);
-        beside_a_reopen(&house, &fuse, added)
-            .map_err(|error| error.desc)
-            .unwrap();
-        house.delete_export("vda", true).unwrap();
-        let node = house.registry.node("file0").unwrap();
-        let [vdb] = &node.users()[..] else {
-            panic!("{:?}", node.users())
-        };
-        assert!(vdb.access.held.contains(Permissions::WRITE), "{vdb:?}");
-        qemu_io(&fuse.path()).expect_err("it is in use");
-        drop(node);
-        house.delete_export("vdb", true).unwrap();
-        qemu_io(&fuse.path()).expect("nobody uses it");
-        house.close();
-    }
-
-    /// The second one moved nobody, and said that it had.
-    #[test]
-    fn two_reopens_at_once() {
-        let (house, fuse) = far();
-        let options = json!({ "driver": "quota", "node-name": "quota0", "file": "file0",
-            "limit": 1 << 30 });
-        house.node(&options).unwrap();
-        house.export("vda", "quota0", true).unwrap();
-        let mut options = file(&fuse.path());
-        options["cache"] = json!({ "direct": true });
-        let options = BlockdevOptions::parse(&options.to_string()).unwrap();
-        let reopened = house.assembly.reopen_nodes(vec![options], None);
-        beside_a_reopen(&house, &fuse, reopened)
-            .map_err(|error| error.desc)
-            .unwrap();
-        let quota = house.registry.node("quota0").unwrap();
-        let below = quota.driver().children()[0].node();
-        assert!(Arc::ptr_eq(&below, &house.registry.node("file0").unwrap()));
-        assert!(below.driver().info().cache_direct);
-        assert_eq!(descriptors(&fuse.path()), 1);
-        drop((quota, below));
-        house.close();
-    }
-
-    /// The image stayed locked for an export that had gone.
-    #[test]
-    fn an_export_goes_while_its_node_is_opened_anew() {
-        let (house, fuse) = far();
-        house.export("vda", "file0", true).unwrap();
-        let deleted = house.assembly.delete_export("vda", true);
-        beside_a_reopen(&house, &fuse, deleted)
-            .map_err(|error| error.desc)
-            .unwrap();
-        assert!(house.registry.node("file0").unwrap().users().is_empty());
-        qemu_io(&fuse.path()).expect("nobody uses it");
-        house.close();
-    }
-
     /// What the page cache could not write was consumed by a flush of O_DIRECT, which may be tried again:
     /// that succeeded.
     #[test]
     fn what_is_in_the_page_cache_is_not_lost_by_going_past_it() {
-        let (house, fuse) = far();
+        let house = House::new();
+        let fuse = FuseFile::new(BLOCKS * 4096).unwrap();
+        house.node(&file(&fuse.path())).unwrap();
         house.export("vda", "file0", true).unwrap();
         let mut disk = house.connect("vda");
         let data = vec![0x5a; 4096];

@@ -450,7 +450,12 @@ fn a_node_that_was_opened_anew_goes_on_telling() {
     let storage = Arc::<Storage>::default();
     storage.length.store(5 * KIB, Ordering::SeqCst);
     let again = Node::new("leaf0", Box::new(Leaf(storage)));
-    let replacement = block_on(house.registry.prepare_reopen(vec![Arc::clone(&again)])).unwrap();
+    let replacement = block_on(
+        house
+            .registry
+            .prepare_reopen(vec![Arc::clone(&again)], || true),
+    )
+    .unwrap();
     drop(block_on(house.registry.commit(replacement)).unwrap());
     export.take_told();
     write(&format, 5 * KIB, KIB).unwrap();

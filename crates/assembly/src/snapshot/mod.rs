@@ -21,7 +21,7 @@ use qapi::QmpError;
 use qapi::command::{BlockdevSnapshot, BlockdevSnapshotSync, TransactionActionVariant};
 use tokio::time::timeout;
 
-use crate::definitions::{ByName, Definition, Within, effective};
+use crate::definitions::{ByName, Definition, Within, are_as_before, effective};
 use crate::nodes::commit;
 use crate::opening::{Patience, Reserved};
 use crate::reopen::{open_all, to_be_opened};
@@ -57,8 +57,8 @@ pub async fn transact(
         wanted.add(action).await?;
     }
     let Wanted {
-        mut after,
-        mut changed,
+        after,
+        changed,
         overlaid,
         reserved: _reserved,
         ..
@@ -79,15 +79,19 @@ pub async fn transact(
     let file = place.file_of(&first.base);
     let prepared = prepare(place, &made, (&before, &changed), &overlaid);
     let prepared = within(&patience, &first.base, &file, prepared).await?;
-    changed.extend(put_above(&mut after, &overlaid));
-    let changed = changed.iter().filter_map(|name| after.get(name).cloned());
-    commit(registry, prepared, (definitions, changed.collect())).await
+    let changed = changed.into_iter();
+    let changed = changed.filter_map(|name| Some((name.clone(), after.get(&name)?.clone())));
+    let changed: ByName = changed.collect();
+    // What is above was not opened anew, and may be defined in another way since.
+    let define = move |all: &mut ByName| {
+        all.extend(changed);
+        put_above(all, &overlaid);
+    };
+    commit(registry, prepared, definitions, define).await
 }
 
-/// What has one of the bases as its child has the uppermost overlay instead. Returns what is defined in another way by
-/// that.
-fn put_above(all: &mut ByName, overlaid: &[Overlaid]) -> Vec<String> {
-    let mut changed = Vec::new();
+/// What has one of the bases as its child has the uppermost overlay instead.
+fn put_above(all: &mut ByName, overlaid: &[Overlaid]) {
     for (name, known) in all.iter_mut() {
         for one in overlaid {
             let is_own = overlaid
@@ -102,11 +106,9 @@ fn put_above(all: &mut ByName, overlaid: &[Overlaid]) -> Vec<String> {
                 .collect();
             for role in roles.into_iter().filter(|_| !is_own) {
                 known.set_child(role, uppermost(&one.base, overlaid));
-                changed.push(name.clone());
             }
         }
     }
-    changed
 }
 
 async fn prepare(
@@ -123,11 +125,8 @@ async fn prepare(
     let openings = Openings { anew, new };
     // Of what was opened, and of all that it was opened with.
     let is_current = || {
-        let now = place.definitions.all();
         let names = made.iter().map(|node| &**node.name());
-        names
-            .filter(|name| before.contains_key(*name))
-            .all(|name| now.get(name) == before.get(name))
+        are_as_before(before, &place.definitions.all(), names)
     };
     let prepared = place
         .registry

@@ -7,8 +7,11 @@
     reason = "a helper of tests fails as tests do"
 )]
 
-use std::fs::File;
-use std::path::PathBuf;
+pub mod snapshot;
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -212,4 +215,22 @@ impl Load {
         self.end.store(true, Ordering::Relaxed);
         self.thread.join().unwrap().unwrap()
     }
+}
+
+/// Writes as another process.
+pub fn qemu_io(path: &Path) -> Result<(), String> {
+    let arguments = ["-f", "raw", "-c", "write 0 512"];
+    let output = Command::new("qemu-io").args(arguments).arg(path).output();
+    let output = output.expect("qemu-io is needed for this test");
+    match output.status.success() {
+        true => Ok(()),
+        false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+    }
+}
+
+/// How many descriptors refer to `path`.
+pub fn descriptors(path: &Path) -> usize {
+    let all = fs::read_dir("/proc/self/fd").unwrap();
+    let links = all.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok());
+    links.filter(|link| link == path).count()
 }

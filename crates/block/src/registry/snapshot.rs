@@ -144,17 +144,6 @@ impl Registry {
         Ok(replacement)
     }
 
-    /// Whether what is below `opened` is in the graph, or comes with it: somebody else may have taken a place there.
-    fn is_on_what_there_is(&self, opened: &[Arc<Node>]) -> bool {
-        let graph = self.graph();
-        let mut below = opened.iter().flat_map(|node| node.driver().children());
-        below.all(|child| {
-            let node = child.node();
-            let is_it = |known: &Arc<Node>| Arc::ptr_eq(known, &node);
-            opened.iter().any(is_it) || graph.get(node.name()).is_ok_and(|known| is_it(&known))
-        })
-    }
-
     /// Whose places are taken, and then the bases that are there.
     fn find_all(
         &self,

@@ -345,7 +345,7 @@ fn a_threshold_goes_with_a_reopening_that_has_come_about() {
             below: None,
         };
         let again = Node::new("file", Box::new(fake));
-        let reopening = block_on(registry.prepare_reopen(vec![Arc::clone(&again)]));
+        let reopening = block_on(registry.prepare_reopen(vec![Arc::clone(&again)], || true));
         let reopening = reopening.expect("nobody is in the way");
         // However late.
         registry
