@@ -3,11 +3,11 @@
 use std::ffi::{CStr, CString};
 use std::io;
 
+use block::strerror;
 use listener::{Access, group_id, user_id};
 use qapi::options::SocketAccess;
 
 use crate::setup_error::SetupError;
-use crate::strerror::strerror;
 
 /// What `access` means on this machine. May ask the network for names.
 ///

@@ -4,13 +4,13 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
+use block::strerror;
 use qapi::options::SecretOptions;
 use qapi::os_text;
 
 use crate::blocking::beside;
 use crate::properties::Properties;
 use crate::setup_error::SetupError;
-use crate::strerror::strerror;
 
 /// Longest file that a secret is read from. Bytes.
 const FILE_BYTES_MAX: u64 = 1 << 20;

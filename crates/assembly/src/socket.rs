@@ -6,6 +6,7 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 
+use block::strerror;
 use listener::{InheritedError, Socket, SocketError, bind_socket};
 use qapi::options::{SocketAccess, UnixAddress};
 use qapi::os_text;
@@ -13,7 +14,6 @@ use qapi::os_text;
 use crate::access::resolve;
 use crate::blocking::beside;
 use crate::setup_error::SetupError;
-use crate::strerror::strerror;
 
 /// The longest path of a unix socket (`sun_path` without its final NUL), or abstract name (without its first).
 const PATH_BYTES_MAX: usize = 107;

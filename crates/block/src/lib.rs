@@ -79,7 +79,7 @@ pub use registry::{
     Lease, Openings, Overlaid, Registry, Replacement, check_base, check_overlay, uppermost,
 };
 pub use registry_error::{RegistryError, ResizeError};
-pub use words::error::{BlockError, Cause, ErrorKind, Result};
+pub use words::error::{BlockError, Cause, ErrorKind, Result, strerror};
 pub use words::error_policy::{Action, Direction, OnError, Policy};
 pub use words::event;
 pub use words::event::{BlockImageCorrupted, BlockIoError, Event, EventKind};

@@ -14,7 +14,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use assembly::strerror;
+use block::strerror;
 use qapi::de::{self, Mode};
 use qapi::options::{
     BlockdevOptions, ChardevOptions, ExportOptions, MonitorOptions, ObjectOptions,

@@ -1,6 +1,6 @@
 //! The descriptors that the daemon is started with, and how many it may have.
 
-use assembly::strerror;
+use block::strerror;
 use rustix::event::EventfdFlags;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
-use assembly::strerror;
+use block::strerror;
 use rustix::fs::{FlockOperation, fcntl_lock};
 
 /// Why there is no pidfile, in QEMU's words.

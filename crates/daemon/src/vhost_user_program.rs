@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::FileTypeExt;
 use std::path::Path;
 
-use assembly::strerror;
+use block::strerror;
 use clap::{Arg, ArgAction, Command, ValueHint};
 use qapi::os_text;
 

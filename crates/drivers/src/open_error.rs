@@ -32,8 +32,9 @@ impl OpenError {
 
     /// A failure of the system with `filename`, in words.
     pub(crate) fn system(text: &str, filename: &str, error: &io::Error) -> Self {
-        let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        let reason = block::Cause::of_errno(errno).reason();
+        // Such as a NUL in the file name.
+        let errno = error.raw_os_error().unwrap_or(libc::EINVAL);
+        let reason = block::strerror(error);
         Self::new(errno, format!("{text} '{filename}': {reason}"))
     }
 }

@@ -201,9 +201,17 @@ impl Graph {
     /// no name that a user gives can collide with it).
     pub fn generate_name(&mut self) -> String {
         self.last_generated += 1;
-        format!("#block{:03}", self.last_generated)
+        format!("{GENERATED}{:03}", self.last_generated)
+    }
+
+    /// Whether a name is one of these, which nobody has given.
+    pub fn is_generated(name: &str) -> bool {
+        name.starts_with(GENERATED)
     }
 }
+
+/// What generated names begin with.
+const GENERATED: &str = "#block";
 
 /// `node` and all below it, each once, in the order in which QEMU opens them: a child that is a `file` before its
 /// parent, all others after it.

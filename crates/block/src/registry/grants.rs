@@ -182,7 +182,8 @@ impl Step {
         }
         self.lock()?;
         if self.before.held.is_empty() && !self.after.held.is_empty() {
-            self.node.activate(self.after)?;
+            let activated = self.node.activate(self.after);
+            activated.map_err(|error| error.at_least(self.node.name()))?;
         }
         Ok(())
     }

@@ -137,6 +137,15 @@ pub struct ErrorContext {
     pub what: Option<&'static str>,
 }
 
+/// The text of a system error, as strerror(3) gives it, without a number behind; of another one its own.
+pub fn strerror(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(errno) => Cause::of_errno(errno).reason(),
+        // Such as a NUL in a file name.
+        None => error.to_string(),
+    }
+}
+
 struct Inner {
     cause: Cause,
     context: ErrorContext,
@@ -195,6 +204,15 @@ impl BlockError {
             self.0.context.bytes = bytes;
         }
         self
+    }
+
+    /// Says of which node it is, unless somebody has said so already, in words or by [`Self::at`].
+    #[must_use]
+    pub fn at_least(self, node: &Arc<str>) -> Self {
+        match self.to_string().contains(&format!("node '{node}'")) {
+            true => self,
+            false => self.at(node, 0, 0),
+        }
     }
 
     /// Kind and errno.

@@ -8,8 +8,8 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener as StdUnixListener, UnixStream as StdUnixStream};
 use std::path::Path;
 
-use assembly::{SetupError, abstract_path, bind_abstract, bind_listener, strerror};
-use block::BoxFuture;
+use assembly::{SetupError, abstract_path, bind_abstract, bind_listener};
+use block::{BoxFuture, strerror};
 use listener::{Socket, inherited_socket};
 use monitor::{Connection, Descriptors, Door};
 use qapi::options::{ChardevAddress, ChardevAddressVariant, Data, InetAddress, UnixAddress};

@@ -6,7 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use assembly::{SetupError, beside, strerror};
+use assembly::{SetupError, beside};
+use block::strerror;
 use monitor::{ChardevObject, Descriptors, Door};
 use qapi::options::{ChardevBackend, ChardevCommon, ChardevFile, ChardevSocket, ChardevVariant};
 use qapi::qom::Type;

@@ -110,11 +110,7 @@ fn open_descriptor(options: &FileOptions) -> Result<(OwnedFd, bool), OpenError> 
             format!("Could not open '{name}': filesystem does not support O_DIRECT"),
         ));
     }
-    let reason = match error.raw_os_error() {
-        Some(errno) => block::Cause::of_errno(errno).reason(),
-        // Such as a NUL in the file name.
-        None => error.to_string(),
-    };
+    let reason = block::strerror(&error);
     let text = match &options.opener {
         Some(opener) => opener.failed(writable, &reason),
         None => format!("Could not open '{name}': {reason}"),
