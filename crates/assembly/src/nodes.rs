@@ -8,7 +8,7 @@ use block::{BACKING, Closing, DATA_FILE, Driver, Graph, Node, Registry, Replacem
 use drivers::file::{Aio, Discard, Locking, Medium};
 use drivers::{
     Blkdebug, BlkdebugOptions, CopyOnRead, CopyOnReadOptions, DetectingZeroes, FileDriver,
-    FileOptions, NullCo, NullOptions, Quota, QuotaOptions, Raw, RawOptions, Throttle,
+    FileOptions, NullCo, NullOptions, OpenError, Quota, QuotaOptions, Raw, RawOptions, Throttle,
     ThrottleOptions,
 };
 use monitor::Descriptors;
@@ -141,7 +141,14 @@ pub async fn open(
                 named: children.named,
                 redo_dir: redo_dir.map(Arc::clone),
             };
-            Box::new(Qcow2::open(qcow2_node::options(name, below, &base, &qcow2)?).await?)
+            let file = Arc::clone(&below.file);
+            let options = qcow2_node::options(name, below, &base, &qcow2)?;
+            let opened = Qcow2::open(options).await;
+            Box::new(opened.map_err(|error| match Graph::is_generated(name) {
+                true => of_image(error, name, &file),
+                // Whoever has given the name has asked for that image.
+                false => error.into(),
+            })?)
         }
         BlockdevDriverOptions::NullCo(null) => {
             Box::new(NullCo::new(null_options(&base, &null, false)?))
@@ -184,6 +191,15 @@ pub async fn open(
         DetectZeroes::Unmap => block::DetectZeroes::Unmap,
     };
     Ok(DetectingZeroes::around(driver, mode))
+}
+
+/// An error of the image in `file`, which is to be node `name`: it says which one it is.
+pub fn of_image(error: OpenError, name: &str, file: &Arc<Node>) -> SetupError {
+    let file = file.storage().driver().info().filename;
+    SetupError::from(error).of(&file, || match Graph::is_generated(name) {
+        true => format!("image '{file}'"),
+        false => format!("image '{file}' of node '{name}'"),
+    })
 }
 
 /// What concerns every driver.

@@ -16,7 +16,7 @@ use qapi::Value;
 use qapi::options::{BlockdevDriverOptions, BlockdevOptions, Referred};
 
 use crate::definitions::{ByName, Definition, Definitions, are_as_before, effective};
-use crate::nodes::{Children, Means, check, commit, open};
+use crate::nodes::{Children, Means, check, commit, of_image, open};
 use crate::opening::{Patience, QUIET_TIME_MAX};
 use crate::setup_error::SetupError;
 use crate::tree::{CHAIN_MAX, Made, too_deep};
@@ -187,7 +187,8 @@ async fn keep_names(
     let Some(file) = file.filter(|_| is_named.0 || is_named.1) else {
         return Ok(());
     };
-    let mut named = qcow2::names_of(file).await?;
+    let named = qcow2::names_of(file).await;
+    let mut named = named.map_err(|error| of_image(error, name, file))?;
     named.backing.take_if(|_| !is_named.0);
     named.data_file.take_if(|_| !is_named.1);
     let format = registry.node(name)?.driver().info().format;
@@ -258,6 +259,11 @@ impl Wanted<'_> {
     /// Node `name` is to be as `options` say, with what is defined in it.
     fn add(&mut self, name: &str, mut options: BlockdevOptions) -> Result<(), SetupError> {
         let none = || RegistryError::NoNode(name.to_owned());
+        if self.named.iter().any(|known| known == name) {
+            return Err(SetupError::new(format!(
+                "Node '{name}' is given twice: say once what it is to be"
+            )));
+        }
         self.registry.node(name).map_err(|_| none())?;
         let known = self.before.get(name).ok_or_else(none)?;
         let mut children = Vec::new();

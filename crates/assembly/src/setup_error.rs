@@ -23,11 +23,20 @@ impl SetupError {
         }
     }
 
-    /// It is one of what is to be a backing file.
+    /// It is one of what is to be the backing file `of` an image, or a node.
     #[must_use]
-    pub fn in_backing_file(self) -> Self {
-        let desc = format!("Could not open backing file: {}", self.desc);
+    pub fn in_backing_file(self, of: &str) -> Self {
+        let desc = format!("Could not open backing file of {of}: {}", self.desc);
         Self { desc, ..self }
+    }
+
+    /// It is one of `image`, whose name is told, unless that has been done.
+    #[must_use]
+    pub fn of(mut self, image: &str, what: impl FnOnce() -> String) -> Self {
+        if !self.desc.contains(image) {
+            self.desc = format!("{} ({})", self.desc, what());
+        }
+        self
     }
 
     /// What was to become a singleton of that name exists already.

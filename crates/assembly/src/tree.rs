@@ -12,17 +12,20 @@ use std::sync::Arc;
 use block::{BACKING, DATA_FILE, Graph, GraphError, Node, Registry, beside, drop_beside};
 use qapi::backing_name::{self, Source};
 use qapi::data_name;
-use qapi::options::{BlockdevDriver, BlockdevOptions, Referred};
+use qapi::options::{BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, Referred};
 use qapi::{QmpError, os_text};
 use qcow2::BackingName;
 
 use crate::definitions::{Definition, Within, inherit};
-use crate::nodes::{Children, Means, check, open};
+use crate::nodes::{Children, Means, check, of_image, open};
 use crate::opening::{Names, Patience, QUIET_TIME_MAX, Reserved};
 use crate::setup_error::SetupError;
 
 /// Longest chain of images, as a bound of what a header can make us open.
 pub const CHAIN_MAX: usize = 200;
+
+/// Of a chain in which something fails so many images are named from the top, and the last one.
+const SHOWN_MAX: usize = 3;
 
 /// A node to be opened, with what is defined in it.
 #[derive(Debug)]
@@ -126,7 +129,7 @@ fn plan(
     let mut children = Vec::new();
     for (role, child) in given.children() {
         let of_role = |error: SetupError| match role {
-            BACKING => error.in_backing_file(),
+            BACKING => error.in_backing_file(&shown(&name, &given)),
             _ => error,
         };
         let below = match child {
@@ -194,6 +197,35 @@ impl Frame {
             children: Children::default(),
         }
     }
+
+    /// As messages name it: by its file, as soon as that is known.
+    fn shown(&self) -> String {
+        match self.children.get("file") {
+            Some(file) => quoted(&file.storage().driver().info().filename),
+            None => shown(&self.name, &self.given),
+        }
+    }
+}
+
+fn quoted(file: &str) -> String {
+    format!("'{file}'")
+}
+
+/// How messages name node `name`, which is not open: by its file, if `options` say which one that is.
+fn shown(name: &str, options: &BlockdevOptions) -> String {
+    let mut at = options;
+    loop {
+        if let BlockdevDriverOptions::File(file) | BlockdevDriverOptions::HostDevice(file) =
+            &at.variant
+        {
+            return quoted(&file.filename);
+        }
+        let mut children = at.children().into_iter();
+        match children.find(|(role, _)| *role == "file") {
+            Some((_, Referred::Definition(below))) => at = below,
+            _ => return format!("node '{name}'"),
+        }
+    }
 }
 
 /// Nodes on their way, from the top: each is being opened for the one before it.
@@ -240,14 +272,23 @@ impl Opening<'_> {
         };
         let name = frame.name.clone();
         let image = file.storage().driver().info().filename;
-        let asked = async { Ok(qcow2::names_of(file).await?) };
+        let asked = async {
+            let named = qcow2::names_of(file).await;
+            named.map_err(|error| of_image(error, &name, file))
+        };
         let asked = self.patience.wait(QUIET_TIME_MAX, &name, &image, asked);
         let mut named = asked.await?;
         let said = &frame.options;
         named.backing.take_if(|_| !said.leaves_backing_to_image());
         (named.data_file).take_if(|data| !said.leaves_data_file_to_image() || data.name.is_empty());
         let data_file = match &named.data_file {
-            Some(data) => Some(self.data_file(&name, &image, &data.name).await?),
+            Some(data) => {
+                let options = self.data_file(&name, &image, &data.name).await;
+                Some(options.map_err(|error| {
+                    let data = String::from_utf8_lossy(&data.name);
+                    error.of(&image, || format!("data file '{data}' of image '{image}'"))
+                })?)
+            }
             None => None,
         };
         let backing = match &named.backing {
@@ -260,7 +301,7 @@ impl Opening<'_> {
         // What has no role in between is opened in this order, as with QEMU.
         self.plan_named(DATA_FILE, data_file)?;
         let planned = self.plan_named(BACKING, backing);
-        planned.map_err(SetupError::in_backing_file)
+        planned.map_err(|error| error.in_backing_file(&quoted(&image)))
     }
 
     /// What the backing file that an image names is to be opened as.
@@ -271,7 +312,12 @@ impl Opening<'_> {
         named: &BackingName,
     ) -> Result<BlockdevOptions, SetupError> {
         let source = backing_name::source(image, &named.name, named.format.as_deref());
-        let of_backing = |error: QmpError| SetupError::from(error).in_backing_file();
+        let of_backing = |error: QmpError| {
+            let backing = String::from_utf8_lossy(&named.name);
+            SetupError::from(error)
+                .of(&backing, || format!("backing file '{backing}'"))
+                .in_backing_file(&quoted(image))
+        };
         match source.map_err(of_backing)? {
             Source::Options(options) => Ok(*options),
             Source::Path { path, driver } => {
@@ -418,21 +464,22 @@ impl Opening<'_> {
         Ok(())
     }
 
-    /// Says of an error behind how many images it is, and of which file, if it does not say so itself.
-    fn of_whom(&self, mut error: SetupError) -> SetupError {
-        let behind = self.stack.iter().filter(|frame| frame.role == BACKING);
-        let file = self
-            .stack
-            .last()
-            .and_then(|frame| frame.children.get("file"));
-        let file = file.map(|file| file.storage().driver().info().filename);
-        if behind.clone().count() > 0
-            && error.hint.is_none()
-            && let Some(file) = file.filter(|file| !error.desc.contains(file))
-        {
-            error.hint = Some(format!("The backing file is '{file}'"));
+    /// Says of an error behind which images it is.
+    fn of_whom(&self, error: SetupError) -> SetupError {
+        let pairs = self.stack.iter().zip(self.stack.iter().skip(1));
+        let behind = pairs.filter(|(_, below)| below.role == BACKING);
+        let mut images: Vec<_> = behind.map(|(above, _)| above.shown()).collect();
+        let last = images.pop();
+        let left_out = images.len().saturating_sub(SHOWN_MAX);
+        images.truncate(SHOWN_MAX);
+        let mut error = last
+            .iter()
+            .fold(error, |error, of| error.in_backing_file(of));
+        if left_out > 0 {
+            error.desc = format!("and so on through {left_out} more images: {}", error.desc);
         }
-        behind.fold(error, |error, _| error.in_backing_file())
+        let above = images.iter().rev();
+        above.fold(error, |error, of| error.in_backing_file(of))
     }
 }
 

@@ -217,14 +217,25 @@ mod tests {
         overlay(&house, "foreign", "bases/base.img", "vmdk");
         overlay(&house, "protocol", "nbd://host/x", "raw");
         overlay(&house, "named", r#"json:{"file":"none"}"#, "raw");
+        overlay(&house, "options", r#"json:{"driver":"raw"}"#, "raw");
+        overlay(&house, "json", "json:{", "raw");
         overlay(&house, "unsaid", "mid", "qcow2");
         forget_format(&house, "unsaid");
         overlay(&house, "above", "unsaid", "qcow2");
-        let behind = "Could not open backing file: ";
+        // Of a chain nobody knew which image was meant, and each one on the way added the same words.
+        let behind = |names: &[&str]| {
+            let one = |name: &&str| {
+                let path = house.path(name);
+                format!("Could not open backing file of '{}': ", text(&path))
+            };
+            names.iter().map(one).collect::<String>()
+        };
         let missing = format!(
             "Could not open '{}': No such file or directory",
             text(&house.path("missing"))
         );
+        let base = house.path("bases/base.img");
+        let not_qcow2 = format!("Image is not in qcow2 format (image '{}')", text(&base));
         let own = |name| {
             format!(
                 "Image '{}' would be its own backing file",
@@ -237,19 +248,35 @@ mod tests {
             text(&house.path("unsaid"))
         );
         for (image, words) in [
-            ("loop", format!("{behind}{}", own("loop"))),
-            ("loop2", format!("{behind}{behind}{}", own("./loop2"))),
-            ("gone", format!("{behind}{missing}")),
-            ("gone2", format!("{behind}{behind}{missing}")),
-            ("wrong", format!("{behind}Image is not in qcow2 format")),
-            ("foreign", format!("{behind}Unknown driver 'vmdk'")),
-            ("protocol", format!("{behind}Unknown protocol 'nbd'")),
+            ("loop", behind(&["loop"]) + &own("loop")),
+            ("loop2", behind(&["loop2", "loop3"]) + &own("./loop2")),
+            ("gone", behind(&["gone"]) + &missing),
+            ("gone2", behind(&["gone2", "gone"]) + &missing),
+            ("wrong", behind(&["wrong"]) + &not_qcow2),
+            (
+                "foreign",
+                behind(&["foreign"]) + "Unknown driver 'vmdk' (backing file 'bases/base.img')",
+            ),
+            (
+                "protocol",
+                behind(&["protocol"]) + "Unknown protocol 'nbd' (backing file 'nbd://host/x')",
+            ),
             (
                 "named",
-                format!("{behind}Cannot find device='none' nor node-name='none'"),
+                behind(&["named"]) + "Cannot find device='none' nor node-name='none'",
             ),
-            ("unsaid", format!("{behind}{unsaid}")),
-            ("above", format!("{behind}{behind}{unsaid}")),
+            (
+                "options",
+                behind(&["options"])
+                    + r#"Parameter 'file' is missing (backing file 'json:{"driver":"raw"}')"#,
+            ),
+            (
+                "json",
+                behind(&["json"])
+                    + "Could not parse the JSON options: JSON parse error, premature EOI (backing file 'json:{')",
+            ),
+            ("unsaid", behind(&["unsaid"]) + &unsaid),
+            ("above", behind(&["above", "unsaid"]) + &unsaid),
         ] {
             let refused = house.node(&qcow2(&house, "node", image)).unwrap_err();
             assert_eq!(refused, words, "{image}");
@@ -266,21 +293,28 @@ mod tests {
         for (backing, words) in [
             (
                 json!("none"),
-                format!("{behind}Cannot find device='none' nor node-name='none'"),
+                behind(&["top"]) + "Cannot find device='none' nor node-name='none'",
             ),
             (
                 json!("node"),
                 "Making 'node' a backing child of 'node' would create a cycle".to_owned(),
             ),
-            (qcow2(&house, "m", "missing"), format!("{behind}{missing}")),
+            (qcow2(&house, "m", "missing"), behind(&["top"]) + &missing),
             (
                 qcow2(&house, "node", "mid"),
-                format!("{behind}Duplicate nodes with node-name='node'"),
+                behind(&["top"]) + "Duplicate nodes with node-name='node'",
             ),
         ] {
             assert_eq!(house.node(&backed(backing)), Err(words));
             assert_eq!(names(&house), [""; 0]);
         }
+        // One that is no image without anything in front of it.
+        let plain = json!({ "driver": "qcow2", "node-name": "node", "file": file(&house, "bases/base.img") });
+        let words = format!(
+            "Image is not in qcow2 format (image '{}' of node 'node')",
+            text(&base)
+        );
+        assert_eq!(house.node(&plain), Err(words));
         house.close();
     }
 
@@ -306,8 +340,19 @@ mod tests {
             image[format..format + 5].copy_from_slice(b"qcow2");
             fs::write(house.path(&number.to_string()), image).unwrap();
         }
-        let words = "Could not open backing file: ".repeat(201)
-            + "The backing chain of node 'top' is longer than 200 images";
+        let behind = |name| {
+            let path = house.path(name);
+            format!("Could not open backing file of '{}': ", text(&path))
+        };
+        let words = [
+            &behind("201"),
+            &behind("200"),
+            &behind("199"),
+            "and so on through 197 more images: ",
+            &behind("1"),
+            "The backing chain of node 'top' is longer than 200 images",
+        ]
+        .concat();
         let refused = house.node(&qcow2(&house, "top", "201"));
         assert_eq!(refused, Err(words));
         assert_eq!(names(&house), [""; 0]);
@@ -341,9 +386,19 @@ mod tests {
             ];
             run("qemu-img", &arguments).unwrap();
         };
+        let base_of_zeroes = vec![0; 1 << 20];
         rebase(&base, "raw");
         let refused = house.export("vda", "top", true).unwrap_err();
         assert!(refused.contains("names another backing file"), "{refused}");
+        assert_eq!(refused.matches("node 'top'").count(), 1, "{refused}");
+        // It was not told which node it was, or which file.
+        let image = fs::read(&top).unwrap();
+        fs::write(&top, &base_of_zeroes).unwrap();
+        let words = "node 'top': Image is not in qcow2 format";
+        assert_eq!(house.export("vda", "top", true), Err(words.to_owned()));
+        let resized = house.wait(house.registry.resize("top", DISK)).unwrap_err();
+        assert_eq!(resized.to_string(), words);
+        fs::write(&top, image).unwrap();
         rebase(Path::new("mid"), "qcow2");
         house.export("vda", "top", true).unwrap();
         house.delete_export("vda", true).unwrap();

@@ -89,9 +89,16 @@ mod tests {
             house.export("vda", "quota0", true).unwrap();
             assert!(!writes(&image));
             qemu_io(&image, "read 0 4k").unwrap();
-            assert_eq!(refusal(other, "file0", true), IN_USE);
+            let named = format!(" on '{}'", image.display());
+            assert_eq!(
+                refusal(other, "file0", true),
+                IN_USE.to_owned() + named.as_str()
+            );
             let refused = refusal(other, "quota0", false);
-            assert_eq!(refused, "Failed to get shared \"write\" lock");
+            assert_eq!(
+                refused,
+                "Failed to get shared \"write\" lock".to_owned() + named.as_str()
+            );
             house.delete_export("vda", true).unwrap();
             assert!(writes(&image), "nobody uses it any more");
         }
@@ -109,11 +116,18 @@ mod tests {
             house.export("vda", "file0", false).unwrap();
         }
         assert!(!writes(&image));
-        assert_eq!(refusal(&ours, "file0", true), IN_USE);
+        let named = format!(" on '{}'", image.display());
+        assert_eq!(
+            refusal(&ours, "file0", true),
+            IN_USE.to_owned() + named.as_str()
+        );
         theirs.delete_export("vda", true).unwrap();
         ours.export("vdb", "file0", true).unwrap();
         let refused = refusal(&theirs, "file0", false);
-        assert_eq!(refused, "Failed to get shared \"write\" lock");
+        assert_eq!(
+            refused,
+            "Failed to get shared \"write\" lock".to_owned() + named.as_str()
+        );
         ours.delete_export("vdb", true).unwrap();
         theirs.export("vda", "file0", false).unwrap();
         ours.close();
@@ -163,7 +177,10 @@ mod tests {
         theirs.export("vda", "file0", false).unwrap();
         let before = length();
         let refused = ours.wait(ours.registry.resize("file0", MIB)).unwrap_err();
-        assert_eq!(refused.to_string(), IN_USE);
+        assert_eq!(
+            refused.to_string(),
+            format!("{IN_USE} on '{}'", image.display())
+        );
         assert_eq!(length(), before);
         theirs.delete_export("vda", true).unwrap();
         ours.wait(ours.registry.resize("file0", MIB)).unwrap();

@@ -172,6 +172,13 @@ mod tests {
             );
         }
 
+        // The second one won, without a word.
+        let twice = [true, false].map(|read_only| json!({ "driver": "file", "node-name": "file0", "filename": name, "read-only": read_only }));
+        assert_eq!(
+            house.reopen_all(&twice).unwrap_err(),
+            "Node 'file0' is given twice: say once what it is to be"
+        );
+
         // What the name leads to is not there, somebody else has it, or it is shorter.
         let kept = house.path("kept.img");
         fs::rename(&name, &kept).unwrap();
@@ -183,7 +190,10 @@ mod tests {
         other.export("vdb", "file1", true).unwrap();
         symlink(&theirs, &name).unwrap();
         let error = house.reopen(&file(&name), None).unwrap_err();
-        assert_eq!(error, "Failed to get \"write\" lock");
+        assert_eq!(
+            error,
+            format!("Failed to get \"write\" lock on '{}'", name.display())
+        );
         fs::remove_file(&name).unwrap();
         let short = fs::File::create(&name).unwrap();
         short.set_len(4096).unwrap();

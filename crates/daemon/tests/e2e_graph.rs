@@ -177,7 +177,8 @@ fn nodes_and_exports_come_and_go() -> Result<()> {
         .start()?;
     let begin = Instant::now();
     let words = refused(server, "block-export-add", export(server, "vda", "top"))?;
-    ensure!(words == "Failed to get \"write\" lock", "{words}");
+    let wanted = format!("Failed to get \"write\" lock on '{}'", path.display());
+    ensure!(words == wanted, "{words}");
     ensure!(
         begin.elapsed() < Duration::from_secs(4),
         "{:?}",

@@ -185,7 +185,7 @@ fn what_cannot_be_served_is_refused() -> Result<()> {
     };
     refused(
         json!({ "read-only": true, "backing": "none0" }),
-        "Could not open backing file: Cannot find device='none0'",
+        &format!("Could not open backing file of '{name}': Cannot find device='none0'"),
     )?;
     refused(
         json!({ "read-only": true, "data-file": "none0" }),

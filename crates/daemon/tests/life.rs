@@ -225,7 +225,7 @@ fn nobody_takes_over_what_is_in_use() {
     let output = refused(&["--blockdev", &blockdev, "--export", &export]);
     let said = stderr(&output);
     let expected = format!(
-        "standfastd: --export {export}: Failed to get \"write\" lock\n\
+        "standfastd: --export {export}: Failed to get \"write\" lock on '{image}'\n\
          Is another process using the image [{image}]?\n"
     );
     assert!(said.contains(&expected), "{said}");

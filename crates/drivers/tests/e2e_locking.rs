@@ -35,6 +35,11 @@ mod tests {
             self.file.path().to_str().expect("ASCII")
         }
 
+        /// That lock is somebody else's.
+        fn refusal(&self, words: &str) -> String {
+            format!("{words} on '{}'", self.name())
+        }
+
         /// Nobody uses it yet.
         fn open(&self, change: impl FnOnce(&mut FileOptions)) -> FileDriver {
             let mut options = FileOptions {
@@ -166,7 +171,7 @@ mod tests {
             image.can_be_read();
             let others = image.reader().expect("it reads");
             let error = locks(&ours).lock(access(WRITES)).expect_err("two readers");
-            assert_eq!(error.desc, "Failed to get \"write\" lock");
+            assert_eq!(error.desc, image.refusal("Failed to get \"write\" lock"));
             drop(others);
             locks(&ours).settle(Access::NONE);
         }
@@ -308,7 +313,7 @@ mod tests {
             let theirs = QemuIo::hold(&image, format, &[]);
             let unused = image.open(|_| {});
             let error = image.writer().expect_err("locked");
-            assert_eq!(error.desc, reason);
+            assert_eq!(error.desc, image.refusal(reason));
             assert_eq!(
                 error.hint,
                 Some(format!(
@@ -318,7 +323,10 @@ mod tests {
             );
             assert!(error.is_locked());
             let error = image.reader().expect_err("locked");
-            assert_eq!(error.desc, "Failed to get shared \"write\" lock");
+            assert_eq!(
+                error.desc,
+                image.refusal("Failed to get shared \"write\" lock")
+            );
             let shares = image.open_used(READS, |options| {
                 options.read_only = true;
                 options.force_share = true;
@@ -339,7 +347,7 @@ mod tests {
         let theirs = QemuIo::hold(&image, "qcow2", &["-r"]);
         drop(image.reader().expect("readers get along"));
         let error = image.writer().expect_err("locked");
-        assert_eq!(error.desc, "Failed to get \"write\" lock");
+        assert_eq!(error.desc, image.refusal("Failed to get \"write\" lock"));
         drop(theirs);
     }
 }

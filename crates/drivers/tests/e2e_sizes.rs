@@ -311,11 +311,12 @@ mod tests {
             let bench = Bench::new();
             let file = image_in(dir, MIB + 1024);
             let (disk, other) = (open(file.path(), true), open(file.path(), true));
+            let refusal = |words: &str| format!("{words} on '{}'", file.path().display());
             for round in 0..2 {
                 locks(&disk).lock(reads).expect("nobody is there");
                 locks(&other).lock(reads).expect("readers get along");
                 let error = locks(&disk).lock(writes).expect_err("somebody reads");
-                assert_eq!(error.desc, "Failed to get \"write\" lock");
+                assert_eq!(error.desc, refusal("Failed to get \"write\" lock"));
                 locks(&other).settle(Access::NONE);
                 locks(&disk).lock(writes).expect("nobody is in the way");
                 let data = pattern(round, 512);
@@ -324,7 +325,7 @@ mod tests {
                 let got = bench.run(&disk, Op::read(MIB + 512, 512));
                 assert_eq!(got.expect("read"), data);
                 let error = locks(&other).lock(reads).expect_err("somebody writes");
-                assert_eq!(error.desc, "Failed to get shared \"write\" lock");
+                assert_eq!(error.desc, refusal("Failed to get shared \"write\" lock"));
                 locks(&disk).settle(reads);
                 locks(&other).lock(reads).expect("readers get along");
                 locks(&other).settle(Access::NONE);

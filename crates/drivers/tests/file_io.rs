@@ -392,7 +392,9 @@ mod tests {
         };
         let first = open(image.options()).expect("nobody else is there");
         let error = open(image.options()).expect_err("locked");
-        assert_eq!(error.desc, "Failed to get \"write\" lock");
+        let name = image.options().filename;
+        let words = format!("Failed to get \"write\" lock on '{name}'");
+        assert_eq!(error.desc, words);
         assert_eq!(
             error.hint,
             Some(format!(

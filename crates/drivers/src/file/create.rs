@@ -12,7 +12,7 @@ use rustix::fs::{FallocateFlags, IFlags};
 
 use super::lock::Locked;
 use super::options::OpenImage;
-use super::probe;
+use super::probe::{self, Kind};
 use crate::OpenError;
 
 /// How the space of a new file is made.
@@ -68,6 +68,15 @@ pub fn create(new: &NewFile<'_>, cancelled: &AtomicBool) -> Result<Option<io::Er
         ..
     } = *new;
     let file = open(new)?;
+    let kind = probe::stat(file.as_fd()).map(|found| found.kind);
+    if let Ok(kind) = kind
+        && kind != Kind::Regular
+    {
+        return Err(OpenError::new(
+            libc::EINVAL,
+            format!("Could not create '{name}': it is there, and no regular file"),
+        ));
+    }
     let owned: OwnedFd = file
         .try_clone()
         .map_err(|error| OpenError::system("Could not create", name, &error))?
@@ -246,6 +255,28 @@ mod tests {
             assert_eq!(made(&path, size, preallocation), Err(desc.to_owned()));
             assert_eq!(path.metadata().unwrap().len(), 0);
         }
+        let fifo = dir.path().join("fifo");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &fifo,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::RWXU,
+            0,
+        )
+        .unwrap();
+        for path in [&fifo, Path::new("/dev/null")] {
+            let desc = format!(
+                "Could not create '{}': it is there, and no regular file",
+                path.display()
+            );
+            assert_eq!(made(path, 512, Preallocation::Off), Err(desc));
+        }
+        // It was an input/output error.
+        let nul = made(Path::new("a\0b"), 512, Preallocation::Off).unwrap_err();
+        assert!(
+            nul.starts_with("Could not create 'a\0b': file name contained"),
+            "{nul}"
+        );
         let nowhere = Path::new("/nowhere/a");
         let desc = "Could not create '/nowhere/a': No such file or directory";
         assert_eq!(made(nowhere, 512, Preallocation::Off), Err(desc.to_owned()));

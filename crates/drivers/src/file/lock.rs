@@ -191,12 +191,12 @@ impl Locked {
     fn ask_others(&self, new: Access) -> Result<(), LockError> {
         for (bit, name) in new.held.bits() {
             if self.is_locked(SHARED_BASE + i64::from(bit))? {
-                return Err(self.in_use(format!("Failed to get \"{name}\" lock")));
+                return Err(self.refused(&format!("\"{name}\"")));
             }
         }
         for (bit, name) in new.shared.not().bits() {
             if self.is_locked(PERM_BASE + i64::from(bit))? {
-                return Err(self.in_use(format!("Failed to get shared \"{name}\" lock")));
+                return Err(self.refused(&format!("shared \"{name}\"")));
             }
         }
         Ok(())
@@ -206,8 +206,9 @@ impl Locked {
         ofd::is_locked(self.as_fd(), byte).map_err(|error| LockError {
             errno: error.raw_os_error().unwrap_or(libc::EIO),
             desc: format!(
-                "Failed to test the lock on byte {byte} of '{}': {error}",
-                self.filename
+                "Failed to test the lock on byte {byte} of '{}': {}",
+                self.filename,
+                block::strerror(&error)
             ),
             hint: None,
         })
@@ -215,7 +216,7 @@ impl Locked {
 
     fn cannot(&self, byte: i64, error: &io::Error) -> LockError {
         let errno = error.raw_os_error().unwrap_or(libc::EIO);
-        let reason = block::Cause::of_errno(errno).reason();
+        let reason = block::strerror(error);
         let desc = format!(
             "Failed to lock byte {byte} of '{}': {reason}",
             self.filename
@@ -229,6 +230,11 @@ impl Locked {
             desc,
             hint: Some(hint.to_owned()),
         }
+    }
+
+    /// QEMU's words, and the file: of several disks, or of a chain, nobody would know which one it is.
+    fn refused(&self, lock: &str) -> LockError {
+        self.in_use(format!("Failed to get {lock} lock on '{}'", self.filename))
     }
 
     fn in_use(&self, desc: String) -> LockError {

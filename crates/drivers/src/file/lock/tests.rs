@@ -145,7 +145,10 @@ fn a_writer_that_shares_less() {
     };
     let two = image.lock(reader).expect("it does not mind");
     let error = one.lock(alone).expect_err("somebody reads");
-    assert_eq!(error.desc, "Failed to get shared \"consistent read\" lock");
+    assert_eq!(
+        error.desc,
+        "Failed to get shared \"consistent read\" lock on 'b.img'"
+    );
     drop(two);
     assert_eq!(image.locked(), WRITERS);
     one.lock(alone).expect("it has gone");
@@ -161,7 +164,7 @@ fn a_refusal_changes_nothing() {
         let two = image.lock(READER).expect("readers get along");
         for _ in 0..2 {
             let error = one.lock(WRITER).expect_err("the other one reads");
-            assert_eq!(error.desc, "Failed to get \"write\" lock");
+            assert_eq!(error.desc, "Failed to get \"write\" lock on 'b.img'");
         }
         drop(two);
         assert_eq!(image.locked(), READERS);
@@ -254,29 +257,29 @@ fn conflicts_table() {
         (
             writer(no_writers),
             writer(no_writers),
-            "Failed to get \"write\" lock",
+            "Failed to get \"write\" lock on 'b.img'",
         ),
         (
             writer(no_writers),
             writer(Permissions::ALL),
-            "Failed to get \"write\" lock",
+            "Failed to get \"write\" lock on 'b.img'",
         ),
         (
             writer(Permissions::ALL),
             writer(no_writers),
-            "Failed to get shared \"write\" lock",
+            "Failed to get shared \"write\" lock on 'b.img'",
         ),
         (
             writer(no_writers),
             reader(no_writers),
-            "Failed to get shared \"write\" lock",
+            "Failed to get shared \"write\" lock on 'b.img'",
         ),
         (writer(no_writers), reader(Permissions::ALL), ""),
         (reader(no_writers), reader(no_writers), ""),
         (
             reader(no_writers),
             writer(Permissions::ALL),
-            "Failed to get \"write\" lock",
+            "Failed to get \"write\" lock on 'b.img'",
         ),
         (writer(Permissions::ALL), writer(Permissions::ALL), ""),
         (writer(no_writers), Access::NONE, ""),
