@@ -340,6 +340,42 @@ fn chains() {
     }
 }
 
+/// Names in a foreign image were printed as they were: a terminal did what they said. JSON has escapes of its own.
+#[test]
+fn names_are_shown_without_control_characters() {
+    let place = tempfile::tempdir().unwrap();
+    let at = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let (name, foreign) = (at("a.qcow2"), "base\u{1b}[2J\nx");
+    made("qemu-img", &["create", "-qfqcow2", &name, "1M"]);
+    made("qemu-img", &["snapshot", "-c", "s\u{7}", &name]);
+    made("qemu-img", &["bitmap", "--add", &name, "b\u{8}"]);
+    made(
+        "qemu-img",
+        &["rebase", "-u", "-F", "raw", "-b", foreign, &name],
+    );
+    let shown = text(&standfast(&["info", &name]));
+    let path = at("base");
+    for line in [
+        format!(r"backing file: base\u{{1b}}[2J\nx (actual path: {path}\u{{1b}}[2J\nx)"),
+        r"            name: b\u{8}".to_owned(),
+    ] {
+        assert!(shown.lines().any(|shown| shown == line), "{shown}");
+    }
+    assert!(shown.contains(r"1         s\u{7} "), "{shown}");
+    assert!(
+        shown.chars().all(|one| one == '\n' || !one.is_control()),
+        "{shown:?}"
+    );
+    let refused = standfast(&["info", "--backing-chain", &name]);
+    let refused = String::from_utf8(refused.stderr).unwrap();
+    let words =
+        format!("standfast: Could not open '{path}\\u{{1b}}[2J\nx': No such file or directory\n");
+    assert_eq!(refused, words);
+    let json = standfast(&["info", "--output=json", &name]);
+    let json: Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["backing-filename"], foreign);
+}
+
 fn same_as_json(args: &[&str], name: &str) {
     let all = [args, &["--output", "json", name]].concat();
     let (peer, ours) = (run("qemu-img", &all), standfast(&all));

@@ -113,8 +113,9 @@ fn the_same_words_make_the_same_images() {
             "{words:?}: {}",
             text(&theirs.stderr)
         );
-        let (their_info, their_blocks) =
-            (info(at), fs::metadata(at.join("a.img")).unwrap().blocks());
+        let their_info = info(at);
+        let theirs_is = fs::metadata(at.join("a.img")).unwrap();
+        let their_blocks = theirs_is.blocks();
         // It begins anew, or is not there.
         if words.len() % 2 == 0 {
             fs::remove_file(at.join("a.img")).unwrap();
@@ -123,7 +124,11 @@ fn the_same_words_make_the_same_images() {
         assert!(ours.status.success(), "{words:?}: {}", text(&ours.stderr));
         assert_eq!(text(&ours.stdout), text(&theirs.stdout), "{words:?}");
         assert_eq!(info(at), their_info, "{words:?}");
-        let blocks = fs::metadata(at.join("a.img")).unwrap().blocks();
+        let ours_is = fs::metadata(at.join("a.img")).unwrap();
+        let blocks = ours_is.blocks();
+        // Whole sectors, of a raw image, too.
+        let is_raw = !words.contains(&"-fqcow2");
+        assert!(!is_raw || ours_is.len() == theirs_is.len(), "{words:?}");
         // At most a cluster more: that of the L1 table is written as a whole.
         assert!(
             blocks <= their_blocks + 4096,
@@ -138,6 +143,7 @@ fn refusals_say_what_helps() {
     let place = tempfile::tempdir().unwrap();
     let at = place.path();
     fs::write(at.join("base.raw"), vec![1; 4096]).unwrap();
+    assert!(run(at, "mkfifo", &["fifo"]).status.success());
     for (words, said) in [
         (&[][..], "standfast: Expecting image file name"),
         (
@@ -198,7 +204,23 @@ fn refusals_say_what_helps() {
         ),
         (
             &["-fqcow2", "-bjson:{}", "-Fraw", "a.img"],
-            "standfast: a.img: a backing file with a json: name is not looked at here",
+            "standfast: a.img: Could not open 'json:{}': Parameter 'file' is missing\nCould not open backing image.",
+        ),
+        (
+            &["-fqcow2", "-bbase.raw", "-Fvmdk", "a.img"],
+            "standfast: a.img: Unknown backing format 'vmdk': say the size, and -u",
+        ),
+        (
+            &["fifo", "1M"],
+            "standfast: fifo: Could not create 'fifo': it is there, and no regular file",
+        ),
+        (
+            &["-fqcow2", "/dev/null", "1M"],
+            "standfast: /dev/null: Could not create '/dev/null': it is there, and no regular file",
+        ),
+        (
+            &["-fqcow2", ".", "1M"],
+            "standfast: .: Could not create '.': Is a directory\n",
         ),
         (
             &["-fqcow2", "-ocluster_size=3", "a.img", "1M"],
@@ -231,6 +253,51 @@ fn refusals_say_what_helps() {
     let help = create(at, &["-fqcow2", "-ohelp"]);
     assert!(help.status.success());
     assert!(text(&help.stdout).contains("  lazy_refcounts   - "));
+}
+
+/// Only the backing file itself was looked at: an image was made on a chain that cannot be opened, or that it closed to a loop.
+#[test]
+fn all_that_is_behind_the_backing_file_is_looked_at() {
+    let place = tempfile::tempdir().unwrap();
+    let at = place.path();
+    let make = |words: &[&str]| {
+        let output = create(at, &[&["-q", "-fqcow2"], words].concat());
+        let status = output.status.success();
+        assert!(status, "{words:?}: {}", text(&output.stderr));
+    };
+    make(&["base", "3M"]);
+    make(&["-bbase", "-Fqcow2", "mid"]);
+    for (name, backing) in [("gone", "nope"), ("loop", "loop2"), ("loop2", "./loop")] {
+        make(&["-u", "-b", backing, "-Fqcow2", name, "1M"]);
+    }
+    for (words, said) in [
+        (
+            &["-bgone", "-Fqcow2", "a.img"][..],
+            "a.img: Could not open 'nope': No such file or directory\nCould not open backing image.\n",
+        ),
+        (
+            &["-bloop", "-Fqcow2", "a.img", "1M"],
+            "a.img: Backing file './loop' creates an infinite loop.\nCould not open backing image.\n",
+        ),
+        (
+            &["-bmid", "-Fqcow2", "base"],
+            "base: Backing file 'base' creates an infinite loop.\nCould not open backing image.\n",
+        ),
+    ] {
+        let output = create(at, &[&["-fqcow2"], words].concat());
+        assert_eq!(text(&output.stderr), format!("standfast: {said}"));
+        assert_eq!(output.status.code(), Some(1));
+        assert!(!at.join("a.img").exists());
+    }
+    assert_eq!(fs::metadata(at.join("base")).unwrap().len(), 196_616);
+    for backing in [
+        "mid",
+        r#"json:{"driver":"qcow2","file":{"driver":"file","filename":"mid"}}"#,
+    ] {
+        make(&["-b", backing, "-Fqcow2", "a.img"]);
+        assert!(info(at).contains(r#""virtual-size": 3145728"#));
+    }
+    make(&["-u", "-bgone", "-Fqcow2", "a.img", "1M"]);
 }
 
 /// What is in use stays as it is; want of room leaves no file behind.

@@ -5,6 +5,7 @@ pub mod client;
 pub mod events;
 mod failure;
 mod image;
+mod shown;
 pub mod size;
 mod status;
 mod table;
@@ -161,7 +162,11 @@ pub fn main(args: impl IntoIterator<Item = OsString>) -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             // Nowhere to print to: the exit status says it.
-            let _ = writeln!(io::stderr(), "standfast: {failure}");
+            let _ = writeln!(
+                io::stderr(),
+                "standfast: {}",
+                shown::error(&failure.to_string())
+            );
             ExitCode::from(failure.exit_status())
         }
     }

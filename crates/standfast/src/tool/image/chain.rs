@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use qapi::backing_name::{self, Source};
 use qapi::options::{BlockdevDriver, BlockdevDriverOptions, BlockdevOptions, Referred};
@@ -17,8 +17,34 @@ use super::opened::{CHAIN_MAX, Format, ImageError, ImageFileOptions, Opened};
 /// # Errors
 /// If one cannot be opened, or is behind itself.
 pub fn open(options: &ImageFileOptions, top: Opened) -> Result<Vec<Opened>, ImageError> {
+    walk(options, top, BTreeSet::new())
+}
+
+/// The same of an image that is to be behind a new one, in the place of what is in `new`.
+///
+/// # Errors
+/// As [`open`]; the new one would be behind itself, or too many behind it.
+pub fn open_behind(
+    options: &ImageFileOptions,
+    top: Opened,
+    new: &Path,
+) -> Result<Vec<Opened>, ImageError> {
+    let there = std::fs::metadata(new).ok();
+    let there = there.map(|found| (found.dev(), found.ino()));
+    let chain = walk(options, top, there.into_iter().collect())?;
+    match chain.len() > CHAIN_MAX {
+        true => Err(ImageError::TooLong(new.display().to_string())),
+        false => Ok(chain),
+    }
+}
+
+/// `seen`: images that must not be in it, by device and inode.
+fn walk(
+    options: &ImageFileOptions,
+    top: Opened,
+    mut seen: BTreeSet<(u64, u64)>,
+) -> Result<Vec<Opened>, ImageError> {
     let mut chain = vec![top];
-    let mut seen = BTreeSet::new();
     let mut path = options.file.clone();
     loop {
         let Some(last) = chain.last() else {
@@ -68,11 +94,6 @@ fn behind(image: &Opened) -> Result<Option<(PathBuf, Option<BlockdevDriver>)>, I
     else {
         return Ok(None);
     };
-    let shown = String::from_utf8_lossy(name).into_owned();
-    let failed = |reason: String| ImageError::Open {
-        name: shown.clone(),
-        reason,
-    };
     let format = header.extension(extension::BACKING_FORMAT);
     let format = format.map(|format| String::from_utf8_lossy(format).into_owned());
     if format.is_none() && !name.starts_with(b"json:") {
@@ -82,11 +103,29 @@ fn behind(image: &Opened) -> Result<Option<(PathBuf, Option<BlockdevDriver>)>, I
         let path = full.map(|full| full.strip_prefix("file:").unwrap_or(&full).to_owned());
         return Ok(path.map(|path| (os_text::to_os(&path).into(), None)));
     }
-    let source = backing_name::source(&image.name, name, format.as_deref());
+    let (path, driver) = leads(&image.name, name, format.as_deref())?;
+    Ok(Some((path, Some(driver))))
+}
+
+/// The file that `name`, of the image in the file `image`, leads to, and what it is opened as; `format`: what the image
+/// says of that.
+///
+/// # Errors
+/// If it leads to no file.
+pub fn leads(
+    image: &str,
+    name: &[u8],
+    format: Option<&str>,
+) -> Result<(PathBuf, BlockdevDriver), ImageError> {
+    let failed = |reason: String| ImageError::Open {
+        name: String::from_utf8_lossy(name).into_owned(),
+        reason,
+    };
+    let source = backing_name::source(image, name, format);
     match source.map_err(|error| failed(error.desc))? {
-        Source::Path { path, driver } => Ok(Some((os_text::to_os(&path).into(), Some(driver)))),
+        Source::Path { path, driver } => Ok((os_text::to_os(&path).into(), driver)),
         Source::Options(options) => match file(&options) {
-            Some(path) => Ok(Some((path, Some(options.kind())))),
+            Some(path) => Ok((path, options.kind())),
             None => Err(failed("it is no image in a file".to_owned())),
         },
     }

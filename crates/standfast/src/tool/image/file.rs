@@ -54,8 +54,11 @@ impl ImageFile {
             };
             let shared = Permissions::ALL.without(writes);
             file.lock(Access { held, shared }).map_err(|error| {
+                // Whoever says it has named the file.
+                let named = format!(" on '{name}'");
+                let desc = error.desc.strip_suffix(&named).unwrap_or(&error.desc);
                 let hint = error.hint.map(|hint| format!("\n{hint}"));
-                format!("{}{}", error.desc, hint.unwrap_or_default())
+                format!("{desc}{}", hint.unwrap_or_default())
             })?;
         }
         let is_regular = kind == FileType::RegularFile;

@@ -9,6 +9,7 @@ use qcow2::info::{Info, info};
 use serde_json::{Value, json};
 
 use super::opened::{Format, ImageError, Opened, Output};
+use crate::tool::shown;
 use crate::tool::size::significant;
 
 /// What the image is, as text.
@@ -49,13 +50,7 @@ fn look(opened: &Opened) -> Result<(u64, Option<Info>), ImageError> {
     };
     let size = match &info {
         Some(info) => info.size,
-        // Whole sectors.
-        None => {
-            let length = opened.file.length();
-            length
-                .map_err(|error| opened.failed(error))?
-                .next_multiple_of(512)
-        }
+        None => opened.length()?,
     };
     Ok((size, info))
 }
@@ -186,7 +181,7 @@ fn human(opened: &Opened, size: u64, info: Option<&Info>) -> String {
     let disk = opened.file.allocated();
     let mut all = format!(
         "image: {}\nfile format: {}\nvirtual size: {} ({size} bytes)\ndisk size: {}\n",
-        opened.name,
+        shown::name(&opened.name),
         opened.driver,
         significant(size),
         disk.map_or_else(|| "unavailable".to_owned(), significant),
@@ -208,11 +203,16 @@ fn qcow2_lines(all: &mut String, opened: &Opened, info: &Info) -> std::fmt::Resu
     }
     if let Some(name) = &info.backing_name {
         let full = opened.beside(name);
-        let actual = (full != *name).then(|| format!(" (actual path: {full})"));
-        writeln!(all, "backing file: {name}{}", actual.unwrap_or_default())?;
+        let actual = (full != *name).then(|| format!(" (actual path: {})", shown::name(&full)));
+        writeln!(
+            all,
+            "backing file: {}{}",
+            shown::name(name),
+            actual.unwrap_or_default()
+        )?;
     }
     if let Some(format) = &info.backing_format {
-        writeln!(all, "backing file format: {format}")?;
+        writeln!(all, "backing file format: {}", shown::name(format))?;
     }
     if !info.snapshots.is_empty() {
         writeln!(
@@ -227,8 +227,8 @@ fn qcow2_lines(all: &mut String, opened: &Opened, info: &Info) -> std::fmt::Resu
         writeln!(
             all,
             "{:<10}{:<17}{:>8}{:>20}{:>13}{:>11}",
-            text(&one.id),
-            text(&one.name),
+            shown::name(&text(&one.id)),
+            shown::name(&text(&one.name)),
             significant(one.vm_state_size()),
             date(one.date_sec),
             format!(
@@ -257,12 +257,12 @@ fn qcow2_lines(all: &mut String, opened: &Opened, info: &Info) -> std::fmt::Resu
         for (flag, name) in flags(one).enumerate() {
             writeln!(all, "                [{flag}]: {name}")?;
         }
-        writeln!(all, "            name: {}", text(&one.name))?;
+        writeln!(all, "            name: {}", shown::name(&text(&one.name)))?;
         writeln!(all, "            granularity: {}", granularity(one))?;
     }
     writeln!(all, "    refcount bits: {}", info.refcount_bits)?;
     if let Some(name) = &info.data_file {
-        writeln!(all, "    data file: {name}")?;
+        writeln!(all, "    data file: {}", shown::name(name))?;
     }
     if let Some(raw) = info.data_file_raw {
         writeln!(all, "    data file raw: {raw}")?;

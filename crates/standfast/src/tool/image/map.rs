@@ -7,6 +7,7 @@ use qcow2::map::Extent;
 
 use super::layers::{Layer, map};
 use super::opened::{Format, ImageError, Opened, Output};
+use crate::tool::shown;
 
 /// Prints what is where in a chain, as it is found.
 pub fn show(chain: &[Opened], output: Output) -> Result<(), ImageError> {
@@ -105,7 +106,8 @@ impl<W: Write> Printer<W> {
         let offset = extent.offset.ok_or(ImageError::NotPlain)?;
         let (start, length) = (hexadecimal(extent.start), hexadecimal(extent.length));
         let offset = hexadecimal(offset);
-        let file = self.files.get(depth).map_or("", String::as_str);
+        let file = self.files.get(depth).map(|file| shown::name(file));
+        let file = file.unwrap_or_default();
         Ok(writeln!(
             self.out,
             "{start:<16}{length:<16}{offset:<16}{file}"

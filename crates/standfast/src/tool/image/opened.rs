@@ -155,6 +155,17 @@ impl Opened {
         Image::open(&self.file).map_err(|error| self.cannot_open(&error))
     }
 
+    /// How long the disk is in bytes: whole sectors.
+    pub fn length(&self) -> Result<u64, ImageError> {
+        match self.format {
+            Format::Qcow2 => Ok(self.qcow2()?.header.size),
+            Format::Raw => {
+                let length = self.file.length().map_err(|error| self.failed(error))?;
+                Ok(length.next_multiple_of(512))
+            }
+        }
+    }
+
     pub fn cannot_open(&self, error: &OpenError) -> ImageError {
         ImageError::Open {
             name: self.name.clone(),

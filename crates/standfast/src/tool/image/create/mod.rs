@@ -15,12 +15,12 @@ use block::Node;
 use clap::Args;
 use drivers::file::{Medium, NewFile, Preallocation};
 use drivers::{FileDriver, FileOptions};
-use qapi::{backing_name, os_text};
+use qapi::os_text;
 use qcow2::create::{Preallocation as Room, SECTOR, make_alone};
-use qcow2::{Image, ReadAt};
 
-use super::file::{ImageFile, Wanted as FileWanted};
-use super::opened::{Format, ImageError, print};
+use super::chain;
+use super::file::Wanted as FileWanted;
+use super::opened::{Format, ImageError, ImageFileOptions, Opened, Output, print};
 
 use self::words::Wanted;
 
@@ -39,7 +39,7 @@ pub struct CreateOptions {
     /// The format of that image
     #[arg(short = 'F', long, value_name = "FORMAT")]
     backing_format: Option<String>,
-    /// Do not look at the backing file: it need not be there yet
+    /// Do not look at the backing file, and at what is behind it: it need not be there yet
     #[arg(short, long = "unsafe")]
     unsafe_backing: bool,
     /// Print nothing but failures
@@ -134,45 +134,35 @@ fn prepare(wanted: &mut Wanted, path: &Path, unsafe_backing: bool) -> Result<(),
     Ok(())
 }
 
-/// The length of the disk in the image that is to be behind the one at `path`.
+/// The length of the disk in the image that is to be behind the one at `path`. All that is behind that has to be there, as
+/// with qemu-img, and the new image is not among it.
 fn length_of(backing: &str, format: &str, path: &Path) -> Result<u64, String> {
-    if backing.starts_with("json:") {
-        let text = "a backing file with a json: name is not looked at here: say its size, and -u";
-        return Err(text.to_owned());
-    }
-    let found = match backing.strip_prefix("file:") {
-        // It does not count from where the image is.
-        Some(path) => path.to_owned(),
-        None => {
-            let image = os_text::from_os(path.as_os_str());
-            backing_name::full(&image, backing).unwrap_or_else(|| backing.to_owned())
-        }
+    let known = [Format::Raw, Format::Qcow2];
+    let Some(format) = known.into_iter().find(|known| known.name() == format) else {
+        return Err(format!(
+            "Unknown backing format '{format}': say the size, and -u, and it is not looked at"
+        ));
     };
-    let found = PathBuf::from(os_text::to_os(&found));
-    let wrong = |reason: String| {
-        let name = found.display();
-        format!("Could not open '{name}': {reason}\nCould not open backing image.")
-    };
+    let wrong = |error: ImageError| format!("{error}\nCould not open backing image.");
+    let (image, name) = (os_text::from_os(path.as_os_str()), words::bytes_of(backing));
+    let found = chain::leads(&image, &name, Some(format.name()));
+    let (found, _) = found.map_err(wrong)?;
     if is_same(&found, path) {
         return Err(
             "Error: Trying to create an image with the same filename as the backing file"
                 .to_owned(),
         );
     }
-    let file = ImageFile::open(&found, FileWanted::Read, true).map_err(wrong)?;
-    match format {
-        "raw" => {
-            let length = file.length().map_err(|error| wrong(error.to_string()))?;
-            Ok(length.next_multiple_of(SECTOR))
-        }
-        "qcow2" => {
-            let image = Image::open(&file).map_err(|error| wrong(error.to_string()))?;
-            Ok(image.header.size)
-        }
-        other => Err(format!(
-            "Unknown backing format '{other}': say the size, and -u, and it is not looked at"
-        )),
-    }
+    let options = ImageFileOptions {
+        file: found,
+        format: Some(format),
+        output: Output::Human,
+        // It may be in use: all that is written into the new image is its name.
+        force_share: true,
+    };
+    let top = Opened::new(&options, FileWanted::Read).map_err(wrong)?;
+    let chain = chain::open_behind(&options, top, path).map_err(wrong)?;
+    chain.first().map_or(Ok(0), Opened::length).map_err(wrong)
 }
 
 fn is_same(one: &Path, other: &Path) -> bool {
@@ -195,7 +185,7 @@ fn make(wanted: &Wanted, path: &Path, name: &str) -> Result<(), String> {
     if wanted.format == Format::Raw {
         return match is_device(path) {
             true => Err("a raw image needs no making on a device: it is one".to_owned()),
-            false => new_file(wanted, path, name, wanted.size.unwrap_or(0), room(wanted)),
+            false => new_file(wanted, path, name, wanted.image.size, room(wanted)),
         };
     }
     let data = wanted.data_file.as_deref();
