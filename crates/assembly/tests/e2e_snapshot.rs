@@ -15,6 +15,7 @@ mod tests {
     use testkit::place::{PATIENCE, eventually};
     use testkit::qcow2_image::run;
 
+    use super::common::House;
     use super::common::snapshot::{
         DISK, image, image_with_data, inline, names, other, root, snapshot, snapshot_sync, text,
         two,
@@ -152,6 +153,43 @@ mod tests {
         assert!(other(&house, "base0", "-rf") && !other(&house, "base0", "-f"));
         assert!(!other(&house, "over0", "-rf"));
         assert!(load.end() > 100);
+        house.close();
+    }
+
+    /// An overlay above a filter said that the filter is behind it (`backing file format: quota`, `copy-on-read`, a throttle group that
+    /// others do not have): neither the next daemon nor QEMU's tools could open it, and the guest's disk was gone after a restart.
+    #[test]
+    fn filters_are_not_what_is_behind() {
+        let house = House::new();
+        for (name, format) in [("quota", "file"), ("copy-on-read", "qcow2")] {
+            let (file, disk) = (format!("{name}-file"), format!("{name}-disk"));
+            image(&house, &file, None);
+            house.file(&file, &file).unwrap();
+            let below = match name {
+                "quota" => json!(file),
+                _ => json!({ "driver": "qcow2", "file":
+                    { "driver": "blkdebug", "node-name": "faulty", "image": file } }),
+            };
+            let mut filter = json!({ "driver": name, "node-name": disk, "file": below });
+            if name == "quota" {
+                filter["limit"] = json!(DISK);
+            }
+            house.node(&filter).unwrap();
+            let overlays = [format!("{name}-1"), format!("{name}-2")];
+            let [one, two] = &overlays;
+            let made = json!([
+                snapshot_sync(&house, &disk, one),
+                snapshot_sync(&house, one, two)
+            ]);
+            house.transact(made, Some(PATIENCE)).unwrap();
+            for (overlay, base, format) in [(one, &file, format), (two, one, "qcow2")] {
+                let path = house.path(overlay);
+                let info = run("qemu-img", &["info", "-U", "--output=json", text(&path)]).unwrap();
+                let info: Value = serde_json::from_str(&info).unwrap();
+                assert_eq!(info["backing-filename"], text(&house.path(base)), "{info}");
+                assert_eq!(info["backing-filename-format"], format, "{info}");
+            }
+        }
         house.close();
     }
 

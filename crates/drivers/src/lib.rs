@@ -27,6 +27,7 @@ mod open_error;
 pub mod pseudo_filename;
 pub mod quota;
 pub mod raw;
+pub mod stored_name;
 pub mod throttle;
 
 pub use blkdebug::{Blkdebug, BlkdebugOptions};

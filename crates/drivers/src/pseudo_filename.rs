@@ -3,7 +3,8 @@
 use block::{BACKING, Child, DATA_FILE};
 use serde_json::{Map, Value};
 
-const PREFIX: &str = "json:";
+/// What it begins with.
+pub const PREFIX: &str = "json:";
 
 /// The order in which QEMU writes members: that of its hash table, which nobody should count on, and some do.
 const ORDER: [&str; 10] = [
@@ -29,8 +30,13 @@ pub fn of(driver: &str, options: &[(&str, Value)], child: Option<&Child>) -> Str
     if let Some(child) = child {
         all.insert(child.role().to_owned(), described(child));
     }
+    text_of(all)
+}
+
+/// As QEMU writes the definition of a node in the place of a file name.
+pub fn text_of(definition: Map<String, Value>) -> String {
     let mut text = PREFIX.to_owned();
-    write(&Value::Object(all), &mut text);
+    write(&Value::Object(definition), &mut text);
     text
 }
 

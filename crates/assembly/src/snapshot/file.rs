@@ -155,7 +155,7 @@ impl Overlay<'_> {
     /// What the overlay says of what is below it, and of its format.
     fn backing_name(&self, path: &str) -> (Vec<u8>, String) {
         let (name, format) = match &self.base.node {
-            Some(node) => (node.driver().info().filename, node.driver().name()),
+            Some(node) => drivers::stored_name::of(node),
             None => {
                 let all = self.base.definitions;
                 let known = all.get(self.base.name);
