@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use frontend::Options;
+use frontend::{Options, Request};
 use harness::{MIB, PATIENCE, Server, Setup, eventually, iothreads};
 use serde_json::{Value, json};
 use testkit::qcow2_image::{create, is_clean, is_not_corrupt, run, to_raw};
@@ -255,4 +255,64 @@ fn the_next_one_says_what_has_become_of_it() -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// A daemon that was started without the record of the dead one (its state directory was another one, or empty, or not said at all) served
+/// what there was without a word: the guest's acknowledged writes were gone, and nobody knew while they could still be had.
+#[test]
+fn a_record_that_is_elsewhere_is_asked_for() -> Result<()> {
+    let shape = Shape {
+        options: "cluster_size=64k",
+        queues: 1,
+        scope: "vm",
+    };
+    let mut server = server(shape)?;
+    let image = server.path("disk0.qcow2");
+    let mut disk = server.disk_with("vda", Options::default())?;
+    let data = vec![1; 4096];
+    let write = Request::Write {
+        sector: 0,
+        data: &data,
+    };
+    ensure!(disk.execute(0, write, PATIENCE)?.is_ok());
+    server.daemon.kill()?;
+    drop(disk);
+    let serve = |with_state: bool, writable: bool| -> Result<Server> {
+        let file = json!({ "driver": "file", "filename": image });
+        let node = json!({ "driver": "qcow2", "node-name": "disk0", "read-only": !writable, "file": file });
+        let setup = Setup::new()?.blockdev(&node);
+        let setup = setup.export("vda", "disk0", json!({ "writable": writable }));
+        match with_state {
+            true => setup.with_state().start(),
+            false => setup.start(),
+        }
+    };
+    for (with_state, writable, why) in [
+        (true, true, "has no record of it"),
+        (false, true, "this daemon has no --state-dir"),
+        (false, false, "it is only read"),
+    ] {
+        let other = serve(with_state, writable)?;
+        let said = || other.daemon.stderr();
+        eventually("it says so", || {
+            Ok(said().contains(why) && said().contains("start with that directory first"))
+        })?;
+        other.end()?;
+    }
+    // Nobody has written: so the right one has it still.
+    server.start_again()?;
+    let mut disk = server.disk_with("vda", Options::default())?;
+    let read = Request::Read {
+        sector: 0,
+        len: 4096,
+    };
+    let done = disk.execute(0, read, PATIENCE)?;
+    ensure!(
+        done.is_ok() && done.data == data,
+        "{}",
+        server.daemon.stderr()
+    );
+    ensure!(!server.daemon.stderr().contains("did not end in order"));
+    drop(disk);
+    server.finish()
 }

@@ -446,6 +446,8 @@ impl Activate for Qcow2 {
         redo::detach(&former, &loaded);
         if writes {
             redo::attach(&self.base, &loaded, is_whole)?;
+        } else if is_whole {
+            redo::tell_of_record(&self.base, &loaded, "it is only read");
         }
         self.set(loaded);
         Ok(())

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use block::Result;
 use block::state_file::boot_id;
 
-use super::log::Log;
+use super::log::{Log, file_name_of};
 use super::recorder::{Redo, tag_of};
 use super::replay::{Replayed, replay};
 use super::ring::Head;
@@ -20,6 +20,9 @@ use crate::driver::state::State;
 /// The storage's: what is in the log stays there.
 pub fn attach(base: &Arc<Base>, state: &Arc<State>, is_whole: bool) -> Result<()> {
     let Some(dir) = &base.redo_dir else {
+        if is_whole {
+            tell_of_record(base, state, "this daemon has no --state-dir");
+        }
         return Ok(());
     };
     // There are no feature bits.
@@ -52,6 +55,23 @@ pub fn attach(base: &Arc<Base>, state: &Arc<State>, is_whole: bool) -> Result<()
         ),
     }
     Ok(())
+}
+
+/// Warns that `state`, which is only read, or is about to be written by somebody `who` has no such record, lacks what a daemon that was
+/// killed has recorded: it is as old as the last flush then.
+pub fn tell_of_record(base: &Base, state: &State, who: &str) {
+    let tag = tag_of(&state.header.features);
+    if tag == 0 {
+        return;
+    }
+    tracing::warn!(
+        "node '{}': '{}' was left by a daemon that did not end in order, and {who}: what that one had acknowledged and not flushed is \
+         in '{}' of its --state-dir alone, and lost when the image is written without. Unless the machine has been booted since, \
+         start with that directory first",
+        base.name,
+        state.image,
+        file_name_of(tag)
+    );
 }
 
 /// What `former` has of a log is that of `state`, too, if both are of one image.
@@ -115,11 +135,16 @@ fn find(
     }
     if found.of_another > 0 {
         tracing::warn!(
-            "node '{}': {} changes of '{}' that a former daemon had acknowledged, and not written, are not made again: the image is              another file by now, or its device has been attached anew",
+            "node '{}': {} changes of '{}' that a former daemon had acknowledged, and not written, are not made again: the image is \
+             another file by now, or its device has been attached anew",
             base.name,
             found.of_another,
             state.image
         );
+    }
+    if head.tag != 0 && found.log.is_none() && found.lost + found.of_another == 0 {
+        let who = format!("'{}' has no record of it", dir.display());
+        tell_of_record(base, state, &who);
     }
     Ok((found.log, head))
 }

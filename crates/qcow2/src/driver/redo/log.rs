@@ -25,7 +25,12 @@ pub struct Log {
 }
 
 fn path_of(dir: &Path, tag: u32) -> PathBuf {
-    dir.join(format!("qcow2-{tag:08x}.redo"))
+    dir.join(file_name_of(tag))
+}
+
+/// The name of the file with the log of that tag.
+pub fn file_name_of(tag: u32) -> String {
+    format!("qcow2-{tag:08x}.redo")
 }
 
 fn is_one(name: &str) -> bool {

@@ -18,7 +18,7 @@ pub mod recorder;
 mod replay;
 mod ring;
 
-pub use self::attach::{attach, detach};
+pub use self::attach::{attach, detach, tell_of_record};
 pub use self::mark::{changes, close, is_tagged, supply};
 pub use self::record::{Change, Record, Which};
 pub use self::ring::{Head, Ring, SLOTS as RECORDS_MAX};
