@@ -4,6 +4,9 @@
 //! ([`Refcounts::has_room`]) has the others written first. Free is what has the count 0 and is not
 //! *held*: what was freed a moment ago may still be read, or be discarded.
 
+mod growth;
+mod search;
+
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::ops::Range;
 
@@ -11,6 +14,8 @@ use block::CacheUse;
 
 use crate::format::refcount::{self, ENTRY_BYTES, RefcountTableEntry};
 use crate::format::{EntryError, Geometry, HostCluster, HostOffset};
+
+pub use self::search::{Search, Wanted};
 
 /// What is written of a block at a time, at least: what storage takes without reading first.
 const UNIT: usize = 4096;
@@ -49,63 +54,6 @@ pub struct DirtyBlock {
     version: u64,
     /// The bytes.
     pub piece: Piece,
-}
-
-/// What a search for free clusters has found.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Search {
-    /// These are free.
-    Found(Range<u64>),
-    /// This block has to be read before.
-    Load(usize),
-    /// This block is not there: it has to be made, in this cluster.
-    Make(usize, u64),
-    /// The table has no room for more blocks.
-    Full,
-}
-
-/// What somebody looks for, and how far he has come.
-#[derive(Clone, Debug)]
-pub struct Wanted {
-    /// So many clusters, one after the other.
-    pub clusters: u64,
-    /// All of them, or else as many as there are where there are any.
-    pub whole: bool,
-    /// Where to go on: what is before it was looked at. It makes no difference that some of the blocks have left memory since.
-    from: u64,
-    /// Free ones have been passed over.
-    skipped: bool,
-    /// It has begun from the beginning again.
-    is_again: bool,
-}
-
-impl Wanted {
-    /// Nobody has looked yet.
-    pub const fn new(clusters: u64, whole: bool) -> Self {
-        Self {
-            clusters,
-            whole,
-            from: 0,
-            skipped: false,
-            is_again: false,
-        }
-    }
-
-    /// From the beginning again. False: that was done already.
-    pub fn again(&mut self) -> bool {
-        (self.from, self.skipped) = (0, false);
-        !std::mem::replace(&mut self.is_again, true)
-    }
-}
-
-/// A longer refcount table, with what counts it.
-#[derive(Debug)]
-pub struct Growth {
-    /// Where its first block is; the others and the table follow.
-    first: u64,
-    /// The blocks by their index, in the order in which they lie there.
-    blocks: Vec<(usize, Box<[u8]>)>,
-    table: Vec<u64>,
 }
 
 /// See the [module](self).
@@ -285,71 +233,6 @@ impl Refcounts {
         true
     }
 
-    /// Looks for free clusters, which stay free. What it has to wait for is done in between, and then it goes on.
-    pub fn search(&mut self, wanted: &mut Wanted) -> Search {
-        let order = self.geometry.refcount_order();
-        let per_block = self.geometry.refcounts_per_block();
-        // All that count a run have to be there at once.
-        let needed = match wanted.whole {
-            true => wanted.clusters.div_ceil(per_block as u64) + 1,
-            false => 0,
-        };
-        self.blocks_now = self.blocks_max.max(index(needed));
-        let begin = self.hint.max(wanted.from);
-        let mut run = begin..begin;
-        loop {
-            let (index, first) = self.place(run.end);
-            let has_some = !run.is_empty() && !wanted.whole;
-            if run.end - run.start >= wanted.clusters {
-                return Search::Found(run);
-            }
-            let entry = self.table.get(index).copied();
-            let block = match entry {
-                Some(0) | None => None,
-                Some(_) => self.blocks.get(&index),
-            };
-            let Some(block) = block else {
-                if has_some {
-                    return Search::Found(run);
-                }
-                wanted.from = run.start;
-                if !wanted.skipped {
-                    self.hint = self.hint.max(run.start);
-                }
-                return match entry {
-                    None => Search::Full,
-                    // A run goes on behind it, if it does not lie in its middle.
-                    Some(0) if run.is_empty() => match self.place_for_block(index) {
-                        Some(place) => Search::Make(index, place),
-                        None => {
-                            wanted.skipped = true;
-                            let next = self.first_of(index + 1);
-                            run = next..next;
-                            continue;
-                        }
-                    },
-                    Some(0) => Search::Make(index, run.start),
-                    Some(_) => Search::Load(index),
-                };
-            };
-            for within in first..per_block {
-                if run.end - run.start >= wanted.clusters {
-                    break;
-                }
-                let is_free = refcount::get(&block.bytes, within, order) == Some(0)
-                    && (self.held.is_empty() || !self.held.contains(&run.end));
-                if is_free {
-                    run.end += 1;
-                } else if !run.is_empty() && !wanted.whole {
-                    return Search::Found(run);
-                } else {
-                    wanted.skipped |= !run.is_empty();
-                    run = run.end + 1..run.end + 1;
-                }
-            }
-        }
-    }
-
     /// Whether there is such a block.
     pub fn has_block(&self, index: usize) -> bool {
         self.table.get(index).is_none_or(|entry| *entry != 0)
@@ -403,28 +286,6 @@ impl Refcounts {
             block.dirty = dirty;
         }
         self.set(cluster, 1);
-    }
-
-    /// Counts clusters that [`Self::search`] has just found. True: nothing has ever been there.
-    pub fn take(&mut self, run: &Range<u64>, wanted: &Wanted) -> bool {
-        let is_fresh = run.start >= self.untouched;
-        self.touch(run.end);
-        for cluster in run.clone() {
-            self.set(cluster, 1);
-        }
-        if !wanted.skipped || run.start == self.hint {
-            self.hint = run.end;
-        }
-        is_fresh
-    }
-
-    /// Nobody uses these after all, and nobody ever has: they are free at once, but for those whose block has left memory, which are
-    /// still counted.
-    pub fn give_back(&mut self, run: &Range<u64>) -> Vec<u64> {
-        let counted = run.clone().filter(|cluster| !self.set(*cluster, 0));
-        let counted = counted.collect();
-        self.hint = self.hint.min(run.start);
-        counted
     }
 
     /// Counts one use less of a cluster whose block is there, and says how many are left; what is not used any more is held. None:
@@ -508,55 +369,6 @@ impl Refcounts {
         }
     }
 
-    /// A longer table, behind all that the one there is can count. None: it would be longer than one may be.
-    pub fn growth(&self) -> Option<Growth> {
-        let geometry = &self.geometry;
-        let per_cluster = geometry.cluster_bytes() / ENTRY_BYTES;
-        let per_block = geometry.refcounts_per_block() as u64;
-        let first = self.table.len() as u64 * per_block;
-        let mut blocks = 1;
-        let most = usize::try_from(refcount::TABLE_BYTES_MAX).ok()? / ENTRY_BYTES;
-        let mut entries = (self.table.len() * 2).min(most);
-        let clusters = loop {
-            entries = entries
-                .max(self.table.len() + blocks)
-                .next_multiple_of(per_cluster);
-            let clusters = (blocks + entries / per_cluster) as u64;
-            let needed = usize::try_from(clusters.div_ceil(per_block)).ok()?;
-            if needed <= blocks {
-                break clusters;
-            }
-            blocks = needed;
-        };
-        let end = first
-            .checked_add(clusters)?
-            .checked_mul(geometry.cluster_size())?;
-        let bytes = (entries * ENTRY_BYTES) as u64;
-        if bytes > refcount::TABLE_BYTES_MAX || end > crate::format::geometry::HOST_OFFSET_END {
-            return None;
-        }
-        let mut table = self.table.clone();
-        table.resize(entries, 0);
-        let mut all = Vec::new();
-        for number in 0..blocks as u64 {
-            let index = self.table.len() + usize::try_from(number).ok()?;
-            let mut block = vec![0; geometry.cluster_bytes()].into_boxed_slice();
-            let counted =
-                (number * per_block).min(clusters)..((number + 1) * per_block).min(clusters);
-            for cluster in counted {
-                let within = usize::try_from(cluster % per_block).ok()?;
-                refcount::set(&mut block, within, geometry.refcount_order(), 1);
-            }
-            *table.get_mut(index)? = (first + number) << geometry.cluster_bits();
-            all.push((index, block));
-        }
-        Some(Growth {
-            first,
-            blocks: all,
-            table,
-        })
-    }
-
     /// The clusters of the table.
     pub fn table_clusters(&self) -> Range<u64> {
         let first = self.geometry.cluster_of(self.table_at).0;
@@ -567,52 +379,6 @@ impl Refcounts {
     /// Whether all entries of the table are on disk.
     pub fn is_table_clean(&self) -> bool {
         self.new.is_empty()
-    }
-
-    /// The longer table is the table now, on disk.
-    pub fn grown(&mut self, growth: Growth) {
-        self.touch(growth.clusters(&self.geometry).end);
-        self.table_at = growth.table_at(&self.geometry);
-        let mut table = growth.table;
-        for (new, now) in table.iter_mut().zip(&self.table) {
-            *new = *now;
-        }
-        self.table = table;
-        for (index, bytes) in growth.blocks {
-            self.insert(index, bytes);
-        }
-    }
-}
-
-impl Growth {
-    /// Where the new table is.
-    pub fn table_at(&self, geometry: &Geometry) -> HostOffset {
-        HostOffset((self.first + self.blocks.len() as u64) << geometry.cluster_bits())
-    }
-
-    /// How many clusters that has.
-    pub fn table_clusters(&self, geometry: &Geometry) -> u32 {
-        let clusters = (self.table.len() * ENTRY_BYTES).div_ceil(geometry.cluster_bytes());
-        u32::try_from(clusters).unwrap_or(u32::MAX)
-    }
-
-    /// The clusters of all that is new.
-    pub fn clusters(&self, geometry: &Geometry) -> Range<u64> {
-        let all = self.blocks.len() as u64 + u64::from(self.table_clusters(geometry));
-        self.first..self.first + all
-    }
-
-    /// All that is new, as one piece. Of entries of the former table those that were not on disk are among it.
-    pub fn bytes(&self, geometry: &Geometry) -> Piece {
-        let mut bytes: Vec<u8> = Vec::new();
-        for (_, block) in &self.blocks {
-            bytes.extend_from_slice(block);
-        }
-        bytes.extend(self.table.iter().flat_map(|entry| entry.to_be_bytes()));
-        Piece {
-            offset: HostOffset(self.first << geometry.cluster_bits()),
-            bytes,
-        }
     }
 }
 
