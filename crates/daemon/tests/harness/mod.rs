@@ -214,6 +214,14 @@ impl Server {
         Ok(())
     }
 
+    /// From the next start on these are the options of the first node. Returns what they were.
+    pub fn set_blockdev(&mut self, options: &Value) -> Result<String> {
+        let mut args = self.command.args.iter_mut();
+        let found = args.find(|arg| *arg == "--blockdev").and(args.next());
+        let found = found.context("there is no node")?;
+        Ok(std::mem::replace(found, options.to_string()))
+    }
+
     /// What the daemon's state file has; none before anything has been written.
     pub fn saved(&self) -> Result<Option<SavedState>> {
         let content = std::fs::read(self.path("state").join(state_file::FILE_NAME))?;
