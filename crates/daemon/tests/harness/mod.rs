@@ -217,7 +217,9 @@ impl Server {
     /// From the next start on these are the options of the first node. Returns what they were.
     pub fn set_blockdev(&mut self, options: &Value) -> Result<String> {
         let mut args = self.command.args.iter_mut();
-        let found = args.find(|arg| *arg == "--blockdev").and_then(|_| args.next());
+        let found = args
+            .find(|arg| *arg == "--blockdev")
+            .and_then(|_| args.next());
         let found = found.context("there is no node")?;
         Ok(std::mem::replace(found, options.to_string()))
     }
@@ -225,7 +227,9 @@ impl Server {
     /// From the next start on the first export is of that node.
     pub fn set_export_node(&mut self, node: &str) -> Result<()> {
         let mut args = self.command.args.iter_mut();
-        let found = args.find(|arg| *arg == "--export").and_then(|_| args.next());
+        let found = args
+            .find(|arg| *arg == "--export")
+            .and_then(|_| args.next());
         let found = found.context("there is no export")?;
         let mut options: Value = serde_json::from_str(found)?;
         options["node-name"] = json!(node);
