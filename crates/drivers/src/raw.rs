@@ -253,11 +253,7 @@ impl Identify for Raw {
 }
 
 /// There is nothing of its own that could be lost.
-impl Reopen for Raw {
-    fn hand_over(&self) -> Result<()> {
-        Ok(())
-    }
-}
+impl Reopen for Raw {}
 
 impl Activate for Raw {
     /// Another child, or one that others have changed until now, may be too short for the window.

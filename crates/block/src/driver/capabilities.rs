@@ -130,8 +130,10 @@ pub trait Reopen: fmt::Debug {
     ///
     /// # Errors
     /// What may not be durable, to be told: the other one takes its place all the same, as nothing here
-    /// could do better.
-    fn hand_over(&self) -> Result<()>;
+    /// could do better. A driver that keeps nothing has none.
+    fn hand_over(&self) -> Result<()> {
+        Ok(())
+    }
 }
 
 /// A length that follows what is written. Called on iothreads, several at once.

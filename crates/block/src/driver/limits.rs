@@ -97,6 +97,25 @@ pub struct NodeInfo {
     pub format: Option<Arc<FormatInfo>>,
 }
 
+impl NodeInfo {
+    /// Of the node below a filter: what the filter shows of it.
+    #[must_use]
+    pub fn filtered(self) -> Self {
+        Self {
+            child_offset: Some(0),
+            filter: true,
+            detect_zeroes: DetectZeroes::default(),
+            // These are the child's to give.
+            host_file: false,
+            extent_size_hint: None,
+            warning: None,
+            engine: None,
+            format: None,
+            ..self
+        }
+    }
+}
+
 /// What makes the system calls of a node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeEngine {

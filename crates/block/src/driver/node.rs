@@ -12,7 +12,7 @@ use arc_swap::ArcSwap;
 use iothread::mailbox::Sender;
 
 use crate::driver::beside::drop_beside;
-use crate::driver::capabilities::Capabilities;
+use crate::driver::capabilities::{Capabilities, Resize};
 use crate::driver::future::{BoxFuture, IoFuture};
 use crate::driver::growth::Growth;
 use crate::driver::io::Io;
@@ -37,10 +37,16 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// How the node is opened. Asks nobody.
     fn info(&self) -> NodeInfo;
 
+    /// The node below, of a filter: a driver that shows all of one node at the same offsets. That one is asked for what the
+    /// driver does not say itself.
+    fn filtered(&self) -> Option<&Child> {
+        None
+    }
+
     /// Bytes allocated on the storage, where known. Asks the storage, which may hang: never called where
     /// somebody else waits.
     fn actual_size(&self) -> Option<u64> {
-        None
+        self.filtered()?.node().driver().actual_size()
     }
 
     /// Length in bytes. Cheap: it is asked for each request.
@@ -48,7 +54,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// What the node asks of requests.
     fn limits(&self) -> Limits {
-        Limits::default()
+        self.filtered().map_or_else(Limits::default, Child::limits)
     }
 
     /// Starts an operation on an iothread.
@@ -61,7 +67,7 @@ pub trait Driver: Send + Sync + fmt::Debug {
 
     /// The edges to the nodes below.
     fn children(&self) -> Vec<&Child> {
-        Vec::new()
+        self.filtered().into_iter().collect()
     }
 
     /// What it does with `child`, one of its own, and lets others do, if its own users together have
@@ -79,6 +85,9 @@ pub trait Driver: Send + Sync + fmt::Debug {
     ///
     /// Unless a driver knows better, all is data, and stored where it is.
     fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
+        if let Some(child) = self.filtered() {
+            return Box::pin(child.block_status(range));
+        }
         let all = Extent::data(range.end - range.start, Stored::Here(range.start));
         Box::pin(std::future::ready(Ok(vec![all])))
     }
@@ -87,12 +96,15 @@ pub trait Driver: Send + Sync + fmt::Debug {
     /// asked for each request; none: that would take asking the storage, and a read of these bytes does. It may be untrue
     /// the next moment, if others write.
     ///
-    /// Unless a driver knows better, all is its own. A filter says what its child says.
+    /// Unless a driver knows better, all is its own.
     fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        Some(Origin {
-            own: true,
-            bytes: range.end - range.start,
-        })
+        match self.filtered() {
+            Some(child) => child.origin(range),
+            None => Some(Origin {
+                own: true,
+                bytes: range.end - range.start,
+            }),
+        }
     }
 
     /// What it can do beside: most drivers nothing.
@@ -549,6 +561,17 @@ impl Child {
             Ok(()) => node.start(io),
             Err(fault) => node.submit_beyond(io, fault, self),
         }
+    }
+}
+
+/// The length of a filter is that of its child.
+impl Resize for Child {
+    fn resized_length(&self, length: u64) -> Result<u64> {
+        self.node().resized_length(length)
+    }
+
+    fn resize(&self, length: u64) -> Result<()> {
+        self.node().resize(length)
     }
 }
 

@@ -5,14 +5,10 @@
 
 mod plan;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use block::fault::{InjectError, SetState};
-use block::{
-    BlockError, BoxFuture, Capabilities, Child, DetectZeroes, Driver, Extent, Grow, Io, IoFuture,
-    Limits, Node, NodeInfo, Origin, Resize,
-};
+use block::{BlockError, Capabilities, Child, Driver, Grow, Io, IoFuture, Limits, Node, NodeInfo};
 
 use crate::OpenError;
 
@@ -78,16 +74,17 @@ impl Driver for Blkdebug {
         let child = self.image.info();
         NodeInfo {
             filename: format!("blkdebug::{}", child.filename),
-            child_offset: Some(0),
-            filter: true,
-            detect_zeroes: DetectZeroes::default(),
-            // These are the child's to give.
-            host_file: false,
-            extent_size_hint: None,
-            warning: None,
-            engine: None,
-            ..child
+            ..child.filtered()
         }
+    }
+
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.image)
+    }
+
+    /// As with QEMU, which has it for a protocol.
+    fn actual_size(&self) -> Option<u64> {
+        None
     }
 
     fn length(&self) -> u64 {
@@ -118,21 +115,9 @@ impl Driver for Blkdebug {
         })
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.image]
-    }
-
-    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, block::Result<Vec<Extent>>> {
-        Box::pin(self.image.block_status(range))
-    }
-
-    fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        self.image.origin(range)
-    }
-
     fn capabilities(&self) -> Capabilities<'_> {
         Capabilities {
-            resize: Some(self),
+            resize: Some(&self.image),
             grow: Some(self),
             fault_plan: Some(&self.plan),
             ..Capabilities::default()
@@ -144,16 +129,6 @@ impl Driver for Blkdebug {
 impl Grow for Blkdebug {
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         self.submit(io)
-    }
-}
-
-impl Resize for Blkdebug {
-    fn resized_length(&self, length: u64) -> block::Result<u64> {
-        self.image.node().resized_length(length)
-    }
-
-    fn resize(&self, length: u64) -> block::Result<()> {
-        self.image.node().resize(length)
     }
 }
 

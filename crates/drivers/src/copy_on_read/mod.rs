@@ -20,8 +20,8 @@ use std::sync::Arc;
 use block::driver::park;
 use block::range_lock::{Mode, RangeLock};
 use block::{
-    Access, Activate, BlockError, BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io,
-    IoFuture, Limits, Node, NodeInfo, Operation, Origin, Permissions, Resize, Result,
+    Access, Activate, BlockError, Capabilities, Child, Driver, Grow, Io, IoFuture, Node, NodeInfo,
+    Operation, Origin, Permissions, Result,
 };
 
 use self::bottom::Bottom;
@@ -120,16 +120,12 @@ impl Driver for CopyOnRead {
         }
     }
 
-    fn actual_size(&self) -> Option<u64> {
-        self.file.node().driver().actual_size()
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.file)
     }
 
     fn length(&self) -> u64 {
         self.file.length()
-    }
-
-    fn limits(&self) -> Limits {
-        self.file.limits()
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
@@ -148,10 +144,6 @@ impl Driver for CopyOnRead {
         }
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.file]
-    }
-
     /// It writes whether its users do or not, and nobody else does: not by another way.
     fn child_access(&self, _child: &Child, above: Access) -> Access {
         Access {
@@ -160,17 +152,9 @@ impl Driver for CopyOnRead {
         }
     }
 
-    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
-        Box::pin(self.file.block_status(range))
-    }
-
-    fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        self.file.origin(range)
-    }
-
     fn capabilities(&self) -> Capabilities<'_> {
         Capabilities {
-            resize: Some(self),
+            resize: Some(&self.file),
             grow: Some(self),
             activate: self.bottom.is_some().then_some(self),
             ..Capabilities::default()
@@ -182,16 +166,6 @@ impl Driver for CopyOnRead {
 impl Grow for CopyOnRead {
     fn submit_beyond<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         self.change(io)
-    }
-}
-
-impl Resize for CopyOnRead {
-    fn resized_length(&self, length: u64) -> Result<u64> {
-        self.file.node().resized_length(length)
-    }
-
-    fn resize(&self, length: u64) -> Result<()> {
-        self.file.node().resize(length)
     }
 }
 

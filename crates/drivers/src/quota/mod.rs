@@ -28,9 +28,8 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::{
-    Access, Activate, AllocationLimit, BlockError, BoxFuture, Capabilities, Child, DetectZeroes,
-    Driver, Extent, Io, IoFuture, Limits, Node, NodeInfo, Operation, Origin, Permissions, Resize,
-    Result,
+    Access, Activate, AllocationLimit, BlockError, Capabilities, Child, Driver, Extent, Io,
+    IoFuture, Node, NodeInfo, Operation, Permissions, Resize, Result,
 };
 use parking_lot::MutexGuard;
 
@@ -183,30 +182,15 @@ impl Driver for Quota {
     }
 
     fn info(&self) -> NodeInfo {
-        NodeInfo {
-            child_offset: Some(0),
-            filter: true,
-            detect_zeroes: DetectZeroes::default(),
-            // These are the child's to give.
-            host_file: false,
-            extent_size_hint: None,
-            warning: None,
-            engine: None,
-            format: None,
-            ..self.file.info()
-        }
+        self.file.info().filtered()
     }
 
-    fn actual_size(&self) -> Option<u64> {
-        self.file.node().driver().actual_size()
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.file)
     }
 
     fn length(&self) -> u64 {
         self.file.length()
-    }
-
-    fn limits(&self) -> Limits {
-        self.file.limits()
     }
 
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
@@ -219,24 +203,12 @@ impl Driver for Quota {
         }
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.file]
-    }
-
     /// What a child has beyond its former end would be counted anew by each write: nobody else resizes it.
     fn child_access(&self, _child: &Child, above: Access) -> Access {
         Access {
             shared: above.shared.without(Permissions::RESIZE),
             ..above
         }
-    }
-
-    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
-        Box::pin(self.file.block_status(range))
-    }
-
-    fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        self.file.origin(range)
     }
 
     fn capabilities(&self) -> Capabilities<'_> {

@@ -13,13 +13,12 @@ mod limits;
 mod line;
 mod minders;
 
-use std::ops::Range;
 use std::sync::Arc;
 
 use block::driver::park;
 use block::{
-    BoxFuture, Capabilities, Child, Driver, Extent, Grow, Io, IoFuture, Limits, Node, NodeInfo,
-    Operation, Origin, Reopen, Resize, Result,
+    Capabilities, Child, Driver, Grow, Io, IoFuture, Limits, Node, NodeInfo, Operation, Reopen,
+    Result,
 };
 
 pub use self::group::ThrottleGroup;
@@ -87,8 +86,8 @@ impl Driver for Throttle {
         }
     }
 
-    fn actual_size(&self) -> Option<u64> {
-        self.file.node().driver().actual_size()
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.file)
     }
 
     fn length(&self) -> u64 {
@@ -126,21 +125,9 @@ impl Driver for Throttle {
         }
     }
 
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.file]
-    }
-
-    fn block_status(&self, range: Range<u64>) -> BoxFuture<'_, Result<Vec<Extent>>> {
-        Box::pin(self.file.block_status(range))
-    }
-
-    fn origin(&self, range: Range<u64>) -> Option<Origin> {
-        self.file.origin(range)
-    }
-
     fn capabilities(&self) -> Capabilities<'_> {
         Capabilities {
-            resize: Some(self),
+            resize: Some(&self.file),
             reopen: Some(self),
             grow: Some(self),
             ..Capabilities::default()
@@ -155,19 +142,5 @@ impl Grow for Throttle {
     }
 }
 
-impl Resize for Throttle {
-    fn resized_length(&self, length: u64) -> Result<u64> {
-        self.file.node().resized_length(length)
-    }
-
-    fn resize(&self, length: u64) -> Result<()> {
-        self.file.node().resize(length)
-    }
-}
-
 /// There is nothing of its own that could be lost.
-impl Reopen for Throttle {
-    fn hand_over(&self) -> Result<()> {
-        Ok(())
-    }
-}
+impl Reopen for Throttle {}

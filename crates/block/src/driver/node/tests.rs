@@ -87,8 +87,8 @@ impl Driver for Filter {
     fn submit<'a>(&'a self, io: Io<'a>) -> IoFuture<'a> {
         self.0.submit(io)
     }
-    fn children(&self) -> Vec<&Child> {
-        vec![&self.0]
+    fn filtered(&self) -> Option<&Child> {
+        Some(&self.0)
     }
 }
 
