@@ -5,11 +5,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use drivers::OpenError;
-use drivers::file::{NewFile, Preallocation, create};
+use drivers::file::{NewFile, create};
 use monitor::Descriptors;
-use qapi::command::{BlockdevCreateFile, PreallocMode};
+use qapi::command::BlockdevCreateFile;
 use qapi::os_text;
 
+use super::room::preallocation;
 use crate::fdset;
 use crate::setup_error::SetupError;
 
@@ -26,12 +27,7 @@ pub async fn make(
     options: BlockdevCreateFile,
     cancelled: Arc<AtomicBool>,
 ) -> Result<(), SetupError> {
-    let preallocation = match options.preallocation.unwrap_or_default() {
-        PreallocMode::Off => Preallocation::Off,
-        PreallocMode::Metadata => Preallocation::Metadata,
-        PreallocMode::Falloc => Preallocation::Falloc,
-        PreallocMode::Full => Preallocation::Full,
-    };
+    let preallocation = preallocation(options.preallocation);
     let BlockdevCreateFile {
         filename,
         size,

@@ -3,6 +3,7 @@
 mod file;
 mod place;
 mod qcow2;
+mod room;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;

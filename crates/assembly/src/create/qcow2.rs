@@ -5,15 +5,14 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use block::{Child, Node};
-use qapi::command::{
-    BlockdevCreateQcow2, BlockdevQcow2Version, PreallocMode, Qcow2CompressionType,
-};
+use qapi::command::{BlockdevCreateQcow2, BlockdevQcow2Version, Qcow2CompressionType};
 use qapi::options::{BlockdevOptions, BlockdevRef};
 use qapi::{QmpError, os_text};
-use qcow2::create::{CreateOptions, Preallocation, Target, Version, create};
+use qcow2::create::{CreateOptions, Target, Version, create};
 use qcow2::format::CompressionType;
 
 use super::place::Place;
+use super::room::preallocation;
 use crate::adding;
 use crate::closing::{self, CLOSE_TIME_MAX};
 use crate::opening::TimeLimits;
@@ -156,12 +155,7 @@ fn wanted(options: &BlockdevCreateQcow2) -> CreateOptions {
         data_file: options.data_file.as_ref().map(|_| Vec::new()),
         data_file_raw: options.data_file_raw.unwrap_or(false),
         extended_l2: options.extended_l2.unwrap_or(false),
-        preallocation: match options.preallocation.unwrap_or_default() {
-            PreallocMode::Off => Preallocation::Off,
-            PreallocMode::Metadata => Preallocation::Metadata,
-            PreallocMode::Falloc => Preallocation::Falloc,
-            PreallocMode::Full => Preallocation::Full,
-        },
+        preallocation: preallocation(options.preallocation),
         lazy_refcounts: options.lazy_refcounts.unwrap_or(false),
         // A negative one is none.
         refcount_bits: options.refcount_bits.map_or(default.refcount_bits, |bits| {

@@ -15,17 +15,17 @@ use super::options::OpenImage;
 use super::probe::{self, Kind};
 use crate::OpenError;
 
-/// How the space of a new file is made.
+/// How the room of a new disk is made: of a file, or of an image with a format.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Preallocation {
     /// When it is written.
     #[default]
     Off,
-    /// Not possible without a format.
+    /// All tables say where the clusters are; the file has holes there. Not possible without a format.
     Metadata,
-    /// By fallocate(2).
+    /// And the room is reserved, by fallocate(2).
     Falloc,
-    /// By writing zeroes.
+    /// And zeroes are written.
     Full,
 }
 

@@ -11,8 +11,10 @@
 
 use std::ops::Range;
 
+use drivers::file::Preallocation;
+
 use super::error::CreateError;
-use super::options::{CreateOptions, Preallocation, SECTOR, Version};
+use super::options::{CreateOptions, SECTOR, Version};
 use crate::format::bytes;
 use crate::format::extension::{BACKING_FORMAT, DATA_FILE, Extension, FEATURE_NAMES};
 use crate::format::features::{

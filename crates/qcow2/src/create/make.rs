@@ -16,9 +16,10 @@ use block::{
     Access, Attachment, BlockError, Child, Io, LockError, Node, OwnedBuffer, Permissions, Result,
     User, beside,
 };
+use drivers::file::Preallocation;
 
 use super::layout::Layout;
-use super::options::{CreateOptions, Preallocation};
+use super::options::CreateOptions;
 use crate::driver::errand::Desk;
 
 /// Bytes that are written at once.

@@ -6,10 +6,11 @@ mod layout;
 mod make;
 mod options;
 
+pub use drivers::file::Preallocation;
 pub use error::CreateError;
 pub use layout::Layout;
 pub use make::{Target, create, create_alone, make_alone};
-pub use options::{CLUSTER_BYTES, CreateOptions, Preallocation, SECTOR, Version};
+pub use options::{CLUSTER_BYTES, CreateOptions, SECTOR, Version};
 
 #[cfg(test)]
 mod tests;

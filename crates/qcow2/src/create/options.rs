@@ -1,5 +1,7 @@
 //! What an image is to be like, and what cannot be.
 
+use drivers::file::Preallocation;
+
 use super::error::CreateError;
 use crate::format::geometry::{
     CLUSTER_BITS_MAX, CLUSTER_BITS_MIN, CLUSTER_BITS_MIN_EXTENDED, REFCOUNT_ORDER_V2,
@@ -21,20 +23,6 @@ pub enum Version {
     /// With feature bits (`compat=1.1`).
     #[default]
     V3,
-}
-
-/// How the room of the disk is made.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Preallocation {
-    /// When it is written.
-    #[default]
-    Off,
-    /// All tables say where the clusters are; the file has holes there.
-    Metadata,
-    /// And the room is reserved.
-    Falloc,
-    /// And zeroes are written.
-    Full,
 }
 
 /// What an image is to be like. The defaults are QEMU's.

@@ -16,7 +16,7 @@ use clap::Args;
 use drivers::file::{Medium, NewFile, Preallocation};
 use drivers::{FileDriver, FileOptions};
 use qapi::os_text;
-use qcow2::create::{Preallocation as Room, SECTOR, make_alone};
+use qcow2::create::{SECTOR, make_alone};
 
 use super::chain;
 use super::file::Wanted as FileWanted;
@@ -185,7 +185,13 @@ fn make(wanted: &Wanted, path: &Path, name: &str) -> Result<(), String> {
     if wanted.format == Format::Raw {
         return match is_device(path) {
             true => Err("a raw image needs no making on a device: it is one".to_owned()),
-            false => new_file(wanted, path, name, wanted.image.size, room(wanted)),
+            false => new_file(
+                wanted,
+                path,
+                name,
+                wanted.image.size,
+                wanted.image.preallocation,
+            ),
         };
     }
     let data = wanted.data_file.as_deref();
@@ -223,15 +229,6 @@ impl Drop for Made {
             // What cannot be removed is empty.
             let _ = fs::remove_file(path);
         }
-    }
-}
-
-fn room(wanted: &Wanted) -> Preallocation {
-    match wanted.image.preallocation {
-        Room::Off => Preallocation::Off,
-        Room::Metadata => Preallocation::Metadata,
-        Room::Falloc => Preallocation::Falloc,
-        Room::Full => Preallocation::Full,
     }
 }
 
