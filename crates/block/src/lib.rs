@@ -41,7 +41,7 @@ pub use control::wiring::Wiring;
 pub use driver::beside::{OneBeside, beside, drop_beside};
 pub use driver::buffers::{Buffers, Joined};
 pub use driver::capabilities::{
-    Activate, AllocationLimit, Capabilities, ContBlocker, DiscardCounters, DiscardStats,
+    Activate, AllocationLimit, Capabilities, ContBlocker, Copies, DiscardCounters, DiscardStats,
     FlushLatch, Grow, Identify, ImageId, ImageLocks, LockError, OwnIo, PerThread, Reopen, Resize,
     Unwritten,
 };

@@ -6,6 +6,7 @@
 //! something else.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::driver::corruption::Corruption;
 use crate::driver::fault::FaultPlan;
@@ -50,6 +51,25 @@ pub struct Capabilities<'a> {
     pub per_thread: Option<&'a dyn PerThread>,
     /// It does I/O with no request behind it.
     pub own_io: Option<&'a dyn OwnIo>,
+    /// It writes to its child where its users only read.
+    pub copies: Option<&'a Copies>,
+}
+
+/// Whether a driver writes to its child what its users only read: until an overlay has come in above it, from when on nothing
+/// below is written.
+#[derive(Debug, Default)]
+pub struct Copies(AtomicBool);
+
+impl Copies {
+    /// It does so no more. Called while nothing is in flight.
+    pub fn end(&self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether it does so no more. Called on any iothread: whoever sends a request after a drain sees what was said in it.
+    pub fn have_ended(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
 }
 
 /// I/O of the driver's own: what it has acknowledged, or has to remember, and has not written yet (metadata

@@ -82,6 +82,7 @@ impl Registry {
             drained,
             taken,
             new: Vec::new(),
+            bases: Vec::new(),
         };
         replacement.check_lengths()?;
         Ok(replacement)

@@ -31,6 +31,8 @@ pub struct Replacement {
     pub(super) taken: Taken,
     /// Those of them that come into the graph.
     pub(super) new: Vec<Arc<Node>>,
+    /// Nothing is written to what these show any more.
+    pub(super) bases: Vec<Arc<Node>>,
 }
 
 /// One node, and what takes its place.
@@ -93,6 +95,7 @@ impl Registry {
             drained,
             taken,
             new: Vec::new(),
+            bases: Vec::new(),
         };
         replacement.check_lengths()?;
         Ok(replacement)
@@ -139,6 +142,7 @@ impl Registry {
             drained,
             taken,
             new,
+            bases,
         } = replacement;
         let applied = taken.apply();
         for one in &moves {
@@ -194,6 +198,9 @@ impl Registry {
             return Err(error);
         }
         done(&self.graph());
+        for node in bases {
+            node.end_copies();
+        }
         // Whoever takes the former ones out next is the last one who has them.
         for export in &exports {
             export.backend().graph_changed().await;

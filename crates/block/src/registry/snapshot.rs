@@ -139,6 +139,7 @@ impl Registry {
             drained,
             taken,
             new,
+            bases: bases.to_vec(),
         };
         replacement.check_lengths()?;
         Ok(replacement)

@@ -20,8 +20,8 @@ use std::sync::Arc;
 use block::driver::park;
 use block::range_lock::{Mode, RangeLock};
 use block::{
-    Access, Activate, BlockError, Capabilities, Child, Driver, Grow, Io, IoFuture, Node, NodeInfo,
-    Operation, Origin, Permissions, Result,
+    Access, Activate, BlockError, Capabilities, Child, Copies, Driver, Grow, Io, IoFuture, Node,
+    NodeInfo, Operation, Origin, Permissions, Result,
 };
 
 use self::bottom::Bottom;
@@ -50,6 +50,7 @@ pub struct CopyOnRead {
     /// Who changes what is there, and who copies.
     order: RangeLock,
     pause: Pause,
+    copies: Copies,
     info: NodeInfo,
 }
 
@@ -69,6 +70,7 @@ impl CopyOnRead {
             name: options.node_name,
             order: RangeLock::default(),
             pause: Pause::default(),
+            copies: Copies::default(),
             info: options.info,
         })
     }
@@ -133,7 +135,8 @@ impl Driver for CopyOnRead {
             Operation::Flush => self.file.submit(io),
             Operation::Read => {
                 let range = io.offset..io.offset.saturating_add(io.bytes);
-                if self.is_own(range) == Some(true) || self.pause.is_on() {
+                let copies = !self.copies.have_ended() && !self.pause.is_on();
+                if !copies || self.is_own(range) == Some(true) {
                     return self.file.submit(io);
                 }
                 IoFuture::new(Box::pin(park::never(self.read(io))))
@@ -157,6 +160,7 @@ impl Driver for CopyOnRead {
             resize: Some(&self.file),
             grow: Some(self),
             activate: self.bottom.is_some().then_some(self),
+            copies: Some(&self.copies),
             ..Capabilities::default()
         }
     }

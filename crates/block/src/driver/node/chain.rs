@@ -29,6 +29,16 @@ impl Node {
         child.filter(|_| self.driver.info().filter)
     }
 
+    /// What its filters write below them where their users only read, they write no more.
+    pub fn end_copies(self: Arc<Self>) {
+        let filters = iter::successors(Some(self), |node| node.filtered());
+        for node in filters {
+            if let Some(copies) = node.driver.capabilities().copies {
+                copies.end();
+            }
+        }
+    }
+
     /// The node at the bottom of its files: the one with storage of its own.
     pub fn storage(self: &Arc<Self>) -> Arc<Self> {
         let below = |node: &Arc<Self>| node.driver.children().first().map(|child| child.node());
