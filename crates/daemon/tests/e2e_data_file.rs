@@ -6,32 +6,11 @@ mod harness;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use harness::{MIB, PATIENCE, Server, Setup, iothreads};
+use harness::full::{DISK_BYTES, hold_extend_continue, load};
+use harness::{MIB, Server, Setup, iothreads};
 use serde_json::{Value, json};
 use testkit::qcow2_image::{is_clean, run, to_raw};
-use testkit::{Driver, Mix, Place, Tmpfs, Workload, soak};
-
-/// The disk is longer than there is space for.
-const DISK_BYTES: u64 = 24 * MIB;
-const BLOCKS: usize = 6144;
-
-fn load(seed: u64, requests: u64) -> Driver {
-    Driver::new(Workload {
-        seed,
-        requests,
-        blocks: BLOCKS,
-        blocks_max: 16,
-        mix: Mix {
-            read: 15,
-            write: 70,
-            write_zeroes: 5,
-            discard: 3,
-            flush: 7,
-        },
-        timeout: PATIENCE,
-        ..Workload::default()
-    })
-}
+use testkit::{Place, Tmpfs, soak};
 
 /// An image, and its data file on a tmpfs.
 struct Images {
@@ -130,30 +109,10 @@ fn held_and_continued(options: &str, raw: bool, seed: u64) -> Result<()> {
             "file": file("file0", &images.image), "data-file": "data0" }),
     ])?;
     is_shown(&mut server, raw, &images.data)?;
-    let queues = frontend::Options {
-        queues: 2,
-        ..Default::default()
-    };
-    let mut disk = server.disk_with("vda", queues)?;
-    let mut driver = load(seed, 2500);
-    let mut holds = 0;
-    let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
-    is_named(&mut server, &event)?;
-    server.run_to_end(&mut driver, &mut disk, |server| {
-        if server.io_status("vda")? != "ok" {
-            holds += 1;
-            bytes += if holds > 8 { 40 * MIB } else { 300 << 10 };
-            images.tmpfs.resize(bytes)?;
-            server.qmp.execute("cont", Value::Null)?;
-        }
-        Ok(())
+    let mut driver = hold_extend_continue(server, seed, is_named, |holds| {
+        bytes += if holds > 8 { 40 * MIB } else { 300 << 10 };
+        images.tmpfs.resize(bytes)
     })?;
-    ensure!(holds > 1, "{holds}");
-    let stats = server.stats("vda")?;
-    ensure!(stats["failed_wr_operations"] == 0, "{stats}");
-    driver.read_back(&mut disk)?;
-    drop(disk);
-    server.finish()?;
     is_clean(&images.image)?;
     let copy = images.place.file("raw");
     to_raw(&images.image, &copy)?;
@@ -161,7 +120,6 @@ fn held_and_continued(options: &str, raw: bool, seed: u64) -> Result<()> {
     if raw {
         driver.check_image(&images.data)?;
     }
-    println!("{holds} times held, {:?}", driver.checker_mut().summary());
     Ok(())
 }
 

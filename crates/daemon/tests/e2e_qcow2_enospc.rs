@@ -7,34 +7,12 @@ use std::fs::OpenOptions;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use harness::full::{DISK_BYTES, hold_extend_continue, load};
 use harness::qcow2::{in_file, is_nospace, on_device};
 use harness::{MIB, PATIENCE, Server, Setup, iothreads, sparse};
 use serde_json::{Value, json};
 use testkit::qcow2_image::{create, is_clean, run, to_raw};
-use testkit::{Driver, LoopDevice, Mix, Place, Tmpfs, Workload, soak};
-
-/// The disk is longer than there is space for.
-const DISK_BYTES: u64 = 24 * MIB;
-const BLOCKS: usize = 6144;
-
-/// Writes of all kinds that allocate, some that need none, and flushes: of data, and of metadata alone.
-fn load(seed: u64, requests: u64) -> Driver {
-    Driver::new(Workload {
-        seed,
-        requests,
-        blocks: BLOCKS,
-        blocks_max: 16,
-        mix: Mix {
-            read: 15,
-            write: 70,
-            write_zeroes: 5,
-            discard: 3,
-            flush: 7,
-        },
-        timeout: PATIENCE,
-        ..Workload::default()
-    })
-}
+use testkit::{Driver, Event, LoopDevice, Place, Tmpfs, soak};
 
 /// A daemon with the image in `file`.
 fn server(file: &Value, scope: &str) -> Result<Server> {
@@ -52,44 +30,16 @@ fn server(file: &Value, scope: &str) -> Result<Server> {
         .start()
 }
 
-/// A load runs into the end of the space again and again; `extend` gives some more, as often as it is asked.
-fn hold_extend_continue(
-    mut server: Server,
+/// The image is whole after a load for which there was no space at first, and then more.
+fn held_and_continued(
+    server: Server,
     image: &Path,
     seed: u64,
     mut extend: impl FnMut() -> Result<()>,
 ) -> Result<()> {
-    let mut disk = server.disk_with(
-        "vda",
-        frontend::Options {
-            queues: 2,
-            ..Default::default()
-        },
-    )?;
-    let mut driver = load(seed, 2500);
-    let mut holds = 0;
-    let event = server.run_until_held(&mut driver, &mut disk, "vda")?;
-    is_nospace(&event)?;
-    ensure!(server.io_status("vda")? == "nospace", "{event:?}");
-    ensure!(!server.held("vda")?.is_empty());
-    server.run_to_end(&mut driver, &mut disk, |server| {
-        if server.io_status("vda")? != "ok" {
-            holds += 1;
-            extend()?;
-            server.qmp.execute("cont", Value::Null)?;
-        }
-        Ok(())
-    })?;
-    ensure!(holds > 1, "{holds}");
-    ensure!(server.held("vda")?.is_empty());
-    let stats = server.stats("vda")?;
-    ensure!(stats["failed_wr_operations"] == 0, "{stats}");
-    driver.read_back(&mut disk)?;
-    drop(disk);
-    server.finish()?;
-    is_whole(image, &mut driver)?;
-    println!("{holds} times held, {:?}", driver.checker_mut().summary());
-    Ok(())
+    let look = |_: &mut Server, event: &Event| is_nospace(event);
+    let mut driver = hold_extend_continue(server, seed, look, |_| extend())?;
+    is_whole(image, &mut driver)
 }
 
 /// QEMU finds nothing wrong, no leaks either, and every byte.
@@ -107,7 +57,7 @@ fn on_tmpfs(options: &str, direct: bool, scope: &str, seed: u64) -> Result<()> {
     let image = tmpfs.path().join("disk0.qcow2");
     create(&image, options, DISK_BYTES)?;
     let server = server(&in_file(&image, direct), scope)?;
-    hold_extend_continue(server, &image, seed, || {
+    held_and_continued(server, &image, seed, || {
         // Of all sizes, so that data and all kinds of tables are the first that find none.
         bytes += 300 << 10;
         if bytes > 8 * MIB {
@@ -138,7 +88,7 @@ fn a_device_that_grows() -> Result<()> {
         let device = LoopDevice::new(&file, true)?;
         create(device.path(), "cluster_size=64k", DISK_BYTES)?;
         let server = server(&on_device(device.path()), "vm")?;
-        hold_extend_continue(server, device.path(), 40 + round, || {
+        held_and_continued(server, device.path(), 40 + round, || {
             bytes += 5 * MIB / 2;
             OpenOptions::new().write(true).open(&file)?.set_len(bytes)?;
             device.update_size()

@@ -4,6 +4,7 @@
 #![allow(missing_docs, reason = "tests")]
 
 pub mod footprint;
+pub mod full;
 pub mod qcow2;
 pub mod state;
 pub mod vmm;
