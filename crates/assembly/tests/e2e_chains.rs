@@ -93,22 +93,6 @@ mod tests {
         house
     }
 
-    /// What the guest sees there.
-    fn look(house: &House, id: &str, offsets: &[u64]) -> Vec<u8> {
-        let mut disk = house.connect(id);
-        let first = |offset: &u64| {
-            let read = Request::Read {
-                sector: offset / 512,
-                len: 512,
-            };
-            let done = disk.execute(0, read, PATIENCE).unwrap();
-            assert!(done.is_ok());
-            assert!(done.data.iter().all(|byte| *byte == done.data[0]));
-            done.data[0]
-        };
-        offsets.iter().map(first).collect()
-    }
-
     /// In the base, in the middle, at the top, behind the end of the base, which is shorter.
     const PLACES: [u64; 4] = [0, 512 << 10, 1 << 20, 2 << 20];
 
@@ -128,7 +112,7 @@ mod tests {
         assert_eq!(base, text(&house.path("bases/base.img")));
         assert_eq!(top.driver().info().filename, text(&house.path("top")));
         house.export("vda", "top", true).unwrap();
-        assert_eq!(look(&house, "vda", &PLACES), [1, 2, 3, 0]);
+        assert_eq!(house.look("vda", &PLACES), [1, 2, 3, 0]);
         // Somebody else may read what is behind the top, and not write it.
         let mid = house.path("mid");
         let other = |command| run("qemu-io", &["-fqcow2", "-c", command, text(&mid)]);
@@ -179,7 +163,7 @@ mod tests {
             assert_eq!(add, Ok(()), "{backing}");
             assert_eq!(names(&house).len(), nodes + 1, "{backing}");
             house.export("vda", "top", true).unwrap();
-            assert_eq!(look(&house, "vda", &PLACES), seen, "{backing}");
+            assert_eq!(house.look("vda", &PLACES), seen, "{backing}");
             house.delete_export("vda", true).unwrap();
             house.delete_node("top").unwrap();
             assert_eq!(names(&house).len(), 5, "{backing}");
@@ -191,7 +175,7 @@ mod tests {
         house.node(&other).unwrap();
         house.export("vda", "top", true).unwrap();
         house.export("vdb", "other", true).unwrap();
-        assert_eq!(look(&house, "vdb", &PLACES), [1, 2, 1, 0]);
+        assert_eq!(house.look("vdb", &PLACES), [1, 2, 1, 0]);
         // The newest, as with QEMU.
         let used = "Node 'mid' is busy: node is used as backing hd of 'other'";
         assert_eq!(house.delete_node("mid"), Err(used.to_owned()));
@@ -359,7 +343,7 @@ mod tests {
         house.node(&qcow2(&house, "top", "200")).unwrap();
         assert_eq!(house.registry.node("top").unwrap().chain().count(), 201);
         house.export("vda", "top", true).unwrap();
-        assert_eq!(look(&house, "vda", &[0]), [0]);
+        assert_eq!(house.look("vda", &[0]), [0]);
         let above = with(qcow2(&house, "above", "201"), "backing", json!("top"));
         let words = "The backing chain of node 'above' is longer than 200 images";
         assert_eq!(house.node(&above), Err(words.to_owned()));
@@ -553,10 +537,10 @@ mod tests {
         assert!(node("mid").read_only());
         assert_eq!(&**node("mid").backing().unwrap().name(), "base");
         house.export("vda", "top", true).unwrap();
-        assert_eq!(look(&house, "vda", &PLACES), [1, 2, 3, 0]);
+        assert_eq!(house.look("vda", &PLACES), [1, 2, 3, 0]);
         assert_eq!(reopen(&backed(json!("mid"))), Ok(()));
         assert_eq!(reopen(&backed(json!("base"))), Ok(()));
-        assert_eq!(look(&house, "vda", &PLACES), [1, 1, 3, 0]);
+        assert_eq!(house.look("vda", &PLACES), [1, 1, 3, 0]);
         assert!(house.registry.node("mid").is_err(), "nobody uses it");
         house.delete_export("vda", true).unwrap();
         house.close();

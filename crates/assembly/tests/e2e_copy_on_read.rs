@@ -9,9 +9,7 @@ mod tests {
     use std::fs;
     use std::path::Path;
 
-    use frontend::Request;
     use serde_json::{Value, json};
-    use testkit::place::PATIENCE;
     use testkit::qcow2_image::run;
 
     use super::common::{BLOCKS, House};
@@ -65,21 +63,6 @@ mod tests {
         options
     }
 
-    /// What the guest sees there.
-    fn look(house: &House, id: &str, offsets: &[u64]) -> Vec<u8> {
-        let mut disk = house.connect(id);
-        let first = |offset: &u64| {
-            let read = Request::Read {
-                sector: offset / 512,
-                len: 512,
-            };
-            let done = disk.execute(0, read, PATIENCE).unwrap();
-            assert!(done.is_ok());
-            done.data[0]
-        };
-        offsets.iter().map(first).collect()
-    }
-
     /// Whether clusters of the uppermost image are its own, after all is written.
     fn own(house: &House, offsets: &[u64]) -> Vec<bool> {
         house.delete_export("disk", true).unwrap();
@@ -111,7 +94,7 @@ mod tests {
         // Nor has anybody to be allowed to write for that.
         house.export("disk", "copy", false).unwrap();
         let all = [BASE, MID, TOP, BEHIND];
-        assert_eq!(look(&house, "disk", &all), [1, 2, 3, 0]);
+        assert_eq!(house.look("disk", &all), [1, 2, 3, 0]);
         // That there are zeroes comes up, too.
         let expected = [true, true, true, true, false];
         assert_eq!(
@@ -125,7 +108,7 @@ mod tests {
         let house = chain();
         house.node(&copy(Some("mid"))).unwrap();
         house.export("disk", "copy", true).unwrap();
-        assert_eq!(look(&house, "disk", &[BASE, MID, TOP]), [1, 2, 3]);
+        assert_eq!(house.look("disk", &[BASE, MID, TOP]), [1, 2, 3]);
         assert_eq!(own(&house, &[BASE, MID, TOP]), [false, true, true]);
     }
 
@@ -142,13 +125,9 @@ mod tests {
             error,
             "Cannot change frozen 'backing' link from 'mid' to 'base'"
         );
-        assert_eq!(
-            look(&house, "disk", &[BASE, MID]),
-            [1, 2],
-            "all is as before"
-        );
+        assert_eq!(house.look("disk", &[BASE, MID]), [1, 2], "all is as before");
         house.reopen(&mid("base".into()), None).unwrap();
-        assert_eq!(look(&house, "disk", &[BASE, MID]), [1, 2]);
+        assert_eq!(house.look("disk", &[BASE, MID]), [1, 2]);
         let mut other = copy(Some("base"));
         other["detect-zeroes"] = "on".into();
         let error = house.reopen(&other, None).unwrap_err();
@@ -191,7 +170,7 @@ mod tests {
         house.node(&top).unwrap();
         house.node(&copy(None)).unwrap();
         house.export("disk", "copy", true).unwrap();
-        assert_eq!(look(&house, "disk", &[BASE, MID, TOP]), [1, 2, 3]);
+        assert_eq!(house.look("disk", &[BASE, MID, TOP]), [1, 2, 3]);
         assert_eq!(house.held("disk"), 0);
         let quota = house.registry.node("room").unwrap();
         quota
@@ -200,7 +179,7 @@ mod tests {
             .set_quota(1 << 30)
             .unwrap();
         std::thread::sleep(std::time::Duration::from_millis(1100));
-        assert_eq!(look(&house, "disk", &[MID]), [2]);
+        assert_eq!(house.look("disk", &[MID]), [2]);
         assert_eq!(own(&house, &[BASE, MID]), [false, true]);
     }
 }

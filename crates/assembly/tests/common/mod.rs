@@ -19,13 +19,14 @@ use std::time::Duration;
 
 use anyhow::Result;
 use block::{Registry, control};
-use frontend::{Disk, Options};
+use frontend::{Disk, Options, Request};
 use qapi::Object;
 use qapi::command::{Transaction, TransactionActionVariant};
 use qapi::de::{self, Mode};
 use qapi::options::{BlockdevOptions, ExportOptions};
 use serde_json::{Value, json};
 use standfast_assembly::{Assembly, SetupError, TimeLimits};
+use testkit::place::PATIENCE;
 use testkit::{Driver, Workload};
 
 /// Blocks of 4 KiB that the load uses.
@@ -134,6 +135,22 @@ impl House {
     pub fn transact(&self, actions: Value, limit: Option<Duration>) -> Result<(), String> {
         let actions = actions_of(actions);
         said(self.wait(self.assembly.transact(actions, limit)))
+    }
+
+    /// What the guest of an export sees in the sectors at these bytes, each of which is one byte again and again.
+    pub fn look(&self, id: &str, offsets: &[u64]) -> Vec<u8> {
+        let mut disk = self.connect(id);
+        let first = |offset: &u64| {
+            let read = Request::Read {
+                sector: offset / 512,
+                len: 512,
+            };
+            let done = disk.execute(0, read, PATIENCE).unwrap();
+            assert!(done.is_ok());
+            assert!(done.data.iter().all(|byte| *byte == done.data[0]));
+            done.data[0]
+        };
+        offsets.iter().map(first).collect()
     }
 
     /// The requests of an export that are held.
