@@ -4,11 +4,12 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use block::range_lock::Mode;
-use block::{BlockError, Io, Result};
+use block::{BlockError, Result};
 
 use super::base::Base;
 use super::corrupt;
 use super::counted::{Unread, load};
+use super::new_table::NewTable;
 use super::overlap::Metadata;
 use super::redo::{self, Change, Which};
 use super::refcounts::{Search, Wanted};
@@ -20,7 +21,7 @@ use super::writer::{Writer, put, sync};
 use crate::format::geometry::HOST_OFFSET_END;
 use crate::format::l1::L1Entry;
 use crate::format::refcount;
-use crate::format::{Geometry, GuestOffset, HostCluster, HostOffset, L2Entry};
+use crate::format::{Geometry, HostCluster, HostOffset, L2Entry};
 
 /// Clusters that are counted, and to which nothing points yet. Dropped before something does, they are free again.
 #[derive(Debug)]
@@ -246,23 +247,9 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     }
     let room = allocate(base, state, 1, true).await?;
     let table = room.offset();
-    let size = geometry.cluster_size();
     let former = state.l1_entry(index).table(geometry).ok().flatten();
-    match former {
-        None => {
-            base.file
-                .submit(Io::write_zeroes(table.0, size, false))
-                .await?
-        }
-        Some(former) => {
-            if !state.reaches(base, former.0.saturating_add(size)) {
-                let what = format!("L2 table at {former}: the file ends before the table does");
-                return Err(base.corrupt(GuestOffset(0), 0, what).beyond_repair());
-            }
-            let mut copy = base.read(former, geometry.cluster_bytes()).await?;
-            base.file.submit(Io::write(table.0, copy.lend())).await?;
-        }
-    }
+    let new = NewTable::new(base, table, former);
+    new.put(base, state).await?;
     loop {
         let lack = {
             let mut tables = writer.change();
@@ -280,7 +267,7 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
                 Some(lack) => lack,
                 None => {
                     tables.redo.push(&records);
-                    link_table(state, &mut tables, index, table, former);
+                    link_table(state, &mut tables, index, new);
                     break;
                 }
             }
@@ -291,22 +278,18 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     Ok(table)
 }
 
-/// L1 entry `index` points to the table at `table`, which is this image's alone, instead of to `former`.
-pub fn link_table(
-    state: &State,
-    tables: &mut Tables,
-    index: usize,
-    table: HostOffset,
-    former: Option<HostOffset>,
-) {
+/// L1 entry `index` points to the table `new`, which is this image's alone, instead of to the former one.
+pub fn link_table(state: &State, tables: &mut Tables, index: usize, new: NewTable) {
     let geometry = &state.rules.geometry;
+    let table = new.at;
+    tables.new_tables.push(new);
     let cluster = geometry.cluster_of(table).0;
     // What was remembered of a table that was there before.
     state.forget(table, index);
     state.set_l1(index, L1Entry::new(table, true));
     tables.change_l1(index);
     tables.add_metadata(cluster..cluster + 1, Metadata::ActiveL2);
-    if let Some(former) = former {
+    if let Some(former) = new.former {
         let former = geometry.cluster_of(former).0;
         tables.leave_l2(former);
         tables.unlinked.extend(other(former..former + 1));

@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 
 use block::{
@@ -38,6 +39,8 @@ pub struct Base {
     pub needs: Needs,
     /// What was found of the image that cannot be.
     pub corruption: Corruption,
+    /// How often the image's file could not be made durable: what was written before may be lost, whatever succeeds later.
+    pub failed_flushes: AtomicU32,
     /// What the guest discards is discarded.
     pub discard: bool,
     /// What is passed on of what is not used any more.
@@ -58,6 +61,7 @@ impl Base {
             needs: options.needs(),
             clean_interval: options.cache_clean_interval,
             corruption: Corruption::default(),
+            failed_flushes: AtomicU32::default(),
             file: Child::of(&options.node_name, "file", options.file),
             data_file: options
                 .data_file

@@ -27,6 +27,7 @@ mod info;
 mod map;
 mod named;
 mod names_of;
+mod new_table;
 mod open;
 mod options;
 mod overlap;

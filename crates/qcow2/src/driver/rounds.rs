@@ -1,8 +1,8 @@
 //! Writing tables: rounds, each of which brings to disk what the tables were when it began, in the order in which nothing can
 //! be lost, and lets go what nothing points to any more.
 //!
-//! 1. Refcount blocks are written, and all is flushed, an external data file too: the data, copies and padding of everything
-//!    that is linked in memory, and what counts it. What was counted down is so on disk now.
+//! 1. Refcount blocks are written, L2 tables that have come since, if they may be lost, and all is flushed, an external data file
+//!    too: the data, copies and padding of everything that is linked in memory, and what counts it. What was counted down is so on disk now.
 //! 2. Entries of the refcount table that point to new blocks are written and flushed.
 //! 3. L2 and L1 entries are written and flushed. What was unlinked is so on disk now, and is counted down in memory, for the next
 //!    round.
@@ -22,6 +22,7 @@ use super::base::Base;
 use super::cache::Slice;
 use super::counted::{self, Lowered};
 use super::data_file;
+use super::new_table::NewTable;
 use super::refcounts::{DirtyBlock, Piece};
 use super::state::State;
 use super::switch::settle;
@@ -40,6 +41,7 @@ struct Job<'a> {
     entries: (Vec<usize>, Vec<Piece>),
     slices: Vec<Arc<Slice>>,
     l1: Vec<(usize, Piece)>,
+    new_tables: Vec<NewTable>,
     unlinked: Vec<Freed>,
     lowered: Vec<Freed>,
     /// All that was recorded before this record is in it.
@@ -55,6 +57,7 @@ impl<'a> Job<'a> {
             entries: tables.refcounts.new_entries(),
             slices: tables.dirty_all(),
             l1: tables.take_l1(),
+            new_tables: std::mem::take(&mut tables.new_tables),
             unlinked: std::mem::take(&mut tables.unlinked),
             lowered: std::mem::take(&mut tables.lowered),
             redo: tables.redo.next(),
@@ -70,6 +73,7 @@ impl<'a> Job<'a> {
         tables.refcounts.entries_written(&self.entries.0);
         tables.written(&self.slices);
         self.l1.clear();
+        self.new_tables.clear();
         let leaving = self.lowered.drain(..).map(|freed| (epoch, freed));
         tables.leaving.extend(leaving);
         // Before any of what was let go is used again.
@@ -83,6 +87,7 @@ impl Drop for Job<'_> {
     fn drop(&mut self) {
         let mut tables = self.writer.tables();
         tables.l1_failed(&self.l1);
+        tables.new_tables.append(&mut self.new_tables);
         tables.unlinked.append(&mut self.unlinked);
         tables.lowered.append(&mut self.lowered);
     }
@@ -139,7 +144,10 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     let writer = &state.writer;
     settle(base, state, accepted).await?;
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
-    let job = Job::take(writer);
+    let mut job = Job::take(writer);
+    for new in &mut job.new_tables {
+        new.put_again(base, state).await?;
+    }
     // Both are waited for: nothing may be under way when this ends.
     let blocks = put_blocks(base, &job.blocks, accepted);
     let (data, blocks) = join(data_file::sync(base, accepted), blocks).await;

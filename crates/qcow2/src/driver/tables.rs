@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{L2Cache, Slice};
+use super::new_table::NewTable;
 use super::overlap::{Metadata, OverlapCheck};
 use super::redo::recorder::Redo;
 use super::refcounts::{Piece, Refcounts};
@@ -68,6 +69,8 @@ pub struct Tables {
     /// The L1 table, and where it is: of rounds, which may have begun before it was another one.
     l1_at: HostOffset,
     l1_entries: Arc<[AtomicU64]>,
+    /// L2 tables that are linked in memory, and may not be durable.
+    pub new_tables: Vec<NewTable>,
     /// Nothing points to them in memory; on disk something may.
     pub unlinked: Vec<Freed>,
     /// Not counted any more in memory; on disk they may be.
@@ -100,6 +103,7 @@ impl Tables {
             l1: BTreeSet::new(),
             l1_at: HostOffset(0),
             l1_entries: Arc::default(),
+            new_tables: Vec::new(),
             unlinked: Vec::new(),
             lowered: Vec::new(),
             leaving: Vec::new(),

@@ -164,5 +164,9 @@ pub async fn sync(base: &Base, accepted: u32) -> Result<()> {
         losses_accepted: accepted,
         ..Io::flush()
     };
-    base.file.submit(io).await
+    let flushed = base.file.submit(io).await;
+    if flushed.is_err() {
+        base.failed_flushes.fetch_add(1, Ordering::SeqCst);
+    }
+    flushed
 }

@@ -1,5 +1,5 @@
-//! Images with external data files: both files lie on the storage under test, the data first. A cut loses parts of each, and a flush is
-//! of one of them.
+//! Images with external data files: both files lie on the storage under test, the data first, or those that grow behind the image. A cut
+//! loses parts of each, and a flush is of one of them.
 //!
 //! One that is raw is compared with the disk whenever an image is looked at: after a cut, too, they are the same.
 
@@ -19,8 +19,9 @@ use testkit::qcow2_image::run;
 static DIR: LazyLock<tempfile::TempDir> =
     LazyLock::new(|| tempfile::tempdir_in("/dev/shm").unwrap());
 
-/// An image behind its data file, which is `data` bytes long, with a disk of so many sectors.
-pub fn make(options: &str, filled: Filled, sectors: u64, data: u64) -> Vec<u8> {
+/// An image with a disk of so many sectors, and its data file: of each the bytes that it has. One of them has no end, and comes
+/// behind; a data file without an end is as short as it can be.
+pub fn make(options: &str, filled: Filled, sectors: u64, bytes: [Option<u64>; 2]) -> Vec<u8> {
     let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let (path, name_of_data) = (dir.path().join("image"), DIR.path().join("data"));
     let (own, name) = (dir.path().join("data"), path.to_str().unwrap());
@@ -46,16 +47,32 @@ pub fn make(options: &str, filled: Filled, sectors: u64, data: u64) -> Vec<u8> {
         run("qemu-io", &["-fqcow2", "-c", &write, "-c", &zero, name]).unwrap();
     }
     std::fs::write(&name_of_data, "").unwrap();
-    let mut all = std::fs::read(&own).unwrap();
-    // What is behind the end of a disk is not zeroes.
-    let end = index(bytes_of(sectors));
-    all.truncate(end);
-    all.resize(index(data), 0xbb);
+    let mut data = std::fs::read(&own).unwrap();
     let mut image = std::fs::read(&path).unwrap();
     let (from, to) = (own.to_str().unwrap(), name_of_data.to_str().unwrap());
     rename(&mut image, from.as_bytes(), to.as_bytes());
-    all.extend(image);
-    all
+    let end = index(bytes_of(sectors));
+    match bytes {
+        [_, Some(bytes)] => {
+            // What is behind the end of a disk is not zeroes.
+            data.truncate(end);
+            data.resize(index(bytes), 0xbb);
+            data.extend(image);
+            data
+        }
+        [room, None] => {
+            let room = index(room.unwrap());
+            assert!(image.len() < room, "{} bytes of tables", image.len());
+            image.resize(room, 0);
+            let needed = match filled {
+                // Zeroes: raw ones have a part of them, and end in the middle of a cluster.
+                Filled::Not => data.len().min(end / 2 + SECTOR),
+                _ => data.len().min(end),
+            };
+            image.extend(&data[..needed]);
+            image
+        }
+    }
 }
 
 /// The header names a file that stays.
@@ -90,6 +107,9 @@ pub fn is_the_disk(image: &[u8], data: &[u8], has_parts: bool) -> Result<(), Str
     let mut read = OwnedBuffer::new(length).unwrap();
     let done = pollster::block_on(node.submit(Io::read(0, read.lend())));
     done.map_err(|error| error.to_string())?;
+    // What it is too short for is zeroes.
+    let mut data = data.to_vec();
+    data.resize(length.max(data.len()), 0);
     let mut sectors = read.chunks(SECTOR).zip(data.chunks(SECTOR));
     let differs = sectors.position(|(disk, data)| {
         disk != data && !(has_parts && disk.iter().all(|byte| *byte == 0))
@@ -129,6 +149,24 @@ fn raw_data_files() {
     swept(&small().with_tiny_caches(), 4);
     let parts = "data_file=x,data_file_raw=on,cluster_size=16k,extended_l2=on";
     swept(&kind(parts, 32).filled(Filled::Stored), 3);
+}
+
+/// As they are made: without any data, or shorter than the disk, and longer with each write behind the end.
+///
+/// Seed 12 of the first: a new L2 table lay where the former L1 table had been. The flush that was to make it durable failed; when the
+/// loss had been accepted, and the power was cut later, entries of the former L1 table were taken for the guest's clusters.
+#[test]
+fn data_files_that_grow() {
+    swept(&Kind::new("data_file=x,cluster_size=512", 1).growing(), 13);
+    let small = || Kind::new("data_file=x,cluster_size=4k", 8).growing();
+    swept(&small(), 2);
+    swept(&small().filled(Filled::Stored), 1);
+    swept(&small().with_redo(), 2);
+    let parts = Kind::new("data_file=x,cluster_size=16k,extended_l2=on", 32);
+    swept(&parts.growing(), 1);
+    let raw = |options, cluster| Kind::new(options, cluster).growing();
+    swept(&raw("data_file=x,data_file_raw=on,cluster_size=512", 1), 2);
+    swept(&raw("data_file=x,data_file_raw=on,cluster_size=4k", 8), 2);
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
@@ -24,6 +25,9 @@ use crate::qemu_check::{self, Verdict};
 /// qemu-img looks at one of so many images.
 const ASKED_ONE_IN: u64 = 100;
 
+/// Clusters of an image that has only tables.
+const TABLES: u64 = 64;
+
 /// qcow2 with some options.
 pub struct Kind {
     options: &'static str,
@@ -40,6 +44,8 @@ pub struct Kind {
     copies: bool,
     /// Its data are in another file.
     data_file: bool,
+    /// That is no longer than it has to be, and the image is on a device.
+    grows: bool,
     /// Images, by the length of their disks.
     made: Mutex<BTreeMap<u64, Vec<u8>>>,
     checked: AtomicU64,
@@ -72,18 +78,34 @@ impl Kind {
             redo: None,
             copies: false,
             data_file: options.contains("data_file"),
+            grows: false,
             made: Mutex::default(),
             checked: AtomicU64::new(0),
             asked: AtomicU64::new(0),
         }
     }
 
-    /// The data file, if there is one, has the beginning of the storage: as a device, it is as long as the disk can become.
-    fn data_bytes(&self) -> u64 {
-        match self.data_file {
-            true => bytes_of(self.longest.unwrap_or(self.sectors).max(self.sectors)),
-            false => 0,
+    /// Which parts of the storage are the image, and its data file if there is one. That is as long as the disk can become, as a
+    /// device, and the image is behind it; or it is behind the image, and grows.
+    fn parts(&self) -> [Option<Range<Option<u64>>>; 2] {
+        let disk = bytes_of(self.longest.unwrap_or(self.sectors).max(self.sectors));
+        match (self.data_file, self.grows) {
+            (false, _) => [Some(None..None), None],
+            (true, false) => [Some(Some(disk)..None), Some(Some(0)..Some(disk))],
+            (true, true) => {
+                let room = Some(bytes_of(TABLES * self.cluster));
+                [Some(Some(0)..room), Some(room..None)]
+            }
         }
+    }
+
+    /// The same of what is there: the image, and the data file.
+    fn contents<'a>(&self, disk: &'a [u8]) -> [&'a [u8]; 2] {
+        self.parts().map(|part| {
+            let Some(part) = part else { return &[][..] };
+            let at = |end: u64| index(end).min(disk.len());
+            &disk[at(part.start.unwrap_or(0))..part.end.map_or(disk.len(), at)]
+        })
     }
 
     fn is_raw(&self) -> bool {
@@ -92,6 +114,14 @@ impl Kind {
 
     pub fn filled(self, filled: Filled) -> Self {
         Self { filled, ..self }
+    }
+
+    /// Its data file has only what is needed of it, and grows.
+    pub fn growing(self) -> Self {
+        Self {
+            grows: true,
+            ..self
+        }
     }
 
     /// It can become so long, in sectors; none: its length stays.
@@ -167,12 +197,11 @@ impl Kind {
     }
 
     fn opened(&self, file: Arc<Node>, redo_dir: Option<Arc<Path>>) -> Result<Arc<Node>, String> {
-        let (file, data_file) = match self.data_bytes() {
-            0 => (file, None),
-            end => {
-                let data = Window::node("data", &file, Some(0)..Some(end));
-                (Window::node("image", &file, Some(end)..None), Some(data))
-            }
+        let [image, data] = self.parts();
+        let data_file = data.map(|data| Window::node("data", &file, data));
+        let file = match (&data_file, image) {
+            (Some(_), Some(image)) => Window::node("image", &file, image),
+            _ => file,
         };
         let backing = match &self.below {
             Some(below) => Backing::Node(below.node(Arc::clone(&file))),
@@ -278,14 +307,19 @@ impl Format for Kind {
             Some(_) => ", with a redo log",
             None => "",
         };
+        let grows = if self.grows { ", growing" } else { "" };
         let copies = if self.copies { ", copied on read" } else { "" };
-        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{redo}{below}{copies}")
+        format!("qcow2 {options}, filled: {filled:?}{tiny}{kept}{redo}{grows}{below}{copies}")
     }
 
     fn create(&self, sectors: u64) -> Vec<u8> {
         let mut made = self.made.lock().unwrap();
         let make = || match self.data_file {
-            true => files::make(self.options, self.filled, sectors, self.data_bytes()),
+            true => {
+                let [image, data] = self.parts();
+                let end = |part: Option<Range<Option<u64>>>| part.and_then(|part| part.end);
+                files::make(self.options, self.filled, sectors, [end(image), end(data)])
+            }
             false => make(self.options, self.filled, self.cluster, sectors),
         };
         made.entry(sectors).or_insert_with(make).clone()
@@ -333,7 +367,7 @@ impl Format for Kind {
     }
 
     fn check(&self, disk: &[u8]) -> Vec<Finding> {
-        let (data, disk) = disk.split_at(index(self.data_bytes()).min(disk.len()));
+        let [disk, data] = self.contents(disk);
         if self.is_raw()
             && let Err(what) = files::is_the_disk(disk, data, self.options.contains("extended_l2"))
         {
@@ -361,7 +395,7 @@ impl Format for Kind {
     }
 
     fn second_opinion(&self, disk: &[u8]) -> Option<String> {
-        let disk = disk.get(index(self.data_bytes())..)?;
+        let [disk, _] = self.contents(disk);
         let (verdict, said) = qemu_check::of_bytes(disk);
         let kept = std::env::var_os("STANDFAST_SWEEP_IMAGE");
         if let Some(path) = kept {

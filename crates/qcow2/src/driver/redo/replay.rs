@@ -21,6 +21,7 @@ use crate::driver::cache::Miss;
 use crate::driver::counted::{self, Raised};
 use crate::driver::entry;
 use crate::driver::errand;
+use crate::driver::new_table::NewTable;
 use crate::driver::overlap::Metadata;
 use crate::driver::prepare::prepare;
 use crate::driver::repair::Below;
@@ -400,7 +401,8 @@ async fn make(base: &Base, state: &State, plan: Plan) -> Result<()> {
         let mut tables = writer.change();
         for (index, table) in plan.l1 {
             let former = state.l1_entry(index).table(geometry).ok().flatten();
-            alloc::link_table(state, &mut tables, index, table, former);
+            let new = NewTable::new(base, table, former);
+            alloc::link_table(state, &mut tables, index, new);
         }
     }
     let slice = |(miss, _, _): &(Miss, usize, L2Entry)| *miss;
