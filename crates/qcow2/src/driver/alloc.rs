@@ -9,14 +9,14 @@ use block::{BlockError, Result};
 use super::base::Base;
 use super::corrupt;
 use super::counted::{Unread, load};
-use super::new_table::NewTable;
+use super::new_table;
 use super::overlap::Metadata;
 use super::redo::{self, Change, Which};
 use super::refcounts::{Search, Wanted};
 use super::rounds;
 use super::state::State;
 use super::switch;
-use super::tables::{Freed, Tables, Why};
+use super::tables::{Freed, NewTable, Tables, Why};
 use super::writer::{Writer, put, sync};
 use crate::format::geometry::HOST_OFFSET_END;
 use crate::format::l1::L1Entry;
@@ -248,8 +248,8 @@ pub async fn own_table(base: &Base, state: &State, index: usize) -> Result<HostO
     let room = allocate(base, state, 1, true).await?;
     let table = room.offset();
     let former = state.l1_entry(index).table(geometry).ok().flatten();
-    let new = NewTable::new(base, table, former);
-    new.put(base, state).await?;
+    let new = new_table::new(base, table, former);
+    new_table::put(&new, base, state).await?;
     loop {
         let lack = {
             let mut tables = writer.change();

@@ -22,11 +22,11 @@ use super::base::Base;
 use super::cache::Slice;
 use super::counted::{self, Lowered};
 use super::data_file;
-use super::new_table::NewTable;
+use super::new_table;
 use super::refcounts::{DirtyBlock, Piece};
 use super::state::State;
 use super::switch::settle;
-use super::tables::{Freed, Why};
+use super::tables::{Freed, NewTable, Why};
 use super::writer::{Writer, put, sync};
 
 /// How many writes are under way at once.
@@ -146,7 +146,7 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
     let mut job = Job::take(writer);
     for new in &mut job.new_tables {
-        new.put_again(base, state).await?;
+        new_table::put_again(new, base, state).await?;
     }
     // Both are waited for: nothing may be under way when this ends.
     let blocks = put_blocks(base, &job.blocks, accepted);

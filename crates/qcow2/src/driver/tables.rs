@@ -7,7 +7,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::cache::{L2Cache, Slice};
-use super::new_table::NewTable;
 use super::overlap::{Metadata, OverlapCheck};
 use super::redo::recorder::Redo;
 use super::refcounts::{Piece, Refcounts};
@@ -47,6 +46,17 @@ impl Freed {
             why,
         })
     }
+}
+
+/// An L2 table that was written as it came.
+#[derive(Clone, Copy, Debug)]
+pub struct NewTable {
+    /// Where it is.
+    pub at: HostOffset,
+    /// What it is the copy of: nothing is written there as long as this exists. None: it came empty.
+    pub former: Option<HostOffset>,
+    /// How many flushes had failed before it was written.
+    pub failed: u32,
 }
 
 #[derive(Debug, Default)]

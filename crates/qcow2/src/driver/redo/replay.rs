@@ -21,7 +21,7 @@ use crate::driver::cache::Miss;
 use crate::driver::counted::{self, Raised};
 use crate::driver::entry;
 use crate::driver::errand;
-use crate::driver::new_table::NewTable;
+use crate::driver::new_table;
 use crate::driver::overlap::Metadata;
 use crate::driver::prepare::prepare;
 use crate::driver::repair::Below;
@@ -401,7 +401,7 @@ async fn make(base: &Base, state: &State, plan: Plan) -> Result<()> {
         let mut tables = writer.change();
         for (index, table) in plan.l1 {
             let former = state.l1_entry(index).table(geometry).ok().flatten();
-            let new = NewTable::new(base, table, former);
+            let new = new_table::new(base, table, former);
             alloc::link_table(state, &mut tables, index, new);
         }
     }
