@@ -203,7 +203,7 @@ async fn grow(base: &Base, state: &State, wanted: &mut Wanted) -> Result<()> {
     let _round = writer.rounds.lock(0..1, Mode::Exclusive).await;
     switch::settle(base, state, writer.accepted()).await?;
     put(base, &growth.bytes(geometry)).await?;
-    sync(base, writer.accepted()).await?;
+    sync(base, writer, writer.accepted()).await?;
     let (at, clusters) = (growth.table_at(geometry), growth.table_clusters(geometry));
     let sector = writer.tables().sector.clone();
     // What is written of it counts itself, and nothing that the old table counts: nothing is to be freed if this fails.

@@ -13,7 +13,7 @@ use super::base::Base;
 use super::overlap::Metadata;
 use super::refcounts::Piece;
 use super::sector::BYTES;
-use super::writer::{put, sync};
+use super::writer::{Writer, put, sync};
 use crate::format::bitmap::{self, AUTO, IN_USE};
 use crate::format::{BitmapEntry, BitmapsExtension, Geometry, Header, HostOffset, extension};
 
@@ -185,7 +185,7 @@ impl Bitmaps {
     ///
     /// # Errors
     /// The storage's. Some may be marked then, which does no harm; all are when it is tried again.
-    pub async fn mark(&self, base: &Base, accepted: u32) -> Result<()> {
+    pub async fn mark(&self, base: &Base, writer: &Writer, accepted: u32) -> Result<()> {
         let mut sectors: BTreeMap<u64, Vec<usize>> = BTreeMap::new();
         for (at, _) in self.to_mark() {
             let flags = at + FLAGS_AT as u64;
@@ -205,7 +205,7 @@ impl Bitmaps {
             let offset = HostOffset(sector);
             put(base, &Piece { offset, bytes }).await?;
         }
-        sync(base, accepted).await?;
+        sync(base, writer, accepted).await?;
         self.marked.store(true, Ordering::Release);
         Ok(())
     }

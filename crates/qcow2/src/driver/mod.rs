@@ -38,6 +38,7 @@ mod redo;
 mod refcounts;
 mod repair;
 mod resize;
+mod rewrite;
 mod rounds;
 mod sector;
 mod slices;
@@ -232,7 +233,7 @@ impl Driver for Qcow2 {
         match io.op {
             Operation::Read => read::submit(&self.base, &self.state, io),
             // What the image says is durable already.
-            Operation::Flush if !self.state.load().writer.is_unclean() => {
+            Operation::Flush if !self.state.load().writer.has_to_flush(&self.base) => {
                 self.base.data().submit(io)
             }
             Operation::Flush => {

@@ -52,7 +52,7 @@ pub async fn prepare(base: &Base, state: &State) -> Result<()> {
         switch::switch(base, state, sector.with_features(&features), Vec::new).await?;
     }
     if !state.bitmaps.is_marked() {
-        state.bitmaps.mark(base, writer.accepted()).await?;
+        state.bitmaps.mark(base, writer, writer.accepted()).await?;
     }
     writer.set_prepared(true);
     Ok(())

@@ -144,24 +144,28 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     let writer = &state.writer;
     settle(base, state, accepted).await?;
     let number = writer.begun.fetch_add(1, Ordering::SeqCst) + 1;
+    let failed = base.failed_flushes.load(Ordering::SeqCst);
     let mut job = Job::take(writer);
     for new in &mut job.new_tables {
         new_table::put_again(new, base, state).await?;
     }
     // Both are waited for: nothing may be under way when this ends.
-    let blocks = put_blocks(base, &job.blocks, accepted);
+    let blocks = put_blocks(base, writer, &job.blocks, accepted);
     let (data, blocks) = join(data_file::sync(base, accepted), blocks).await;
     data.and(blocks)?;
     if !job.entries.1.is_empty() {
         put_all(base, job.entries.1.iter()).await?;
-        sync(base, accepted).await?;
+        sync(base, writer, accepted).await?;
     }
     if !(job.slices.is_empty() && job.l1.is_empty()) {
         put_slices(base, &job.slices).await?;
         put_all(base, job.l1.iter().map(|(_, piece)| piece)).await?;
-        sync(base, accepted).await?;
+        sync(base, writer, accepted).await?;
     }
     let unlinked = job.done(writer.epochs.now());
+    if base.failed_flushes.load(Ordering::SeqCst) == failed {
+        writer.all_is_durable();
+    }
     writer.round_succeeded(number, accepted);
     count_down(base, state, unlinked, accepted).await;
     let_go(base, state).await;
@@ -169,16 +173,21 @@ async fn round(base: &Base, state: &State, accepted: u32) -> Result<()> {
     Ok(())
 }
 
-async fn put_blocks(base: &Base, blocks: &[DirtyBlock], accepted: u32) -> Result<()> {
+async fn put_blocks(
+    base: &Base,
+    writer: &Writer,
+    blocks: &[DirtyBlock],
+    accepted: u32,
+) -> Result<()> {
     put_all(base, blocks.iter().map(|block| &block.piece)).await?;
-    sync(base, accepted).await
+    sync(base, writer, accepted).await
 }
 
 /// Brings refcount blocks to disk between two rounds, so that they may leave. None of them counts too little there: whatever was
 /// counted down is unlinked on disk.
 async fn write_blocks(base: &Base, writer: &Writer, accepted: u32) -> Result<()> {
     let blocks = writer.tables().refcounts.dirty_blocks();
-    put_blocks(base, &blocks, accepted).await?;
+    put_blocks(base, writer, &blocks, accepted).await?;
     let mut tables = writer.tables();
     for block in &blocks {
         tables.refcounts.written(block);

@@ -1,21 +1,28 @@
 //! Switching the header: one write of one sector, which is on disk or is not.
 
+use std::sync::atomic::Ordering;
+
 use block::Result;
 
 use super::base::Base;
 use super::refcounts::Piece;
+use super::rewrite::rewrite;
 use super::sector::Sector;
 use super::state::State;
 use super::tables::Freed;
 use super::writer::{put, sync};
 use crate::format::HostOffset;
 
-/// A header whose write has failed may be on disk nevertheless: writes the one of before again.
+/// What whoever has the turn does first. A header whose write has failed may be on disk nevertheless: writes the one of before again. Tables
+/// of others may be nowhere but in memory ([`rewrite`]): they are durable after the next flush that succeeds.
 ///
 /// # Errors
 /// The storage's.
 pub async fn settle(base: &Base, state: &State, accepted: u32) -> Result<()> {
     let writer = &state.writer;
+    if base.failed_flushes.load(Ordering::SeqCst) > 0 && writer.is_inherited() {
+        rewrite(base, state).await?;
+    }
     let sector = {
         let tables = writer.tables();
         if tables.unsettled.is_none() {
@@ -24,7 +31,7 @@ pub async fn settle(base: &Base, state: &State, accepted: u32) -> Result<()> {
         tables.sector.clone()
     };
     put_sector(base, sector.bytes()).await?;
-    sync(base, accepted).await?;
+    sync(base, writer, accepted).await?;
     let mut tables = writer.change();
     if let Some(freed) = tables.unsettled.take() {
         tables.unlinked.extend(freed);
@@ -48,7 +55,7 @@ pub async fn switch(
     writer.change().unsettled.get_or_insert_default();
     let switched = async {
         put_sector(base, sector.bytes()).await?;
-        sync(base, writer.accepted()).await
+        sync(base, writer, writer.accepted()).await
     };
     let switched = switched.await;
     let mut tables = writer.change();

@@ -216,6 +216,21 @@ impl Tables {
         }
     }
 
+    /// The clusters of the header and of all tables but those that are snapshots' alone, which nobody writes.
+    pub fn written_metadata(&self) -> Vec<HostCluster> {
+        let is_written = |kind: &Metadata| match kind {
+            Metadata::MainHeader
+            | Metadata::ActiveL1
+            | Metadata::ActiveL2
+            | Metadata::RefcountBlock
+            | Metadata::RefcountTable
+            | Metadata::BitmapDirectory => true,
+            Metadata::SnapshotTable | Metadata::InactiveL1 | Metadata::InactiveL2 => false,
+        };
+        let all = self.metadata.iter().filter(|(_, kind)| is_written(kind));
+        all.map(|(cluster, _)| *cluster).collect()
+    }
+
     /// Whether a table lies in a cluster, or the header.
     pub fn is_table(&self, cluster: HostCluster) -> bool {
         self.metadata.contains_key(&cluster)

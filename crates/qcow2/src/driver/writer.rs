@@ -44,6 +44,8 @@ pub struct Writer {
     broken: AtomicBool,
     /// Losses up to this number have been accepted by somebody.
     accepted: AtomicU32,
+    /// There may be tables that others have written, and that are not durable.
+    inherited: AtomicBool,
 }
 
 impl Writer {
@@ -64,6 +66,7 @@ impl Writer {
             prepared: AtomicBool::new(prepared),
             broken: AtomicBool::new(false),
             accepted: AtomicU32::new(0),
+            inherited: AtomicBool::new(true),
         }
     }
 
@@ -89,6 +92,12 @@ impl Writer {
     #[inline]
     pub fn is_unclean(&self) -> bool {
         self.unclean.load(Ordering::SeqCst)
+    }
+
+    /// Whether a flush is a round: something is not on disk, or may not be.
+    #[inline]
+    pub fn has_to_flush(&self, base: &Base) -> bool {
+        self.is_unclean() || self.is_inherited() && !base.info.read_only
     }
 
     /// Looks whether all is on disk now.
@@ -133,6 +142,17 @@ impl Writer {
         self.succeeded.store(number, Ordering::SeqCst);
     }
 
+    /// Whether there may be tables that others have written, and that are not durable.
+    pub fn is_inherited(&self) -> bool {
+        self.inherited.load(Ordering::SeqCst)
+    }
+
+    /// A round has succeeded, and while it was under way no flush has failed: all that was there before is durable.
+    pub fn all_is_durable(&self) {
+        self.inherited.store(false, Ordering::SeqCst);
+        self.tables().redo.set_doubtful(false);
+    }
+
     /// Somebody has accepted losses up to this number.
     pub fn accept(&self, losses: u32) {
         self.accepted.fetch_max(losses, Ordering::Relaxed);
@@ -159,7 +179,7 @@ pub async fn put(base: &Base, piece: &Piece) -> Result<()> {
 ///
 /// # Errors
 /// The storage's.
-pub async fn sync(base: &Base, accepted: u32) -> Result<()> {
+pub async fn sync(base: &Base, writer: &Writer, accepted: u32) -> Result<()> {
     let io = Io {
         losses_accepted: accepted,
         ..Io::flush()
@@ -167,6 +187,7 @@ pub async fn sync(base: &Base, accepted: u32) -> Result<()> {
     let flushed = base.file.submit(io).await;
     if flushed.is_err() {
         base.failed_flushes.fetch_add(1, Ordering::SeqCst);
+        writer.tables().redo.set_doubtful(true);
     }
     flushed
 }

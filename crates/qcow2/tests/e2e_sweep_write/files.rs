@@ -161,7 +161,9 @@ fn data_files_that_grow() {
     let small = || Kind::new("data_file=x,cluster_size=4k", 8).growing();
     swept(&small(), 2);
     swept(&small().filled(Filled::Stored), 1);
-    swept(&small().with_redo(), 2);
+    // The one with seed 13: what a daemon that was killed had written, and not flushed, was lost in a failed flush of the next, which took
+    // it for durable, and linked what it had to count.
+    swept(&small().with_redo(), 14);
     let parts = Kind::new("data_file=x,cluster_size=16k,extended_l2=on", 32);
     swept(&parts.growing(), 1);
     let raw = |options, cluster| Kind::new(options, cluster).growing();

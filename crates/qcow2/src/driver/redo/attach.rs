@@ -2,6 +2,7 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use block::Result;
 use block::state_file::boot_id;
@@ -34,6 +35,9 @@ pub fn attach(base: &Arc<Base>, state: &Arc<State>, is_whole: bool) -> Result<()
     }
     let name = &base.name;
     let log = find(base, state, dir, is_whole).and_then(|(found, head)| {
+        if found.as_ref().is_some_and(Log::is_doubtful) {
+            base.failed_flushes.fetch_add(1, Ordering::SeqCst);
+        }
         let log = match found {
             Some(log) if log.is_empty() => log,
             Some(log) => match replay(base, state, Box::new(log))? {

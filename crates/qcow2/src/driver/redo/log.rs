@@ -179,6 +179,16 @@ impl Log {
         self.ring.void_before(number);
     }
 
+    /// As [`Ring::is_doubtful`].
+    pub fn is_doubtful(&self) -> bool {
+        self.ring.is_doubtful()
+    }
+
+    /// As [`Ring::set_doubtful`].
+    pub fn set_doubtful(&mut self, doubtful: bool) {
+        self.ring.set_doubtful(doubtful);
+    }
+
     /// What is in it counts for nobody any more.
     pub fn forget(&mut self) {
         self.ring.void_before(self.ring.next());

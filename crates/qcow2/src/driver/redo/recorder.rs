@@ -73,6 +73,13 @@ impl Redo {
         }
     }
 
+    /// Whether a flush has failed, and nothing has been written again since: the next daemon must not believe what it reads.
+    pub fn set_doubtful(&mut self, doubtful: bool) {
+        if let Self::Closed(log) | Self::Replaying(log) | Self::Open(log) = self {
+            log.set_doubtful(doubtful);
+        }
+    }
+
     /// Where it is recorded.
     pub const fn log(&self) -> Option<&Log> {
         match self {

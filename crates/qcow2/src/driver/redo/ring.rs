@@ -13,6 +13,8 @@ pub const BYTES: usize = 1 << 20;
 const SLOTS_AT: usize = 4096;
 /// Where the number of the first one is that is not void.
 const START_AT: usize = 2048;
+/// Where it is said whether what can be read of the tables may be nowhere but in memory.
+const DOUBT_AT: usize = START_AT + 8;
 /// How many slots there are.
 pub const SLOTS: usize = (BYTES - SLOTS_AT) / record::BYTES;
 /// The number of the first record: slots that were never written have none.
@@ -195,6 +197,21 @@ impl<M: AsRef<[u8]> + AsMut<[u8]>> Ring<M> {
         if let Some(place) = self.bytes.as_mut().get_mut(START_AT..START_AT + 8) {
             // Eight bytes at a multiple of eight: one store.
             place.copy_from_slice(&start);
+        }
+    }
+
+    /// Whether a flush has failed, and nothing has been written again since: what can be read of the image then need not be on
+    /// disk, and a later flush need not bring it there.
+    pub fn is_doubtful(&self) -> bool {
+        let word = self.bytes.as_ref().get(DOUBT_AT..DOUBT_AT + 8);
+        word.is_none_or(|word| word.iter().any(|byte| *byte != 0))
+    }
+
+    /// Says so.
+    pub fn set_doubtful(&mut self, doubtful: bool) {
+        let word = u64::from(doubtful).to_le_bytes();
+        if let Some(place) = self.bytes.as_mut().get_mut(DOUBT_AT..DOUBT_AT + 8) {
+            place.copy_from_slice(&word);
         }
     }
 
