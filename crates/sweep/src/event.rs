@@ -179,6 +179,8 @@ pub enum Guest {
     LossAccepted,
     /// The daemon has been killed.
     Killed,
+    /// The next one has found a disk of so many sectors: a change of the length that had failed may be there all the same.
+    Found(u64),
     /// All is stopped, and the image copied: it must be complete.
     Stopped {
         /// What a copy has.
@@ -273,6 +275,7 @@ impl Event {
             }
             Self::Guest(Guest::LossAccepted) => "the loss is accepted".to_owned(),
             Self::Guest(Guest::Killed) => "the daemon is killed".to_owned(),
+            Self::Guest(Guest::Found(sectors)) => format!("the next one finds {sectors} sectors"),
             Self::Guest(Guest::Stopped { closed: false, .. }) => "stopped, and copied".to_owned(),
             Self::Guest(Guest::Stopped { .. }) => "closed".to_owned(),
         }

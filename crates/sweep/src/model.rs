@@ -251,6 +251,18 @@ impl Model {
                 }
             }
             Guest::LossAccepted => self.loss_accepted(),
+            Guest::Found(sectors) if *sectors == self.length() => {}
+            Guest::Found(sectors) => {
+                let may_be = self.lengths.iter().any(|(length, _)| length == sectors);
+                if !may_be {
+                    return Err(Wrong {
+                        sector: 0,
+                        expected: format!("a length of {:?} sectors", self.lengths),
+                        found: format!("{sectors} sectors"),
+                    });
+                }
+                self.lengths.push((*sectors, time));
+            }
             Guest::Stopped { .. } | Guest::Killed => {}
         }
         Ok(())

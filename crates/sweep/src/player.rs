@@ -516,7 +516,12 @@ impl Player<'_> {
             self.ended(one, done);
         }
         self.woken = Arc::default();
-        self.open()
+        self.open()?;
+        if let Some(node) = &self.node {
+            let sectors = node.driver().length() / SECTOR as u64;
+            self.guest(Guest::Found(sectors));
+        }
+        Ok(())
     }
 
     fn end_segment(&mut self, cut: Option<(Survivors, Vec<u8>)>) {
